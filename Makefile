@@ -1,0 +1,33 @@
+# On a machine that has only Python and make: `make demo` and `make test` do everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test notebooks bench lint clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/tarspyro train vae --data digits --run runs/demo --overwrite
+
+# One torch thread a worker: two workers with two threads each would only take turns.
+test: $(STAMP)
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step_time.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

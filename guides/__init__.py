@@ -1,0 +1,6 @@
+"""Guides: the inference halves, each the namesake of its model."""
+
+__all__ = ["VAE", "Autoencoder"]
+
+from tarspyro.guides.autoencoder import Autoencoder
+from tarspyro.guides.vae import VAE

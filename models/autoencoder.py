@@ -1,0 +1,56 @@
+"""The autoencoder: the model."""
+
+__all__ = ["Autoencoder"]
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from tarspyro.modules import StochasticModule
+
+
+class Autoencoder(StochasticModule):
+    r"""The decoder of an autoencoder, as a model whose latent variable has no prior.
+
+    .. math:: p(x \mid z)
+
+    The code z has an improper flat prior of density one, so that with a deterministic encoder f the ELBO is the
+    autoencoder's objective, :math:`\log p(x \mid f(x))` in nats per data point. A flat prior cannot be drawn from:
+    to decode, condition on z (``pyro.condition(p, {"z": z})(batch_size=len(z))``).
+
+    Sites, in the plate ``data`` of size :math:`B`:
+
+    - ``z``: the code, with shape ``(B, *code_shape)``;
+    - ``x``: the observation, of the likelihood's event shape.
+
+    Arguments:
+        likelihood: The likelihood p(x | z), such as a ``Conditional``.
+        code_shape: The shape of a code.
+
+    Example:
+        >>> from tarspyro import Conditional
+        >>> from tarspyro.nn import MLP
+        >>> p = Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2)
+        >>> pyro.condition(p, {"z": torch.zeros(5, 2)})(batch_size=5).shape
+        torch.Size([5, 64])
+    """
+
+    density = "p"
+    factors = {"likelihood": "x | z"}
+
+    def __init__(self, likelihood: Callable[[Tensor], Any], code_shape: int | tuple[int, ...]) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.code_shape = torch.Size((code_shape,) if isinstance(code_shape, int) else code_shape)
+
+    def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
+        """Decodes z and observes x; z must come from a guide or a condition."""
+        with pyro.plate("data", batch_size if x is None else len(x)):
+            flat = dist.ImproperUniform(constraints.independent(constraints.real, len(self.code_shape)), (), self.code_shape)
+            z = pyro.sample("z", flat)
+            return pyro.sample("x", self.likelihood(z), obs=x)

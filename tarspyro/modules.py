@@ -1,0 +1,162 @@
+"""The base of every half: a module whose forward pass is a Pyro program."""
+
+__all__ = ["Configurable", "StochasticModule", "evaluating", "preserved_rng"]
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from torch import nn
+
+_counter = itertools.count()
+
+
+class Configurable(nn.Module):
+    """A module that remembers its constructor's arguments, so that a run folder can name them.
+
+    Example:
+        >>> class Scale(Configurable):
+        ...     def __init__(self, factor):
+        ...         super().__init__()
+        >>> Scale(3.0).constructor_arguments
+        ((3.0,), {})
+    """
+
+    constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Configurable":
+        module = super().__new__(cls)
+        # Past nn.Module's __setattr__, which would register modules among the arguments a second time.
+        object.__setattr__(module, "constructor_arguments", (args, kwargs))
+        return module
+
+
+class StochasticModule(Configurable):
+    r"""A module whose forward pass samples from Pyro's sites: one half of a model/guide pair.
+
+    To write a half:
+
+    - take distributions (``prior``, ``likelihood``, ``posterior``) in the constructor, never layer sizes;
+    - write the program in ``forward``, with the data first and ``batch_size`` to generate without data;
+    - name what each attribute stands for in ``factors``; printing the module then shows the factorization.
+
+    Called inside Pyro's inference the module registers its parameters under a name that no other instance has,
+    so that two modules of one class never share weights in Pyro's global store. With Pyro's setting
+    ``module_local_params=True`` (which ``tarspyro.fit`` uses) the store is left alone.
+
+    Attributes:
+        density: The letter of the factorization, p for models and q for guides.
+        factors: What each attribute is, in the notation of the formula.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Coin(StochasticModule):
+        ...     factors = {"prior": "z"}
+        ...     def __init__(self, prior):
+        ...         super().__init__()
+        ...         self.prior = prior
+        ...     def forward(self):
+        ...         return pyro.sample("z", self.prior)
+        >>> Coin(dist.Beta(1.0, 1.0)).factorization
+        'p(z)'
+    """
+
+    density: ClassVar[str] = "p"
+    factors: Mapping[str, str] = {}
+
+    @property
+    def pyro_name(self) -> str:
+        """The name under which Pyro's parameter store knows this instance."""
+        if "_pyro_name" not in self.__dict__:
+            object.__setattr__(self, "_pyro_name", f"{type(self).__name__}_{next(_counter)}")
+        name: str = self.__dict__["_pyro_name"]
+        return name
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is another instance: it must not share its original's name in the store.
+        return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not pyro.settings.get("module_local_params"):
+            pyro.module(self.pyro_name, self)
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def factorization(self) -> str:
+        """The right-hand side of the formula, such as ``p(x | z) p(z)``."""
+        return " ".join(f"{self.density}({factor})" for factor in self.factors.values())
+
+    @property
+    def formula(self) -> str:
+        """The factorization in plain text, such as ``p(x, z) = p(x | z) p(z)``."""
+        variables, conditions = _split(self.factors.values())
+        given = f" | {', '.join(conditions)}" if conditions else ""
+        joint = f"{self.density}({', '.join(variables)}{given})"
+        return joint if joint == self.factorization else f"{joint} = {self.factorization}"
+
+    @property
+    def latex(self) -> str:
+        r"""The factorization in LaTeX, such as ``p(x, z) = p(x \mid z) \, p(z)``."""
+        text = self.formula.replace(" | ", r" \mid ").replace(f") {self.density}(", rf") \, {self.density}(")
+        return re.sub(r"_(\w+)", r"_{\1}", text)
+
+    def _repr_latex_(self) -> str:
+        families = "".join(
+            rf" \\ & {self.density}({factor.replace('|', chr(92) + 'mid')}) &= \text{{{_headline(getattr(self, name))}}}"
+            for name, factor in self.factors.items()
+        )
+        return rf"$$\begin{{aligned}} & {self.latex} {families} \end{{aligned}}$$"
+
+    def __repr__(self) -> str:
+        if not self.factors:
+            return super().__repr__()
+        lines = [f"{type(self).__name__}: {self.formula}"]
+        for name, factor in self.factors.items():
+            described = repr(getattr(self, name)).replace("\n", "\n    ")
+            lines.append(f"  {name}: {self.density}({factor}) = {described}")
+        return "\n".join(lines)
+
+
+def _split(factors: Any) -> tuple[list[str], list[str]]:
+    """The variables that the factors describe, and the conditions that none of them does."""
+    variables: list[str] = []
+    conditions: list[str] = []
+    for factor in factors:
+        described, _, given = factor.partition("|")
+        variables += [name.strip() for name in described.split(",")]
+        conditions += [name.strip() for name in given.split(",") if name.strip()]
+    return variables, [name for name in dict.fromkeys(conditions) if name not in variables]
+
+
+def _headline(part: Any) -> str:
+    headline = getattr(part, "headline", None) or repr(part).partition("\n")[0]
+    return headline.replace("_", r"\_")
+
+
+@contextlib.contextmanager
+def evaluating(*programs: Any) -> Iterator[None]:
+    """Puts the programs that are modules in evaluation mode without gradients, and back again after."""
+    modules = [part for program in programs if isinstance(program, nn.Module) for part in program.modules()]
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Gives back the random state of every device as it was before; with ``seed``, starts from it inside."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() or seed is not None else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,142 @@
+"""Convolutional encoders and decoders for small images."""
+
+__all__ = ["ConvDecoder", "ConvEncoder"]
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from tarspyro.modules import Configurable
+from tarspyro.nn.folding import fold, unfold
+
+
+class ConvEncoder(Configurable):
+    r"""Strided 3x3 convolutions, each of which halves the image, as the trunk of a ``Conditional``.
+
+    Inputs have shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`); the output has shape :math:`(*, F)`.
+
+    Arguments:
+        in_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8, 8)``.
+        channels: The number of channels of each layer.
+        activation: The constructor of the activation.
+        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: If ``in_shape`` has no channel axis, or the image is too small for so many layers.
+
+    Example:
+        >>> ConvEncoder((1, 28, 28), [32, 64])
+        ConvEncoder(1x28x28 -> 32x14x14 -> 64x7x7, ReLU)
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        *,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        normalization: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = _pyramid(in_shape, channels)
+        self.in_shapes = (sizes[0],)
+        self.out_features = math.prod(sizes[-1])
+        layers: list[nn.Module] = []
+        for (size, *_), (next_size, *_) in zip(sizes, sizes[1:], strict=False):
+            layers.append(nn.Conv2d(size, next_size, 3, stride=2, padding=1))
+            if normalization is not None:
+                layers.append(normalization(next_size))
+            layers.append(activation())
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self._summary = f"{' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the features of the last layer, flattened."""
+        (image,), lead = fold([image], self.in_shapes)
+        return unfold(self.layers(image), lead)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._summary})"
+
+
+class ConvDecoder(Configurable):
+    r"""The mirror image of ``ConvEncoder``: a linear layer and transposed convolutions, up to the image's grid.
+
+    The input has shape :math:`(*, F)`; the output, with shape :math:`(*, C_1, H, W)`, is a map of features from which
+    a ``Conditional`` takes each parameter of an image of shape :math:`(C, H, W)` by a 3x3 convolution.
+
+    Arguments:
+        in_features: The size of the input.
+        out_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8, 8)``.
+        channels: The number of channels of each layer, from the smallest map to the largest.
+        activation: The constructor of the activation.
+        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: If ``out_shape`` has no channel axis, or the image is too small for so many layers.
+
+    Example:
+        >>> ConvDecoder(2, (1, 28, 28), [64, 32])
+        ConvDecoder(2 -> 64x7x7 -> 32x14x14 -> 32x28x28, ReLU)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        normalization: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        image, *maps = _pyramid(out_shape, channels[::-1])
+        sizes = [*maps[::-1], (channels[-1], *image[1:])]
+        self.in_shapes = ((in_features,),)
+        self.out_shape = image
+        self.out_features = sizes[-1][0]
+        layers: list[nn.Module] = [nn.Linear(in_features, math.prod(sizes[0])), nn.Unflatten(1, sizes[0])]
+        for (size, height, width), (next_size, next_height, next_width) in zip(sizes, sizes[1:], strict=False):
+            layers.append(activation())
+            # What a halved map of odd size lost is put back by the output padding.
+            padding = (next_height - 2 * height + 1, next_width - 2 * width + 1)
+            layers.append(nn.ConvTranspose2d(size, next_size, 3, stride=2, padding=1, output_padding=padding))
+            if normalization is not None:
+                layers.append(normalization(next_size))
+        self.layers = nn.Sequential(*layers, activation())
+        self._summary = f"{in_features} -> {' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Returns the map of features on the image's grid."""
+        (code,), lead = fold([code], self.in_shapes)
+        return unfold(self.layers(code), lead)
+
+    def head(self, shape: Sequence[int]) -> nn.Module:
+        """Returns the layer that takes a parameter of the given shape from the map of features."""
+        channels, rest = divmod(math.prod(shape), math.prod(self.out_shape[1:]))
+        if rest:
+            raise ValueError(f"The decoder draws images of shape {self.out_shape}, got a parameter of {tuple(shape)}.")
+        return nn.Sequential(
+            nn.Conv2d(self.out_features, channels, 3, padding=1), nn.Flatten(), nn.Unflatten(1, tuple(shape))
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._summary})"
+
+
+def _pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shapes of the maps when every layer halves the image, rounding up."""
+    if len(shape) != 3:
+        raise ValueError(f"An image has the shape (channels, height, width), got {tuple(shape)}.")
+    sizes = [tuple(shape)]
+    for channel in channels:
+        _, height, width = sizes[-1]
+        if min(height, width) < 2:
+            raise ValueError(f"An image of shape {tuple(shape)} is too small for {len(channels)} layers.")
+        sizes.append((channel, (height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,89 @@
+"""Leading dimensions (particles, plates, time) folded into the batch around networks of fixed rank."""
+
+__all__ = ["event_ndims", "fold", "unfold"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor, nn
+
+# What one data point looks like to the first layer of a network: its number of dimensions.
+_NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
+    (nn.modules.conv._ConvNd, -1),  # as many as the kernel has, and the channels
+    (nn.modules.batchnorm.BatchNorm1d, 1),
+    (nn.modules.batchnorm.BatchNorm2d, 3),
+    ((nn.Linear, nn.Bilinear, nn.RNNCellBase), 1),
+    (nn.Embedding, 0),
+)
+
+
+def event_ndims(network: nn.Module) -> int | None:
+    """The number of dimensions that one data point has for the network, from its first layer with parameters.
+
+    Returns None where the first such layer does not tell.
+
+    Example:
+        >>> event_ndims(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten()))
+        3
+    """
+    for layer in network.modules():
+        if next(layer.parameters(recurse=False), None) is None:
+            continue
+        for kinds, ndims in _NDIMS:
+            if isinstance(layer, kinds):
+                return ndims if ndims >= 0 else len(layer.kernel_size) + 1
+        return None
+    return None
+
+
+def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tuple[list[Tensor], Size]:
+    r"""Folds the leading dimensions of the inputs into one batch dimension.
+
+    Arguments:
+        inputs: Tensors of shapes :math:`(*B_i, *E_i)`, where the leading shapes :math:`B_i` broadcast.
+        shapes: For each input the event shape :math:`E_i`, or its number of dimensions. An input that is the
+            flattened event is accepted where the shape is given.
+
+    Returns:
+        The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with :math:`N` elements.
+
+    Raises:
+        ValueError: If an input does not end in its event shape.
+
+    Example:
+        >>> (flat,), lead = fold([torch.zeros(5, 100, 784)], [(1, 28, 28)])
+        >>> flat.shape, lead
+        (torch.Size([500, 1, 28, 28]), torch.Size([5, 100]))
+    """
+    if len(inputs) != len(shapes):
+        raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
+    events = [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
+    leads = [value.shape[: value.dim() - ndims] for value, ndims in events]
+    lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+    if all(len(own) == 1 and own == lead for own in leads):
+        return [value for value, _ in events], lead
+    return [
+        value.expand(lead + value.shape[value.dim() - ndims :]).reshape((-1,) + value.shape[value.dim() - ndims :])
+        for value, ndims in events
+    ], lead
+
+
+def unfold(output: Tensor, lead: Size) -> Tensor:
+    """Gives back the leading dimensions that ``fold`` took."""
+    return output if len(lead) == 1 else output.reshape(lead + output.shape[1:])
+
+
+def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
+    if isinstance(shape, int):
+        if value.dim() < shape:
+            raise ValueError(f"The network takes inputs of {shape} dimensions or more, got shape {tuple(value.shape)}.")
+        return value, shape
+    shape = tuple(shape)
+    if value.shape[value.dim() - len(shape) :] == shape:
+        return value, len(shape)
+    if value.dim() > 0 and value.shape[-1] == math.prod(shape):
+        return value.reshape(value.shape[:-1] + shape), len(shape)
+    flat = f" or (*, {math.prod(shape)})" if len(shape) > 1 else ""
+    expected = f"(*, {', '.join(map(str, shape))})"
+    raise ValueError(f"The network takes inputs of shape {expected}{flat}, got {tuple(value.shape)}.")

@@ -1,0 +1,74 @@
+"""Multilayer perceptrons."""
+
+__all__ = ["MLP"]
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tarspyro.modules import Configurable
+from tarspyro.nn.folding import fold, unfold
+
+
+class MLP(Configurable):
+    r"""A multilayer perceptron that ends in its last hidden layer, as the trunk of a ``Conditional``.
+
+    .. math:: h_0 = [x_1, x_2, \dots], \quad h_{i+1} = a(W_i h_i + b_i)
+
+    Inputs have shapes :math:`(*, E_i)`; the output has shape :math:`(*, H)`, with any leading dimensions.
+
+    Arguments:
+        in_features: The size of the input; a tuple for an input with several dimensions, such as ``(1, 28, 28)``;
+            a list with one entry for each of several inputs, which are concatenated.
+        hidden_features: The sizes of the layers, each followed by the activation.
+        activation: The constructor of the activation.
+        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm1d``.
+        dropout: The probability with which a hidden unit is dropped in training.
+
+    Raises:
+        ValueError: If ``hidden_features`` is empty, or an input does not end in its shape.
+
+    Example:
+        >>> MLP(784, [512, 512])
+        MLP(784 -> 512 -> 512, ReLU)
+        >>> MLP([(1, 28, 28), 10], [512])(torch.zeros(5, 100, 1, 28, 28), torch.zeros(100, 10)).shape
+        torch.Size([5, 100, 512])
+    """
+
+    def __init__(
+        self,
+        in_features: int | tuple[int, ...] | list[int | tuple[int, ...]],
+        hidden_features: Sequence[int],
+        *,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        normalization: Callable[[int], nn.Module] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not hidden_features:
+            raise ValueError("hidden_features is empty: give the size of at least one layer, such as [256].")
+        inputs = in_features if isinstance(in_features, list) else [in_features]
+        self.in_shapes = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in inputs)
+        self.out_features = hidden_features[-1]
+        sizes = [sum(math.prod(shape) for shape in self.in_shapes), *hidden_features]
+        layers: list[nn.Module] = []
+        for size, next_size in zip(sizes, sizes[1:], strict=False):
+            layers.append(nn.Linear(size, next_size))
+            if normalization is not None:
+                layers.append(normalization(next_size))
+            layers.append(activation())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers)
+        self._summary = f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns the last hidden layer."""
+        folded, lead = fold(inputs, self.in_shapes)
+        flat = [value.flatten(1) for value in folded]
+        return unfold(self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, -1)), lead)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._summary})"
