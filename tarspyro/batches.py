@@ -1,0 +1,160 @@
+"""Data as the arguments of a program, in batches."""
+
+__all__ = ["Batches", "as_arguments", "binarized"]
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from tarspyro.checks import check_binarizable
+from tarspyro.data import Split
+from tarspyro.infer.traces import name_of
+
+
+def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] | None:
+    """Returns in-memory data as the tensors that the program takes, in its order; None for loaders and streams.
+
+    Arguments:
+        data: A tensor or array; a tuple of them, in the program's order; a mapping from the names of the program's
+            arguments; a ``Split``, of which the program gets the parts (x, y) that it names; or a ``TensorDataset``.
+        program: The model or guide that will be called.
+
+    Raises:
+        ValueError: If the parts differ in length, or are more than the program takes, or it lacks one of the names.
+    """
+    names = positional_names(program)
+    if isinstance(data, Split):
+        parts: Sequence[Any] = [part for name, part in (("x", data.x), ("y", data.y)) if name in names and part is not None]
+        parts = parts or [data.x]
+    elif isinstance(data, Mapping):
+        unknown = [name for name in data if name not in names]
+        if unknown:
+            raise ValueError(f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes {names}.")
+        parts = [data[name] for name in names if name in data]
+    elif isinstance(data, TensorDataset):
+        parts = data.tensors
+    elif isinstance(data, (Tensor, np.ndarray)):
+        parts = [data]
+    elif isinstance(data, (tuple, list)) and data and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
+        parts = data
+    elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
+        return None
+    else:
+        raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {data!r}.")
+    tensors = tuple(as_float(torch.as_tensor(part)) for part in parts)
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1:
+        raise ValueError(f"The parts of data differ in length: {[tuple(tensor.shape) for tensor in tensors]}.")
+    if lengths == {0}:
+        raise ValueError("data is empty: it has no rows.")
+    check_count(tensors, program)
+    return tensors
+
+
+def check_count(arguments: Sequence[Any], program: Callable[..., Any]) -> None:
+    """Raises if there are more parts than the program takes: most often labels among the inputs."""
+    names = positional_names(program)
+    if names and len(arguments) > len(names):
+        raise ValueError(
+            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)} ({', '.join(names)}): "
+            "leave out what it does not take, such as the labels."
+        )
+
+
+def positional_names(program: Callable[..., Any]) -> list[str]:
+    """The names of the program's data arguments; empty where it takes any number of them."""
+    function = program.forward if isinstance(program, torch.nn.Module) else program
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """Double precision, NumPy's default, becomes torch's default."""
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
+def binarized(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Returns a draw of black and white pixels with the grey values as probabilities, on the device of x."""
+    return torch.bernoulli(x, generator=generator)
+
+
+class Batches:
+    """Batches of data on a device: in-memory data is kept and indexed there, loaders are read.
+
+    Arguments:
+        data: See ``as_arguments``; else a torch ``Dataset``, or an iterable of batches such as a ``DataLoader``.
+        program: The model that will be called.
+        batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
+        device: Where the batches are.
+        shuffle: Whether each epoch has another order (loaders keep their own).
+        binarize: Whether to draw the pixels of the first part anew for every batch.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        program: Callable[..., Any],
+        batch_size: int,
+        device: torch.device,
+        *,
+        shuffle: bool = True,
+        binarize: bool = False,
+    ) -> None:
+        self.program, self.device, self.binarize = program, device, binarize
+        self.shuffle, self.batch_size = shuffle, batch_size
+        arguments = as_arguments(data, program)
+        if binarize and arguments is not None:
+            check_binarizable(arguments[0])
+        self.tensors = None if arguments is None else tuple(part.to(device) for part in arguments)
+        self.source: Iterable[Any] = ()
+        if self.tensors is None:
+            is_dataset = isinstance(data, Dataset) or not isinstance(data, Iterable)
+            self.source = DataLoader(data, batch_size, shuffle=shuffle) if is_dataset else data
+            if iter(self.source) is self.source:
+                raise ValueError("data is an iterator, which an epoch exhausts: give an iterable, such as a DataLoader.")
+
+    def __len__(self) -> int:
+        if self.tensors is not None:
+            return -(-len(self.tensors[0]) // self.batch_size)
+        return len(self.source) if hasattr(self.source, "__len__") else 0
+
+    def first(self) -> tuple[Tensor, ...]:
+        """Returns the first rows in their given order."""
+        if self.tensors is not None:
+            return self._prepare(tuple(part[: self.batch_size] for part in self.tensors))
+        for batch in self.source:
+            return self._prepare(self._move(batch))
+        raise ValueError("data is empty: it has no batches.")
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """Yields the batches of one epoch, in an order that the generator draws."""
+        if self.tensors is None:
+            for batch in self.source:
+                yield self._prepare(self._move(batch))
+            return
+        size = len(self.tensors[0])
+        order = torch.randperm(size, generator=generator).to(self.device) if self.shuffle else None
+        for start in range(0, size, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            index = rows if order is None else order[rows]
+            yield self._prepare(tuple(part[index] for part in self.tensors))
+
+    def _move(self, batch: Any) -> tuple[Tensor, ...]:
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if isinstance(batch, Mapping):
+            parts = [batch[name] for name in positional_names(self.program) if name in batch]
+        check_count(parts, self.program)
+        return tuple(as_float(torch.as_tensor(part)).to(self.device, non_blocking=True) for part in parts)
+
+    def _prepare(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.binarize:
+            return arguments
+        return binarized(arguments[0]), *arguments[1:]

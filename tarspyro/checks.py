@@ -1,0 +1,193 @@
+"""What is wrong with the data, the pair or a loss, in one sentence each."""
+
+__all__ = ["InputError", "NonFiniteError", "check_binarizable", "check_inputs", "check_trained", "describe_nonfinite"]
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Bernoulli, Independent, MaskedDistribution
+from pyro.poutine import Trace
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
+from tarspyro.modules import evaluating, preserved_rng
+
+
+class InputError(ValueError):
+    """The data does not fit the model's likelihood."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss was not a finite number."""
+
+
+def check_inputs(model: Program, guide: Program, arguments: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> None:
+    """Compares the data with the model's likelihoods, before the first step.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: A batch, as the pair gets it.
+        data: All of the data, if it is in memory, in which to look for NaN.
+
+    Raises:
+        InputError: If a value is NaN or infinite, a shape is not the likelihood's, or values are outside its support.
+    """
+    for position, part in enumerate(arguments if data is None else data):
+        _check_finite(part, position)
+    # With validation on, a distribution that does not validate is one whose user said so.
+    with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
+        try:
+            # The model alone first: it tells the expected shape before the guide's network stumbles over it.
+            with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
+                for name, site in _observed(poutine.trace(model).get_trace(*arguments)):
+                    _check_shape(name, site["fn"], site["value"])
+            observed = _observed(trace_pair(model, guide, arguments, {})[0])
+            for name, site in observed:
+                _check_shape(name, site["fn"], site["value"])
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, (InputError, PairError)):
+                raise
+            raise InputError(_shape_sentence(model, arguments, error)) from error
+    for name, site in observed:
+        _check_support(name, site["fn"], site["value"])
+
+
+def _observed(trace: Trace) -> list[tuple[str, Any]]:
+    return [(name, site) for name, site in sample_sites(trace) if site["is_observed"] and torch.is_tensor(site["value"])]
+
+
+def check_binarizable(part: Tensor) -> None:
+    """Raises unless the values are probabilities, as ``binarize=True`` needs."""
+    low, high = part.min().item(), part.max().item()
+    if low < 0 or high > 1:
+        raise InputError(
+            f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}: {_rescaling(low, high)}."
+        )
+
+
+def _check_finite(part: Tensor, position: int) -> None:
+    if not part.is_floating_point():
+        return
+    rows = (~part.isfinite()).reshape(len(part), -1).any(1)
+    if rows.any():
+        count, first = int(rows.sum()), int(rows.nonzero()[0])
+        raise InputError(
+            f"data[{position}] has NaN or infinite values in {count} of {len(part)} rows, the first of them row {first}: "
+            "drop or impute them."
+        )
+
+
+def _check_shape(name: str, distribution: Any, value: Tensor) -> None:
+    event, given = tuple(distribution.event_shape), tuple(value.shape[len(distribution.batch_shape) :])
+    if given == event:
+        return
+    if not value.is_floating_point() and value.dim() == 1:
+        raise InputError(f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data.")
+    size = torch.Size(event).numel()
+    if torch.Size(given).numel() == size:
+        fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
+        if len(event) == 3 and given == event[1:]:
+            fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
+    else:
+        fix = f"change the likelihood's event_shape to {given}, or the data"
+    raise InputError(f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}.")
+
+
+def _shape_sentence(model: Program, arguments: Sequence[Tensor], error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    shapes = ", ".join(str(tuple(part.shape)) for part in arguments)
+    return f"{name_of(model)} and its guide do not run on data of shape {shapes}: {reason}"
+
+
+def _check_support(name: str, distribution: Any, value: Tensor) -> None:
+    base = distribution
+    while hasattr(base, "base_dist") and isinstance(base, (Independent, MaskedDistribution)):
+        base = base.base_dist
+    support = base.support
+    if isinstance(base, Bernoulli) and base._validate_args is False:
+        support = constraints.unit_interval  # the user accepts the cross-entropy of grey values
+    inside = support.check(value)
+    if bool(inside.all()):
+        return
+    low, high = value.min().item(), value.max().item()
+    if isinstance(base, Bernoulli) and 0 <= low and high <= 1:
+        raise InputError(
+            f"{name} has grey values (from {low:g} to {high:g}) but the likelihood is Bernoulli, for 0 and 1 alone: "
+            "draw black and white pixels with binarize=True, or accept the cross-entropy of grey values with "
+            "Conditional(..., validate_args=False)."
+        )
+    family = type(base).__name__
+    raise InputError(
+        f"{name} has values from {low:g} to {high:g}, outside the support of {family} ({support}): {_rescaling(low, high)}."
+    )
+
+
+def _rescaling(low: float, high: float) -> str:
+    if low >= 0 and 1 < high <= 255:
+        return "these look like bytes, divide by 255"
+    return "rescale the data or choose another likelihood"
+
+
+def check_trained(loss: Tensor, parameters: Iterable[Tensor], programs: Sequence[Program]) -> list[str]:
+    """Compares what the loss depends on with what the optimizer holds, after the first forward pass.
+
+    Returns:
+        The names of parameters that the optimizer holds and the loss does not depend on.
+
+    Raises:
+        PairError: If the loss depends on a parameter that no optimizer holds, as of a network that is not an
+            attribute of its half.
+    """
+    held = {id(parameter) for parameter in parameters}
+    reached, stack, seen = {}, [loss.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            reached[id(node.variable)] = node.variable
+        stack.extend(function for function, _ in node.next_functions)
+    strangers = [variable for key, variable in reached.items() if key not in held]
+    if strangers:
+        shapes = ", ".join(str(tuple(variable.shape)) for variable in strangers[:3])
+        raise PairError(
+            f"{len(strangers)} parameters that the loss depends on would not be trained (shapes {shapes}, ...): make "
+            "their module an attribute of the model or guide, or register it with pyro.module."
+        )
+    names = {}
+    for program in programs:
+        if isinstance(program, nn.Module):
+            names |= {id(parameter): f"{name_of(program)}.{name}" for name, parameter in program.named_parameters()}
+    return [name for key, name in names.items() if key in held and key not in reached]
+
+
+def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tensor]) -> str:
+    """Says where a loss that is not finite came from: a parameter, or a site and the rows of the batch."""
+    for program in (guide, model):
+        if isinstance(program, nn.Module):
+            for name, parameter in program.named_parameters():
+                if not parameter.isfinite().all():
+                    return f"the parameter {name} of {name_of(program)} is not finite, so the step before it went wrong"
+    with torch.no_grad(), pyro.validation_enabled(False), preserved_rng():
+        model_trace, guide_trace = trace_pair(model, guide, arguments, {})
+    for half, trace in (("guide", guide_trace), ("model", model_trace)):
+        for name, site in sample_sites(trace):
+            if torch.is_tensor(site["value"]) and not site["value"].isfinite().all():
+                return f"the {half}'s draw of {name} is not finite ({_rows(site['value'])})"
+            value = site["fn"].log_prob(site["value"])
+            if not value.isfinite().all():
+                return f"the {half}'s log-probability of {name} is not finite ({_rows(value)})"
+    return "no single site shows it again with fresh draws"
+
+
+def _rows(value: Tensor) -> str:
+    bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten() if value.dim() else []
+    return f"batch rows {[int(row) for row in bad[:5]]}{', ...' if len(bad) > 5 else ''}"
+

@@ -1,0 +1,210 @@
+"""Data sets: bundled, found in a local folder, or downloaded with a checksum."""
+
+__all__ = ["DataError", "Dataset", "Split", "digits", "frey_face", "mnist"]
+
+import gzip
+import hashlib
+import io
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+# Where a download comes from, and the SHA-256 of the decoded bytes, so that any compression of them is accepted.
+_MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_MNIST = {
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+_FREY_FACE_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
+_FREY_FACE = "2438ba4f0d2a6bd8bac43de756141eaa33c8d248dd613d464bdb1210d9b7af78"
+
+
+class DataError(OSError):
+    """A data file is missing, cannot be fetched, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: images x of shape ``(N, *event)`` with values in [0, 1], and labels y, if any."""
+
+    x: Tensor
+    y: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: slice) -> "Split":
+        return Split(self.x[index], None if self.y is None else self.y[index])
+
+    def reshape(self, *event_shape: int) -> "Split":
+        """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``."""
+        return Split(self.x.reshape(len(self.x), *event_shape), self.y)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in its parts."""
+
+    name: str
+    train: Split
+    test: Split
+    image_shape: tuple[int, int, int]
+    validation: Split | None = None
+
+    def reshape(self, *event_shape: int) -> "Dataset":
+        """Returns the same data set with images of another shape, such as ``data.reshape(*data.image_shape)``."""
+        validation = None if self.validation is None else self.validation.reshape(*event_shape)
+        parts = (part.reshape(*event_shape) for part in (self.train, self.test))
+        return Dataset(self.name, *parts, self.image_shape, validation)
+
+
+def digits(*, flatten: bool = True) -> Dataset:
+    """Returns the 1,797 handwritten digits that scikit-learn bundles: 8x8 pixels, grey in 17 levels.
+
+    1,437 for training and 360 for testing, the same for everybody, with every writer in both.
+
+    Arguments:
+        flatten: Whether an image is a vector of 64 pixels; otherwise its shape is (1, 8, 8).
+
+    Example:
+        >>> digits().train.x.shape
+        torch.Size([1437, 64])
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.images))
+    images = _as_images(bunch.images[order] / 16, flatten)
+    labels = torch.as_tensor(bunch.target[order])
+    return Dataset("digits", Split(images[:1437], labels[:1437]), Split(images[1437:], labels[1437:]), (1, 8, 8))
+
+
+def mnist(*, validation: int = 10_000, flatten: bool = True, folder: str | Path | None = None) -> Dataset:
+    """Returns MNIST: 60,000 training and 10,000 test images of 28x28 pixels, grey.
+
+    Arguments:
+        validation: How many of the last training images form the validation part (10,000 is the split of the
+            literature, 50,000 / 10,000 / 10,000; with 0 there is none).
+        flatten: Whether an image is a vector of 784 pixels; otherwise its shape is (1, 28, 28).
+        folder: Where the data folder is: this, else the variable ``TARSPYRO_DATA``, else a folder in the user's
+            cache. What is not in its ``mnist/`` is downloaded there.
+
+    Raises:
+        DataError: If a file is missing and cannot be downloaded, or has the wrong content.
+        ValueError: If ``validation`` is out of range.
+    """
+    if not 0 <= validation < 60_000:
+        raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
+    place = _data_folder(folder) / "mnist"
+    arrays = [_idx(_fetch(place / name, _MNIST_URL + name, sha256, _gunzip), name) for name, sha256 in _MNIST.items()]
+    images, labels = (_as_images(arrays[0] / np.float32(255), flatten), torch.as_tensor(arrays[1].astype(np.int64)))
+    test = Split(_as_images(arrays[2] / np.float32(255), flatten), torch.as_tensor(arrays[3].astype(np.int64)))
+    count = len(images) - validation
+    held_out = Split(images[count:], labels[count:]) if validation else None
+    return Dataset("mnist", Split(images[:count], labels[:count]), test, (1, 28, 28), held_out)
+
+
+def frey_face(*, test: int = 196, seed: int = 0, flatten: bool = True, folder: str | Path | None = None) -> Dataset:
+    """Returns Frey Face: 1,965 frames of 28x20 pixels of one face on video, grey.
+
+    Neighbouring frames are nearly equal, so they are shuffled before the split; different seeds give the folds.
+
+    Arguments:
+        test: How many images are held out (196 is a tenth).
+        seed: The seed of the shuffle.
+        flatten: Whether an image is a vector of 560 pixels; otherwise its shape is (1, 28, 20).
+        folder: See ``mnist``; the file is ``frey_face/frey_face.npz``.
+
+    Raises:
+        DataError: If the file is missing and cannot be downloaded, or has the wrong content.
+        ValueError: If ``test`` is out of range.
+    """
+    if not 0 < test < 1965:
+        raise ValueError(f"test must be between 1 and 1,964, got {test}.")
+    raw = _fetch(_data_folder(folder) / "frey_face" / "frey_face.npz", _FREY_FACE_URL, _FREY_FACE, _frey_bytes)
+    frames = np.frombuffer(raw, np.uint8).reshape(1965, 28, 20)
+    frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    images = _as_images(frames / np.float32(255), flatten)
+    return Dataset("frey_face", Split(images[test:]), Split(images[:test]), (1, 28, 20))
+
+
+def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
+    tensor = torch.as_tensor(images, dtype=torch.get_default_dtype())
+    return tensor.flatten(1) if flatten else tensor.unsqueeze(1)
+
+
+def _data_folder(folder: str | Path | None) -> Path:
+    if folder is None:
+        folder = os.environ.get("TARSPYRO_DATA") or Path.home() / ".cache" / "tarspyro"
+    return Path(folder)
+
+
+def _fetch(path: Path, url: str, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
+    """Returns the decoded content of the file, downloaded first where it is missing; checks its SHA-256."""
+    downloaded = not path.exists()
+    encoded = _download(url, path) if downloaded else path.read_bytes()
+    try:
+        content = decode(encoded)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read ({error}): delete it to download it again.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        source = url if downloaded else path
+        raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): delete {path} and try again.")
+    if downloaded:
+        _write(path, encoded)
+    return content
+
+
+def _download(url: str, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            size = int(response.headers.get("Content-Length", 0)) or None
+            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
+                pieces = []
+                while piece := response.read(1 << 16):
+                    pieces.append(piece)
+                    bar.update(len(piece))
+        return b"".join(pieces)
+    except (urllib.error.URLError, OSError) as error:
+        raise DataError(
+            f"{path} is missing and {url} cannot be reached ({error}): put the file there, "
+            "or name the folder that holds it in TARSPYRO_DATA."
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _gunzip(encoded: bytes) -> bytes:
+    with gzip.open(io.BytesIO(encoded)) as file:
+        content = file.read(1 << 27)
+    return content
+
+
+def _idx(content: bytes, name: str) -> np.ndarray:
+    ndims = content[3]
+    shape = np.frombuffer(content, ">u4", ndims, 4).astype(int)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndims).reshape(shape)
+
+
+def _frey_bytes(encoded: bytes) -> bytes:
+    if encoded[:2] == b"PK":
+        with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
+            return archive["images"].tobytes()
+    from scipy.io import loadmat
+
+    return np.ascontiguousarray(loadmat(io.BytesIO(encoded))["ff"].T).tobytes()

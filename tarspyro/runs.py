@@ -1,0 +1,260 @@
+"""Run folders: configuration, metrics, weights and the state of a training, without anything executable."""
+
+__all__ = ["History", "Run", "RunError", "load_run"]
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from tarspyro.config import build, describe
+
+FORMAT = 1
+States = dict[str, dict[str, Tensor]]  # "model" and "guide" -> state_dict
+
+
+class RunError(OSError):
+    """A run folder exists already, is missing, or holds something that cannot be read."""
+
+
+@dataclass
+class History:
+    """What a training measured: one row an epoch, in nats per data point.
+
+    Attributes:
+        rows: One dictionary an epoch, with the epoch, the steps done and the means of the epoch's metrics.
+        step_losses: The loss of every step, per data point.
+        best_epoch: The epoch with the best validation (else training) objective.
+        in_hand: Which weights the model and guide hold now, ``"best"`` or ``"last"``.
+        states: Both weights, to change what is in hand with ``use``.
+
+    Example:
+        >>> history = History(rows=[{"epoch": 1, "elbo": -20.0}, {"epoch": 2, "elbo": -15.0}])
+        >>> history["elbo"]
+        [-20.0, -15.0]
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    step_losses: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    in_hand: str = "last"
+    states: dict[str, States] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows if name in row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def use(self, which: str, model: Any, guide: Any) -> None:
+        """Puts the ``"best"`` or the ``"last"`` weights into the model and guide.
+
+        Raises:
+            KeyError: If there are no such weights.
+        """
+        if which not in self.states:
+            raise KeyError(f"This history holds the weights {sorted(self.states)}, not {which!r}.")
+        set_states({"model": model, "guide": guide}, self.states[which])
+        self.in_hand = which
+
+
+def get_states(halves: Mapping[str, Any]) -> States:
+    """Returns copies of the halves' parameters and buffers, on the CPU."""
+    return {
+        half: {name: tensor.detach().cpu().clone() for name, tensor in program.state_dict().items()}
+        for half, program in halves.items()
+        if isinstance(program, nn.Module)
+    }
+
+
+def set_states(halves: Mapping[str, Any], states: States) -> None:
+    """Puts parameters and buffers back into the halves."""
+    for half, state in states.items():
+        halves[half].load_state_dict(state)
+
+
+class LoadedRun(NamedTuple):
+    """A run read back from its folder."""
+
+    model: Any
+    guide: Any
+    config: dict[str, Any]
+    history: History
+
+
+class Run:
+    """A folder that a training writes: ``config.json``, ``metrics.jsonl``, weights and the state to go on from.
+
+    Arguments:
+        folder: Where it is.
+
+    Raises:
+        RunError: If a file is missing or cannot be read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def create(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Makes the folder and writes the configuration; an existing run is kept unless ``overwrite``."""
+        if (self.folder / "config.json").exists() and not overwrite:
+            raise RunError(
+                f"{self.folder} holds a run already: give another folder, go on with resume=True, or overwrite=True."
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file: give the name of a folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "state.safetensors", "best.safetensors", "last.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._write("config.json", json.dumps({"format": FORMAT, **config}, indent=1).encode())
+
+    def config(self) -> dict[str, Any]:
+        """Returns the configuration."""
+        try:
+            config: dict[str, Any] = json.loads(self._read("config.json"))
+        except ValueError as error:
+            raise RunError(f"{self.folder / 'config.json'} is not valid JSON ({error}).") from error
+        if config.get("format") != FORMAT:
+            raise RunError(
+                f"{self.folder} has format {config.get('format')!r}, this version of tarspyro reads format {FORMAT}."
+            )
+        return config
+
+    def save_weights(self, which: str, states: States) -> None:
+        """Writes the ``"best"`` or ``"last"`` weights."""
+        flat = {f"{half}.{name}": tensor for half, state in states.items() for name, tensor in state.items()}
+        self._save(f"{which}.safetensors", flat)
+
+    def load_weights(self, which: str) -> States:
+        """Reads the ``"best"`` or ``"last"`` weights."""
+        states: States = {"model": {}, "guide": {}}
+        for name, tensor in self._load(f"{which}.safetensors")[0].items():
+            half, _, key = name.partition(".")
+            states.setdefault(half, {})[key] = tensor
+        return {half: state for half, state in states.items() if state}
+
+    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Writes what a training needs to go on exactly, in one file: tensors, and values as JSON."""
+        self._save("state.safetensors", tensors, values)
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads what ``save_state`` wrote."""
+        return self._load("state.safetensors")
+
+    def write_metrics(self, rows: list[dict[str, float]]) -> None:
+        """Writes one line of JSON an epoch."""
+        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Reads the lines of ``metrics.jsonl``."""
+        try:
+            return [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
+        except ValueError as error:
+            raise self._corrupted("metrics.jsonl", error) from error
+
+    def _save(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        described = json.dumps({"format": FORMAT, **(values or {})})
+        digest = _digest(save_safetensors(tensors), described)
+        self._write(name, save_safetensors(tensors, {"values": described, "sha256": digest}))
+
+    def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        content = self._read(name)
+        try:
+            tensors: dict[str, Tensor] = load_safetensors(content)
+            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            values: dict[str, Any] = json.loads(metadata["values"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise self._corrupted(name, error) from error
+        if _digest(content, metadata["values"]) != metadata.get("sha256"):
+            raise self._corrupted(name, "its SHA-256 is not the one written in it")
+        return tensors, values
+
+    def _corrupted(self, name: str, reason: object) -> RunError:
+        others = [path.name for path in self.folder.glob("*.safetensors") if path.name not in (name, "state.safetensors")]
+        hint = f"; {' and '.join(sorted(others))} may still be good" if others else ""
+        return RunError(f"{self.folder / name} is corrupted ({reason}){hint}.")
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"{self.folder} has no readable {name} ({error.strerror}): is it a run folder?") from error
+
+    def _write(self, name: str, content: bytes) -> None:
+        # Written beside and moved, so that a crash leaves the old file or the new one, never half of one.
+        partial = self.folder / (name + ".part")
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / name)
+
+
+def _digest(content: bytes, values: str) -> str:
+    """The SHA-256 of a file's tensors (what follows its header) and of the values beside them."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return hashlib.sha256(content[start:] + values.encode()).hexdigest()
+
+
+def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
+    """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON."""
+    described = {}
+    for half, program in (("model", model), ("guide", guide)):
+        try:
+            described[half] = describe(program)
+            rebuilt = build(described[half])
+            if {k: v.shape for k, v in rebuilt.state_dict().items()} != {
+                k: v.shape for k, v in program.state_dict().items()
+            }:
+                raise TypeError(f"{type(program).__name__} was changed after it was built.")
+        except (TypeError, ImportError, AttributeError, ValueError) as error:
+            described[half] = {"unavailable": str(error)}
+    return described
+
+
+def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guide: Any = None) -> LoadedRun:
+    """Reads a run: the same classes with the weights of the best or the last epoch.
+
+    Classes of the user's own are found by their import path, in modules that are imported already; nothing in the
+    folder is ever executed. A half that the folder cannot describe is given: ``load_run(folder, model=p, guide=q)``.
+
+    Arguments:
+        folder: The run folder.
+        which: ``"best"`` or ``"last"``.
+        model: The model, if the folder cannot describe it.
+        guide: The guide, likewise.
+
+    Raises:
+        RunError: If the folder is not a run, or a file is corrupted.
+        ImportError: If a class of the run is not to be found.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
+    run = Run(folder)
+    config = run.config()
+    halves = {"model": model, "guide": guide}
+    with torch.random.fork_rng(devices=[]):  # the weights drawn while building are overwritten
+        for half in halves:
+            if halves[half] is not None:
+                continue
+            if "unavailable" in config[half]:
+                raise RunError(f"{folder} cannot rebuild its {half} ({config[half]['unavailable']}): pass {half}=...")
+            halves[half] = build(config[half])
+    try:
+        set_states(halves, run.load_weights(which))
+    except RuntimeError as error:
+        raise RunError(f"{folder}: the {which} weights do not fit the classes of config.json ({error}).") from error
+    history = History(rows=run.read_metrics(), in_hand=which)
+    objective = [row["objective"] for row in history.rows]
+    history.best_epoch = 1 + objective.index(max(objective)) if objective else 0
+    return LoadedRun(halves["model"], halves["guide"], config, history)

@@ -1,0 +1,223 @@
+"""The training loop: one function over any bound."""
+
+__all__ = ["fit"]
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from tarspyro.batches import Batches
+from tarspyro.checks import check_inputs
+from tarspyro.config import describe
+from tarspyro.infer import ELBO, PairError, check_pair
+from tarspyro.infer.traces import trace_pair
+from tarspyro.modules import StochasticModule, evaluating, preserved_rng
+from tarspyro.runs import History, Run, describe_pair
+from tarspyro.trainer import Trainer
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    loss: Any = None,
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+    optimizer_options: Mapping[str, Any] | None = None,
+    epochs: int = 10,
+    batch_size: int = 100,
+    validation: Any = None,
+    binarize: bool = False,
+    schedules: Mapping[str, Callable[[int], float]] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    patience: int | None = None,
+    keep: str | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    seed: int | None = None,
+    shuffle: bool = True,
+    progress: bool = True,
+) -> History:
+    """Trains a model and a guide, in place, and returns what was measured.
+
+    The loss is divided by the number of rows of the batch, so that learning rates, clipping and the numbers of the
+    history are per data point. Pyro's global parameter store is not touched.
+
+    Before the first step the pair and the data are checked; Pyro's validation runs on the first step of every new
+    shape and is off afterwards.
+
+    Arguments:
+        model: The model, a ``StochasticModule`` or any Pyro program.
+        guide: The guide, likewise.
+        data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split``, a torch ``Dataset``, or
+            an iterable of batches such as a ``DataLoader``.
+        loss: Any bound: ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``.
+        optimizer: The class of a torch optimizer, for all parameters together.
+        optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given.
+        epochs: How many passes over the data in all, those of a resumed run included.
+        batch_size: The number of rows of a batch; the last, shorter one of an epoch is trained on too.
+        validation: Held-out data, judged after every epoch in evaluation mode with the same noise every time.
+        binarize: Draw black and white pixels anew for every batch, on the device, with the grey values as
+            probabilities. Held-out pixels are drawn once.
+        schedules: Functions of the step (0, 1, ...): ``"lr"`` for the learning rate, any other name for an attribute
+            of the loss such as ``"beta"``, or else for a fixed parameter such as ``"temperature"`` in the pair.
+        clip_norm: The largest norm of the whole gradient (applied first).
+        clip_value: The largest absolute value of a gradient's entry.
+        patience: Stop after so many epochs without a better objective.
+        keep: The weights in hand at the end, ``"best"`` or ``"last"``; the best if there is validation data.
+        folder: A run folder to write; see ``load_run``.
+        resume: Go on with the run in ``folder`` where it stopped.
+        overwrite: Replace the run in ``folder``.
+        settings: More entries for the run's ``config.json``.
+        device: Where to train; ``"auto"`` takes a GPU if there is one.
+        seed: Makes the noise and the order of the data those of this seed, and leaves the caller's random state
+            as it was. The initial weights are the caller's.
+        shuffle: Whether every epoch has another order.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
+        (while it trained) and with the prefix ``validation_`` on the held-out data.
+
+    Raises:
+        InputError: If the data does not fit the likelihood.
+        PairError: If the halves do not match, or a parameter would not be trained.
+        NonFiniteError: If a loss is not finite; the weights are then those of the last good epoch.
+        RunError: If ``folder`` holds a run already, or a corrupted one is to be resumed.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from tarspyro import Conditional, data, guides, models
+        >>> from tarspyro.distributions import default_prior
+        >>> from tarspyro.nn import MLP
+        >>> p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [32]), 64))
+        >>> q = guides.VAE(Conditional(dist.Normal, MLP(64, [32]), 2))
+        >>> history = fit(p, q, data.digits().train, epochs=2, binarize=True, seed=0, progress=False)
+        >>> history["elbo"][1] > history["elbo"][0]
+        True
+    """
+    _check_arguments(epochs, batch_size, patience, keep, resume, folder, validation)
+    device = _device(device)
+    halves = {"model": model, "guide": guide}
+    for program in halves.values():
+        if isinstance(program, nn.Module):
+            program.to(device)
+    loss = ELBO() if loss is None else loss
+    with contextlib.ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(preserved_rng(seed))
+        # Bounds without a differentiable loss train what they find in the store, so there it has to be.
+        stack.enter_context(pyro.settings.context(module_local_params=hasattr(loss, "differentiable_loss")))
+        stack.enter_context(_clean_store(model, guide))
+        stack.enter_context(pyro.validation_enabled(False))
+        batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
+        held_out = None
+        if validation is not None:
+            held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize)
+        first = batches.first()
+        check_inputs(model, guide, first, None if binarize else batches.tensors)
+        with pyro.validation_enabled(True):
+            check_pair(model, guide, *first)
+        parameters = _parameters(model, guide, first)
+        if not parameters:
+            raise PairError("The model and the guide have no parameters to train.")
+        trainer = Trainer(
+            halves,
+            loss,
+            parameters,
+            _optimizer(parameters, optimizer, dict(optimizer_options or {})),
+            schedules=schedules or {},
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
+        if folder is not None:
+            described = {
+                **describe_pair(model, guide),
+                "loss": _describe_loss(loss),
+                "training": {"epochs": epochs, "batch_size": batch_size, "binarize": binarize, "seed": seed},
+                **(settings or {}),
+            }
+            trainer.open(Run(folder), described, resume=resume, overwrite=overwrite)
+        trainer.train(batches, held_out, epochs, patience, progress)
+        history = trainer.history
+        history.use(keep or ("last" if validation is None else "best"), model, guide)
+    if progress:
+        tqdm.write(f"weights in hand: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})")
+    return history
+
+
+def _check_arguments(
+    epochs: int,
+    batch_size: int,
+    patience: int | None,
+    keep: str | None,
+    resume: bool,
+    folder: str | Path | None,
+    validation: Any,
+) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if keep not in (None, "best", "last"):
+        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
+    if resume and folder is None:
+        raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+@contextlib.contextmanager
+def _clean_store(*programs: Any) -> Iterator[None]:
+    """Takes out of Pyro's store what the halves put there meanwhile."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        own = tuple(f"{program.pyro_name}$$$" for program in programs if isinstance(program, StochasticModule))
+        for name in set(store.keys()) - before:
+            if name.startswith(own):
+                del store[name]
+
+
+def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters of the halves that are modules, and those that functions declare with ``pyro.param``."""
+    parameters = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
+    with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
+        trace_pair(model, guide, arguments, {})
+    parameters += [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+    return list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
+
+
+def _optimizer(
+    parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]
+) -> Optimizer:
+    options.setdefault("lr", 1e-3)
+    if optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "fused", "capturable"} & options.keys():
+        # One pass over all parameters instead of a dozen; torch has it for these two devices.
+        options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return optimizer(parameters, **options)
+
+
+def _describe_loss(loss: Any) -> Any:
+    try:
+        return describe(loss)
+    except TypeError:
+        return {"unavailable": repr(loss)}
