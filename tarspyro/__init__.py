@@ -1,8 +1,27 @@
-"""Deep generative models as pairs of Pyro programs."""
+"""Deep generative models as pairs of Pyro programs: network, distribution and method are independent choices."""
 
-__all__ = ["Conditional", "Deterministic", "StochasticModule", "__version__", "guides", "models"]
+__all__ = [
+    "Conditional",
+    "Deterministic",
+    "StochasticModule",
+    "__version__",
+    "data",
+    "distributions",
+    "embed",
+    "evaluate",
+    "fit",
+    "guides",
+    "infer",
+    "load_run",
+    "models",
+    "nn",
+    "plot",
+]
 
-from tarspyro import guides, models
+from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
 from tarspyro._version import __version__
 from tarspyro.conditional import Conditional, Deterministic
+from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
+from tarspyro.runs import load_run
+from tarspyro.training import fit

@@ -3,7 +3,7 @@
 __all__ = ["ELBO"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro.infer
@@ -127,6 +127,28 @@ class ELBO(pyro.infer.ELBO):
         reconstruction = sum(term for _, term, _ in results) / runs
         kl = sum(term for _, _, term in results) / runs
         return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+
+    def terms_per_point(
+        self, model: Program, guide: Program, args: Sequence[Any], *, num_particles: int, plate_nesting: int
+    ) -> Tensor:
+        """Returns the bound's two terms for each data point, summed over the particles: shape ``(2, N)``.
+
+        Scales (of subsampling, or of ``poutine.scale``) do not enter, as in ``log_weights``; masks do.
+        """
+        traces = trace_pair(model, guide, args, {}, num_particles=num_particles, plate_nesting=plate_nesting)
+        sites = [site for trace in traces for _, site in sample_sites(trace)]
+        for site in sites:
+            site["scale"] = 1.0
+        observed, latent = self._site_terms(*traces)
+        shared = shared_plates(sites)
+        if not shared:
+            raise PairError("The pair has no bound for each data point: put every site inside one pyro.plate.")
+        sums = [
+            sum(reduce_to(value, shared) for value in terms)
+            for terms in (observed.values(), [term.total for term in latent.values()])
+        ]
+        sizes = [sums[0].shape[dim] for dim in shared]
+        return torch.stack([term.expand_as(sums[0]).reshape(sizes) for term in sums])
 
     def _run(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -1,0 +1,313 @@
+"""Pictures. Every function draws into ``ax`` if one is given, and returns the figure; no display is needed."""
+
+__all__ = ["curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pyro import poutine
+
+from tarspyro import evaluate
+from tarspyro.data import Split
+from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.runs import History
+
+Shape = Sequence[int] | None
+
+
+class _Figure(Figure):
+    """A figure that notebooks show by itself, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def latents(
+    guide: Callable[..., Any] | Any,
+    data: Any = None,
+    *,
+    labels: Any = None,
+    site: str | None = None,
+    method: str = "pca",
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws the posterior means of the data, coloured by label.
+
+    Codes of more than two dimensions are projected by scikit-learn's PCA or t-SNE; the axes say which.
+
+    Arguments:
+        guide: The guide, or an array of codes with shape ``(N, *event)``.
+        data: The data to encode; the labels of a ``Split`` are used.
+        labels: One integer for each data point.
+        site: Which latent variable; not needed if there is one.
+        method: ``"pca"`` or ``"tsne"``.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If ``method`` is neither.
+    """
+    if method not in ("pca", "tsne"):
+        raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}.")
+    codes = _array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
+    codes = codes.reshape(len(codes), -1)
+    if labels is None and isinstance(data, Split):
+        labels = data.y
+    names = ["z[0]", "z[1]"]
+    if codes.shape[1] > 2:
+        codes, names = _project(codes, method)
+    if codes.shape[1] == 1:
+        codes, names = np.column_stack([codes, np.arange(len(codes))]), ["z", "data point"]
+    figure, ax = _axes(ax, (6.4, 5.2))
+    if labels is None:
+        ax.scatter(codes[:, 0], codes[:, 1], s=6, alpha=0.7, linewidths=0)
+    else:
+        labels = _array(labels)
+        for label in np.unique(labels):
+            chosen = codes[labels == label]
+            color = f"C{int(label) % 10}"
+            ax.scatter(chosen[:, 0], chosen[:, 1], s=6, alpha=0.7, linewidths=0, color=color, label=str(label))
+        ax.legend(markerscale=3, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    ax.set(xlabel=names[0], ylabel=names[1], title="latent space (posterior means)")
+    return figure
+
+
+def manifold(
+    model: Callable[..., Any],
+    *,
+    num: int = 20,
+    extent: float | None = None,
+    image_shape: Shape = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws what the model decodes from a grid over its two-dimensional latent space.
+
+    The grid takes equally likely steps under the prior: the quantiles of each latent unit (Kingma and Welling 2013,
+    Fig. 4), or with ``extent`` equal steps between plus and minus that value.
+
+    Arguments:
+        model: A model with a latent variable ``z`` of two dimensions that generates with ``batch_size``.
+        num: The number of images along each side.
+        extent: The half width of an equally spaced grid.
+        image_shape: The shape of an image, if it cannot be read off the data's.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If z does not have two dimensions; ``traversal`` draws any number.
+    """
+    draws = _draws(model)
+    if draws[0].numel() != 2:
+        raise ValueError(f"manifold needs a latent variable of two dimensions, this one has {draws[0].numel()}: see traversal.")
+    if extent is None:
+        levels = (torch.arange(num) + 0.5) / num
+        first, second = (torch.quantile(draws.flatten(1)[:, unit], levels) for unit in (0, 1))
+    else:
+        first = second = torch.linspace(-extent, extent, num)
+    # Rows from top to bottom run from large to small values, as a vertical axis does.
+    grid = torch.cartesian_prod(second.flip(0), first).flip(1)
+    if not torch.allclose(draws.flatten(1).sum(1), torch.ones(())):
+        images = evaluate.decode(model, grid.reshape(-1, *draws.shape[1:]))
+        title = "decoder manifold"
+    else:
+        # Points of the simplex have one degree of freedom: a line of images.
+        images = evaluate.decode(model, torch.stack([first, 1 - first], -1).reshape(-1, *draws.shape[1:]))
+        title = "decoder along the simplex"
+    figure, ax = _axes(ax, (6.4, 6.4))
+    _show(ax, _sheet(images, num, image_shape))
+    ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
+    return figure
+
+
+def reconstructions(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    num: int = 12,
+    image_shape: Shape = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws data points in the upper row, and below each its reconstruction from a draw of the posterior.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        data: The data; the first ``num`` are drawn.
+        num: How many data points.
+        image_shape: The shape of an image, if it cannot be read off the data's.
+        ax: Where to draw.
+    """
+    x = torch.as_tensor(data.x if isinstance(data, Split) else data)[:num]
+    with preserved_rng(seed=0):
+        means = evaluate.reconstruct(model, guide, x)
+    figure, ax = _axes(ax, (max(3.0, 0.7 * num), 1.9))
+    _show(ax, _sheet(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
+    ax.set_title("data (above), reconstructions (below)")
+    return figure
+
+
+def samples(
+    model: Callable[..., Any],
+    *,
+    num: int = 64,
+    mean: bool = True,
+    seed: int = 0,
+    image_shape: Shape = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws a sheet of what the model generates.
+
+    Arguments:
+        model: A model that generates with ``batch_size``.
+        num: How many images.
+        mean: Draw the likelihood's means; otherwise draws from it.
+        seed: The same seed gives the same latent variables, so that sheets of different epochs can be compared.
+        image_shape: The shape of an image, if it cannot be read off the data's.
+        ax: Where to draw.
+    """
+    images = evaluate.sample(model, num, mean=mean, seed=seed)
+    figure, ax = _axes(ax, (6.4, 6.4))
+    _show(ax, _sheet(images, math.ceil(math.sqrt(num)), image_shape))
+    ax.set_title("samples" + (" (means of the likelihood)" if mean else ""))
+    return figure
+
+
+def traversal(
+    model: Callable[..., Any],
+    code: Any = None,
+    *,
+    units: Sequence[int] | None = None,
+    num: int = 11,
+    image_shape: Shape = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws, one row a latent unit, what changes as the unit runs through the prior's quantiles.
+
+    Arguments:
+        model: A model with a latent variable ``z`` that generates with ``batch_size``.
+        code: The values of the other units; the prior's medians if not given.
+        units: Which units; the first ten if not given.
+        num: The number of steps.
+        image_shape: The shape of an image, if it cannot be read off the data's.
+        ax: Where to draw.
+    """
+    draws = _draws(model)
+    flat = draws.flatten(1)
+    center = flat.median(0).values if code is None else torch.as_tensor(code, dtype=flat.dtype).flatten()
+    units = list(range(min(10, flat.shape[1]))) if units is None else list(units)
+    levels = torch.linspace(0.02, 0.98, num)
+    codes = center.repeat(len(units), num, 1)
+    for row, unit in enumerate(units):
+        codes[row, :, unit] = torch.quantile(flat[:, unit], levels)
+    images = evaluate.decode(model, codes.reshape(-1, *draws.shape[1:]))
+    figure, ax = _axes(ax, (0.6 * num, 0.6 * len(units) + 0.6))
+    _show(ax, _sheet(images, num, image_shape))
+    ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, units))}")
+    return figure
+
+
+def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axes | None = None) -> Figure:
+    """Draws the learning curves: the first of the names that was measured, in training and on held-out data.
+
+    Arguments:
+        history: What ``fit`` returned.
+        names: What to draw, by order of preference.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If none of the names was measured.
+    """
+    name = next((name for name in names if history[name]), None)
+    if name is None:
+        raise ValueError(f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs.")
+    figure, ax = _axes(ax, (6.4, 4.0))
+    for key, label in ((name, "training"), (f"validation_{name}", "held out")):
+        if history[key]:
+            ax.plot(history["epoch"], history[key], label=label, marker="." if len(history) < 30 else None)
+    if history.best_epoch:
+        ax.axvline(history.best_epoch, color="0.7", linewidth=1, linestyle=":", label="best epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats per data point)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    if ax is not None:
+        figure = ax.get_figure(root=True)
+        assert isinstance(figure, Figure)
+        return figure, ax
+    figure = _Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
+
+
+def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if method == "pca":
+        pca = PCA(2, random_state=0)
+        projected = pca.fit_transform(codes)
+        return projected, [f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(pca.explained_variance_ratio_)]
+    perplexity = min(30.0, (len(codes) - 1) / 3)
+    return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
+
+
+def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
+    """Draws of z from the prior alone, whose quantiles make grids for any family."""
+    prior = getattr(model, "prior", None)
+    with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
+        if prior is not None:
+            return prior().sample((num,)).cpu()
+        with pyro.settings.context(module_local_params=True):
+            value = poutine.trace(model).get_trace(batch_size=num).nodes["z"]["value"]
+    return value.cpu()
+
+
+def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
+    if image_shape is not None:
+        return tuple(image_shape)
+    if len(shape) in (2, 3):
+        return tuple(shape)
+    known = {560: (28, 20)}  # Frey Face
+    size = math.prod(shape)
+    side = math.isqrt(size)
+    if side * side != size and size not in known:
+        raise ValueError(f"image_shape is needed: {size} pixels are no square.")
+    return known.get(size, (side, side))
+
+
+def _sheet(images: torch.Tensor, columns: int, image_shape: Shape) -> np.ndarray:
+    """Puts images side by side, with a line of white between them."""
+    array = _array(images)
+    shape = _image_shape(array.shape[1:], image_shape)
+    array = array.reshape(len(array), *shape)
+    if len(shape) == 3:
+        array = np.moveaxis(array, 1, -1)
+    height, width = array.shape[1:3]
+    rows = math.ceil(len(array) / columns)
+    sheet = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, *array.shape[3:]))
+    for index, image in enumerate(array):
+        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = image
+    return sheet.squeeze(-1) if sheet.ndim == 3 and sheet.shape[-1] == 1 else sheet
+
+
+def _show(ax: Axes, sheet: np.ndarray) -> None:
+    ax.imshow(np.clip(sheet, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
