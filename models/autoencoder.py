@@ -51,6 +51,8 @@ class Autoencoder(StochasticModule):
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Decodes z and observes x; z must come from a guide or a condition."""
         with pyro.plate("data", batch_size if x is None else len(x)):
-            flat = dist.ImproperUniform(constraints.independent(constraints.real, len(self.code_shape)), (), self.code_shape)
+            flat = dist.ImproperUniform(
+                constraints.independent(constraints.real, len(self.code_shape)), (), self.code_shape
+            )
             z = pyro.sample("z", flat)
             return pyro.sample("x", self.likelihood(z), obs=x)

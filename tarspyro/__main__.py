@@ -16,9 +16,11 @@ from torch import nn
 
 import tarspyro.distributions
 from tarspyro import Conditional, Deterministic, data, evaluate, fit, guides, load_run, models, plot
+from tarspyro.batches import binarized
 from tarspyro.data import Dataset, Split
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO
+from tarspyro.modules import preserved_rng
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 from tarspyro.runs import LoadedRun
 
@@ -34,7 +36,9 @@ class Method(NamedTuple):
 def _trunks(options: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, nn.Module]:
     if options.trunk == "conv":
         channels = [32, 64]
-        return ConvEncoder(dataset.image_shape, channels), ConvDecoder(options.latent, dataset.image_shape, channels[::-1])
+        return ConvEncoder(dataset.image_shape, channels), ConvDecoder(
+            options.latent, dataset.image_shape, channels[::-1]
+        )
     return MLP(dataset.image_shape, options.hidden), MLP(options.latent, options.hidden[::-1])
 
 
@@ -102,7 +106,9 @@ def _train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model, guide = method.build(options, dataset)
     print(model, guide, sep="\n")
-    print(f"{options.data}: {len(dataset.train)} training images, {len(dataset.test)} held out, {_pixels(options.grey)}")
+    print(
+        f"{options.data}: {len(dataset.train)} training images, {len(dataset.test)} held out, {_pixels(options.grey)}"
+    )
     run = Path(options.run or f"runs/{options.method}-{options.data}")
     fit(
         model,
@@ -156,7 +162,7 @@ def _open(options: argparse.Namespace) -> tuple[LoadedRun, Dataset]:
 
 
 def _load_data(name: str) -> Dataset:
-    dataset = _DATA[name]().reshape(*_DATA[name]().image_shape)
+    dataset = _DATA[name](flatten=False)
     if dataset.validation is not None:
         return dataset
     # A tenth of the training images picks the best epoch, so that the test images judge it.
@@ -176,11 +182,19 @@ def _report(loaded: LoadedRun, dataset: Dataset, run: Path, num_particles: int) 
         print(f"{part:5} ELBO {row['elbo']:9.2f} = reconstruction {row['reconstruction']:9.2f} - KL {row['kl']:.2f}")
         result["nats per image"][part] = row
     if config["method"] != "autoencoder":
-        values = evaluate.log_likelihood(model, guide, dataset.test, num_particles=num_particles, binarize=not grey, seed=0)
+        values = evaluate.log_likelihood(
+            model, guide, dataset.test, num_particles=num_particles, binarize=not grey, seed=0
+        )
         active = evaluate.active_units(guide, dataset.test)
-        result |= {"log-likelihood": values.mean().item(), "particles": num_particles, "active units": int(active.sum())}
+        result |= {
+            "log-likelihood": values.mean().item(),
+            "particles": num_particles,
+            "active units": int(active.sum()),
+        }
         error = values.std().item() / len(values) ** 0.5
-        print(f"test  log p(x) {values.mean().item():.2f} +- {error:.2f} (importance weighted, {num_particles} particles)")
+        print(
+            f"test  log p(x) {values.mean().item():.2f} +- {error:.2f} (importance weighted, {num_particles} particles)"
+        )
         print(f"active units: {int(active.sum())} of {active.numel()}")
     (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -188,7 +202,10 @@ def _report(loaded: LoadedRun, dataset: Dataset, run: Path, num_particles: int) 
 def _pictures(loaded: LoadedRun, dataset: Dataset, run: Path) -> None:
     model, guide, config, history = loaded
     shape = dataset.image_shape
-    test: Split = dataset.test
+    # The encoder has seen black and white pixels, if these were what it was trained on.
+    with preserved_rng(seed=0):
+        x = dataset.test.x if config["data"]["grey"] else binarized(dataset.test.x)
+    test = Split(x, dataset.test.y)
     drawn = {
         "reconstructions": plot.reconstructions(model, guide, test, image_shape=shape),
         "latents": plot.latents(guide, test),
@@ -249,7 +266,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         command.add_argument("run", help="the run folder")
         command.add_argument("--which", choices=("best", "last"), default="best", help="the weights to use")
-        command.add_argument("--import", dest="modules", action="append", default=[], help="a module with classes of the run")
+        command.add_argument(
+            "--import", dest="modules", action="append", default=[], help="a module with classes of the run"
+        )
         if name == "evaluate":
             command.add_argument("--num-particles", type=int, default=1000)
         if name == "sample":

@@ -29,7 +29,9 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] |
     """
     names = positional_names(program)
     if isinstance(data, Split):
-        parts: Sequence[Any] = [part for name, part in (("x", data.x), ("y", data.y)) if name in names and part is not None]
+        parts: Sequence[Any] = [
+            part for name, part in (("x", data.x), ("y", data.y)) if name in names and part is not None
+        ]
         parts = parts or [data.x]
     elif isinstance(data, Mapping):
         unknown = [name for name in data if name not in names]
@@ -119,7 +121,9 @@ class Batches:
             is_dataset = isinstance(data, Dataset) or not isinstance(data, Iterable)
             self.source = DataLoader(data, batch_size, shuffle=shuffle) if is_dataset else data
             if iter(self.source) is self.source:
-                raise ValueError("data is an iterator, which an epoch exhausts: give an iterable, such as a DataLoader.")
+                raise ValueError(
+                    "data is an iterator, which an epoch exhausts: give an iterable, such as a DataLoader."
+                )
 
     def __len__(self) -> int:
         if self.tensors is not None:

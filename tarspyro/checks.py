@@ -26,7 +26,9 @@ class NonFiniteError(FloatingPointError):
     """A loss was not a finite number."""
 
 
-def check_inputs(model: Program, guide: Program, arguments: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> None:
+def check_inputs(
+    model: Program, guide: Program, arguments: Sequence[Tensor], data: Sequence[Tensor] | None = None
+) -> None:
     """Compares the data with the model's likelihoods, before the first step.
 
     Arguments:
@@ -59,7 +61,9 @@ def check_inputs(model: Program, guide: Program, arguments: Sequence[Tensor], da
 
 
 def _observed(trace: Trace) -> list[tuple[str, Any]]:
-    return [(name, site) for name, site in sample_sites(trace) if site["is_observed"] and torch.is_tensor(site["value"])]
+    return [
+        (name, site) for name, site in sample_sites(trace) if site["is_observed"] and torch.is_tensor(site["value"])
+    ]
 
 
 def check_binarizable(part: Tensor) -> None:
@@ -88,7 +92,9 @@ def _check_shape(name: str, distribution: Any, value: Tensor) -> None:
     if given == event:
         return
     if not value.is_floating_point() and value.dim() == 1:
-        raise InputError(f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data.")
+        raise InputError(
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data."
+        )
     size = torch.Size(event).numel()
     if torch.Size(given).numel() == size:
         fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
@@ -190,4 +196,3 @@ def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tenso
 def _rows(value: Tensor) -> str:
     bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten() if value.dim() else []
     return f"batch rows {[int(row) for row in bad[:5]]}{', ...' if len(bad) > 5 else ''}"
-

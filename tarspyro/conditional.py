@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Transform, kl_divergence
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.modules import Configurable, evaluating
 from tarspyro.nn.folding import event_ndims, fold, unfold
+from tarspyro.nn.initialization import initialize
 
 # Layers that keep the number of features.
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
@@ -215,12 +216,11 @@ def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor
 
 def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     if hasattr(trunk, "head"):
-        head: nn.Module = trunk.head(tuple(shape))
-        return head
+        return initialize(trunk.head(tuple(shape)))
     size = math.prod(shape)
     features = _out_features(trunk)
     # Where the trunk does not tell its output size, the first call does.
-    linear = nn.LazyLinear(size) if features is None else nn.Linear(features, size)
+    linear = nn.LazyLinear(size) if features is None else initialize(nn.Linear(features, size))
     layers = [nn.Flatten(), linear] if features is None else [linear]
     if len(shape) != 1:
         layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))

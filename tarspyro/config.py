@@ -45,7 +45,11 @@ def describe(value: Any) -> Any:
         return {"class": _path(value)}
     if isinstance(value, _BUILDABLE):
         args, kwargs = _arguments(value)
-        return {"new": _path(type(value)), "args": [describe(item) for item in args], "kwargs": describe(kwargs)["dict"]}
+        return {
+            "new": _path(type(value)),
+            "args": [describe(item) for item in args],
+            "kwargs": describe(kwargs)["dict"],
+        }
     raise TypeError(
         f"{value!r} cannot be written to config.json: use a class in its place, such as torch.nn.ReLU for a function "
         "or tarspyro.distributions.Prior for a distribution."
@@ -84,7 +88,9 @@ def build(described: Any) -> Any:
 
 def _path(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
-        raise TypeError(f"{cls.__qualname__} is defined inside a function, where no import finds it: move it to a module.")
+        raise TypeError(
+            f"{cls.__qualname__} is defined inside a function, where no import finds it: move it to a module."
+        )
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -93,7 +99,9 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
     if module_name.partition(".")[0] in _IMPORTABLE:
         importlib.import_module(module_name)
     if module_name not in sys.modules:
-        raise ImportError(f"The run uses {name} of the module {module_name}: import {module_name} before loading the run.")
+        raise ImportError(
+            f"The run uses {name} of the module {module_name}: import {module_name} before loading the run."
+        )
     found: Any = sys.modules[module_name]
     for part in name.split("."):
         found = getattr(found, part, None)

@@ -260,7 +260,9 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
 def _check_generates(model: Program) -> None:
     function = model.forward if isinstance(model, nn.Module) else model
     if "batch_size" not in inspect.signature(function).parameters:
-        raise PairError(f"{name_of(model)} cannot generate without data: give it an argument batch_size, as models.VAE has.")
+        raise PairError(
+            f"{name_of(model)} cannot generate without data: give it an argument batch_size, as models.VAE has."
+        )
 
 
 def _by_batch(

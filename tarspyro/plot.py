@@ -106,7 +106,9 @@ def manifold(
     """
     draws = _draws(model)
     if draws[0].numel() != 2:
-        raise ValueError(f"manifold needs a latent variable of two dimensions, this one has {draws[0].numel()}: see traversal.")
+        raise ValueError(
+            f"manifold needs a latent variable of two dimensions, this one has {draws[0].numel()}: see traversal."
+        )
     if extent is None:
         levels = (torch.arange(num) + 0.5) / num
         first, second = (torch.quantile(draws.flatten(1)[:, unit], levels) for unit in (0, 1))
@@ -149,7 +151,7 @@ def reconstructions(
     x = torch.as_tensor(data.x if isinstance(data, Split) else data)[:num]
     with preserved_rng(seed=0):
         means = evaluate.reconstruct(model, guide, x)
-    figure, ax = _axes(ax, (max(3.0, 0.7 * num), 1.9))
+    figure, ax = _axes(ax, (max(3.0, 0.7 * num), 1.7))
     _show(ax, _sheet(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
     ax.set_title("data (above), reconstructions (below)")
     return figure
@@ -228,7 +230,9 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     """
     name = next((name for name in names if history[name]), None)
     if name is None:
-        raise ValueError(f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs.")
+        raise ValueError(
+            f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs."
+        )
     figure, ax = _axes(ax, (6.4, 4.0))
     for key, label in ((name, "training"), (f"validation_{name}", "held out")):
         if history[key]:
@@ -261,7 +265,9 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     if method == "pca":
         pca = PCA(2, random_state=0)
         projected = pca.fit_transform(codes)
-        return projected, [f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(pca.explained_variance_ratio_)]
+        return projected, [
+            f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(pca.explained_variance_ratio_)
+        ]
     perplexity = min(30.0, (len(codes) - 1) / 3)
     return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
 

@@ -180,7 +180,9 @@ class Run:
         return tensors, values
 
     def _corrupted(self, name: str, reason: object) -> RunError:
-        others = [path.name for path in self.folder.glob("*.safetensors") if path.name not in (name, "state.safetensors")]
+        others = [
+            path.name for path in self.folder.glob("*.safetensors") if path.name not in (name, "state.safetensors")
+        ]
         hint = f"; {' and '.join(sorted(others))} may still be good" if others else ""
         return RunError(f"{self.folder / name} is corrupted ({reason}){hint}.")
 

@@ -68,7 +68,9 @@ class Trainer:
         stored = run.config()
         for half in self.halves:
             if stored[half] != config[half]:
-                raise RunError(f"{run.folder} holds a run of another {half}: resume it with the pair that load_run returns.")
+                raise RunError(
+                    f"{run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
+                )
         self._restore()
 
     def train(
@@ -86,7 +88,9 @@ class Trainer:
                 except NonFiniteError as error:
                     set_states(self.halves, last_good)
                     kept = f"the weights are those after epoch {self.epoch}"
-                    raise NonFiniteError(f"{error} Training stopped; {kept}. Try a smaller learning rate or clip_norm.") from None
+                    raise NonFiniteError(
+                        f"{error} Training stopped; {kept}. Try a smaller learning rate or clip_norm."
+                    ) from None
                 except KeyboardInterrupt:
                     if self.run is not None:
                         tqdm.write(f"interrupted; {self.run.folder} holds epoch {self.epoch}: go on with resume=True")

@@ -206,9 +206,7 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> list[Ten
     return list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
 
 
-def _optimizer(
-    parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]
-) -> Optimizer:
+def _optimizer(parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:
     options.setdefault("lr", 1e-3)
     if optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "fused", "capturable"} & options.keys():
         # One pass over all parameters instead of a dozen; torch has it for these two devices.

@@ -99,7 +99,9 @@ def test_free_bits_keep_the_mean_kl_of_each_coordinate():
     torch.testing.assert_close(terms["kl"], toy.kl(toy.x).sum())
     (gradient,) = torch.autograd.grad(ELBO(free_bits=100.0).differentiable_loss(toy.model, toy.guide, toy.x), toy.map)
     torch.manual_seed(1)
-    (pure,) = torch.autograd.grad(ELBO(free_bits=100.0, beta=0.0).differentiable_loss(toy.model, toy.guide, toy.x), toy.map)
+    (pure,) = torch.autograd.grad(
+        ELBO(free_bits=100.0, beta=0.0).differentiable_loss(toy.model, toy.guide, toy.x), toy.map
+    )
     assert gradient.shape == pure.shape
 
 
@@ -221,7 +223,9 @@ class Switch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.logits = nn.Parameter(torch.tensor([[0.3, -1.0], [1.2, 0.1], [-0.5, 0.4], [0.0, 2.0]], dtype=torch.float64))
+        self.logits = nn.Parameter(
+            torch.tensor([[0.3, -1.0], [1.2, 0.1], [-0.5, 0.4], [0.0, 2.0]], dtype=torch.float64)
+        )
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
         self.x = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
 
@@ -304,7 +308,10 @@ def vae(trunk="mlp"):
     if trunk == "conv":
         encoder, decoder = ConvEncoder((1, 8, 8), [4, 8]), ConvDecoder(2, (1, 8, 8), [8, 4])
     else:
-        encoder, decoder = MLP((1, 8, 8), [16], normalization=nn.BatchNorm1d), MLP(2, [16], normalization=nn.BatchNorm1d)
+        encoder, decoder = (
+            MLP((1, 8, 8), [16], normalization=nn.BatchNorm1d),
+            MLP(2, [16], normalization=nn.BatchNorm1d),
+        )
     model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, decoder, (1, 8, 8)))
     return model, guides.VAE(Conditional(dist.Normal, encoder, 2))
 
@@ -442,7 +449,9 @@ def test_check_pair_names_the_sites_that_do_not_match():
     with pytest.raises(PairError, match=r"the model also samples \['z'\]; the guide also samples \['w'\]"):
         check_pair(toy.model, other, toy.x)
     with pytest.raises(PairError, match="observes nothing"):
-        check_pair(lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), 0)
+        check_pair(
+            lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), 0
+        )
     with pytest.raises(PairError, match="does not sample"):
         ELBO().loss(toy.model, lambda x: None, toy.x)
 

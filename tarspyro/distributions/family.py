@@ -52,7 +52,9 @@ class FamilyModule(Configurable):
     ) -> None:
         super().__init__()
         if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
-            raise TypeError(f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {family!r}.")
+            raise TypeError(
+                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {family!r}."
+            )
         if not isinstance(family.arg_constraints, Mapping):
             raise ValueError(f"{family.__name__}'s parameters depend on each other, which no network can respect.")
         self.family = family
@@ -119,7 +121,9 @@ class FamilyModule(Configurable):
                 shape = self._shape(name, constraint)
                 tensor = tensor * torch.eye(shape[-1]) if constraint.event_dim == 2 else tensor.expand(shape)
             if not constraint.check(tensor).all():
-                raise ValueError(f"{name}={value} is outside the domain of {self.family.__name__}'s {name}, {constraint}.")
+                raise ValueError(
+                    f"{name}={value} is outside the domain of {self.family.__name__}'s {name}, {constraint}."
+                )
         if isinstance(value, nn.Parameter):
             self._learned[name] = transform_to(constraint)
             self.register_parameter(f"free_{name}", nn.Parameter(self._learned[name].inv(tensor).clone()))
@@ -132,7 +136,10 @@ class FamilyModule(Configurable):
         if name in self._param_shapes:
             return self._param_shapes[name]
         ndims, native = constraint.event_dim, self._native
-        batch, event = self.event_shape[: len(self.event_shape) - native], self.event_shape[len(self.event_shape) - native :]
+        batch, event = (
+            self.event_shape[: len(self.event_shape) - native],
+            self.event_shape[len(self.event_shape) - native :],
+        )
         if ndims == 0:
             return batch
         if native != 1:
@@ -147,7 +154,9 @@ def _native_ndims(family: type[Any]) -> int:
     try:
         return int(family.support.event_dim)
     except (AttributeError, NotImplementedError):
-        raise ValueError(f"{family.__name__} does not declare how many dimensions a draw has (support.event_dim).") from None
+        raise ValueError(
+            f"{family.__name__} does not declare how many dimensions a draw has (support.event_dim)."
+        ) from None
 
 
 def _parameter_names(family: type[Any], given: Mapping[str, Any]) -> list[str]:

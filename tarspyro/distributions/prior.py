@@ -123,7 +123,9 @@ def as_prior(prior: Any) -> Callable[[], Any]:
     if isinstance(prior, td.Distribution):
         return _Constant(prior)
     if isinstance(prior, type) or not callable(prior):
-        raise TypeError(f"prior must be a distribution or a module that returns one, such as default_prior(...), got {prior!r}.")
+        raise TypeError(
+            f"prior must be a distribution or a module that returns one, such as default_prior(...), got {prior!r}."
+        )
     return prior
 
 
@@ -153,4 +155,6 @@ def default_prior(family: type[Any], event_shape: int | tuple[int, ...], **param
             return Prior(family, event_shape, **{**defaults, **parameters})
     name = getattr(family, "__name__", repr(family))
     known_names = ", ".join(known.__name__ for known in _DEFAULT_PARAMETERS)
-    raise ValueError(f"{name} has no default prior ({known_names} have): write one, such as Prior({name}, event_shape, ...).")
+    raise ValueError(
+        f"{name} has no default prior ({known_names} have): write one, such as Prior({name}, event_shape, ...)."
+    )

@@ -178,7 +178,7 @@ class ELBO(pyro.infer.ELBO):
         return loss, torch.as_tensor(reconstruction), torch.as_tensor(kl)
 
     def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Tensor], dict[str, "_KL"]]:
-        """log p of each observed site, and the KL of each latent one."""
+        """Log p of each observed site, and the KL of each latent one."""
         model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
         if is_validation_enabled():
             unmatched = sorted({n for n, s in model_sites.items() if not s["is_observed"]} - guide_sites.keys())
@@ -199,9 +199,7 @@ class ELBO(pyro.infer.ELBO):
                 latent[name] = _KL(_scaled_log_prob(site), 0)  # an auxiliary site: log q alone
         return observed, latent
 
-    def _plate_nesting(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> int:
+    def _plate_nesting(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         if self.max_plate_nesting != math.inf:
             return int(self.max_plate_nesting)
         if self._guessed[0] is not model or self._guessed[1] is not guide:

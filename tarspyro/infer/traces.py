@@ -106,7 +106,9 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
     }
     if latent != guided:
         missing, extra = sorted(latent - guided), sorted(guided - latent)
-        parts = [f"the model also samples {missing}"] * bool(missing) + [f"the guide also samples {extra}"] * bool(extra)
+        parts = [f"the model also samples {missing}"] * bool(missing) + [f"the guide also samples {extra}"] * bool(
+            extra
+        )
         raise PairError(f"{name_of(guide)} does not pair with {name_of(model)}: {'; '.join(parts)}.")
     if not any(site["is_observed"] for _, site in sample_sites(model_trace)):
         raise PairError(f"{name_of(model)} observes nothing: give pyro.sample the data, obs=...")
@@ -139,8 +141,12 @@ def log_weights(
     model_trace, guide_trace = trace_pair(
         model, guide, args, kwargs, num_particles=num_particles, plate_nesting=plate_nesting
     )
-    signed = [(name, site, sign) for trace, sign in ((model_trace, 1), (guide_trace, -1))
-              for name, site in sample_sites(trace) if sign > 0 or not site["is_observed"]]
+    signed = [
+        (name, site, sign)
+        for trace, sign in ((model_trace, 1), (guide_trace, -1))
+        for name, site in sample_sites(trace)
+        if sign > 0 or not site["is_observed"]
+    ]
     shared = shared_plates([site for _, site, _ in signed])
     if not shared:
         bare = [name for name, site, _ in signed if not any(f.name != PARTICLES for f in _frames(site))]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import fold, unfold
+from tarspyro.nn.initialization import initialize
 
 
 class ConvEncoder(Configurable):
@@ -48,7 +49,7 @@ class ConvEncoder(Configurable):
             if normalization is not None:
                 layers.append(normalization(next_size))
             layers.append(activation())
-        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.layers = initialize(nn.Sequential(*layers, nn.Flatten()), activation())
         self._summary = f"{' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class ConvDecoder(Configurable):
             layers.append(nn.ConvTranspose2d(size, next_size, 3, stride=2, padding=1, output_padding=padding))
             if normalization is not None:
                 layers.append(normalization(next_size))
-        self.layers = nn.Sequential(*layers, activation())
+        self.layers = initialize(nn.Sequential(*layers, activation()), activation())
         self._summary = f"{in_features} -> {' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
 
     def forward(self, code: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import fold, unfold
+from tarspyro.nn.initialization import initialize
 
 
 class MLP(Configurable):
@@ -17,7 +18,7 @@ class MLP(Configurable):
 
     .. math:: h_0 = [x_1, x_2, \dots], \quad h_{i+1} = a(W_i h_i + b_i)
 
-    Inputs have shapes :math:`(*, E_i)`; the output has shape :math:`(*, H)`, with any leading dimensions.
+    The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the output has shape :math:`(*, H)`, with any leading dimensions.
 
     Arguments:
         in_features: The size of the input; a tuple for an input with several dimensions, such as ``(1, 28, 28)``;
@@ -61,7 +62,7 @@ class MLP(Configurable):
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        self.layers = nn.Sequential(*layers)
+        self.layers = initialize(nn.Sequential(*layers), activation())
         self._summary = f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}"
 
     def forward(self, *inputs: Tensor) -> Tensor:
