@@ -25,6 +25,7 @@ from torch import nn
 from tarspyro import Conditional, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO
+from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
 from tarspyro.training import _optimizer
@@ -83,7 +84,7 @@ def ours(pixels, hidden, latent, device) -> Step:
     )
 
     def step(x):
-        with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
+        with local_parameters(), pyro.validation_enabled(False):
             return trainer._step((x,))
 
     return step

@@ -79,8 +79,9 @@ def positional_names(program: Callable[..., Any]) -> list[str]:
 
 
 def as_float(tensor: Tensor) -> Tensor:
-    """Double precision, NumPy's default, becomes torch's default."""
-    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+    """Double precision, NumPy's default, and the types of pixels become torch's default; labels stay integers."""
+    pixels = (torch.float64, torch.bool, torch.uint8)
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype in pixels else tensor
 
 
 def binarized(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

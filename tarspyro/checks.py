@@ -45,25 +45,21 @@ def check_inputs(
     # With validation on, a distribution that does not validate is one whose user said so.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         try:
-            # The model alone first: it tells the expected shape before the guide's network stumbles over it.
+            # The model alone first: it tells what it expects before the guide's network stumbles over the data.
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
-                for name, site in _observed(poutine.trace(model).get_trace(*arguments)):
-                    _check_shape(name, site["fn"], site["value"])
-            observed = _observed(trace_pair(model, guide, arguments, {})[0])
-            for name, site in observed:
-                _check_shape(name, site["fn"], site["value"])
+                _check_observed(poutine.trace(model).get_trace(*arguments))
+            _check_observed(trace_pair(model, guide, arguments, {})[0])
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
             raise InputError(_shape_sentence(model, arguments, error)) from error
-    for name, site in observed:
-        _check_support(name, site["fn"], site["value"])
 
 
-def _observed(trace: Trace) -> list[tuple[str, Any]]:
-    return [
-        (name, site) for name, site in sample_sites(trace) if site["is_observed"] and torch.is_tensor(site["value"])
-    ]
+def _check_observed(trace: Trace) -> None:
+    for name, site in sample_sites(trace):
+        if site["is_observed"] and torch.is_tensor(site["value"]):
+            _check_shape(name, site["fn"], site["value"])
+            _check_support(name, site["fn"], site["value"])
 
 
 def check_binarizable(part: Tensor) -> None:
@@ -82,7 +78,7 @@ def _check_finite(part: Tensor, position: int) -> None:
     if rows.any():
         count, first = int(rows.sum()), int(rows.nonzero()[0])
         raise InputError(
-            f"data[{position}] has NaN or infinite values in {count} of {len(part)} rows, the first of them row {first}: "
+            f"data[{position}] has NaN or infinite values in {count} of {len(part)} rows, first in row {first}: "
             "drop or impute them."
         )
 
@@ -129,9 +125,8 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
             "Conditional(..., validate_args=False)."
         )
     family = type(base).__name__
-    raise InputError(
-        f"{name} has values from {low:g} to {high:g}, outside the support of {family} ({support}): {_rescaling(low, high)}."
-    )
+    outside = f"outside the support of {family} ({support})"
+    raise InputError(f"{name} has values from {low:g} to {high:g}, {outside}: {_rescaling(low, high)}.")
 
 
 def _rescaling(low: float, high: float) -> str:

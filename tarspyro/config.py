@@ -12,11 +12,14 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-# Only these are imported because a file says so. Any other module must have been imported by the user already, so
-# that a stranger's file cannot choose code to run.
+# Only the public modules of these are imported because a file says so. Any other module must have been imported by the
+# user already, so that a stranger's file cannot choose code to run.
 _IMPORTABLE = ("tarspyro", "torch", "pyro")
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
+
+# Arguments that change nothing in what an object computes, or are checked when a run is described (the dtype).
+_PASSING = ("device", "dtype", "cache_size")
 
 
 def describe(value: Any) -> Any:
@@ -36,9 +39,9 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, tuple):
         return {"tuple": [describe(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": {str(key): describe(item) for key, item in value.items()}}
-    if isinstance(value, Tensor):
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: describe(item) for key, item in value.items()}}
+    if isinstance(value, Tensor) and not value.is_complex():
         kind = "parameter" if isinstance(value, nn.Parameter) else "tensor"
         return {kind: value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, type):
@@ -50,8 +53,11 @@ def describe(value: Any) -> Any:
             "args": [describe(item) for item in args],
             "kwargs": describe(kwargs)["dict"],
         }
+    # No repr, which may hold an address: the sentence is compared when a run is resumed.
+    function = getattr(value, "__qualname__", None)
+    name = f"The function {function}" if function else f"An object of the class {type(value).__qualname__}"
     raise TypeError(
-        f"{value!r} cannot be written to config.json: use a class in its place, such as torch.nn.ReLU for a function "
+        f"{name} cannot be written to config.json: use a class in its place, such as torch.nn.ReLU for a function "
         "or tarspyro.distributions.Prior for a distribution."
     )
 
@@ -63,27 +69,32 @@ def build(described: Any) -> Any:
         ImportError: If a class is not to be found, or its module is not imported yet.
         TypeError: If the description names something other than a module, a transform, a bound or a family.
     """
-    if isinstance(described, list):
-        return [build(item) for item in described]
-    if not isinstance(described, dict):
-        return described
-    if "tuple" in described:
-        return tuple(build(item) for item in described["tuple"])
-    if "dict" in described:
-        return {key: build(item) for key, item in described["dict"].items()}
-    if "tensor" in described or "parameter" in described:
-        dtype = getattr(torch, str(described["dtype"]), None)
-        if not isinstance(dtype, torch.dtype):
-            raise TypeError(f"The configuration names an unknown dtype, {described['dtype']!r}.")
-        if "tensor" in described:
-            return torch.tensor(described["tensor"], dtype=dtype)
-        return nn.Parameter(torch.tensor(described["parameter"], dtype=dtype))
-    if "class" in described:
-        return _find(described["class"], _NAMEABLE)
-    if "new" in described:
-        cls = _find(described["new"], _BUILDABLE)
-        return cls(*build(described["args"]), **{key: build(item) for key, item in described["kwargs"].items()})
+    match described:
+        case None | bool() | int() | float() | str():
+            return described
+        case list():
+            return [build(item) for item in described]
+        case {"tuple": list(items), **rest} if not rest:
+            return tuple(build(item) for item in items)
+        case {"dict": dict(items), **rest} if not rest:
+            return {key: build(item) for key, item in items.items()}
+        case {"tensor": numbers, "dtype": str(dtype), **rest} if not rest:
+            return torch.tensor(numbers, dtype=_dtype(dtype))
+        case {"parameter": numbers, "dtype": str(dtype), **rest} if not rest:
+            return nn.Parameter(torch.tensor(numbers, dtype=_dtype(dtype)))
+        case {"class": str(path), **rest} if not rest:
+            return _find(path, _NAMEABLE)
+        case {"new": str(path), "args": list(args), "kwargs": dict(kwargs), **rest} if not rest:
+            cls = _find(path, _BUILDABLE)
+            return cls(*build(args), **{key: build(item) for key, item in kwargs.items()})
     raise TypeError(f"The configuration holds something unknown, with the keys {sorted(described)}.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"The configuration names an unknown dtype, {name!r}.")
+    return dtype
 
 
 def _path(cls: type) -> str:
@@ -96,7 +107,8 @@ def _path(cls: type) -> str:
 
 def _find(path: str, kinds: tuple[type, ...]) -> type:
     module_name, _, name = path.partition(":")
-    if module_name.partition(".")[0] in _IMPORTABLE:
+    packages = module_name.split(".")
+    if packages[0] in _IMPORTABLE and not any(package.startswith("_") for package in packages):
         importlib.import_module(module_name)
     if module_name not in sys.modules:
         raise ImportError(
@@ -117,22 +129,28 @@ def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if hasattr(value, "constructor_arguments"):
         args, kwargs = value.constructor_arguments
         return args, kwargs
-    if isinstance(value, (nn.Sequential, nn.ModuleList)):
-        return (tuple(value), {}) if isinstance(value, nn.Sequential) else ((list(value),), {})
+    cls, empty = type(value), inspect.Parameter.empty
+    constructor: Any = cls.__init__
+    if constructor is nn.Sequential.__init__:
+        return tuple(value), {}
+    if constructor is nn.ModuleList.__init__:
+        return (list(value),), {}
+    if constructor in (nn.Module.__init__, nn.Identity.__init__):
+        return (), {}
     kwargs = {}
-    for name, parameter in inspect.signature(type(value).__init__).parameters.items():
-        if name == "self" or parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+    for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
+        if name in _PASSING:
             continue
-        if name in ("device", "dtype", "cache_size"):
-            continue
-        kept = getattr(value, name, inspect.Parameter.empty)
-        if name == "bias" and isinstance(value, nn.Module):
-            kept = kept is not None  # torch's layers keep the tensor under the flag's name
-        if kept is not inspect.Parameter.empty and kept is not parameter.default:
-            kwargs[name] = kept
-        elif kept is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty:
+        kept = getattr(value, name, empty)
+        if name == "bias" and isinstance(parameter.default, bool):
+            kept = kept is not None and kept is not False  # torch's layers keep the tensor under the flag's name
+        # Torch and Pyro do not keep what they no longer use; of another class nothing is known.
+        known = cls.__module__.partition(".")[0] in _IMPORTABLE and parameter.default is not empty
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or (kept is empty and not known):
             raise TypeError(
-                f"{type(value).__name__} does not keep its argument {name}: store it as self.{name}, "
+                f"{cls.__name__} does not keep its argument {name}: store it as self.{name}, "
                 "or derive the class from tarspyro.modules.Configurable."
             )
+        if kept is not empty and kept is not parameter.default:
+            kwargs[name] = kept
     return (), kwargs

@@ -2,11 +2,12 @@
 
 __all__ = ["DataError", "Dataset", "Split", "digits", "frey_face", "mnist"]
 
+import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,24 +146,33 @@ def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
 
 def _data_folder(folder: str | Path | None) -> Path:
     if folder is None:
-        folder = os.environ.get("TARSPYRO_DATA") or Path.home() / ".cache" / "tarspyro"
-    return Path(folder)
+        folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
+    return Path(folder).expanduser()
 
 
 def _fetch(path: Path, url: str, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
     """Returns the decoded content of the file, downloaded first where it is missing; checks its SHA-256."""
     downloaded = not path.exists()
-    encoded = _download(url, path) if downloaded else path.read_bytes()
+    if downloaded:
+        encoded, source, advice = _download(url, path), url, f"try again, or put the right file at {path}"
+    else:
+        encoded, source, advice = _read(path), str(path), "delete it to download it again"
     try:
         content = decode(encoded)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read ({error}): delete it to download it again.") from error
+    except Exception as error:  # decoders raise many kinds on bytes that are none of theirs
+        raise DataError(f"{source} cannot be decoded ({error}): {advice}.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        source = url if downloaded else path
-        raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): delete {path} and try again.")
+        raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): {advice}.")
     if downloaded:
         _write(path, encoded)
     return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _download(url: str, path: Path) -> bytes:
@@ -175,7 +185,7 @@ def _download(url: str, path: Path) -> bytes:
                     pieces.append(piece)
                     bar.update(len(piece))
         return b"".join(pieces)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
         raise DataError(
             f"{path} is missing and {url} cannot be reached ({error}): put the file there, "
             "or name the folder that holds it in TARSPYRO_DATA."
@@ -183,10 +193,18 @@ def _download(url: str, path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)
+    # Under a name of this process alone, so that two that download at once do not write into one file.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise DataError(
+            f"{path} was downloaded but cannot be written ({error.strerror}): name another folder in TARSPYRO_DATA."
+        ) from error
 
 
 def _gunzip(encoded: bytes) -> bytes:
@@ -196,9 +214,15 @@ def _gunzip(encoded: bytes) -> bytes:
 
 
 def _idx(content: bytes, name: str) -> np.ndarray:
-    ndims = content[3]
-    shape = np.frombuffer(content, ">u4", ndims, 4).astype(int)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndims).reshape(shape)
+    # Two zeros, 8 for unsigned bytes, the number of dimensions; then the dimensions; then the bytes.
+    try:
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("it is no array of bytes")
+        ndims = content[3]
+        shape = np.frombuffer(content, ">u4", ndims, 4).astype(int)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * ndims).reshape(shape)
+    except (IndexError, ValueError) as error:
+        raise DataError(f"{name} is not in the IDX format ({error}).") from error
 
 
 def _frey_bytes(encoded: bytes) -> bytes:

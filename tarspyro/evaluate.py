@@ -26,7 +26,7 @@ from tarspyro.infer.traces import (
     sample_sites,
     trace_pair,
 )
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.modules import evaluating, local_parameters, preserved_rng
 
 # How many rows (data points times particles) are in memory at once.
 _ROWS = 10_000
@@ -252,7 +252,7 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
     """
     _check_generates(model)
-    with _seeded(seed), pyro.validation_enabled(False), evaluating(model), _local_parameters():
+    with _seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         node = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
     return distribution_mean(node["fn"]) if mean else node["value"]
 
@@ -284,7 +284,7 @@ def _by_batch(
     parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
     device = arguments[0].device if parameter is None else parameter.device
     results = []
-    with _seeded(seed), pyro.validation_enabled(False), evaluating(program, like), _local_parameters():
+    with _seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
         for batch in _split(arguments, batch_size):
             moved = [part.to(device) for part in batch]
             if binarize:
@@ -300,10 +300,6 @@ def _split(arguments: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, .
 
 def _seeded(seed: int | None) -> Any:
     return contextlib.nullcontext() if seed is None else preserved_rng(seed)
-
-
-def _local_parameters() -> Any:
-    return pyro.settings.context(module_local_params=True)
 
 
 def _is_array(x: Any) -> bool:

@@ -1,8 +1,9 @@
 """The base of every half: a module whose forward pass is a Pyro program."""
 
-__all__ = ["Configurable", "StochasticModule", "evaluating", "preserved_rng"]
+__all__ = ["Configurable", "StochasticModule", "evaluating", "local_parameters", "own_store", "preserved_rng"]
 
 import contextlib
+import contextvars
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 _counter = itertools.count()
+_registering = contextvars.ContextVar("registering", default=True)
 
 
 class Configurable(nn.Module):
@@ -44,9 +46,9 @@ class StochasticModule(Configurable):
     - write the program in ``forward``, with the data first and ``batch_size`` to generate without data;
     - name what each attribute stands for in ``factors``; printing the module then shows the factorization.
 
-    Called inside Pyro's inference the module registers its parameters under a name that no other instance has,
-    so that two modules of one class never share weights in Pyro's global store. With Pyro's setting
-    ``module_local_params=True`` (which ``tarspyro.fit`` uses) the store is left alone.
+    When called, the module registers its parameters in Pyro's global store, for ``pyro.infer.SVI`` to find, under a
+    name that no other instance has: two modules of one class never share weights. Inside ``local_parameters`` (as in
+    ``tarspyro.fit`` and ``tarspyro.evaluate``) the store is left alone.
 
     Attributes:
         density: The letter of the factorization, p for models and q for guides.
@@ -81,7 +83,7 @@ class StochasticModule(Configurable):
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not pyro.settings.get("module_local_params"):
+        if _registering.get():
             pyro.module(self.pyro_name, self)
         return super().__call__(*args, **kwargs)
 
@@ -101,12 +103,11 @@ class StochasticModule(Configurable):
     @property
     def latex(self) -> str:
         r"""The factorization in LaTeX, such as ``p(x, z) = p(x \mid z) \, p(z)``."""
-        text = self.formula.replace(" | ", r" \mid ").replace(f") {self.density}(", rf") \, {self.density}(")
-        return re.sub(r"_(\w+)", r"_{\1}", text)
+        return _latex(self.formula.replace(f") {self.density}(", rf") \, {self.density}("))
 
     def _repr_latex_(self) -> str:
         families = "".join(
-            rf" \\ & {self.density}({factor.replace('|', chr(92) + 'mid')}) &= \text{{{_headline(getattr(self, name))}}}"
+            rf" \\ & {self.density}({_latex(factor)}) = \text{{{_headline(getattr(self, name))}}}"
             for name, factor in self.factors.items()
         )
         return rf"$$\begin{{aligned}} & {self.latex} {families} \end{{aligned}}$$"
@@ -132,9 +133,44 @@ def _split(factors: Any) -> tuple[list[str], list[str]]:
     return variables, [name for name in dict.fromkeys(conditions) if name not in variables]
 
 
+def _latex(text: str) -> str:
+    return re.sub(r"_(\w+)", r"_{\1}", text.replace(" | ", r" \mid "))
+
+
 def _headline(part: Any) -> str:
     headline = getattr(part, "headline", None) or repr(part).partition("\n")[0]
     return headline.replace("_", r"\_")
+
+
+@contextlib.contextmanager
+def local_parameters() -> Iterator[None]:
+    """Keeps the parameters of every ``StochasticModule`` out of Pyro's global store."""
+    token = _registering.set(False)
+    try:
+        yield
+    finally:
+        _registering.reset(token)
+
+
+@contextlib.contextmanager
+def own_store() -> Iterator[None]:
+    """Gives what runs inside a store of its own, with what functions declared by ``pyro.param`` before.
+
+    What a module registers is its own and is forgotten afterwards, so that no other module meets it under the same
+    name; what functions declare has no other home, and is kept.
+    """
+    store = pyro.get_param_store()
+    outside = store.get_state()
+    with store.scope(state=_declared(outside)) as inside:
+        yield
+    declared = _declared(inside)
+    store.set_state({kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")})
+
+
+def _declared(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The part of a store's state that does not belong to modules."""
+    params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
+    return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pyro import poutine
 
 from tarspyro import evaluate
 from tarspyro.data import Split
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.modules import evaluating, local_parameters, preserved_rng
 from tarspyro.runs import History
 
 Shape = Sequence[int] | None
@@ -58,7 +58,8 @@ def latents(
     """
     if method not in ("pca", "tsne"):
         raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}.")
-    codes = _array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
+    with preserved_rng():  # the guide draws, although only its means are looked at
+        codes = _array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
     codes = codes.reshape(len(codes), -1)
     if labels is None and isinstance(data, Split):
         labels = data.y
@@ -116,13 +117,11 @@ def manifold(
         first = second = torch.linspace(-extent, extent, num)
     # Rows from top to bottom run from large to small values, as a vertical axis does.
     grid = torch.cartesian_prod(second.flip(0), first).flip(1)
-    if not torch.allclose(draws.flatten(1).sum(1), torch.ones(())):
-        images = evaluate.decode(model, grid.reshape(-1, *draws.shape[1:]))
-        title = "decoder manifold"
-    else:
+    title = "decoder manifold"
+    if torch.allclose(draws.flatten(1).sum(1), draws.new_ones(())):
         # Points of the simplex have one degree of freedom: a line of images.
-        images = evaluate.decode(model, torch.stack([first, 1 - first], -1).reshape(-1, *draws.shape[1:]))
-        title = "decoder along the simplex"
+        grid, title = torch.stack([first, 1 - first], -1), "decoder along the simplex"
+    images = _decode(model, grid.reshape(-1, *draws.shape[1:]))
     figure, ax = _axes(ax, (6.4, 6.4))
     _show(ax, _sheet(images, num, image_shape))
     ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
@@ -210,7 +209,7 @@ def traversal(
     codes = center.repeat(len(units), num, 1)
     for row, unit in enumerate(units):
         codes[row, :, unit] = torch.quantile(flat[:, unit], levels)
-    images = evaluate.decode(model, codes.reshape(-1, *draws.shape[1:]))
+    images = _decode(model, codes.reshape(-1, *draws.shape[1:]))
     figure, ax = _axes(ax, (0.6 * num, 0.6 * len(units) + 0.6))
     _show(ax, _sheet(images, num, image_shape))
     ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, units))}")
@@ -236,7 +235,8 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     figure, ax = _axes(ax, (6.4, 4.0))
     for key, label in ((name, "training"), (f"validation_{name}", "held out")):
         if history[key]:
-            ax.plot(history["epoch"], history[key], label=label, marker="." if len(history) < 30 else None)
+            epochs = [row["epoch"] for row in history.rows if key in row]  # a resumed run may measure more
+            ax.plot(epochs, history[key], label=label, marker="." if len(history) < 30 else None)
     if history.best_epoch:
         ax.axvline(history.best_epoch, color="0.7", linewidth=1, linestyle=":", label="best epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -247,7 +247,7 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     if ax is not None:
-        figure = ax.get_figure(root=True)
+        figure = ax.figure.figure  # the figure of a subfigure too
         assert isinstance(figure, Figure)
         return figure, ax
     figure = _Figure(figsize=size, layout="constrained")
@@ -263,6 +263,8 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     from sklearn.manifold import TSNE
 
     if method == "pca":
+        if np.ptp(codes, axis=0).max() == 0:
+            return np.zeros((len(codes), 2)), ["PC 1 (no variance)", "PC 2 (no variance)"]
         pca = PCA(2, random_state=0)
         projected = pca.fit_transform(codes)
         return projected, [
@@ -272,13 +274,19 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
 
 
+def _decode(model: Callable[..., Any], codes: torch.Tensor) -> torch.Tensor:
+    with preserved_rng():  # the model draws, although only its means are looked at
+        images: torch.Tensor = evaluate.decode(model, codes)
+    return images
+
+
 def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
     """Draws of z from the prior alone, whose quantiles make grids for any family."""
     prior = getattr(model, "prior", None)
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
         if prior is not None:
             return prior().sample((num,)).cpu()
-        with pyro.settings.context(module_local_params=True):
+        with local_parameters():
             value = poutine.trace(model).get_trace(batch_size=num).nodes["z"]["value"]
     return value.cpu()
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from tarspyro.config import build, describe
+from tarspyro.modules import preserved_rng
 
 FORMAT = 1
 States = dict[str, dict[str, Tensor]]  # "model" and "guide" -> state_dict
@@ -119,13 +120,16 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Returns the configuration."""
+        path = self.folder / "config.json"
         try:
             config: dict[str, Any] = json.loads(self._read("config.json"))
-        except ValueError as error:
-            raise RunError(f"{self.folder / 'config.json'} is not valid JSON ({error}).") from error
-        if config.get("format") != FORMAT:
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path} is not valid JSON ({error}).") from error
+        if not isinstance(config, dict) or not {"format", "model", "guide"} <= config.keys():
+            raise RunError(f"{path} is not the configuration of a run.")
+        if config["format"] != FORMAT:
             raise RunError(
-                f"{self.folder} has format {config.get('format')!r}, this version of tarspyro reads format {FORMAT}."
+                f"{self.folder} has format {config['format']!r}, this version of tarspyro reads format {FORMAT}."
             )
         return config
 
@@ -157,9 +161,12 @@ class Run:
     def read_metrics(self) -> list[dict[str, float]]:
         """Reads the lines of ``metrics.jsonl``."""
         try:
-            return [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
+            rows = [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
         except ValueError as error:
             raise self._corrupted("metrics.jsonl", error) from error
+        if not all(isinstance(row, dict) and "objective" in row for row in rows):
+            raise self._corrupted("metrics.jsonl", "a line is not that of an epoch")
+        return rows
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -171,11 +178,12 @@ class Run:
         content = self._read(name)
         try:
             tensors: dict[str, Tensor] = load_safetensors(content)
-            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            metadata = _header(content)["__metadata__"]
             values: dict[str, Any] = json.loads(metadata["values"])
-        except (SafetensorError, ValueError, KeyError) as error:
+            expected: str = metadata["sha256"]
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise self._corrupted(name, error) from error
-        if _digest(content, metadata["values"]) != metadata.get("sha256"):
+        if _digest(content, metadata["values"]) != expected:
             raise self._corrupted(name, "its SHA-256 is not the one written in it")
         return tensors, values
 
@@ -202,10 +210,17 @@ class Run:
         partial.replace(self.folder / name)
 
 
+def _header(content: bytes) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header
+
+
 def _digest(content: bytes, values: str) -> str:
-    """The SHA-256 of a file's tensors (what follows its header) and of the values beside them."""
+    """The SHA-256 of a file's tensors, of their names, types and shapes, and of the values beside them."""
+    header = {name: entry for name, entry in _header(content).items() if name != "__metadata__"}
     start = 8 + int.from_bytes(content[:8], "little")
-    return hashlib.sha256(content[start:] + values.encode()).hexdigest()
+    described = json.dumps([header, values], sort_keys=True)
+    return hashlib.sha256(described.encode() + content[start:]).hexdigest()
 
 
 def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
@@ -214,14 +229,48 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     for half, program in (("model", model), ("guide", guide)):
         try:
             described[half] = describe(program)
-            rebuilt = build(described[half])
-            if {k: v.shape for k, v in rebuilt.state_dict().items()} != {
-                k: v.shape for k, v in program.state_dict().items()
-            }:
-                raise TypeError(f"{type(program).__name__} was changed after it was built.")
-        except (TypeError, ImportError, AttributeError, ValueError) as error:
+            with preserved_rng():  # building draws initial weights
+                rebuilt = build(described[half])
+            # Lazy layers are described by what the first batch made of them.
+            lazy = {name for name, layer in rebuilt.named_modules() if isinstance(layer, LazyModuleMixin)}
+            if _structure(program, lazy) != _structure(rebuilt, lazy):
+                raise TypeError(f"{type(program).__name__} is not what its constructor makes, so it was changed later")
+        except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
             described[half] = {"unavailable": str(error)}
     return described
+
+
+def _structure(program: nn.Module, without: set[str]) -> list[Any]:
+    """What two networks share that compute the same once they have the same weights."""
+    layers = [(name, type(layer), layer.extra_repr()) for name, layer in program.named_modules() if name not in without]
+    weights = [
+        (name, tensor.shape, tensor.dtype)
+        for name, tensor in program.state_dict().items()
+        if name.rpartition(".")[0] not in without
+    ]
+    return [layers, weights]
+
+
+def _rebuild(run: Run, half: str, described: Any) -> Any:
+    if isinstance(described, dict) and "unavailable" in described:
+        reason = str(described["unavailable"]).rstrip(".")
+        raise RunError(f"{run.folder} cannot rebuild its {half} ({reason}): pass {half}=...")
+    try:
+        return build(described)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise RunError(f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=...") from error
+
+
+def _check_precision(halves: Mapping[str, Any], states: States) -> None:
+    for half, state in states.items():
+        for name, tensor in halves[half].state_dict().items():
+            if name in state and state[name].dtype != tensor.dtype:
+                raise TypeError(
+                    f"{half}.{name} is of {tensor.dtype}, the file holds {state[name].dtype}: "
+                    "see torch.set_default_dtype"
+                )
 
 
 def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guide: Any = None) -> LoadedRun:
@@ -245,18 +294,18 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
     run = Run(folder)
     config = run.config()
     halves = {"model": model, "guide": guide}
-    with torch.random.fork_rng(devices=[]):  # the weights drawn while building are overwritten
+    with preserved_rng():  # building draws initial weights, which are overwritten
         for half in halves:
             if halves[half] is not None:
                 continue
-            if "unavailable" in config[half]:
-                raise RunError(f"{folder} cannot rebuild its {half} ({config[half]['unavailable']}): pass {half}=...")
-            halves[half] = build(config[half])
+            halves[half] = _rebuild(run, half, config[half])
+    states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
     try:
-        set_states(halves, run.load_weights(which))
-    except RuntimeError as error:
-        raise RunError(f"{folder}: the {which} weights do not fit the classes of config.json ({error}).") from error
-    history = History(rows=run.read_metrics(), in_hand=which)
+        _check_precision(halves, states)
+        set_states(halves, states)
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{folder}: the {which} weights do not fit the model and the guide ({reason}).") from error
     objective = [row["objective"] for row in history.rows]
     history.best_epoch = 1 + objective.index(max(objective)) if objective else 0
     return LoadedRun(halves["model"], halves["guide"], config, history)

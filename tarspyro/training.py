@@ -3,7 +3,7 @@
 __all__ = ["fit"]
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tarspyro.checks import check_inputs
 from tarspyro.config import describe
 from tarspyro.infer import ELBO, PairError, check_pair
 from tarspyro.infer.traces import trace_pair
-from tarspyro.modules import StochasticModule, evaluating, preserved_rng
+from tarspyro.modules import evaluating, local_parameters, own_store, preserved_rng
 from tarspyro.runs import History, Run, describe_pair
 from tarspyro.trainer import Trainer
 
@@ -119,9 +119,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng(seed))
+        stack.enter_context(own_store())
         # Bounds without a differentiable loss train what they find in the store, so there it has to be.
-        stack.enter_context(pyro.settings.context(module_local_params=hasattr(loss, "differentiable_loss")))
-        stack.enter_context(_clean_store(model, guide))
+        if hasattr(loss, "differentiable_loss") or not hasattr(loss, "loss_and_grads"):
+            stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
         batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
         held_out = None
@@ -181,20 +182,6 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
-
-
-@contextlib.contextmanager
-def _clean_store(*programs: Any) -> Iterator[None]:
-    """Takes out of Pyro's store what the halves put there meanwhile."""
-    store = pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        yield
-    finally:
-        own = tuple(f"{program.pyro_name}$$$" for program in programs if isinstance(program, StochasticModule))
-        for name in set(store.keys()) - before:
-            if name.startswith(own):
-                del store[name]
 
 
 def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> list[Tensor]:

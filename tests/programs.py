@@ -11,7 +11,7 @@ from torch import nn
 class LinearGaussian(nn.Module):
     r"""z ~ N(0, I_2), x | z ~ N(Wz, s^2 I_5), with a shifted and widened Gaussian guide; everything is known.
 
-    .. math:: \log p(x) = \log N(x; 0, WW^T + s^2 I), \quad z \mid x \sim N(V W^T x / s^2, V), V = (I + W^T W / s^2)^{-1}
+    .. math:: p(x) = N(x; 0, WW^T + s^2 I), \quad p(z \mid x) = N(z; V W^T x / s^2, V), V = (I + W^T W / s^2)^{-1}
     """
 
     def __init__(self, seed=0, shift=0.3, widen=1.4, num=50):

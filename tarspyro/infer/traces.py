@@ -91,10 +91,11 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("w", dist.Normal(x, 1.0))
-        >>> check_pair(model, guide, torch.zeros(3))
-        Traceback (most recent call last):
-        ...
-        tarspyro.infer.traces.PairError: guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
+        >>> try:
+        ...     check_pair(model, guide, torch.zeros(3))
+        ... except PairError as error:
+        ...     print(error)
+        guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
     """
     with preserved_rng(), evaluating(model, guide):
         model_trace, guide_trace = trace_pair(model, guide, args, kwargs)

@@ -18,7 +18,8 @@ class MLP(Configurable):
 
     .. math:: h_0 = [x_1, x_2, \dots], \quad h_{i+1} = a(W_i h_i + b_i)
 
-    The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the output has shape :math:`(*, H)`, with any leading dimensions.
+    The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the output has shape
+    :math:`(*, H)`, with any leading dimensions.
 
     Arguments:
         in_features: The size of the input; a tuple for an input with several dimensions, such as ``(1, 28, 28)``;

@@ -1,0 +1,153 @@
+"""StochasticModule: names in Pyro's store, copies, printing, generation; the library's pairs as plain Pyro programs."""
+
+import copy
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import nn
+
+from tarspyro import Conditional, Deterministic, StochasticModule, guides, models
+from tarspyro.distributions import default_prior
+from tarspyro.modules import evaluating, local_parameters, own_store, preserved_rng
+from tarspyro.nn import MLP
+
+
+def pair():
+    model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64))
+    return model, guides.VAE(Conditional(dist.Normal, MLP(64, [8]), 2))
+
+
+def test_printing_shows_the_factorization():
+    model, guide = pair()
+    assert str(model).splitlines() == [
+        "VAE: p(x, z) = p(x | z) p(z)",
+        "  likelihood: p(x | z) = Bernoulli(logits) of shape (64,) from MLP(2 -> 8, ReLU)",
+        "  prior: p(z) = Normal(loc=0, scale=1) of shape (2,)",
+    ]
+    assert str(guide).startswith("VAE: q(z | x)\n  posterior: q(z | x) = Normal(loc, scale)")
+    assert model.latex == r"p(x, z) = p(x \mid z) \, p(z)"
+    assert model.latex in model._repr_latex_() and model._repr_latex_().count("$$") == 2
+
+
+def test_conditions_and_indices_in_the_formula():
+    class Two(StochasticModule):
+        factors = {"a": "x | z_1, y", "b": "z_1 | z_2", "c": "z_2"}
+
+    assert Two().formula == "p(x, z_1, z_2 | y) = p(x | z_1, y) p(z_1 | z_2) p(z_2)"
+    assert r"z_{1} \mid z_{2}" in Two().latex
+
+
+def test_a_module_without_factors_prints_like_any_other():
+    class Bare(StochasticModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+    assert "Linear(in_features=1" in str(Bare())
+
+
+def test_every_instance_and_copy_has_its_own_name():
+    model, _ = pair()
+    twin = copy.deepcopy(model)
+    assert len({model.pyro_name, twin.pyro_name, pair()[0].pyro_name, model.pyro_name}) == 3
+    assert str(twin) == str(model)
+    model(batch_size=1), twin(batch_size=1)
+    store = pyro.get_param_store()
+    name = "likelihood.heads.logits.weight"
+    assert store[f"{model.pyro_name}$$${name}"] is not store[f"{twin.pyro_name}$$${name}"]
+    assert (
+        dict(twin.likelihood.heads.named_parameters())["logits.weight"] is not model.likelihood.heads["logits"].weight
+    )
+
+
+def test_the_store_is_left_alone_with_local_parameters():
+    model, _ = pair()
+    with local_parameters():
+        model(batch_size=3)
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_generation_and_conditions():
+    model, guide = pair()
+    assert model(batch_size=7).shape == (7, 64) and model().shape == (1, 64)
+    z = torch.randn(5, 2)
+    trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(batch_size=5)
+    torch.testing.assert_close(trace.nodes["x"]["fn"].mean, model.likelihood.mean(z))
+    draws = Predictive(model, num_samples=3)(batch_size=4)
+    assert draws["x"].shape == (3, 4, 64)
+    assert guide(torch.zeros(4, 64)).shape == (4, 2)
+
+
+def test_an_autoencoder_decodes_codes_and_cannot_be_drawn_from():
+    model = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [8]), 64), 2)
+    guide = guides.Autoencoder(Deterministic(MLP(64, [8]), 2))
+    z = guide(torch.rand(5, 64))
+    torch.testing.assert_close(z, guide(torch.rand(5, 64)) * 0 + z)
+    assert pyro.condition(model, {"z": z})(batch_size=5).shape == (5, 64)
+    with pytest.raises(NotImplementedError):
+        model(batch_size=5)
+
+
+def test_the_graph_is_drawn_from_the_program():
+    model, _ = pair()
+    from pyro.infer.inspect import get_dependencies
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dependencies = get_dependencies(model, model_args=(torch.rand(3, 64).round(),))["prior_dependencies"]
+    assert set(dependencies["x"]) == {"x", "z"} and set(dependencies["z"]) == {"z"}
+
+
+def test_evaluating_gives_back_every_module_s_mode():
+    model, _ = pair()
+    model.train()
+    model.likelihood.trunk.eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert model.training and not model.likelihood.trunk.training
+    with pytest.raises(RuntimeError), evaluating(model):
+        raise RuntimeError
+    assert model.training
+
+
+def test_preserved_rng():
+    state = torch.get_rng_state()
+    with preserved_rng(seed=1):
+        first = torch.randn(3)
+    with preserved_rng(seed=1):
+        torch.testing.assert_close(first, torch.randn(3))
+    with preserved_rng():
+        torch.randn(3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_moving_a_pair_moves_its_prior():
+    model, guide = pair()
+    model.double(), guide.double()
+    x = torch.rand(4, 64).round().double()
+    assert guide(x).dtype == torch.float64 and model(batch_size=2).dtype == torch.float64
+    given = models.VAE(dist.Normal(torch.zeros(2), 1.0).to_event(1), model.likelihood).double()
+    assert given.prior().base_dist.loc.dtype == torch.float64
+
+
+def test_own_store_keeps_what_functions_declare_and_forgets_what_modules_register():
+    pyro.param("before", torch.zeros(2))
+    layer = nn.Linear(2, 2)
+    pyro.module("layer", layer)
+    with own_store():
+        store = pyro.get_param_store()
+        assert set(store.keys()) == {"before"}
+        pyro.param("before")
+        pyro.param("inside", torch.ones(1), constraint=dist.constraints.positive)
+        pyro.module("layer", nn.Linear(2, 2))
+        with torch.no_grad():
+            pyro.param("before").add_(3.0)
+    assert set(pyro.get_param_store().keys()) == {"before", "inside", "layer$$$weight", "layer$$$bias"}
+    assert pyro.param("before").tolist() == [3.0, 3.0] and pyro.param("inside").item() == 1.0
+    assert pyro.param("layer$$$weight") is layer.weight

@@ -1,0 +1,93 @@
+"""The package as it installs: its folders, its names, and what importing it does not do."""
+
+import importlib.metadata
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tarspyro
+
+ROOT = Path(__file__).parents[1]
+
+PROMISED = {
+    tarspyro: "Conditional Deterministic StochasticModule fit embed evaluate plot data models guides nn distributions "
+    "infer __version__",
+    tarspyro.distributions: "default_prior",
+    tarspyro.infer: "ELBO",
+    tarspyro.models: "Autoencoder VAE",
+    tarspyro.guides: "Autoencoder VAE",
+    tarspyro.data: "digits mnist frey_face",
+    tarspyro.plot: "latents manifold reconstructions samples traversal curves",
+}
+
+
+@pytest.mark.parametrize("module", PROMISED, ids=lambda module: module.__name__)
+def test_promised_names(module):
+    for name in PROMISED[module].split():
+        assert hasattr(module, name)
+
+
+def test_version_is_the_distribution_s():
+    assert importlib.metadata.version("tarspyro") == tarspyro.__version__
+
+
+def test_importing_has_no_side_effects():
+    code = """
+import sys, torch, numpy, random
+import pyro
+before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype(), dict(pyro.get_param_store())
+validation = torch.distributions.Distribution._validate_args
+import tarspyro
+assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.get_num_threads()
+assert before[2] == torch.get_default_dtype() and before[3] == dict(pyro.get_param_store())
+assert validation == torch.distributions.Distribution._validate_args
+for module in ("torchvision", "lightning", "tensorboard", "matplotlib.pyplot", "sklearn", "models", "guides"):
+    assert module not in sys.modules, module
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd="/")
+
+
+def test_packages_list_names_every_folder():
+    folders = {"tarspyro", "tarspyro.models", "tarspyro.guides"}
+    folders |= {f"tarspyro.{path.parent.name}" for path in (ROOT / "tarspyro").glob("*/__init__.py")}
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = text.partition("packages = [")[2].partition("]")[0]
+    assert {name.strip().strip('"') for name in listed.split(",")} == folders
+
+
+def test_links_point_to_the_folders():
+    for name in ("models", "guides"):
+        assert (ROOT / "tarspyro" / name).resolve() == ROOT / name
+
+
+def test_wheel_holds_everything(tmp_path):
+    source = tmp_path / "source"
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in names:
+        if name.startswith(("tarspyro/", "models/", "guides/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
+            if not (ROOT / name).is_symlink():  # as where links are not supported
+                (source / name).parent.mkdir(parents=True, exist_ok=True)
+                (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+        for expected in (
+            "tarspyro/models/vae.py",
+            "tarspyro/guides/vae.py",
+            "tarspyro/py.typed",
+            "tarspyro/infer/elbo.py",
+        ):
+            assert expected in files
+        assert {name.partition("/")[0] for name in files} == {
+            "tarspyro",
+            wheel.name.rpartition("-py3")[0] + ".dist-info",
+        }
+        archive.extractall(tmp_path / "site")
+    code = "import tarspyro; assert 'site' in tarspyro.__file__; print(tarspyro.models.VAE, tarspyro.guides.VAE)"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path, env=environment)
