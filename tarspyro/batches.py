@@ -3,7 +3,7 @@
 __all__ = ["Batches", "as_arguments", "binarized"]
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class Batches:
     def __len__(self) -> int:
         if self.tensors is not None:
             return -(-len(self.tensors[0]) // self.batch_size)
-        return len(self.source) if hasattr(self.source, "__len__") else 0
+        return len(self.source) if isinstance(self.source, Sized) else 0
 
     def first(self) -> tuple[Tensor, ...]:
         """Returns the first rows in their given order."""

@@ -162,7 +162,7 @@ def check_trained(loss: Tensor, parameters: Iterable[Tensor], programs: Sequence
             f"{len(strangers)} parameters that the loss depends on would not be trained (shapes {shapes}, ...): make "
             "their module an attribute of the model or guide, or register it with pyro.module."
         )
-    names = {}
+    names: dict[int, str] = {}
     for program in programs:
         if isinstance(program, nn.Module):
             names |= {id(parameter): f"{name_of(program)}.{name}" for name, parameter in program.named_parameters()}
@@ -189,5 +189,7 @@ def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tenso
 
 
 def _rows(value: Tensor) -> str:
-    bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten() if value.dim() else []
-    return f"batch rows {[int(row) for row in bad[:5]]}{', ...' if len(bad) > 5 else ''}"
+    if value.dim() == 0:
+        return "a single number"
+    bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+    return f"batch rows {bad[:5]}{', ...' if len(bad) > 5 else ''}"

@@ -216,7 +216,8 @@ def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor
 
 def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     if hasattr(trunk, "head"):
-        return initialize(trunk.head(tuple(shape)))
+        make_head: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
+        return initialize(make_head(tuple(shape)))
     size = math.prod(shape)
     features = _out_features(trunk)
     # Where the trunk does not tell its output size, the first call does.

@@ -254,7 +254,8 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
     _check_generates(model)
     with _seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         node = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
-    return distribution_mean(node["fn"]) if mean else node["value"]
+    value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
+    return value
 
 
 def _check_generates(model: Program) -> None:

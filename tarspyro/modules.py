@@ -160,14 +160,15 @@ def own_store() -> Iterator[None]:
     name; what functions declare has no other home, and is kept.
     """
     store = pyro.get_param_store()
-    outside = store.get_state()
+    outside: Any = store.get_state()
     with store.scope(state=_declared(outside)) as inside:
         yield
     declared = _declared(inside)
-    store.set_state({kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")})
+    merged: Any = {kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")}
+    store.set_state(merged)
 
 
-def _declared(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _declared(state: Mapping[str, Any]) -> Any:
     """The part of a store's state that does not belong to modules."""
     params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
     return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}

@@ -17,6 +17,7 @@ from pyro import poutine
 
 from tarspyro import evaluate
 from tarspyro.data import Split
+from tarspyro.infer.traces import name_of
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
 from tarspyro.runs import History
 
@@ -262,9 +263,9 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    if np.ptp(codes, axis=0).max() == 0:  # a collapsed posterior
+        return np.zeros((len(codes), 2)), ["no variance", "no variance"]
     if method == "pca":
-        if np.ptp(codes, axis=0).max() == 0:
-            return np.zeros((len(codes), 2)), ["PC 1 (no variance)", "PC 2 (no variance)"]
         pca = PCA(2, random_state=0)
         projected = pca.fit_transform(codes)
         return projected, [
@@ -287,7 +288,10 @@ def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
         if prior is not None:
             return prior().sample((num,)).cpu()
         with local_parameters():
-            value = poutine.trace(model).get_trace(batch_size=num).nodes["z"]["value"]
+            try:
+                value = poutine.trace(model).get_trace(batch_size=num).nodes["z"]["value"]
+            except NotImplementedError:
+                raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     return value.cpu()
 
 

@@ -105,10 +105,11 @@ class Trainer:
         for program in self.halves.values():
             if isinstance(program, nn.Module):
                 program.train()
-        start, rows, sums = time.perf_counter(), 0, {}
+        start, rows = time.perf_counter(), 0
+        sums: dict[str, Tensor] = {}
         for arguments in batches.epoch(self._order):
             count = len(arguments[0])
-            for name, value in self._step(arguments).items():
+            for name, value in self.step(arguments).items():
                 sums[name] = sums[name] + value if name in sums else value
             rows += count
             bar.update()
@@ -116,7 +117,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         return {"epoch": self.epoch + 1, "steps": self.step_count, **_means(sums, rows), "seconds": round(seconds, 3)}
 
-    def _step(self, arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def step(self, arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """One step; returns the loss and its terms, summed over the rows, on the device."""
         for assign, schedule in self.schedules.values():
             assign(schedule(self.step_count))
@@ -174,7 +175,7 @@ class Trainer:
 
     def _judge(self, held_out: Batches) -> dict[str, float]:
         """The loss and its terms on held-out data, with the same noise every time."""
-        rows, sums = 0, {}
+        rows, sums = 0, dict[str, Tensor]()
         with preserved_rng(seed=0), evaluating(self.model, self.guide):
             for arguments in held_out.epoch(self._order):
                 if hasattr(self.loss, "differentiable_loss") or not hasattr(self.loss, "loss"):

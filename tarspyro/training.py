@@ -189,7 +189,8 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> list[Ten
     parameters = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
         trace_pair(model, guide, arguments, {})
-    parameters += [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+    declared: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
+    parameters += [value.unconstrained() for value in declared]
     return list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
 
 

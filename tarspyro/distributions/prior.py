@@ -98,7 +98,7 @@ class _Constant(nn.Module):
         return self.distribution
 
     def __repr__(self) -> str:
-        return f"{self.distribution} of shape {tuple(self.distribution.shape())}"
+        return f"{self.distribution} of shape {tuple(self.distribution.batch_shape + self.distribution.event_shape)}"
 
 
 def _map_tensors(distribution: td.Distribution, fn: Callable[[Tensor], Tensor]) -> None:

@@ -25,6 +25,7 @@ from tarspyro.infer.traces import (
     reduce_to,
     sample_sites,
     shared_plates,
+    sum_of,
     trace_pair,
 )
 
@@ -123,9 +124,7 @@ class ELBO(pyro.infer.ELBO):
         """
         runs = 1 if self.vectorize_particles else self.num_particles
         results = [self._run(model, guide, args, kwargs) for _ in range(runs)]
-        loss = sum(loss for loss, _, _ in results) / runs
-        reconstruction = sum(term for _, term, _ in results) / runs
-        kl = sum(term for _, _, term in results) / runs
+        loss, reconstruction, kl = (_mean(values, runs) for values in zip(*results, strict=True))
         return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
     def terms_per_point(
@@ -144,7 +143,7 @@ class ELBO(pyro.infer.ELBO):
         if not shared:
             raise PairError("The pair has no bound for each data point: put every site inside one pyro.plate.")
         sums = [
-            sum(reduce_to(value, shared) for value in terms)
+            sum_of(reduce_to(value, shared) for value in terms)
             for terms in (observed.values(), [term.total for term in latent.values()])
         ]
         sizes = [sums[0].shape[dim] for dim in shared]
@@ -157,25 +156,28 @@ class ELBO(pyro.infer.ELBO):
         nesting = self._plate_nesting(model, guide, args, kwargs) if particles > 1 else 0
         traces = trace_pair(model, guide, args, kwargs, num_particles=particles, plate_nesting=nesting)
         observed, latent = self._site_terms(*traces)
-        reconstruction = sum(value.sum() for value in observed.values()) / particles
-        kl = sum(term.total.sum() for term in latent.values()) / particles
+        reconstruction = _mean([value.sum() for value in observed.values()], particles)
+        kl = _mean([term.total.sum() for term in latent.values()], particles)
         regularizer = kl
         if self.free_bits:
-            regularizer = sum(term.with_free_bits(self.free_bits) for term in latent.values()) / particles
-        loss = -reconstruction if self.beta == 0 else self.beta * regularizer - reconstruction
+            regularizer = _mean([term.with_free_bits(self.free_bits) for term in latent.values()], particles)
+        # At 0 the product would keep a term that may be infinite; at 1 it would only cost time.
+        weighted = regularizer if self.beta == 1 else 0.0 if self.beta == 0 else self.beta * regularizer
+        loss = weighted - reconstruction
         scores = _score_functions(traces[1])
         if scores:
             shared = shared_plates([site for trace in traces for _, site in sample_sites(trace)])
             # One bound for each data point (and particle) scores the draws that went into it, and no others.
             kept = [*shared, -nesting - 1] if particles > 1 else shared
-            signal = sum(reduce_to(value, kept) for value in observed.values())
-            signal = (signal - self.beta * sum(reduce_to(term.total, kept) for term in latent.values())).detach()
+            likelihood = sum_of(reduce_to(value, kept) for value in observed.values())
+            divergence = sum_of(reduce_to(term.total, kept) for term in latent.values())
+            signal = (likelihood - self.beta * divergence).detach()
             if particles > 1:
                 others = (signal.sum(-nesting - 1, keepdim=True) - signal) / (particles - 1)
                 signal = signal - others
-            surrogate = (signal * sum(reduce_to(score, kept) for score in scores)).sum() / particles
+            surrogate = (signal * sum_of(reduce_to(score, kept) for score in scores)).sum() / particles
             loss = loss - (surrogate - surrogate.detach())
-        return loss, torch.as_tensor(reconstruction), torch.as_tensor(kl)
+        return loss, reconstruction, kl
 
     def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Tensor], dict[str, "_KL"]]:
         """Log p of each observed site, and the KL of each latent one."""
@@ -208,6 +210,11 @@ class ELBO(pyro.infer.ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return trace_pair(model, guide, args, kwargs)
+
+
+def _mean(values: Sequence[Tensor], count: int) -> Tensor:
+    total = sum_of(values) if values else torch.zeros(())
+    return total if count == 1 else total / count
 
 
 class _KL(NamedTuple):

@@ -2,7 +2,8 @@
 
 __all__ = ["PairError", "check_pair", "guess_plate_nesting", "log_weights", "particle_plate", "trace_pair"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -27,6 +28,7 @@ class PairError(ValueError):
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     """Yields the sites that carry a log-probability: no subsampling, no ``pyro.deterministic``."""
+    site: Any
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
             yield name, site
@@ -156,10 +158,10 @@ def log_weights(
             f"{name_of(model)} has no weight for each data point, because {where}: put every site that belongs to a "
             "data point inside one pyro.plate, such as pyro.plate('data', len(x))."
         )
-    total: Tensor | float = 0.0
-    for _, site, sign in signed:
-        value = scale_and_mask(log_prob(site), mask=site["mask"])
-        total = total + sign * reduce_to(value, [*shared, -plate_nesting - 1] if num_particles > 1 else shared)
+    kept_dims = [*shared, -plate_nesting - 1] if num_particles > 1 else shared
+    total = sum_of(
+        sign * reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), kept_dims) for _, site, sign in signed
+    )
     if num_particles == 1:
         total = total.unsqueeze(-plate_nesting - 1)
     # Drop the dimensions that no shared plate has; they are of size one after the reduction.
@@ -179,6 +181,11 @@ def reduce_to(value: Tensor, dims: Sequence[int]) -> Tensor:
     return value.sum(others, keepdim=True) if others else value
 
 
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Adds tensors that broadcast, without the operation that Python's sum adds by starting from zero."""
+    return functools.reduce(torch.add, values)
+
+
 def log_prob(site: Site) -> Tensor:
     """Returns the log-probability of a site, without scale and mask, on the device of its value."""
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -194,5 +201,5 @@ def name_of(program: Program) -> str:
     return getattr(program, "__name__", cls.__name__)
 
 
-def _frames(site: Site) -> list[Any]:
+def _frames(site: Any) -> list[Any]:
     return [frame for frame in site.get("cond_indep_stack", ()) if frame.vectorized]

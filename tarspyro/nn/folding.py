@@ -32,7 +32,7 @@ def event_ndims(network: nn.Module) -> int | None:
             continue
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
-                return ndims if ndims >= 0 else len(layer.kernel_size) + 1
+                return ndims if ndims >= 0 else layer.weight.dim() - 1
         return None
     return None
 

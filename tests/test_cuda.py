@@ -1,0 +1,50 @@
+"""On a GPU: placement, no synchronization inside a step, and the same numbers as on the CPU."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from tarspyro import Conditional, embed, evaluate, fit, guides, models
+from tarspyro.data import digits
+from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO
+from tarspyro.nn import MLP
+from tarspyro.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def pair():
+    torch.manual_seed(0)
+    model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [32]), 64))
+    return model, guides.VAE(Conditional(dist.Normal, MLP(64, [32]), 2))
+
+
+def test_trains_and_evaluates_where_the_parameters_are():
+    data = digits()
+    model, guide = pair()
+    history = fit(model, guide, data.train, epochs=5, binarize=True, validation=data.test, seed=0, progress=False)
+    assert next(model.parameters()).is_cuda and model.prior().base_dist.loc.is_cuda
+    assert history["elbo"][-1] > history["elbo"][0]
+    codes = embed(guide, data.test)
+    assert codes.device == data.test.x.device
+    on_gpu = evaluate.log_likelihood(model, guide, data.test.x.round(), num_particles=2000, seed=0)
+    on_cpu = evaluate.log_likelihood(model.cpu(), guide.cpu(), data.test.x.round(), num_particles=2000, seed=0)
+    assert abs(on_gpu.mean() - on_cpu.mean()) < 0.05
+
+
+def test_a_step_does_not_wait_for_the_device():
+    model, guide = (half.cuda() for half in pair())
+    parameters = [*model.parameters(), *guide.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    trainer = Trainer({"model": model, "guide": guide}, ELBO(), parameters, optimizer, schedules={})
+    x = torch.rand(100, 64, device="cuda").round()
+    trainer.step((x,))  # the first step of a shape validates, which reads values back
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pyro.validation_enabled(False):
+            for _ in range(10):
+                trainer.step((x,))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
