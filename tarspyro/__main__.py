@@ -47,7 +47,7 @@ def _trunks(options: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, n
 def _likelihood(options: argparse.Namespace, dataset: Dataset, decoder: nn.Module) -> Conditional:
     if options.likelihood == "Bernoulli":
         # Grey values under a Bernoulli are a cross-entropy, which the user asked for with --grey.
-        grey = {"validate_args": False} if options.grey else {}
+        grey: dict[str, Any] = {"validate_args": False} if options.grey else {}
         return Conditional(dist.Bernoulli, decoder, dataset.image_shape, **grey)
     scale = nn.Parameter(torch.tensor(0.1)) if options.scale is None else options.scale
     return Conditional(dist.Normal, decoder, dataset.image_shape, scale=scale)

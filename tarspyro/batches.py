@@ -99,6 +99,7 @@ class Batches:
         device: Where the batches are.
         shuffle: Whether each epoch has another order (loaders keep their own).
         binarize: Whether to draw the pixels of the first part anew for every batch.
+        pixel_seed: Draw the same pixels in every epoch instead, whatever else draws random numbers meanwhile.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class Batches:
         *,
         shuffle: bool = True,
         binarize: bool = False,
+        pixel_seed: int | None = None,
     ) -> None:
+        self.pixel_seed, self._pixels = pixel_seed, None if pixel_seed is None else torch.Generator(device)
         self.program, self.device, self.binarize = program, device, binarize
         self.shuffle, self.batch_size = shuffle, batch_size
         arguments = as_arguments(data, program)
@@ -141,6 +144,8 @@ class Batches:
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Yields the batches of one epoch, in an order that the generator draws."""
+        if self._pixels is not None and self.pixel_seed is not None:
+            self._pixels.manual_seed(self.pixel_seed)
         if self.tensors is None:
             for batch in self.source:
                 yield self._prepare(self._move(batch))
@@ -162,4 +167,4 @@ class Batches:
     def _prepare(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not self.binarize:
             return arguments
-        return binarized(arguments[0]), *arguments[1:]
+        return binarized(arguments[0], self._pixels), *arguments[1:]

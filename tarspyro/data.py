@@ -65,8 +65,8 @@ class Dataset:
     def reshape(self, *event_shape: int) -> "Dataset":
         """Returns the same data set with images of another shape, such as ``data.reshape(*data.image_shape)``."""
         validation = None if self.validation is None else self.validation.reshape(*event_shape)
-        parts = (part.reshape(*event_shape) for part in (self.train, self.test))
-        return Dataset(self.name, *parts, self.image_shape, validation)
+        train, test = self.train.reshape(*event_shape), self.test.reshape(*event_shape)
+        return Dataset(self.name, train, test, self.image_shape, validation)
 
 
 def digits(*, flatten: bool = True) -> Dataset:

@@ -286,10 +286,12 @@ def _by_batch(
     device = arguments[0].device if parameter is None else parameter.device
     results = []
     with _seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
+        # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
+        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         for batch in _split(arguments, batch_size):
             moved = [part.to(device) for part in batch]
             if binarize:
-                moved[0] = binarized(moved[0])
+                moved[0] = binarized(moved[0], pixels)
             results.append(function(*moved).to(arguments[0].device))
     result = torch.cat(results)
     return result.numpy() if _is_array(x) else result

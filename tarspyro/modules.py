@@ -106,11 +106,11 @@ class StochasticModule(Configurable):
         return _latex(self.formula.replace(f") {self.density}(", rf") \, {self.density}("))
 
     def _repr_latex_(self) -> str:
-        families = "".join(
-            rf" \\ & {self.density}({_latex(factor)}) = \text{{{_headline(getattr(self, name))}}}"
-            for name, factor in self.factors.items()
-        )
-        return rf"$$\begin{{aligned}} & {self.latex} {families} \end{{aligned}}$$"
+        lines = [self.latex] if len(self.factors) != 1 else []
+        for name, factor in self.factors.items():
+            lines.append(rf"{self.density}({_latex(factor)}) = \mathrm{{{_headline(getattr(self, name))}}}")
+        rows = r" \\ & ".join(lines)
+        return rf"$$\begin{{aligned}} & {rows} \end{{aligned}}$$"
 
     def __repr__(self) -> str:
         if not self.factors:
@@ -139,7 +139,7 @@ def _latex(text: str) -> str:
 
 def _headline(part: Any) -> str:
     headline = getattr(part, "headline", None) or repr(part).partition("\n")[0]
-    return headline.replace("_", r"\_")
+    return headline.replace("_", r"\_").replace(" ", r"\ ")
 
 
 @contextlib.contextmanager
@@ -161,11 +161,15 @@ def own_store() -> Iterator[None]:
     """
     store = pyro.get_param_store()
     outside: Any = store.get_state()
-    with store.scope(state=_declared(outside)) as inside:
+    store.clear()
+    store.set_state(_declared(outside))
+    try:
         yield
-    declared = _declared(inside)
-    merged: Any = {kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")}
-    store.set_state(merged)
+    finally:  # Pyro's own scope would lose what was declared before an error
+        declared = _declared(store.get_state())
+        merged: Any = {kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")}
+        store.clear()
+        store.set_state(merged)
 
 
 def _declared(state: Mapping[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from tarspyro.runs import History
 Shape = Sequence[int] | None
 
 
-class _Figure(Figure):
+class Picture(Figure):
     """A figure that notebooks show by itself, without pyplot's global state."""
 
     def _repr_png_(self) -> bytes:
@@ -70,15 +70,16 @@ def latents(
     if codes.shape[1] == 1:
         codes, names = np.column_stack([codes, np.arange(len(codes))]), ["z", "data point"]
     figure, ax = _axes(ax, (6.4, 5.2))
+    dots: dict[str, Any] = {"s": min(25.0, max(4.0, 6000 / len(codes))), "alpha": 0.7, "linewidths": 0}
     if labels is None:
-        ax.scatter(codes[:, 0], codes[:, 1], s=6, alpha=0.7, linewidths=0)
+        ax.scatter(codes[:, 0], codes[:, 1], **dots)
     else:
         labels = _array(labels)
         for label in np.unique(labels):
             chosen = codes[labels == label]
             color = f"C{int(label) % 10}"
-            ax.scatter(chosen[:, 0], chosen[:, 1], s=6, alpha=0.7, linewidths=0, color=color, label=str(label))
-        ax.legend(markerscale=3, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            ax.scatter(chosen[:, 0], chosen[:, 1], color=color, label=str(label), **dots)
+        ax.legend(markerscale=(25 / dots["s"]) ** 0.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     ax.set(xlabel=names[0], ylabel=names[1], title="latent space (posterior means)")
     return figure
 
@@ -251,7 +252,7 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
         figure = ax.figure.figure  # the figure of a subfigure too
         assert isinstance(figure, Figure)
         return figure, ax
-    figure = _Figure(figsize=size, layout="constrained")
+    figure = Picture(figsize=size, layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -289,9 +290,10 @@ def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
             return prior().sample((num,)).cpu()
         with local_parameters():
             try:
-                value = poutine.trace(model).get_trace(batch_size=num).nodes["z"]["value"]
+                trace = poutine.trace(model).get_trace(batch_size=num)
             except NotImplementedError:
                 raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
+    value: Any = trace.nodes["z"]["value"]
     return value.cpu()
 
 

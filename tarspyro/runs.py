@@ -5,11 +5,12 @@ __all__ = ["History", "Run", "RunError", "load_run"]
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyro
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -37,6 +38,7 @@ class History:
         best_epoch: The epoch with the best validation (else training) objective.
         in_hand: Which weights the model and guide hold now, ``"best"`` or ``"last"``.
         states: Both weights, to change what is in hand with ``use``.
+        declared: The parameters of halves that are functions.
 
     Example:
         >>> history = History(rows=[{"epoch": 1, "elbo": -20.0}, {"epoch": 2, "elbo": -15.0}])
@@ -49,6 +51,7 @@ class History:
     best_epoch: int = 0
     in_hand: str = "last"
     states: dict[str, States] = field(default_factory=dict, repr=False)
+    declared: "Declared | None" = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -64,8 +67,24 @@ class History:
         """
         if which not in self.states:
             raise KeyError(f"This history holds the weights {sorted(self.states)}, not {which!r}.")
-        set_states({"model": model, "guide": guide}, self.states[which])
+        set_states({"model": model, "guide": guide, "params": self.declared}, self.states[which])
         self.in_hand = which
+
+
+class Declared:
+    """The parameters that functions declare with ``pyro.param`` or ``pyro.module``, saved and restored like modules."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the parameters by name, unconstrained."""
+        return dict(self.tensors)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Puts values into the parameters."""
+        for name, value in state.items():
+            self.tensors[name].data.copy_(value)
 
 
 def get_states(halves: Mapping[str, Any]) -> States:
@@ -73,7 +92,7 @@ def get_states(halves: Mapping[str, Any]) -> States:
     return {
         half: {name: tensor.detach().cpu().clone() for name, tensor in program.state_dict().items()}
         for half, program in halves.items()
-        if isinstance(program, nn.Module)
+        if isinstance(program, (nn.Module, Declared))
     }
 
 
@@ -263,6 +282,18 @@ def _rebuild(run: Run, half: str, described: Any) -> Any:
         raise RunError(f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=...") from error
 
 
+def _declared(run: Run, names: Iterable[str]) -> Declared:
+    """The parameters that functions declared in this process, whose constraints only the functions know."""
+    store: Any = pyro.get_param_store()
+    missing = [name for name in names if name not in store]
+    if missing:
+        raise RunError(
+            f"{run.folder} holds parameters that functions declared ({', '.join(sorted(missing))}): "
+            "call the model and the guide on some data, so that they declare them here too, and load the run again."
+        )
+    return Declared({name: store[name].unconstrained() for name in names})
+
+
 def _check_precision(halves: Mapping[str, Any], states: States) -> None:
     for half, state in states.items():
         for name, tensor in halves[half].state_dict().items():
@@ -293,13 +324,15 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
         raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
     run = Run(folder)
     config = run.config()
-    halves = {"model": model, "guide": guide}
+    halves: dict[str, Any] = {"model": model, "guide": guide}
     with preserved_rng():  # building draws initial weights, which are overwritten
         for half in halves:
             if halves[half] is not None:
                 continue
             halves[half] = _rebuild(run, half, config[half])
     states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
+    if "params" in states:
+        halves["params"] = _declared(run, states["params"])
     try:
         _check_precision(halves, states)
         set_states(halves, states)

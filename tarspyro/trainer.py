@@ -48,11 +48,11 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
+        self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
         self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.history = History()
+        self.history = History(declared=halves.get("params"))
         self.epoch = self.step_count = self.epochs_since_best = 0
         self.run: Run | None = None
         self._order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -66,7 +66,7 @@ class Trainer:
             run.create(config, overwrite=overwrite)
             return
         stored = run.config()
-        for half in self.halves:
+        for half in ("model", "guide"):
             if stored[half] != config[half]:
                 raise RunError(
                     f"{run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
@@ -237,13 +237,13 @@ class Trainer:
     def _restore(self) -> None:
         assert self.run is not None
         tensors, values = self.run.load_state()
-        states: dict[str, dict[str, Tensor]] = {half: {} for half in self.halves}
+        states: dict[str, dict[str, Tensor]] = {}
         optimizer: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
             owner, _, name = rest.partition(".")
             if kind == "weights":
-                states[owner][name] = tensor
+                states.setdefault(owner, {})[name] = tensor
             elif kind == "optimizer":
                 optimizer.setdefault(int(owner), {})[name] = tensor
         for key, value in values["optimizer"]["numbers"].items():

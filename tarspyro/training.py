@@ -20,7 +20,7 @@ from tarspyro.config import describe
 from tarspyro.infer import ELBO, PairError, check_pair
 from tarspyro.infer.traces import trace_pair
 from tarspyro.modules import evaluating, local_parameters, own_store, preserved_rng
-from tarspyro.runs import History, Run, describe_pair
+from tarspyro.runs import Declared, History, Run, describe_pair
 from tarspyro.trainer import Trainer
 
 
@@ -111,7 +111,7 @@ def fit(
     """
     _check_arguments(epochs, batch_size, patience, keep, resume, folder, validation)
     device = _device(device)
-    halves = {"model": model, "guide": guide}
+    halves: dict[str, Any] = {"model": model, "guide": guide}
     for program in halves.values():
         if isinstance(program, nn.Module):
             program.to(device)
@@ -127,14 +127,16 @@ def fit(
         batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
         held_out = None
         if validation is not None:
-            held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize)
+            held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize, pixel_seed=0)
         first = batches.first()
         check_inputs(model, guide, first, None if binarize else batches.tensors)
         with pyro.validation_enabled(True):
             check_pair(model, guide, *first)
-        parameters = _parameters(model, guide, first)
+        parameters, declared = _parameters(model, guide, first)
         if not parameters:
             raise PairError("The model and the guide have no parameters to train.")
+        if declared.tensors:
+            halves["params"] = declared
         trainer = Trainer(
             halves,
             loss,
@@ -184,14 +186,17 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> list[Tensor]:
-    """The parameters of the halves that are modules, and those that functions declare with ``pyro.param``."""
-    parameters = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
+def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[list[Tensor], Declared]:
+    """All parameters to train; and by name those that functions declare with ``pyro.param`` and ``pyro.module``."""
+    own = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
         trace_pair(model, guide, arguments, {})
-    declared: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
-    parameters += [value.unconstrained() for value in declared]
-    return list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
+    sites: dict[str, Any] = {name: site["value"] for name, site in capture.trace.nodes.items()}
+    unconstrained = {name: value.unconstrained() for name, value in sites.items()}
+    held = {id(parameter) for parameter in own}
+    declared = {name: value for name, value in unconstrained.items() if id(value) not in held}
+    unique = {id(parameter): parameter for parameter in [*own, *declared.values()] if parameter.requires_grad}
+    return list(unique.values()), Declared(declared)
 
 
 def _optimizer(parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:

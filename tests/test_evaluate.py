@@ -172,6 +172,17 @@ def test_binarized_evaluation_is_of_black_and_white_pixels():
     assert estimate.std() > 0, "rows differ because their pixels were drawn"
 
 
+def test_the_seed_gives_the_same_pixels_to_every_pair():
+    seen = []
+    for family in (dist.Normal, dist.Gamma):
+        guide = guides.VAE(Conditional(family, MLP(64, [8]), 2))
+        model = models.VAE(default_prior(family, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64))
+        guide.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        evaluate.elbo(model, guide, torch.full((250, 64), 0.5), binarize=True, seed=0)
+    # the first run of each pair guesses the plates on the first batch
+    assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
+
+
 def test_it_works_on_any_program(toy):
     assert embed(toy.guide, toy.x).shape == (50, 2)
     torch.testing.assert_close(embed(toy.guide, toy.x), toy.posterior(toy.x).mean.detach())

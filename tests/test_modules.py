@@ -31,7 +31,12 @@ def test_printing_shows_the_factorization():
     ]
     assert str(guide).startswith("VAE: q(z | x)\n  posterior: q(z | x) = Normal(loc, scale)")
     assert model.latex == r"p(x, z) = p(x \mid z) \, p(z)"
-    assert model.latex in model._repr_latex_() and model._repr_latex_().count("$$") == 2
+    assert model._repr_latex_() == (
+        r"$$\begin{aligned} & p(x, z) = p(x \mid z) \, p(z) \\ "
+        r"& p(x \mid z) = \mathrm{Bernoulli(logits)\ of\ shape\ (64,)} \\ "
+        r"& p(z) = \mathrm{Normal(loc=0,\ scale=1)\ of\ shape\ (2,)} \end{aligned}$$"
+    )
+    assert guide._repr_latex_().count(r"q(z \mid x)") == 1
 
 
 def test_conditions_and_indices_in_the_formula():

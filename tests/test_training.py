@@ -276,6 +276,18 @@ def test_held_out_data_is_judged_in_evaluation_mode_with_the_same_noise(x):
     assert model.training
 
 
+def test_held_out_pixels_are_the_same_every_epoch_whatever_the_guide_draws(x):
+    """A rejection sampler consumes a varying amount of randomness between the batches."""
+    seen = []
+    model = models.VAE(default_prior(dist.Gamma, 2), Conditional(dist.Bernoulli, MLP(2, [16]), 64))
+    guide = guides.VAE(Conditional(dist.Gamma, MLP(64, [16]), 2))
+    guide.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]) if not module.training else None)
+    train(model, guide, x / 2, validation=x / 2, binarize=True, epochs=2)
+    judged = seen[-6:]
+    assert [len(batch) for batch in judged] == [100, 100, 30] * 2
+    assert all(torch.equal(a, b) for a, b in zip(judged[:3], judged[3:], strict=True))
+
+
 def test_validation_of_pyro_runs_on_the_first_step_of_every_shape_alone(x):
     flags = []
 
@@ -311,6 +323,57 @@ def test_plain_functions_with_their_own_parameters(x):
     assert history["loss"][-1] < history["loss"][0]
     assert not torch.equal(before[0], decoder.weight) and not torch.equal(before[1], encoder.weight)
     assert not torch.equal(pyro.param("scale"), torch.ones(2))
+
+
+def test_the_parameters_of_functions_are_kept_and_restored_too(x, tmp_path):
+    """Best weights, the last good epoch, and resuming are the same for halves that are not modules."""
+
+    def pair():
+        torch.manual_seed(0)
+        decoder = nn.Linear(2, 64)
+
+        def model(x):
+            pyro.module("decoder", decoder)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+        def guide(x):
+            weight = pyro.param("weight", torch.zeros(64, 2))
+            scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ weight, scale).to_event(1))
+
+        return decoder, model, guide
+
+    options = {"validation": x[:50], "schedules": {"lr": lambda step: 0.01 if step < 6 else 2.0}}
+    decoder, model, guide = pair()
+    history = train(model, guide, x, epochs=4, **options)
+    assert history.best_epoch < 4 and history.in_hand == "best"
+    best = history.states["best"]["params"]
+    assert set(best) == {"decoder$$$weight", "decoder$$$bias", "weight", "scale"}
+    assert torch.equal(best["decoder$$$weight"], decoder.weight) and torch.equal(best["weight"], pyro.param("weight"))
+    history.use("last", model, guide)
+    assert not torch.equal(best["decoder$$$weight"], decoder.weight)
+
+    pyro.clear_param_store()
+    decoder, model, guide = pair()
+    broken = {**options, "schedules": {"lr": lambda step: 0.01 if step < 4 else 1e30}}
+    with pytest.raises(NonFiniteError, match="weights are those after epoch 1"):
+        train(model, guide, x, epochs=4, optimizer=torch.optim.SGD, **broken)
+    assert decoder.weight.isfinite().all() and pyro.param("weight").isfinite().all()
+
+    finals = []
+    for parts in ([4], [2, 4]):
+        pyro.clear_param_store()
+        folder = tmp_path / str(len(parts))
+        for epochs in parts:
+            decoder, model, guide = pair()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                train(model, guide, x, epochs=epochs, folder=folder, resume=epochs != parts[0], keep="last")
+        finals.append([decoder.weight.detach().clone(), pyro.param("weight").clone(), pyro.param("scale").clone()])
+    assert equal(*finals)
 
 
 def test_autoguides(x):

@@ -10,7 +10,7 @@ import pyro.infer
 import torch
 from pyro.distributions import Distribution, Independent
 from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
-from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.infer.util import torch_item
 from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
@@ -182,10 +182,6 @@ class ELBO(pyro.infer.ELBO):
     def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Tensor], dict[str, "_KL"]]:
         """Log p of each observed site, and the KL of each latent one."""
         model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
-        if is_validation_enabled():
-            unmatched = sorted({n for n, s in model_sites.items() if not s["is_observed"]} - guide_sites.keys())
-            if unmatched:
-                raise PairError(f"The guide does not sample {unmatched}, which the model does.")
         observed = {name: _scaled_log_prob(site) for name, site in model_sites.items() if site["is_observed"]}
         latent: dict[str, _KL] = {}
         position = {name: index for index, name in enumerate(guide_sites)}
@@ -193,6 +189,8 @@ class ELBO(pyro.infer.ELBO):
         for name, site in model_sites.items():
             if site["is_observed"]:
                 continue
+            if name not in guide_sites:
+                raise PairError(f"The guide does not sample {name!r}, which the model does.")
             analytic = self.analytic_kl and furthest < position[name]
             latent[name] = _kl(guide_sites[name], site, analytic=analytic, by_coordinate=self.free_bits > 0)
             furthest = max(furthest, position[name])

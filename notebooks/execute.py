@@ -1,0 +1,147 @@
+"""Runs notebooks and stores their outputs: ``python notebooks/execute.py [NAMES...] [--fast] [--check]``.
+
+A stored notebook is the result of a full run in a fresh kernel, from the first cell to the last. What differs from
+run to run or from machine to machine (times, identifiers, what goes to stderr, the interpreter's version) is left
+out, so that a diff shows changes of content alone.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parent
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+# Absolute, of two parts or more, and not the end of a URL or of a relative path.
+_PATH = re.compile(r"(?<![\w./:-])/[\w.-]+/[^\s'\"<>]*|\b[A-Z]:\\[^\s'\"<>]*")
+
+
+def execute(notebook: NotebookNode, *, fast: bool = False, timeout: int = 600) -> list[str]:
+    """Runs all cells in a fresh kernel, in place, and leaves out what would differ from run to run.
+
+    The kernel works in a temporary folder, so that a notebook leaves no files behind.
+
+    Arguments:
+        notebook: The notebook.
+        fast: Whether to set ``TARSPYRO_FAST``, with which notebooks train for a few steps only.
+        timeout: How many seconds a cell may take.
+
+    Returns:
+        What the cells wrote to stderr.
+
+    Raises:
+        CellExecutionError: If a cell fails.
+    """
+    notebook.metadata = nbformat.from_dict(METADATA)
+    environment = {**os.environ, "TARSPYRO_FAST": "1" if fast else ""}
+    # One thread: the networks are small, threads that wait for a shared core cost up to ten times the run, and the
+    # last digits of a sum depend on how many threads share it.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env=environment)
+    return normalize(notebook)
+
+
+def normalize(notebook: NotebookNode) -> list[str]:
+    """Leaves one form of an executed notebook, whatever the run and the machine; returns what went to stderr."""
+    errors = []
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index:02d}"
+        cell.metadata = NotebookNode()
+        if cell.cell_type != "code":
+            continue
+        kept: list[NotebookNode] = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                errors.append(output.text)
+                continue
+            if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+                # The kernel cuts what a cell prints into pieces at arbitrary moments.
+                kept[-1].text += output.text
+                continue
+            if "metadata" in output:
+                output.metadata = NotebookNode()
+            kept.append(output)
+        cell.outputs = kept
+    return errors
+
+
+def problems(notebook: NotebookNode) -> Iterator[str]:
+    """Yields what is wrong with a stored notebook: cells without a run, errors, paths of a machine."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        yield "its cells were not run in order, from the first to the last"
+    for number, cell in enumerate(cells, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"code cell {number} failed: {output.ename}"
+            for path in _PATH.findall(_text(output)):
+                yield f"code cell {number} shows a path of the machine: {path}"
+
+
+def _text(output: NotebookNode) -> str:
+    shown = [value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
+    return "\n".join(str(part) for part in (output.get("text", ""), *output.get("traceback", []), *shown))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the notebooks that the command line names; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run notebooks and store their outputs.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_vae or a path; all notebooks if none")
+    parser.add_argument("--fast", action="store_true", help="train for a few steps only; implies --check")
+    parser.add_argument("--check", action="store_true", help="run and report, write nothing")
+    options = parser.parse_args(arguments)
+    failed = False
+    for path in [_find(name) for name in options.names] or sorted(FOLDER.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        found = []
+        if options.check or options.fast:
+            found += [f"{path.name} as stored: {problem}" for problem in problems(notebook)]
+        start = time.perf_counter()
+        try:
+            for line in execute(notebook, fast=options.fast):
+                print(line, end="", file=sys.stderr)
+        except CellExecutionError as error:
+            print(f"{path.name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        found += [f"{path.name}: {problem}" for problem in problems(notebook)]
+        if not (options.check or options.fast or found):
+            nbformat.write(notebook, path)
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+        print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
+        failed |= bool(found)
+    return int(failed)
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), FOLDER / name, FOLDER / f"{name}.ipynb"):
+        if path.is_file():
+            return path
+    known = ", ".join(path.stem for path in sorted(FOLDER.glob("*.ipynb")))
+    raise SystemExit(f"There is no notebook {name}; there are {known}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
