@@ -22,7 +22,7 @@ from tarspyro.batches import binarized
 from tarspyro.data import Dataset, Split
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO
-from tarspyro.modules import preserved_rng
+from tarspyro.modules import find_device, preserved_rng
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 from tarspyro.runs import LoadedRun
 
@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=not options.quiet,
     )
-    loaded = load_run(run)
+    loaded = _place(load_run(run), options.device)
     _report(loaded, dataset, run, options.likelihood_particles)
     _pictures(loaded, dataset, run)
 
@@ -170,7 +170,7 @@ def _open(options: argparse.Namespace) -> tuple[LoadedRun, Dataset]:
     trained_on = loaded.config.get("data")
     if "method" not in loaded.config or not isinstance(trained_on, dict) or trained_on.get("name") not in _DATA:
         raise ValueError(f"{options.run} does not say which data it was trained on: it was not made by tarspyro train.")
-    return loaded, _load_data(trained_on["name"])
+    return _place(loaded, options.device), _load_data(trained_on["name"])
 
 
 def _load_data(name: str) -> Dataset:
@@ -233,9 +233,15 @@ def _pictures(loaded: LoadedRun, dataset: Dataset, run: Path) -> None:
     print(f"pictures in {run}: {', '.join(f'{name}.png' for name in drawn)}")
 
 
-def _check_device(name: str) -> None:
+def _place(loaded: LoadedRun, device: str) -> LoadedRun:
+    for half in (loaded.model, loaded.guide):
+        half.to(_check_device(device))
+    return loaded
+
+
+def _check_device(name: str) -> torch.device:
     try:
-        torch.empty(0, device=None if name == "auto" else name)
+        return torch.empty(0, device=find_device(name)).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
         raise ValueError(f"--device {name}: {str(error).partition(chr(10))[0]}") from error
 
@@ -294,6 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         command.add_argument("run", help="the run folder")
         command.add_argument("--which", choices=("best", "last"), default="best", help="the weights to use")
+        command.add_argument("--device", default="auto")
         command.add_argument(
             "--import", dest="modules", action="append", default=[], help="a module with classes of the run"
         )

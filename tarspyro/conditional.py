@@ -16,11 +16,8 @@ from torch.distributions import Distribution, Transform, kl_divergence
 
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.modules import Configurable, evaluating
-from tarspyro.nn.folding import event_ndims, fold, unfold
+from tarspyro.nn.folding import ELEMENTWISE, event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
-
-# Layers that keep the number of features.
-_ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
 
 def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,7 +227,7 @@ def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
 
 def _out_features(trunk: nn.Module) -> int | None:
     if isinstance(trunk, nn.Sequential):
-        sizes = (_out_features(layer) for layer in reversed(trunk) if type(layer).__module__ not in _ELEMENTWISE)
+        sizes = (_out_features(layer) for layer in reversed(trunk) if type(layer).__module__ not in ELEMENTWISE)
         return next(sizes, None)
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

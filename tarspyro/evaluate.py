@@ -179,9 +179,10 @@ def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int |
             return distribution_mean(distribution)
         return distribution.sample((num_samples,)).movedim(0, 1)
 
-    codes = _by_batch(posterior, guide, guide, x)
     if num_samples is None:
-        return codes
+        with preserved_rng():  # the guide draws on its way to the mean
+            return _by_batch(posterior, guide, guide, x)
+    codes = _by_batch(posterior, guide, guide, x)
     return np.moveaxis(codes, 1, 0) if isinstance(codes, np.ndarray) else codes.movedim(1, 0)
 
 
@@ -237,7 +238,8 @@ def decode(model: Program, z: Any, *, latent: str = "z", site: str = "x") -> Any
         return distribution_mean(poutine.trace(conditioned).get_trace(batch_size=len(values)).nodes[site]["fn"])
 
     _check_generates(model)
-    return _by_batch(mean, None, model, z)
+    with preserved_rng():  # the model draws what it is not asked for
+        return _by_batch(mean, None, model, z)
 
 
 def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = False, seed: int | None = None) -> Tensor:
@@ -250,10 +252,16 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
         mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
             likelihoods.
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+
+    Raises:
+        PairError: If the model does not generate, or has no prior that can be drawn from.
     """
     _check_generates(model)
     with _seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
-        node = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
+        try:
+            node = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
+        except NotImplementedError:
+            raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
     value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
     return value
 

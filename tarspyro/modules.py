@@ -1,6 +1,14 @@
 """The base of every half: a module whose forward pass is a Pyro program."""
 
-__all__ = ["Configurable", "StochasticModule", "evaluating", "local_parameters", "own_store", "preserved_rng"]
+__all__ = [
+    "Configurable",
+    "StochasticModule",
+    "evaluating",
+    "find_device",
+    "local_parameters",
+    "own_store",
+    "preserved_rng",
+]
 
 import contextlib
 import contextvars
@@ -12,6 +20,7 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 _counter = itertools.count()
 _registering = contextvars.ContextVar("registering", default=True)
@@ -83,8 +92,12 @@ class StochasticModule(Configurable):
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _registering.get():
-            pyro.module(self.pyro_name, self)
+        if not _registering.get():
+            return super().__call__(*args, **kwargs)
+        if any(isinstance(parameter, UninitializedParameter) for parameter in self.parameters()):
+            with local_parameters(), preserved_rng(), pyro.poutine.block():
+                super().__call__(*args, **kwargs)  # lazy layers get their sizes from a run that nobody sees
+        pyro.module(self.pyro_name, self)
         return super().__call__(*args, **kwargs)
 
     @property
@@ -140,6 +153,13 @@ def _latex(text: str) -> str:
 def _headline(part: Any) -> str:
     headline = getattr(part, "headline", None) or repr(part).partition("\n")[0]
     return headline.replace("_", r"\_").replace(" ", r"\ ")
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def manifold(
     # Rows from top to bottom run from large to small values, as a vertical axis does.
     grid = torch.cartesian_prod(second.flip(0), first).flip(1)
     title = "decoder manifold"
-    if torch.allclose(draws.flatten(1).sum(1), draws.new_ones(())):
+    if _on_simplex(draws):
         # Points of the simplex have one degree of freedom: a line of images.
         grid, title = torch.stack([first, 1 - first], -1), "decoder along the simplex"
     images = _decode(model, grid.reshape(-1, *draws.shape[1:]))
@@ -210,7 +210,12 @@ def traversal(
     levels = torch.linspace(0.02, 0.98, num)
     codes = center.repeat(len(units), num, 1)
     for row, unit in enumerate(units):
-        codes[row, :, unit] = torch.quantile(flat[:, unit], levels)
+        values = torch.quantile(flat[:, unit], levels)
+        if _on_simplex(draws):  # the others share what the unit leaves
+            group = slice(unit - unit % draws.shape[-1], unit - unit % draws.shape[-1] + draws.shape[-1])
+            rest = codes[row, :, group].sum(-1) - codes[row, :, unit]
+            codes[row, :, group] *= ((1 - values) / rest)[:, None]
+        codes[row, :, unit] = values
     images = _decode(model, codes.reshape(-1, *draws.shape[1:]))
     figure, ax = _axes(ax, (0.6 * num, 0.6 * len(units) + 0.6))
     _show(ax, _sheet(images, num, image_shape))
@@ -295,6 +300,10 @@ def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
                 raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     value: Any = trace.nodes["z"]["value"]
     return value.cpu()
+
+
+def _on_simplex(draws: torch.Tensor) -> bool:
+    return draws.shape[-1] > 1 and torch.allclose(draws.sum(-1), draws.new_ones(()))
 
 
 def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:

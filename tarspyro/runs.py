@@ -132,10 +132,11 @@ class Run:
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file: give the name of a folder.")
+        content = json.dumps({"format": FORMAT, **config}, indent=1).encode()  # may fail: before anything is deleted
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "state.safetensors", "best.safetensors", "last.safetensors"):
             (self.folder / name).unlink(missing_ok=True)
-        self._write("config.json", json.dumps({"format": FORMAT, **config}, indent=1).encode())
+        self._write("config.json", content)
 
     def config(self) -> dict[str, Any]:
         """Returns the configuration."""

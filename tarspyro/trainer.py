@@ -85,6 +85,8 @@ class Trainer:
             while self.epoch < epochs and not (patience and self.epochs_since_best >= patience):
                 try:
                     row = self._train_epoch(batches, bar)
+                    states = get_states(self.halves)
+                    self._check_finite(states)
                 except NonFiniteError as error:
                     set_states(self.halves, last_good)
                     kept = f"the weights are those after epoch {self.epoch}"
@@ -97,8 +99,8 @@ class Trainer:
                     raise
                 if held_out is not None:
                     row |= {f"validation_{name}": value for name, value in self._judge(held_out).items()}
-                last_good = get_states(self.halves)
-                self._finish_epoch(row, last_good)
+                last_good = states
+                self._finish_epoch(row, states)
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
 
     def _train_epoch(self, batches: Batches, bar: Any) -> dict[str, float]:
@@ -173,6 +175,13 @@ class Trainer:
                 reason = "" if arguments is None else f": {describe_nonfinite(self.model, self.guide, arguments)}"
                 raise NonFiniteError(f"The loss was {value} at step {step} (epoch {self.epoch + 1}){reason}.")
 
+    def _check_finite(self, states: dict[str, dict[str, Tensor]]) -> None:
+        """Finds weights that an epoch's last step spoiled, before they are kept as good ones."""
+        for half, state in states.items():
+            for name, tensor in state.items():
+                if not tensor.isfinite().all():
+                    raise NonFiniteError(f"The {half}'s {name} is not finite after step {self.step_count}.")
+
     def _judge(self, held_out: Batches) -> dict[str, float]:
         """The loss and its terms on held-out data, with the same noise every time."""
         rows, sums = 0, dict[str, Tensor]()
@@ -193,6 +202,8 @@ class Trainer:
         annealed = "beta" in self.schedules and "elbo" in row
         prefix = "validation_" if "validation_loss" in row else ""
         row["objective"] = row[f"{prefix}elbo"] if annealed else -row[f"{prefix}loss"]
+        if math.isnan(row["objective"]):
+            row["objective"] = -math.inf  # never the best
         best = max((earlier["objective"] for earlier in self.history.rows), default=-math.inf)
         self.epoch += 1
         self.history.rows.append(row)

@@ -19,7 +19,7 @@ from tarspyro.checks import check_inputs
 from tarspyro.config import describe
 from tarspyro.infer import ELBO, PairError, check_pair
 from tarspyro.infer.traces import trace_pair
-from tarspyro.modules import evaluating, local_parameters, own_store, preserved_rng
+from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.runs import Declared, History, Run, describe_pair
 from tarspyro.trainer import Trainer
 
@@ -110,7 +110,7 @@ def fit(
         True
     """
     _check_arguments(epochs, batch_size, patience, keep, resume, folder, validation)
-    device = _device(device)
+    device = find_device(device)
     halves: dict[str, Any] = {"model": model, "guide": guide}
     for program in halves.values():
         if isinstance(program, nn.Module):
@@ -129,7 +129,9 @@ def fit(
         if validation is not None:
             held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize, pixel_seed=0)
         first = batches.first()
-        check_inputs(model, guide, first, None if binarize else batches.tensors)
+        for part in (batches, held_out):
+            if part is not None:
+                check_inputs(model, guide, part.first(), None if binarize else part.tensors)
         with pyro.validation_enabled(True):
             check_pair(model, guide, *first)
         parameters, declared = _parameters(model, guide, first)
@@ -178,12 +180,6 @@ def _check_arguments(
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
 
 
 def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[list[Tensor], Declared]:

@@ -56,6 +56,8 @@ CASES = {
     "an unknown name": (pair, {"images": x.round()}, {}, "'images', which models.VAE does not take"),
     "not data at all": (pair, 3, {}, "data must be tensors"),
     "an exhausted iterator": (pair, iter([x.round()]), {}, "iterator, which an epoch exhausts"),
+    "NaN in the validation data": (pair, x.round(), {"validation": with_nan}, "NaN or infinite values in 1 of 120"),
+    "grey validation data": (pair, x.round(), {"validation": x}, "grey values"),
     "validation of bytes": (pair, x.round(), {"validation": x * 255, "binarize": True}, "binarize=True needs"),
 }
 

@@ -379,6 +379,20 @@ def test_a_picture_that_cannot_be_written(folder, tmp_path, capsys):
     assert_one_line(capsys, "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("two\n  lines"), "two lines"), (NotImplementedError(), "NotImplementedError")],
+    ids=["lines", "nothing"],
+)
+def test_an_error_is_one_line_whatever_it_says(error, line, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("tarspyro.__main__._load_data", fail)
+    assert main(["train", "vae"]) == 2
+    assert capsys.readouterr().err == f"tarspyro: {line}\n"
+
+
 def test_an_interruption_is_one_line(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt

@@ -132,6 +132,18 @@ def test_a_trunk_that_does_not_tell_its_size_is_asked_at_the_first_call():
     assert conditional.heads["loc"][1].in_features == 15
 
 
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8)),
+        lambda: nn.Sequential(MLP((1, 8, 8), [8]), nn.Dropout(0.1)),
+        lambda: nn.Sequential(nn.Dropout(0.1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()),
+    ],
+)
+def test_trunks_that_change_shapes_on_the_way(trunk):
+    assert Conditional(dist.Normal, trunk(), 2)(torch.randn(5, 1, 8, 8)).batch_shape == (5,)
+
+
 def test_decoder_heads_are_convolutions():
     conditional = Conditional(dist.Normal, ConvDecoder(2, (1, 8, 8), [8, 4]), (1, 8, 8))
     assert isinstance(conditional.heads["loc"][0], nn.Conv2d)

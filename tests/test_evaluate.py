@@ -106,6 +106,14 @@ def test_embed_is_the_posterior_mean_in_evaluation_mode():
     torch.testing.assert_close(codes, embed(guide, x))
 
 
+def test_means_leave_the_random_state_as_it_was():
+    model, guide = vae()
+    state = torch.get_rng_state()
+    embed(guide, torch.rand(5, 64, generator=torch.Generator().manual_seed(0)))
+    evaluate.decode(model, torch.zeros(3, 2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_embed_is_never_stale():
     """Pixyz returns the old codes of the same tensor after a step (known fault)."""
     _, guide = vae()
@@ -209,6 +217,9 @@ def test_errors():
         evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=0)
     with pytest.raises(ValueError, match="site must be one of"):
         embed(guide, torch.zeros(2, 64), site="w")
+    autoencoder = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [8]), 64), 2)
+    with pytest.raises(PairError, match="decode codes instead"):
+        evaluate.sample(autoencoder, 3)
     with pytest.raises(NotImplementedError, match="num_samples"):
         embed(guides.VAE(Conditional(dist.RelaxedBernoulli, MLP(64, [8]), 2)), torch.zeros(2, 64))
 

@@ -156,3 +156,15 @@ def test_own_store_keeps_what_functions_declare_and_forgets_what_modules_registe
     assert set(pyro.get_param_store().keys()) == {"before", "inside", "layer$$$weight", "layer$$$bias"}
     assert pyro.param("before").tolist() == [3.0, 3.0] and pyro.param("inside").item() == 1.0
     assert pyro.param("layer$$$weight") is layer.weight
+
+
+def test_lazy_layers_register_under_svi():
+    torch.manual_seed(0)
+    guide = guides.VAE(Conditional(dist.Normal, nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 2))
+    model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8)))
+    x = torch.rand(5, 1, 8, 8).round()
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    svi.step(x)
+    before = guide.posterior.heads["loc"][1].weight.detach().clone()
+    svi.step(x)
+    assert not torch.equal(before, guide.posterior.heads["loc"][1].weight)

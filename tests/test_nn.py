@@ -84,6 +84,9 @@ def test_fold_and_unfold_are_inverse():
         (nn.Sequential(nn.BatchNorm2d(3)), 3),
         (nn.ReLU(), None),
         (nn.LSTM(3, 2), None),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), None),
+        (nn.Sequential(MLP((1, 8, 8), [8]), nn.Linear(8, 2)), 3),
+        (nn.Sequential(nn.Dropout(0.1), nn.Linear(3, 2)), 1),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -409,6 +409,13 @@ def test_overwrite_leaves_nothing_of_the_old_run(folder):
     assert Run(folder).config() == {"format": 1, "model": None, "guide": None}
 
 
+def test_settings_that_json_cannot_hold_delete_nothing(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Run(folder).create({"model": None, "guide": None, "note": torch.zeros(1)}, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_folder_with_other_files_is_used(tmp_path):
     (tmp_path / "notes.txt").write_text("the user's")
     Run(tmp_path).create({"model": 1, "guide": 2})

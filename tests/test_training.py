@@ -481,6 +481,14 @@ def test_a_step_that_breaks_the_weights_is_named(x):
     assert equal(weights(model, guide), weights(*pair())), "nothing of the broken epoch is left"
 
 
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(x, tmp_path):
+    model, guide = pair()
+    spoiled = {"lr": lambda step: 1e-3 if step < 2 else math.inf}
+    with pytest.raises(NonFiniteError, match="not finite after step 3.*weights are those after epoch 2"):
+        train(model, guide, x[:100], epochs=5, schedules=spoiled, folder=tmp_path / "run")
+    assert all(p.isfinite().all() for p in weights(model, guide))
+
+
 def test_bounds_without_a_differentiable_loss_stop_too(x):
     model, guide = pair()
     with pytest.raises(NonFiniteError, match="step 2"), warnings.catch_warnings():

@@ -1,12 +1,15 @@
 """Leading dimensions (particles, plates, time) folded into the batch around networks of fixed rank."""
 
-__all__ = ["event_ndims", "fold", "unfold"]
+__all__ = ["ELEMENTWISE", "event_ndims", "fold", "unfold"]
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Size, Tensor, nn
+
+# The modules of torch whose layers keep every shape, and the number of features.
+ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
 # What one data point looks like to the first layer of a network: its number of dimensions.
 _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
@@ -19,16 +22,19 @@ _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
 
 
 def event_ndims(network: nn.Module) -> int | None:
-    """The number of dimensions that one data point has for the network, from its first layer with parameters.
+    """The number of dimensions that one data point has for the network, from its first layer.
 
-    Returns None where the first such layer does not tell.
+    Returns None where the first layer takes inputs of any rank, or is of an unknown kind.
 
     Example:
         >>> event_ndims(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten()))
         3
     """
     for layer in network.modules():
-        if next(layer.parameters(recurse=False), None) is None:
+        shapes = getattr(layer, "in_shapes", None)
+        if shapes is not None:
+            return len(shapes[0])
+        if next(layer.children(), None) is not None or type(layer).__module__ in ELEMENTWISE:
             continue
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
