@@ -1,6 +1,7 @@
 """MNIST in Tars' set-up: grey pixels, 50,000 training images, 784-512-512-64 ReLU networks, batches of 100, Adam.
 
     TARSPYRO_DATA=... python benchmarks/mnist_vae.py vae          (20 epochs: 3 minutes on two CPU cores)
+    TARSPYRO_DATA=... python benchmarks/mnist_vae.py vae --decay  (the same, with a falling learning rate)
     TARSPYRO_DATA=... python benchmarks/mnist_vae.py autoencoder  (10 epochs: 1 minute)
 
 Tars (Theano) printed for the VAE a test log-likelihood, importance weighted with k = 10, of -125.6 after epoch 1,
@@ -37,6 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=TARS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 over the second half")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -53,6 +55,9 @@ def main():
                 folder=folder,
                 resume=bool(rows),
                 overwrite=True,
+                schedules={"lr": lambda step: 1e-3 * min(1.0, 2 - step / (250 * max(TARS[arguments.method])))}
+                if arguments.decay
+                else None,
                 seed=arguments.seed,
                 device=arguments.device,
             )
@@ -73,7 +78,8 @@ def main():
             )
             print(rows[-1])
     report = {"method": arguments.method, "seed": arguments.seed, "torch": torch.__version__, "rows": rows}
-    path = Path(__file__).parent / "results" / f"mnist_{arguments.method}.json"
+    variant = ("_decay" if arguments.decay else "") + (f"_seed{arguments.seed}" if arguments.seed else "")
+    path = Path(__file__).parent / "results" / f"mnist_{arguments.method}{variant}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
