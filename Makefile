@@ -16,8 +16,7 @@ demo: $(STAMP)
 	$(BIN)/tarspyro train vae --data digits --run runs/demo --overwrite
 
 # One torch thread a worker: two workers with two threads each would only take turns.
-test: $(STAMP)
-	$(BIN)/ruff check .
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 notebooks: $(STAMP)
@@ -28,6 +27,8 @@ bench: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -259,7 +259,7 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
     _check_generates(model)
     with _seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
-            node = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
+            node: Any = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
     value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]

@@ -4,6 +4,7 @@ __all__ = ["ELEMENTWISE", "event_ndims", "fold", "unfold"]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -38,7 +39,8 @@ def event_ndims(network: nn.Module) -> int | None:
             continue
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
-                return ndims if ndims >= 0 else layer.weight.dim() - 1
+                kernel: Any = layer.weight if ndims < 0 else None
+                return kernel.dim() - 1 if ndims < 0 else ndims
         return None
     return None
 
