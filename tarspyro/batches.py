@@ -139,7 +139,10 @@ class Batches:
         if self.tensors is not None:
             return self._prepare(tuple(part[: self.batch_size] for part in self.tensors))
         for batch in self.source:
-            return self._prepare(self._move(batch))
+            arguments = self._move(batch)
+            if self.binarize:
+                check_binarizable(arguments[0])
+            return self._prepare(arguments)
         raise ValueError("data is empty: it has no batches.")
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:

@@ -35,35 +35,44 @@ def check_inputs(
         model: The model.
         guide: The guide.
         arguments: A batch, as the pair gets it.
-        data: All of the data, if it is in memory, in which to look for NaN.
+        data: All of the data, if it is in memory, of which the batch is the first rows.
 
     Raises:
         InputError: If a value is NaN or infinite, a shape is not the likelihood's, or values are outside its support.
     """
-    for position, part in enumerate(arguments if data is None else data):
+    data = arguments if data is None else data
+    for position, part in enumerate(data):
         _check_finite(part, position)
     # With validation on, a distribution that does not validate is one whose user said so.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         try:
             # The model alone first: it tells what it expects before the guide's network stumbles over the data.
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
-                _check_observed(poutine.trace(model).get_trace(*arguments))
-            _check_observed(trace_pair(model, guide, arguments, {})[0])
+                _check_observed(poutine.trace(model).get_trace(*arguments), arguments, data)
+            _check_observed(trace_pair(model, guide, arguments, {})[0], arguments, data)
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
             raise InputError(_shape_sentence(model, arguments, error)) from error
 
 
-def _check_observed(trace: Trace) -> None:
+def _check_observed(trace: Trace, arguments: Sequence[Tensor], data: Sequence[Tensor]) -> None:
     for name, site in sample_sites(trace):
-        if site["is_observed"] and torch.is_tensor(site["value"]):
-            _check_shape(name, site["fn"], site["value"])
-            _check_support(name, site["fn"], site["value"])
+        value = site["value"]
+        if not (site["is_observed"] and torch.is_tensor(value)):
+            continue
+        _check_shape(name, site["fn"], value)
+        # Validation is off later, so that rows which the first batch does not show are looked at here.
+        whole = next((part for argument, part in zip(arguments, data, strict=True) if argument is value), value)
+        for start in range(0, len(whole), len(value)) if value.dim() else ():
+            # The last batch overlaps the one before: a support may have parameters of a batch's shape.
+            start = min(start, len(whole) - len(value))
+            _check_support(name, site["fn"], whole[start : start + len(value)])
 
 
 def check_binarizable(part: Tensor) -> None:
     """Raises unless the values are probabilities, as ``binarize=True`` needs."""
+    _check_finite(part, 0)
     low, high = part.min().item(), part.max().item()
     if low < 0 or high > 1:
         raise InputError(

@@ -3,6 +3,7 @@
 __all__ = ["Bound", "active_units", "decode", "elbo", "embed", "log_likelihood", "reconstruct", "sample"]
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from tarspyro.batches import as_arguments, binarized
-from tarspyro.checks import check_binarizable
+from tarspyro.checks import check_binarizable, check_inputs
 from tarspyro.conditional import distribution_mean
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.traces import (
@@ -71,6 +72,7 @@ def log_likelihood(
         One number for each data point: an array for arrays, a tensor for tensors.
 
     Raises:
+        InputError: If the data does not fit the likelihood.
         PairError: If a site outside the data's plate leaves data points without weights of their own.
 
     Example:
@@ -85,23 +87,14 @@ def log_likelihood(
         >>> log_likelihood(model, guide, np.array([0.0, 2.0]), num_particles=10).round(4)
         array([-1.2655, -2.2655], dtype=float32)
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
-    nesting: int | None = None
 
-    def estimate(*arguments: Tensor) -> Tensor:
-        nonlocal nesting
-        nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
-        chunk = max(1, _ROWS // len(arguments[0]))
-        total = None
-        for start in range(0, num_particles, chunk):
-            count = min(chunk, num_particles - start)
-            weights = log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting).logsumexp(0)
-            total = weights if total is None else torch.logaddexp(total, weights)
-        assert total is not None
-        return total - math.log(num_particles)
+    def weights(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
+        return log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting).logsumexp(0)
 
-    return _by_batch(estimate, model, guide, x, binarize=binarize, seed=seed)
+    total = _over_particles(weights, torch.logaddexp, model, guide, num_particles)
+    return _by_batch(
+        lambda *a: total(*a) - math.log(num_particles), model, guide, x, binarize=binarize, seed=seed, check=True
+    )
 
 
 def elbo(
@@ -129,24 +122,19 @@ def elbo(
         A tuple (elbo, reconstruction, kl) with elbo = reconstruction - kl: arrays for arrays, tensors for tensors.
 
     Raises:
+        InputError: If the data does not fit the likelihood.
         PairError: If a site outside the data's plate leaves data points without a bound of their own.
     """
-    bound, nesting = ELBO(analytic_kl=analytic_kl), None
+    bound = ELBO(analytic_kl=analytic_kl)
 
-    def estimate(*arguments: Tensor) -> Tensor:
-        nonlocal nesting
-        nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
-        chunk = max(1, _ROWS // len(arguments[0]))
-        sums = None
-        for start in range(0, num_particles, chunk):
-            count = min(chunk, num_particles - start)
-            terms = bound.terms_per_point(model, guide, arguments, num_particles=count, plate_nesting=nesting)
-            sums = terms if sums is None else sums + terms
-        assert sums is not None
-        return (sums / num_particles).movedim(0, -1)
+    def terms(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
+        return bound.terms_per_point(model, guide, arguments, num_particles=count, plate_nesting=nesting)
 
-    terms = _by_batch(estimate, model, guide, x, binarize=binarize, seed=seed)
-    return Bound(terms[..., 0] - terms[..., 1], terms[..., 0], terms[..., 1])
+    total = _over_particles(terms, torch.add, model, guide, num_particles)
+    both = _by_batch(
+        lambda *a: (total(*a) / num_particles).movedim(0, -1), model, guide, x, binarize=binarize, seed=seed, check=True
+    )
+    return Bound(both[..., 0] - both[..., 1], both[..., 0], both[..., 1])
 
 
 def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int | None = None) -> Any:
@@ -266,6 +254,29 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
     return value
 
 
+def _over_particles(
+    function: Callable[[tuple[Tensor, ...], int, int], Tensor],
+    combine: Callable[[Tensor, Tensor], Tensor],
+    model: Program,
+    guide: Program,
+    num_particles: int,
+) -> Callable[..., Tensor]:
+    """Returns what combines a function of a batch over chunks of particles, so that memory does not grow with them."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
+    nesting: int | None = None
+
+    def estimate(*arguments: Tensor) -> Tensor:
+        nonlocal nesting
+        nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
+        chunk = max(1, _ROWS // len(arguments[0]))
+        counts = (min(chunk, num_particles - start) for start in range(0, num_particles, chunk))
+        depth = nesting
+        return functools.reduce(combine, (function(arguments, count, depth) for count in counts))
+
+    return estimate
+
+
 def _check_generates(model: Program) -> None:
     function = model.forward if isinstance(model, nn.Module) else model
     if "batch_size" not in inspect.signature(function).parameters:
@@ -282,9 +293,13 @@ def _by_batch(
     *,
     binarize: bool = False,
     seed: int | None = None,
+    check: bool = False,
     batch_size: int = 100,
 ) -> Any:
-    """Applies the function to batches on the device of ``like``; gives arrays for arrays, tensors on their device."""
+    """Applies the function to batches on the device of ``like``; gives arrays for arrays, tensors on their device.
+
+    With ``check`` the data is compared with the likelihood of ``program`` first, as ``fit`` does.
+    """
     arguments = (torch.as_tensor(x, dtype=torch.get_default_dtype()),) if program is None else as_arguments(x, program)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
@@ -292,7 +307,7 @@ def _by_batch(
         check_binarizable(arguments[0])
     parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
     device = arguments[0].device if parameter is None else parameter.device
-    results = []
+    results: list[Tensor] = []
     with _seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
         # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
         pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
@@ -300,6 +315,8 @@ def _by_batch(
             moved = [part.to(device) for part in batch]
             if binarize:
                 moved[0] = binarized(moved[0], pixels)
+            if check and program is not None and not results:
+                check_inputs(program, like, moved, None if binarize else [part.to(device) for part in arguments])
             results.append(function(*moved).to(arguments[0].device))
     result = torch.cat(results)
     return result.numpy() if _is_array(x) else result

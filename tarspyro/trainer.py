@@ -1,6 +1,6 @@
 """The steps and epochs of a training, its measurements and its checkpoints."""
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "is_differentiable"]
 
 import contextlib
 import math
@@ -22,6 +22,11 @@ from tarspyro.runs import History, Run, RunError, get_states, set_states
 
 # On an accelerator the losses are read back only so often: each reading makes the device wait for the host.
 _STEPS_BETWEEN_READINGS = 50
+
+
+def is_differentiable(loss: Any) -> bool:
+    """Whether the loss is a tensor to differentiate; some of Pyro's bounds only fill in the gradients themselves."""
+    return hasattr(loss, "differentiable_loss") or not hasattr(loss, "loss_and_grads")
 
 
 class Trainer:
@@ -110,10 +115,8 @@ class Trainer:
         start, rows = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
         for arguments in batches.epoch(self._order):
-            count = len(arguments[0])
-            for name, value in self.step(arguments).items():
-                sums[name] = sums[name] + value if name in sums else value
-            rows += count
+            _add(sums, self.step(arguments))
+            rows += len(arguments[0])
             bar.update()
         self._read_losses()
         seconds = time.perf_counter() - start
@@ -128,15 +131,16 @@ class Trainer:
         new_shape = shapes not in self._shapes
         self.optimizer.zero_grad()
         with pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
-            if hasattr(self.loss, "differentiable_loss") or not hasattr(self.loss, "loss_and_grads"):
+            if is_differentiable(self.loss):
                 loss, terms = self._evaluate_loss(arguments)
                 if not self._shapes:
                     self._check_trained(loss)
-                self._watch(loss, arguments)
-                (loss / rows).backward()
+                mean = loss / rows
+                self._watch(mean.detach(), arguments)
+                mean.backward()
             else:
                 loss, terms = torch.tensor(self.loss.loss_and_grads(self.model, self.guide, *arguments)), {}
-                self._watch(loss, arguments)
+                self._watch(loss / rows, arguments)
                 torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], rows)
         self._shapes.add(shapes)
         if self.clip_norm is not None:
@@ -161,7 +165,7 @@ class Trainer:
 
     def _watch(self, loss: Tensor, arguments: tuple[Tensor, ...]) -> None:
         """Notes the loss, and on a CPU stops before a step that would spoil the weights."""
-        self._unread.append(loss.detach() / len(arguments[0]))
+        self._unread.append(loss)
         if loss.device.type == "cpu" or len(self._unread) >= _STEPS_BETWEEN_READINGS:
             self._read_losses(arguments)
 
@@ -187,12 +191,11 @@ class Trainer:
         rows, sums = 0, dict[str, Tensor]()
         with preserved_rng(seed=0), evaluating(self.model, self.guide):
             for arguments in held_out.epoch(self._order):
-                if hasattr(self.loss, "differentiable_loss") or not hasattr(self.loss, "loss"):
+                if is_differentiable(self.loss):
                     loss, terms = self._evaluate_loss(arguments)
                 else:
                     loss, terms = torch.tensor(self.loss.loss(self.model, self.guide, *arguments)), {}
-                for name, value in {"loss": loss, **terms}.items():
-                    sums[name] = sums[name] + value if name in sums else value
+                _add(sums, {"loss": loss, **terms})
                 rows += len(arguments[0])
         return _means(sums, rows)
 
@@ -301,6 +304,11 @@ class Trainer:
 
 
 _SHOWN = ("loss", "elbo", "validation_loss", "validation_elbo")
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _means(sums: Mapping[str, Tensor], rows: int) -> dict[str, float]:

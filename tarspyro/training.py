@@ -21,7 +21,7 @@ from tarspyro.infer import ELBO, PairError, check_pair
 from tarspyro.infer.traces import trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.runs import Declared, History, Run, describe_pair
-from tarspyro.trainer import Trainer
+from tarspyro.trainer import Trainer, is_differentiable
 
 
 def fit(
@@ -121,7 +121,7 @@ def fit(
             stack.enter_context(preserved_rng(seed))
         stack.enter_context(own_store())
         # Bounds without a differentiable loss train what they find in the store, so there it has to be.
-        if hasattr(loss, "differentiable_loss") or not hasattr(loss, "loss_and_grads"):
+        if is_differentiable(loss):
             stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
         batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
@@ -129,9 +129,9 @@ def fit(
         if validation is not None:
             held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize, pixel_seed=0)
         first = batches.first()
-        for part in (batches, held_out):
-            if part is not None:
-                check_inputs(model, guide, part.first(), None if binarize else part.tensors)
+        check_inputs(model, guide, first, None if binarize else batches.tensors)
+        if held_out is not None:
+            check_inputs(model, guide, held_out.first(), None if binarize else held_out.tensors)
         with pyro.validation_enabled(True):
             check_pair(model, guide, *first)
         parameters, declared = _parameters(model, guide, first)

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tarspyro import Conditional, fit, guides, models
 from tarspyro.checks import InputError
@@ -26,7 +27,13 @@ image = (1, 8, 8)
 with_nan = x.round()
 with_nan[17, 3] = math.nan
 
+one_grey_row = x.round()
+one_grey_row[-1, 20] = 0.5
+
 CASES = {
+    "one grey row after the first batch": (pair, one_grey_row, {}, "grey values"),
+    "one grey row, validation": (pair, x.round(), {"validation": one_grey_row}, "grey values"),
+    "NaN to binarize": (pair, with_nan, {"binarize": True}, "NaN or infinite values in 1 of 120"),
     "bytes": (pair, x * 255, {}, "values from 0 to 255.*divide by 255"),
     "bytes of dtype uint8": (pair, (x * 255).to(torch.uint8), {}, "divide by 255"),
     "bytes to binarize": (
@@ -88,6 +95,13 @@ def test_bad_data_gets_one_sentence_and_changes_nothing(build, data, options, me
 )
 def test_good_data_passes(build, data, options):
     assert math.isfinite(fit(*build(), data, epochs=1, progress=False, **options)["loss"][0])
+
+
+def test_bytes_to_binarize_from_a_loader():
+    with pytest.raises(
+        InputError, match="divide by 255"
+    ):  # reading the loader may draw its order: no state is compared
+        fit(*pair(), DataLoader(x * 255, 60), binarize=True, progress=False)
 
 
 def test_the_caller_s_validation_is_off_and_the_check_still_sees():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
+from tarspyro.checks import InputError
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import PairError
@@ -187,8 +188,10 @@ def test_the_seed_gives_the_same_pixels_to_every_pair():
         model = models.VAE(default_prior(family, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64))
         guide.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         evaluate.elbo(model, guide, torch.full((250, 64), 0.5), binarize=True, seed=0)
-    # the first run of each pair guesses the plates on the first batch
-    assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
+    # what runs before is the check of the data and the guess of the plates, on the first batch
+    normal, gamma = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert [len(batch) for batch in normal[-3:]] == [100, 100, 50]
+    assert all(torch.equal(a, b) for a, b in zip(normal, gamma, strict=True))
 
 
 def test_it_works_on_any_program(toy):
@@ -211,10 +214,25 @@ def test_evaluation_after_training_on_real_digits():
     assert abs(bound - history["elbo"][-1]) < 3
 
 
+@pytest.mark.parametrize("estimate", [evaluate.log_likelihood, evaluate.elbo], ids=["log_likelihood", "elbo"])
+def test_data_outside_the_likelihood_is_not_scored(estimate):
+    model, guide = vae()
+    x = torch.rand(150, 64).round()
+    for bad, message in ((x * 255, "divide by 255"), (x / 2, "grey values"), (x.log().log(), "NaN")):
+        with pytest.raises(InputError, match=message):
+            estimate(model, guide, bad)
+        late = x.clone()
+        late[-1] = bad[-1]  # a row that the first batch does not show
+        with pytest.raises(InputError, match=message):
+            estimate(model, guide, late)
+
+
 def test_errors():
     model, guide = vae()
     with pytest.raises(ValueError, match="num_particles"):
         evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=0)
+    with pytest.raises(ValueError, match="num_particles"):
+        evaluate.elbo(model, guide, torch.zeros(2, 64), num_particles=0)
     with pytest.raises(ValueError, match="site must be one of"):
         embed(guide, torch.zeros(2, 64), site="w")
     autoencoder = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [8]), 64), 2)

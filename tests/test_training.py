@@ -189,6 +189,19 @@ def test_forms_of_data(form, x):
     assert history["loss"][1] < history["loss"][0] < 60
 
 
+def test_a_loader_is_looked_at_once_before_the_first_epoch(x):
+    class Counting:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield from x.split(100)
+
+    loader = Counting()
+    train(*pair(), loader, epochs=2)
+    assert loader.passes == 3
+
+
 # Schedules, clipping, stopping.
 
 
