@@ -269,7 +269,7 @@ def test_printing_shows_families_and_networks():
             "no mean",
         ),
         (lambda: Deterministic(torch.relu, 2), TypeError, "trunk must be"),
-        (lambda: default_prior(dist.StudentT, 2), ValueError, "no default prior"),
+        (lambda: default_prior(dist.VonMises, 2), ValueError, "no default prior"),
         (lambda: as_prior(dist.Normal), TypeError, "prior must be"),
         (lambda: as_prior(3.0), TypeError, "prior must be"),
     ],

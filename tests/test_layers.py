@@ -59,10 +59,26 @@ def test_models_and_guides_do_not_know_each_other():
             assert not any(name.startswith(f"tarspyro.{other}") for name in _imports(path))
 
 
+def _lines_of_code(path):
+    """Lines that hold code: docstrings, comments and blank lines apart."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node) is not None
+        for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+    }
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    return sum(
+        1 for number, line in lines if number not in docstrings and line.strip() and not line.strip().startswith("#")
+    )
+
+
 def test_files_stay_short():
     lengths = {path: len(path.read_text().splitlines()) for path in FILES}
     assert max(lengths.values()) <= 400, max(lengths, key=lengths.get)
-    assert sum(lengths.values()) < 5000
+    assert sum(_lines_of_code(path) for path in FILES) < 5000
 
 
 def test_every_model_has_its_namesake_in_the_guides():

@@ -1,6 +1,37 @@
 """What TarsPyro adds to ``pyro.distributions``."""
 
-__all__ = ["FamilyModule", "Prior", "as_prior", "default_prior"]
+__all__ = [
+    "Beta",
+    "Chi2",
+    "Concatenate",
+    "Dirichlet",
+    "FamilyModule",
+    "Gamma",
+    "GumbelSigmoid",
+    "GumbelSoftmax",
+    "InverseGamma",
+    "Kumaraswamy",
+    "MixtureOfExperts",
+    "Prior",
+    "ProductOfExperts",
+    "StickBreaking",
+    "StickBreakingBeta",
+    "StickBreakingKumaraswamy",
+    "StudentT",
+    "as_prior",
+    "default_prior",
+]
 
+from tarspyro.distributions import kl as _kl  # noqa: F401  the divergences register themselves
+from tarspyro.distributions.dirichlet import Beta, Dirichlet
+from tarspyro.distributions.experts import Concatenate, MixtureOfExperts, ProductOfExperts
 from tarspyro.distributions.family import FamilyModule
+from tarspyro.distributions.gamma import Chi2, Gamma, InverseGamma, StudentT
+from tarspyro.distributions.kumaraswamy import (
+    Kumaraswamy,
+    StickBreaking,
+    StickBreakingBeta,
+    StickBreakingKumaraswamy,
+)
 from tarspyro.distributions.prior import Prior, as_prior, default_prior
+from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax

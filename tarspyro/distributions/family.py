@@ -71,7 +71,11 @@ class FamilyModule(Configurable):
         self.free = {}
         self._learned: dict[str, Transform] = {}
         self._fixed: list[str] = []
-        self._options = {name: value for name, value in fixed.items() if value is None or isinstance(value, bool)}
+        self._options = {
+            name: value
+            for name, value in fixed.items()
+            if value is None or isinstance(value, bool | str | int) and name not in family.arg_constraints
+        }
         for name in names:
             constraint = family.arg_constraints.get(name, constraints.real)
             if name in self._options:
@@ -135,6 +139,8 @@ class FamilyModule(Configurable):
         """The shape of a parameter: the independent dimensions, then as many as its constraint has."""
         if name in self._param_shapes:
             return self._param_shapes[name]
+        if hasattr(self.family, "parameter_shape"):
+            return torch.Size(self.family.parameter_shape(self.event_shape))
         ndims, native = constraint.event_dim, self._native
         batch, event = (
             self.event_shape[: len(self.event_shape) - native],

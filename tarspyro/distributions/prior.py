@@ -10,9 +10,19 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from tarspyro.distributions.family import FamilyModule
+from tarspyro.distributions.gamma import Chi2, InverseGamma
+from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking
+from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
 
-# The families' least informed members: what Tars takes where nothing else is said.
+# The families' least informed members: what Tars takes where nothing else is said. Subclasses stand first.
 _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
+    Chi2: {"df": 2.0},
+    InverseGamma: {"concentration": 1.0, "rate": 1.0},
+    Kumaraswamy: {"concentration1": 1.0, "concentration0": 1.0},
+    StickBreaking: {"concentration1": 1.0, "concentration0": 1.0},
+    GumbelSoftmax: {"logits": 0.0},
+    GumbelSigmoid: {"logits": 0.0},
+    td.StudentT: {"df": 3.0, "loc": 0.0, "scale": 1.0},
     td.Normal: {"loc": 0.0, "scale": 1.0},
     td.MultivariateNormal: {"loc": 0.0, "scale_tril": 1.0},
     td.Laplace: {"loc": 0.0, "scale": 1.0},
@@ -133,9 +143,11 @@ def default_prior(family: type[Any], event_shape: int | tuple[int, ...], **param
     r"""Returns the prior that a family has where nothing else is said.
 
     Normal, MultivariateNormal and Laplace: location 0 and scale 1. LogNormal: the exponential of N(0, 1). Gamma:
-    Gamma(1, 1). Beta: Beta(1, 1). Dirichlet: Dir(1). Bernoulli, Categorical and their relaxations: uniform over the
-    classes (the relaxations at the temperature that ``Conditional`` takes too, 2/3 unless given). The number of
-    classes of a Categorical is told by ``param_shapes={"logits": (10,)}``.
+    Gamma(1, 1), InverseGamma and Kumaraswamy likewise. Beta: Beta(1, 1), and so each break of a stick. Dirichlet:
+    Dir(1). Chi2: 2 degrees of freedom, an exponential. StudentT: 3 degrees of freedom, location 0 and scale 1.
+    Bernoulli, Categorical and their relaxations: uniform over the classes (the relaxations at the temperature that
+    ``Conditional`` takes too, 2/3 unless given; ``hard`` and ``score`` should be the guide's). The number of classes
+    of a Categorical is told by ``param_shapes={"logits": (10,)}``.
 
     Arguments:
         family: The class of a Pyro distribution.

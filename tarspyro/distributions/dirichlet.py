@@ -1,0 +1,142 @@
+"""Dirichlet and Beta: shares of Gamma variables, in log space."""
+
+__all__ = ["Beta", "Dirichlet"]
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from tarspyro.distributions.drawing import (
+    bounded,
+    full_precision,
+    inside_unit_interval,
+    log_and_log1m,
+    log_of,
+    remember,
+)
+from tarspyro.distributions.gamma import HALF_LOG_TAU, FromGammas
+from tarspyro.distributions.rejection import stirling_remainder
+
+
+class Dirichlet(FromGammas, dist.Dirichlet):
+    r"""The Dirichlet distribution: independent Gamma variables, divided by their sum.
+
+    .. math:: p(z) = \frac{\Gamma(\sum_k \alpha_k)}{\prod_k \Gamma(\alpha_k)} \prod_k z_k^{\alpha_k - 1}, \qquad
+              z_k = \frac{g_k}{\sum_j g_j}, \quad g_k \sim \mathrm{Gamma}(\alpha_k, 1)
+
+    Draws, gradients and what a draw remembers are as with ``Gamma``; the score is the sum of those of the K Gammas.
+
+    Arguments:
+        concentration: Positive, of shape ``batch_shape + (K,)``.
+        boost: See ``Gamma``.
+        reparameterization: See ``Gamma``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> z = Dirichlet(torch.full((10,), 1e-3)).rsample((1000,))
+        >>> bool((z > 0).all()), bool(torch.isfinite(Dirichlet(torch.full((10,), 1e-3)).log_prob(z)).all())
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        concentration: Tensor,
+        boost: int = 4,
+        reparameterization: str = "rejection",
+        validate_args: bool | None = None,
+    ) -> None:
+        self._set_sampler(boost, reparameterization)
+        super().__init__(concentration, validate_args=validate_args)
+        self._check_boost(self.concentration)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns the distribution with its batch expanded."""
+        new = self._get_checked_instance(Dirichlet, _instance)
+        return super().expand(batch_shape, new)._like(self)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns reparameterized draws, which remember their logarithms."""
+        log_gammas, score = self._log_gammas(self.concentration, self._extended_shape(sample_shape))
+        log = torch.log_softmax(log_gammas, -1)
+        score = None if score is None else score.sum(-1)
+        return remember(bounded(log, self.concentration.dtype), log=log, score=score)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value) in nats, accurate at large concentrations too."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return _dirichlet_log_prob(log_of(value), full_precision(self.concentration))
+
+
+class Beta(FromGammas, dist.Beta):
+    r"""The Beta distribution: one Gamma variable's share of two.
+
+    .. math:: p(z) = \frac{\Gamma(\alpha + \beta)}{\Gamma(\alpha) \Gamma(\beta)} z^{\alpha - 1} (1 - z)^{\beta - 1},
+              \qquad z = \frac{g_1}{g_1 + g_0}, \; g_1 \sim \mathrm{Gamma}(\alpha, 1), g_0 \sim \mathrm{Gamma}(\beta, 1)
+
+    Draws stay strictly between 0 and 1 and remember log z and log(1 - z), however small; gradients are as with
+    ``Gamma``, and the score is the sum of those of the two Gammas.
+
+    Arguments:
+        concentration1: alpha, positive.
+        concentration0: beta, positive.
+        boost: See ``Gamma``.
+        reparameterization: See ``Gamma``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> z = Beta(torch.tensor(0.01), torch.tensor(0.01)).rsample((1000,))
+        >>> bool(((z > 0) & (z < 1)).all())
+        True
+    """
+
+    def __init__(
+        self,
+        concentration1: Any,
+        concentration0: Any,
+        boost: int = 4,
+        reparameterization: str = "rejection",
+        validate_args: bool | None = None,
+    ) -> None:
+        self._set_sampler(boost, reparameterization)
+        super().__init__(concentration1, concentration0, validate_args=validate_args)
+        self._check_boost(self._dirichlet.concentration)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns the distribution with its batch expanded."""
+        new = self._get_checked_instance(Beta, _instance)
+        return super().expand(batch_shape, new)._like(self)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns reparameterized draws, which remember log z and log(1 - z)."""
+        concentration = self._dirichlet.concentration
+        log_gammas, score = self._log_gammas(concentration, self._extended_shape(sample_shape) + (2,))
+        score = None if score is None else score.sum(-1)
+        return inside_unit_interval(log_gammas[..., 0] - log_gammas[..., 1], concentration.dtype, score)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value) in nats, accurate at large concentrations too."""
+        if self._validate_args:
+            self._validate_sample(value)
+        logs = torch.stack(log_and_log1m(value), -1)
+        return _dirichlet_log_prob(logs, full_precision(self._dirichlet.concentration))
+
+
+def _dirichlet_log_prob(log: Tensor, concentration: Tensor) -> Tensor:
+    """With Stirling's formula taken out of the normalizer, and a term added that sums to zero over the simplex."""
+    total = concentration.sum(-1)
+    ratio = log - concentration.log() + total.log().unsqueeze(-1)
+    terms = (
+        concentration * (ratio - torch.expm1(ratio))
+        - log
+        + 0.5 * concentration.log()
+        - stirling_remainder(concentration)
+    )
+    free = concentration.shape[-1] - 1
+    return terms.sum(-1) - 0.5 * total.log() - free * HALF_LOG_TAU + stirling_remainder(total)

@@ -1,0 +1,166 @@
+"""What a draw remembers, and distributions whose draws are reparameterized only in part.
+
+A number such as exp(-10,000) has no place in floating point, though its logarithm has. And a rejection sampler's
+pathwise derivative is not the whole gradient: the law of what it accepts moves with the parameters too. Both facts
+are known when the draw is made, and cannot be told from its value; so the draw keeps them.
+"""
+
+__all__ = [
+    "CarriesScore",
+    "Draw",
+    "bounded",
+    "full_precision",
+    "inside_unit_interval",
+    "log_and_log1m",
+    "log_of",
+    "recall",
+    "remember",
+]
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+_ZERO: Any = 0  # Pyro's word for a part that is not there
+
+
+class Draw(NamedTuple):
+    """What a draw remembers: its logarithm, that of its complement, its sampler's score, and what it was made of."""
+
+    log: Tensor | None = None
+    log1m: Tensor | None = None
+    score: Tensor | None = None
+    parts: tuple[Tensor, ...] | None = None
+
+
+def remember(value: Tensor, **known: Any) -> Tensor:
+    """Lets a draw keep what is known of it, for as long as it is not changed in place."""
+    # TorchDynamo cannot follow attributes of tensors; compiled by it, a draw is its value and nothing else.
+    if not torch.compiler.is_dynamo_compiling():
+        value._draw = (Draw(**known), _version(value))  # type: ignore[attr-defined]
+    return value
+
+
+def recall(value: Tensor) -> Draw | None:
+    """Returns what a draw remembers; None for a value that no sampler of this library drew."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    draw, version = getattr(value, "_draw", (None, 0))
+    return draw if version == _version(value) else None
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
+
+
+def full_precision(value: Tensor) -> Tensor:
+    """Returns the value in single precision if it has less."""
+    return value.float() if torch.finfo(value.dtype).bits < 32 else value
+
+
+def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Returns the exponential, kept inside the floating-point numbers, with the gradient of the true one.
+
+    Values stay above ``tiny / eps`` (1e-31 in single precision), so that the derivatives of a log-density there,
+    multiples of 1 / value, do not overflow either.
+    """
+    finfo = torch.finfo(log_value.dtype)
+    lowest = math.log(max(finfo.tiny / finfo.eps, torch.finfo(dtype).tiny))
+    highest = math.log(torch.finfo(dtype).max) - 1
+    inside = log_value.detach().clamp(lowest, highest)
+    return (inside + (log_value - log_value.detach())).exp().to(dtype)
+
+
+def inside_unit_interval(logit: Tensor, dtype: torch.dtype, score: Tensor | None = None) -> Tensor:
+    """Returns the sigmoid, strictly between 0 and 1, with the true one's gradient and both its logarithms."""
+    finfo = torch.finfo(dtype)
+    lowest = math.log(max(finfo.tiny, torch.finfo(logit.dtype).tiny / torch.finfo(logit.dtype).eps))
+    inside = logit.detach().clamp(lowest, -math.log(finfo.eps))
+    value = (inside + (logit - logit.detach())).sigmoid().to(dtype)
+    return remember(value, log=logsigmoid(logit), log1m=logsigmoid(-logit), score=score)
+
+
+def log_of(value: Tensor) -> Tensor:
+    """Returns the logarithm of a value: what the draw remembers, if it is one."""
+    draw = recall(value)
+    return full_precision(value).log() if draw is None or draw.log is None else draw.log
+
+
+def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log v and log(1 - v) of values between 0 and 1: what the draw remembers, if it is one."""
+    draw = recall(value)
+    if draw is None or draw.log is None or draw.log1m is None:
+        value = full_precision(value)
+        return value.log(), torch.log1p(-value)
+    return draw.log, draw.log1m
+
+
+class CarriesScore(TorchDistributionMixin):
+    """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers drop it.
+
+    Its draws remember a score: a tensor of the batch shape whose gradient is that of the log-probability of the
+    random choices behind the draw, where the pathwise derivative does not account for it.
+    """
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """Returns the parts of a gradient estimator: the density, the score of the random choices, the entropy.
+
+        A value without a gradient carries nothing of the sampler, whoever drew it: its score is the whole one. A
+        value that another object of the family drew brings its own.
+
+        Raises:
+            ValueError: If the value has a gradient, but no sampler of this library drew it.
+        """
+        log_prob = self.log_prob(value)
+        draw = recall(value)
+        if not self.partly_reparameterized:
+            return ScoreParts(log_prob, _ZERO, log_prob)
+        if not value.requires_grad:
+            return ScoreParts(log_prob, log_prob, _ZERO)
+        if draw is None:
+            raise ValueError(
+                f"value must be a draw of {type(self).__name__} itself or have no gradient, got a tensor computed "
+                "from something else: detach it, or use reparameterization='implicit'."
+            )
+        return ScoreParts(log_prob, _ZERO if draw.score is None else draw.score, log_prob)
+
+    @property
+    def partly_reparameterized(self) -> bool:
+        """Whether draws need their score beside the pathwise derivative."""
+        return True
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
+        """Declares the rightmost batch dimensions independent parts of one event."""
+        event = super().to_event(reinterpreted_batch_ndims)
+        if type(event) is Independent:
+            return _Independent(event.base_dist, event.reinterpreted_batch_ndims)
+        return event
+
+    def mask(self, mask: Any) -> Any:
+        """Masks the density by a boolean tensor; the draws and their score stay."""
+        return _Masked(self, mask)
+
+
+class _Independent(CarriesScore, Independent):  # type: ignore[override]
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        parts = self.base_dist.score_parts(value)
+        return ScoreParts(
+            *(sum_rightmost(part, self.reinterpreted_batch_ndims) if torch.is_tensor(part) else _ZERO for part in parts)
+        )
+
+
+class _Masked(CarriesScore, MaskedDistribution):
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        parts = self.base_dist.score_parts(value)
+        if self._mask is True:
+            return parts
+        if self._mask is False:
+            return ScoreParts(self.log_prob(value), parts.score_function, _ZERO)
+        return parts.scale_and_mask(mask=self._mask)

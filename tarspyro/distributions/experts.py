@@ -1,0 +1,253 @@
+"""Distributions made of distributions: products and mixtures of Normal experts, and blocks side by side."""
+
+__all__ = ["Concatenate", "MixtureOfExperts", "ProductOfExperts"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Independent, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor
+from torch.distributions import constraints
+
+from tarspyro.distributions.drawing import CarriesScore, recall, remember
+
+_ZERO: Any = 0  # Pyro's word for a part of a gradient estimator that is not there
+
+
+def _stack_experts(experts: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
+    """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``, and the event_dim."""
+    ndims = {expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0 for expert in experts}
+    normals = [expert.base_dist if isinstance(expert, Independent) else expert for expert in experts]
+    if len(ndims) != 1 or not all(isinstance(normal, torch.distributions.Normal) for normal in normals):
+        raise ValueError(f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}.")
+    (event_dim,) = ndims
+    shape = torch.broadcast_shapes(*(normal.batch_shape for normal in normals))
+    locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim=-1 - event_dim)
+    scales = torch.stack([normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim)
+    return locs, scales, event_dim
+
+
+def _one_for_each(values: Tensor, count: int, name: str) -> Tensor:
+    """Moves the experts of a tensor of shape ``(experts, *batch_shape)`` last."""
+    if values.dim() == 0 or values.shape[0] != count:
+        raise ValueError(f"{name} must be of shape (experts, *batch_shape) with {count} experts, got {values.shape}.")
+    return values.movedim(0, -1)
+
+
+class ProductOfExperts(Independent):
+    r"""The normalized product of Normal experts, itself Normal.
+
+    .. math:: q(z) \propto p(z) \prod_m q_m(z), \qquad
+              \sigma^{-2} = \sum_m \sigma_m^{-2}, \quad \mu = \sigma^2 \sum_m \sigma_m^{-2} \mu_m
+
+    (Hinton 2002; Wu and Goodman 2018, arXiv:1802.05335, with the prior as one more expert.) A product whose experts
+    are masked in some row leaves them out there, as where a modality is missing.
+
+    Arguments:
+        experts: Normal distributions, each with the same event dimensions (``Normal(...).to_event(1)`` is fine).
+        prior: One more expert, which is never masked.
+        mask: Booleans of the shape ``(experts, *batch_shape)``; false leaves an expert out. Without a prior at least
+            one expert must remain in each row.
+
+    Raises:
+        ValueError: If an expert is not Normal, or the mask has another shape.
+
+    Example:
+        >>> experts = [dist.Normal(torch.tensor([0.0]), 1.0), dist.Normal(torch.tensor([4.0]), 1.0)]
+        >>> ProductOfExperts([expert.to_event(1) for expert in experts]).mean
+        tensor([2.])
+    """
+
+    def __init__(self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None) -> None:
+        locs, scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        precisions = scales**-2
+        if mask is not None:
+            present = _one_for_each(mask, len(experts), "mask").bool()
+            if prior is not None:
+                present = torch.cat([present, torch.ones_like(present[..., :1])], -1)
+            present = present.reshape(present.shape + (1,) * event_dim)
+            # A choice, and not a product: a missing expert's parameters need not be finite.
+            precisions, locs = torch.where(present, precisions, 0.0), torch.where(present, locs, 0.0)
+        experts_dim = -1 - event_dim
+        variance = 1 / precisions.sum(experts_dim)
+        normal = dist.Normal(variance * (precisions * locs).sum(experts_dim), variance.sqrt())
+        super().__init__(normal, event_dim)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns the product with its batch expanded."""
+        return Independent(self.base_dist, self.reinterpreted_batch_ndims).expand(batch_shape)
+
+
+class MixtureOfExperts(TorchDistribution):
+    r"""The mixture of Normal experts.
+
+    .. math:: q(z) = \sum_m w_m q_m(z), \qquad \log q(z) = \operatorname{logsumexp}_m (\log w_m + \log q_m(z))
+
+    (Shi et al. 2019, arXiv:1911.03393.) One expert is chosen for each row, and its draw is reparameterized; with fixed
+    weights this is the whole gradient. Weights that are learned take the reparameterization away, so that bounds use
+    the score function.
+
+    Arguments:
+        experts: Normal distributions, each with the same event dimensions.
+        prior: One more expert.
+        weights: Probabilities of the shape ``(experts, *batch_shape)`` or ``(experts,)``, the prior's included if there
+            is one; equal if not given. Zeros leave an expert out.
+
+    Raises:
+        ValueError: If an expert is not Normal, or the weights have another shape.
+
+    Example:
+        >>> experts = [dist.Normal(torch.tensor([-1.0]), 0.1), dist.Normal(torch.tensor([1.0]), 0.1)]
+        >>> MixtureOfExperts([expert.to_event(1) for expert in experts]).mean
+        tensor([0.])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None) -> None:
+        self.locs, self.scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        count = self.locs.shape[-1 - event_dim]
+        equal = self.locs.new_full((count,), 1 / count)
+        self.weights = equal if weights is None else _one_for_each(weights, count, "weights")
+        shape = self.locs.shape[: self.locs.dim() - event_dim - 1]
+        super().__init__(shape, self.locs.shape[self.locs.dim() - event_dim :], validate_args=False)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """All real values."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the weights are constants."""
+        return not self.weights.requires_grad
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns the mixture with its batch expanded."""
+        new = self._get_checked_instance(MixtureOfExperts, _instance)
+        batch_shape, count = torch.Size(batch_shape), self.weights.shape[-1]
+        new.locs = self.locs.expand(batch_shape + (count,) + self.event_shape)
+        new.scales = self.scales.expand(batch_shape + (count,) + self.event_shape)
+        new.weights = self.weights
+        super(MixtureOfExperts, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns draws, reparameterized but for the choice of the expert."""
+        shape = self._extended_shape(sample_shape)
+        rows, event = shape[: len(shape) - self.event_dim], (1,) * self.event_dim
+        chosen = torch.multinomial(
+            self.weights.detach().expand(rows + self.weights.shape[-1:]).reshape(-1, self.weights.shape[-1]), 1
+        )
+        index = chosen.reshape(rows + (1,) + event).expand(rows + (1,) + self.event_shape)
+        loc, scale = (
+            parameter.expand(rows + parameter.shape[-1 - self.event_dim :]).gather(len(rows), index).squeeze(len(rows))
+            for parameter in (self.locs, self.scales)
+        )
+        return loc + scale * torch.randn_like(loc)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns draws without gradients."""
+        return self.rsample(sample_shape).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log q(value), in nats."""
+        experts = dist.Normal(self.locs, self.scales).to_event(self.event_dim)
+        return torch.logsumexp(self.weights.log() + experts.log_prob(value.unsqueeze(-1 - self.event_dim)), -1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self._average(self.locs)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each coordinate."""
+        return self._average(self.scales**2 + (self.locs - self.mean.unsqueeze(-1 - self.event_dim)) ** 2)
+
+    def _average(self, values: Tensor) -> Tensor:
+        weights = self.weights.reshape(self.weights.shape + (1,) * self.event_dim)
+        return (weights * values).sum(-1 - self.event_dim)
+
+
+class Concatenate(CarriesScore, TorchDistribution):
+    r"""Independent blocks side by side in one vector, each of its own family.
+
+    .. math:: p(z) = \prod_b p_b(z_b), \qquad z = (z_1, \dots, z_B)
+
+    Arguments:
+        blocks: Distributions over vectors, of the same batch shape or shapes that broadcast.
+
+    Raises:
+        ValueError: If a block is not over vectors.
+
+    Example:
+        >>> style, label = dist.Normal(torch.zeros(5), 1.0).to_event(1), dist.OneHotCategorical(torch.ones(10) / 10)
+        >>> Concatenate([style, label]).event_shape
+        torch.Size([15])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
+        for block in blocks:
+            if len(block.event_shape) != 1:
+                raise ValueError(f"blocks must be over vectors, got {block}: add .to_event(1).")
+        batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))
+        self.blocks = [block.expand(batch_shape) for block in blocks]
+        self.sizes = [block.event_shape[0] for block in blocks]
+        super().__init__(batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """The product of the blocks' supports."""
+        return constraints.cat([block.support for block in self.blocks], dim=-1, lengths=self.sizes)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether every block can be reparameterized."""
+        return all(block.has_rsample for block in self.blocks)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Concatenate":
+        """Returns the distribution with its batch expanded."""
+        blocks = [block.expand(torch.Size(batch_shape)) for block in self.blocks]
+        return Concatenate(blocks, validate_args=self._validate_args)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns reparameterized draws, which remember what their blocks do."""
+        parts = tuple(block.rsample(sample_shape) for block in self.blocks)
+        return remember(torch.cat(parts, -1), parts=parts)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns draws without gradients."""
+        parts = tuple(block.sample(sample_shape) for block in self.blocks)
+        return remember(torch.cat(parts, -1), parts=parts)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value), in nats: the sum over the blocks."""
+        return sum(block.log_prob(part) for block, part in zip(self.blocks, self._parts(value), strict=True))
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """Returns the sum of the blocks' score parts."""
+        if not self.has_rsample or not value.requires_grad:
+            log_prob = self.log_prob(value)
+            return ScoreParts(log_prob, log_prob, _ZERO)
+        parts = [block.score_parts(part) for block, part in zip(self.blocks, self._parts(value), strict=True)]
+        return ScoreParts(*(sum(terms) for terms in zip(*parts, strict=True)))
+
+    def _parts(self, value: Tensor) -> Sequence[Tensor]:
+        draw = recall(value)
+        return value.split(self.sizes, -1) if draw is None or draw.parts is None else draw.parts
+
+    @property
+    def mean(self) -> Tensor:
+        """The blocks' means, side by side."""
+        return torch.cat([block.mean for block in self.blocks], -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The blocks' variances, side by side."""
+        return torch.cat([block.variance for block in self.blocks], -1)

@@ -1,0 +1,217 @@
+"""The Kumaraswamy distribution, and stick breaking."""
+
+__all__ = ["Kumaraswamy", "StickBreaking", "StickBreakingBeta", "StickBreakingKumaraswamy"]
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.utils import broadcast_all
+
+from tarspyro.distributions.dirichlet import Beta
+from tarspyro.distributions.drawing import (
+    CarriesScore,
+    bounded,
+    full_precision,
+    inside_unit_interval,
+    log_and_log1m,
+    log_of,
+    recall,
+    remember,
+)
+
+
+class Kumaraswamy(TorchDistribution):
+    r"""The Kumaraswamy distribution, much like a Beta, with a distribution function that can be inverted.
+
+    .. math:: p(x) = a b x^{a - 1} (1 - x^a)^{b - 1}, \qquad x = (1 - u^{1/b})^{1/a}
+
+    Draws are computed in log space; they stay strictly between 0 and 1 and remember log x and log(1 - x).
+    (Kumaraswamy 1980; Nalisnick and Smyth 2017, arXiv:1605.06197.)
+
+    Arguments:
+        concentration1: a, positive.
+        concentration0: b, positive.
+
+    Example:
+        >>> x = Kumaraswamy(torch.tensor(0.01), torch.tensor(0.01)).rsample((1000,))
+        >>> bool(((x > 0) & (x < 1)).all())
+        True
+    """
+
+    arg_constraints = {"concentration1": constraints.positive, "concentration0": constraints.positive}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    def __init__(self, concentration1: Any, concentration0: Any, validate_args: bool | None = None) -> None:
+        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
+        super().__init__(self.concentration1.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns the distribution with its batch expanded."""
+        new = self._get_checked_instance(Kumaraswamy, _instance)
+        new.concentration1 = self.concentration1.expand(batch_shape)
+        new.concentration0 = self.concentration0.expand(batch_shape)
+        super(Kumaraswamy, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns reparameterized draws."""
+        a, b = full_precision(self.concentration1), full_precision(self.concentration0)
+        u = torch.rand_like(a.expand(self._extended_shape(sample_shape))).clamp(min=torch.finfo(a.dtype).eps / 2)
+        log = log1mexp(u.log() / b) / a
+        log1m = log1mexp(log)
+        value = inside_unit_interval(log - log1m, self.concentration1.dtype)
+        return remember(value, log=log, log1m=log1m)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value), in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        a, b = full_precision(self.concentration1), full_precision(self.concentration0)
+        log = log_of(value)
+        return a.log() + b.log() + (a - 1) * log + (b - 1) * log1mexp(a * log)
+
+    def _log_moment(self, order: int) -> Tensor:
+        """Log E[x^n] = log b + log B(1 + n/a, b)."""
+        a, b = full_precision(self.concentration1), full_precision(self.concentration0)
+        first = 1 + order / a
+        return b.log() + torch.lgamma(first) + torch.lgamma(b) - torch.lgamma(first + b)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self._log_moment(1).exp().to(self.concentration1.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        first, second = self._log_moment(1), self._log_moment(2)
+        return ((2 * first).exp() * torch.expm1(second - 2 * first)).clamp(min=0).to(self.concentration1.dtype)
+
+
+def log1mexp(log: Tensor) -> Tensor:
+    """Returns log(1 - exp(log)) for a negative tensor, accurate near zero and far from it, with finite gradients."""
+    log = log.clamp(max=-torch.finfo(log.dtype).tiny)
+    near = log > -math.log(2)
+    # Each branch sees only its own numbers: the other's derivative would be infinite there.
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(log.clamp(min=-math.log(2)))),
+        torch.log1p(-torch.exp(log.clamp(max=-math.log(2)))),
+    )
+
+
+class StickBreaking(CarriesScore, TorchDistribution):
+    r"""A point of the simplex, broken off a stick of length one, piece after piece.
+
+    .. math:: \pi_k = v_k \prod_{j < k} (1 - v_j), \; k < K, \qquad \pi_K = \prod_{j < K} (1 - v_j)
+
+    K classes have K - 1 breaks, and only those have a density and a KL: the last piece is what is left.
+
+    Arguments:
+        breaks: The distribution of the K - 1 breaks between 0 and 1, with one event dimension, such as
+            ``Kumaraswamy(a, b).to_event(1)``.
+
+    Raises:
+        ValueError: If the breaks are not vectors.
+
+    Example:
+        >>> breaks = Kumaraswamy(torch.ones(9), torch.full((9,), 5.0)).to_event(1)
+        >>> StickBreaking(breaks).rsample().sum().allclose(torch.tensor(1.0))
+        True
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, breaks: Any, validate_args: bool | None = None) -> None:
+        if len(breaks.event_shape) != 1:
+            raise ValueError(
+                f"breaks must be vectors, got the event shape {tuple(breaks.event_shape)}: add .to_event(1)."
+            )
+        self.breaks = breaks
+        event_shape = torch.Size([breaks.event_shape[0] + 1])
+        super().__init__(breaks.batch_shape, event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "StickBreaking":
+        """Returns the distribution with its batch expanded."""
+        return StickBreaking(self.breaks.expand(torch.Size(batch_shape)), validate_args=self._validate_args)
+
+    @staticmethod
+    def parameter_shape(event_shape: torch.Size) -> torch.Size:
+        """Returns the shape of the parameters of the breaks, one fewer than the classes."""
+        return event_shape[:-1] + (event_shape[-1] - 1,)
+
+    @property
+    def partly_reparameterized(self) -> bool:
+        """Whether the breaks are."""
+        base = getattr(self.breaks, "base_dist", self.breaks)
+        return isinstance(base, CarriesScore) and base.partly_reparameterized
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Returns reparameterized draws, which remember their logarithms."""
+        breaks = self.breaks.rsample(sample_shape)
+        log, log1m = log_and_log1m(breaks)
+        left = torch.nn.functional.pad(log1m.cumsum(-1), (1, 0))
+        log_pieces = torch.nn.functional.pad(log, (0, 1)) + left
+        draw = recall(breaks)
+        score = None if draw is None or draw.score is None else draw.score.sum(-1)
+        return remember(bounded(log_pieces, breaks.dtype), log=log_pieces, score=score)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value), in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_pieces = log_of(value)
+        # What is left after k breaks is the sum of the later pieces; summed from the end it loses no digits.
+        left = torch.logcumsumexp(log_pieces.flip(-1), -1).flip(-1)
+        log, log1m = log_pieces[..., :-1] - left[..., :-1], left[..., 1:] - left[..., :-1]
+        breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m)
+        return self.breaks.log_prob(breaks) - left[..., :-1].sum(-1)
+
+
+class StickBreakingKumaraswamy(StickBreaking):
+    r"""Stick breaking with Kumaraswamy breaks.
+
+    Arguments:
+        concentration1: a of each break, of shape ``batch_shape + (K - 1,)``.
+        concentration0: b of each break.
+
+    Example:
+        >>> StickBreakingKumaraswamy(torch.ones(9), torch.ones(9)).event_shape
+        torch.Size([10])
+    """
+
+    arg_constraints = {
+        "concentration1": constraints.independent(constraints.positive, 1),
+        "concentration0": constraints.independent(constraints.positive, 1),
+    }
+
+    def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
+        super().__init__(Kumaraswamy(concentration1, concentration0).to_event(1), validate_args=validate_args)
+
+
+class StickBreakingBeta(StickBreaking):
+    r"""Stick breaking with Beta breaks; with :math:`\mathrm{Beta}(1, \alpha)` the truncated GEM distribution.
+
+    Arguments:
+        concentration1: alpha of each break, of shape ``batch_shape + (K - 1,)``.
+        concentration0: beta of each break.
+
+    Example:
+        >>> StickBreakingBeta(torch.ones(9), torch.full((9,), 5.0)).event_shape
+        torch.Size([10])
+    """
+
+    arg_constraints = StickBreakingKumaraswamy.arg_constraints
+
+    def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
+        super().__init__(Beta(concentration1, concentration0).to_event(1), validate_args=validate_args)
