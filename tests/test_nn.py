@@ -106,9 +106,14 @@ def test_initial_weights_keep_the_size_of_activations():
     assert not conv.bias.any()
 
 
+def test_without_hidden_layers_the_conditional_is_linear():
+    trunk = MLP([(4, 5), 3], [])
+    x, y = torch.randn(7, 2, 4, 5), torch.randn(2, 3)
+    assert repr(trunk) == "MLP(23)" and not list(trunk.parameters())
+    assert torch.equal(trunk(x, y), torch.cat([x.flatten(2), y.expand(7, 2, 3)], -1))
+
+
 def test_errors():
-    with pytest.raises(ValueError, match="hidden_features is empty"):
-        MLP(3, [])
     with pytest.raises(ValueError, match=r"\(\*, 3\), got \(2, 4\)"):
         MLP(3, [2])(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"takes 2 input\(s\), got 1"):

@@ -15,6 +15,7 @@ from tarspyro.distributions.drawing import (
     log_and_log1m,
     log_of,
     remember,
+    summed,
 )
 from tarspyro.distributions.gamma import HALF_LOG_TAU, FromGammas
 from tarspyro.distributions.rejection import stirling_remainder
@@ -62,8 +63,7 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         """Returns reparameterized draws, which remember their logarithms."""
         log_gammas, score = self._log_gammas(self.concentration, self._extended_shape(sample_shape))
         log = torch.log_softmax(log_gammas, -1)
-        score = None if score is None else score.sum(-1)
-        return remember(bounded(log, self.concentration.dtype), log=log, score=score)
+        return remember(bounded(log, self.concentration.dtype), log=log, score=summed(score))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value) in nats, accurate at large concentrations too."""
@@ -117,8 +117,7 @@ class Beta(FromGammas, dist.Beta):
         """Returns reparameterized draws, which remember log z and log(1 - z)."""
         concentration = self._dirichlet.concentration
         log_gammas, score = self._log_gammas(concentration, self._extended_shape(sample_shape) + (2,))
-        score = None if score is None else score.sum(-1)
-        return inside_unit_interval(log_gammas[..., 0] - log_gammas[..., 1], concentration.dtype, score)
+        return inside_unit_interval(log_gammas[..., 0] - log_gammas[..., 1], concentration.dtype, summed(score))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value) in nats, accurate at large concentrations too."""

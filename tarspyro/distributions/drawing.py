@@ -15,9 +15,11 @@ __all__ = [
     "log_of",
     "recall",
     "remember",
+    "summed",
 ]
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +38,7 @@ class Draw(NamedTuple):
 
     log: Tensor | None = None
     log1m: Tensor | None = None
-    score: Tensor | None = None
+    score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
 
 
@@ -78,7 +80,7 @@ def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
     return (inside + (log_value - log_value.detach())).exp().to(dtype)
 
 
-def inside_unit_interval(logit: Tensor, dtype: torch.dtype, score: Tensor | None = None) -> Tensor:
+def inside_unit_interval(logit: Tensor, dtype: torch.dtype, score: Callable[[], Tensor] | None = None) -> Tensor:
     """Returns the sigmoid, strictly between 0 and 1, with the true one's gradient and both its logarithms."""
     finfo = torch.finfo(dtype)
     lowest = math.log(max(finfo.tiny, torch.finfo(logit.dtype).tiny / torch.finfo(logit.dtype).eps))
@@ -102,11 +104,16 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
     return draw.log, draw.log1m
 
 
+def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    """Returns a score that is summed over its last dimension."""
+    return None if score is None else lambda: score().sum(-1)
+
+
 class CarriesScore(TorchDistributionMixin):
     """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers drop it.
 
-    Its draws remember a score: a tensor of the batch shape whose gradient is that of the log-probability of the
-    random choices behind the draw, where the pathwise derivative does not account for it.
+    Its draws remember a score, as a function that computes it: a tensor of the batch shape whose gradient is that of
+    the log-probability of the random choices behind the draw, which the pathwise derivative does not account for.
     """
 
     def score_parts(self, value: Tensor) -> ScoreParts:
@@ -129,7 +136,7 @@ class CarriesScore(TorchDistributionMixin):
                 f"value must be a draw of {type(self).__name__} itself or have no gradient, got a tensor computed "
                 "from something else: detach it, or use reparameterization='implicit'."
             )
-        return ScoreParts(log_prob, _ZERO if draw.score is None else draw.score, log_prob)
+        return ScoreParts(log_prob, _ZERO if draw.score is None else draw.score(), log_prob)
 
     @property
     def partly_reparameterized(self) -> bool:

@@ -3,6 +3,7 @@
 __all__ = ["Chi2", "FromGammas", "Gamma", "InverseGamma", "StudentT"]
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -49,7 +50,7 @@ class FromGammas(CarriesScore):
     def partly_reparameterized(self) -> bool:
         return self.reparameterization == "rejection"
 
-    def _log_gammas(self, concentration: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+    def _log_gammas(self, concentration: Tensor, shape: torch.Size) -> tuple[Tensor, Callable[[], Tensor] | None]:
         return log_gamma_draw(full_precision(concentration).expand(shape), self.boost, self.reparameterization)
 
     def _like(self, other: Any) -> Any:

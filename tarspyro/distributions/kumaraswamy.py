@@ -21,6 +21,7 @@ from tarspyro.distributions.drawing import (
     log_of,
     recall,
     remember,
+    summed,
 )
 
 
@@ -161,7 +162,7 @@ class StickBreaking(CarriesScore, TorchDistribution):
         left = torch.nn.functional.pad(log1m.cumsum(-1), (1, 0))
         log_pieces = torch.nn.functional.pad(log, (0, 1)) + left
         draw = recall(breaks)
-        score = None if draw is None or draw.score is None else draw.score.sum(-1)
+        score = None if draw is None else summed(draw.score)
         return remember(bounded(log_pieces, breaks.dtype), log=log_pieces, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:

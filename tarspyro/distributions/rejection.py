@@ -8,6 +8,9 @@ arXiv:1610.05683) differentiate what is accepted: pathwise through :math:`h`, an
 
 __all__ = ["log_gamma_draw", "stirling_remainder"]
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,9 @@ from torch import Tensor
 _DIGAMMA_AT_ONE_THIRD = (-1 / 36, 1 / 81, 13 / 3240, -1 / 243, -121 / 61236, 7 / 2187)
 
 
-def log_gamma_draw(concentration: Tensor, boost: int, reparameterization: str) -> tuple[Tensor, Tensor | None]:
+def log_gamma_draw(
+    concentration: Tensor, boost: int, reparameterization: str
+) -> tuple[Tensor, Callable[[], Tensor] | None]:
     r"""Draws the logarithms of standard Gamma variables, and the score that the pathwise derivative leaves out.
 
     .. math:: \log z = \log h(\varepsilon, \alpha + B) + \sum_{i=0}^{B-1} \frac{\log u_i}{\alpha + i}
@@ -33,7 +38,8 @@ def log_gamma_draw(concentration: Tensor, boost: int, reparameterization: str) -
         reparameterization: ``"rejection"`` or ``"implicit"``.
 
     Returns:
-        The logarithms, and a tensor of zeros whose gradient is the score's (None if there is none).
+        The logarithms, and a function that returns the score: zeros, whose gradient is the score's. None if there is
+        no score. Few estimators ask for it, and it costs as much as the draw.
     """
     implicit = reparameterization == "implicit"
     # Detached, not under no_grad: a recording of this run keeps the one and forgets the other.
@@ -44,11 +50,13 @@ def log_gamma_draw(concentration: Tensor, boost: int, reparameterization: str) -
     accepted = torch._standard_gamma(fixed + boost)
     epsilon = ((accepted / d.detach()) ** (1 / 3) - 1) * 3 * d.detach().sqrt()
     log_z = d.log() + 3 * torch.log1p(epsilon / (3 * d.sqrt()))
-    for i in range(boost):
-        log_z = log_z + torch.log1p(-torch.rand_like(d)) / (concentration + i)  # 1 - u, which is never zero
+    if boost:
+        steps = torch.arange(boost, dtype=d.dtype, device=d.device).reshape((boost,) + (1,) * d.dim())
+        log_u = torch.log1p(-torch.rand((boost, *d.shape), dtype=d.dtype, device=d.device))  # 1 - u is never zero
+        log_z = log_z + (log_u / (concentration + steps)).sum(0)
     if implicit:
         return log_z + _implicit_slope(fixed, log_z) * (learned - fixed), None
-    return log_z, _acceptance_slope(epsilon, d.detach()) * (concentration - fixed)
+    return log_z, lambda: _acceptance_slope(epsilon, d.detach()) * (concentration - fixed)
 
 
 def _acceptance_slope(epsilon: Tensor, d: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ def _acceptance_slope(epsilon: Tensor, d: Tensor) -> Tensor:
 def _implicit_slope(concentration: Tensor, log_z: Tensor) -> Tensor:
     """The implicit derivative of log z; where z is tiny, from F(z) = z^a / Gamma(a + 1), which is then exact."""
     finfo = torch.finfo(log_z.dtype)
-    z = log_z.clamp(min=torch.tensor(finfo.eps).log().item()).exp()
+    z = log_z.clamp(min=math.log(finfo.eps)).exp()
     tiny = (torch.digamma(concentration + 1) - log_z) / concentration
     return torch.where(log_z.exp() > finfo.eps, torch._standard_gamma_grad(concentration, z) / z, tiny)
 

@@ -24,13 +24,14 @@ class MLP(Configurable):
     Arguments:
         in_features: The size of the input; a tuple for an input with several dimensions, such as ``(1, 28, 28)``;
             a list with one entry for each of several inputs, which are concatenated.
-        hidden_features: The sizes of the layers, each followed by the activation.
+        hidden_features: The sizes of the layers, each followed by the activation. Without any the inputs are only
+            laid side by side, and a ``Conditional`` is linear.
         activation: The constructor of the activation.
         normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm1d``.
         dropout: The probability with which a hidden unit is dropped in training.
 
     Raises:
-        ValueError: If ``hidden_features`` is empty, or an input does not end in its shape.
+        ValueError: If an input does not end in its shape.
 
     Example:
         >>> MLP(784, [512, 512])
@@ -49,12 +50,10 @@ class MLP(Configurable):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not hidden_features:
-            raise ValueError("hidden_features is empty: give the size of at least one layer, such as [256].")
         inputs = in_features if isinstance(in_features, list) else [in_features]
         self.in_shapes = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in inputs)
-        self.out_features = hidden_features[-1]
         sizes = [sum(math.prod(shape) for shape in self.in_shapes), *hidden_features]
+        self.out_features = sizes[-1]
         layers: list[nn.Module] = []
         for size, next_size in zip(sizes, sizes[1:], strict=False):
             layers.append(nn.Linear(size, next_size))
@@ -64,7 +63,9 @@ class MLP(Configurable):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = initialize(nn.Sequential(*layers), activation())
-        self._summary = f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}"
+        self._summary = (
+            f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}" if hidden_features else f"{sizes[0]}"
+        )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the last hidden layer."""
