@@ -7,7 +7,7 @@ import torch
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.data import digits
-from tarspyro.distributions import default_prior
+from tarspyro.distributions import Beta, Dirichlet, Gamma, GumbelSigmoid, GumbelSoftmax, Kumaraswamy, default_prior
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
@@ -19,6 +19,54 @@ def pair():
     torch.manual_seed(0)
     model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [32]), 64))
     return model, guides.VAE(Conditional(dist.Normal, MLP(64, [32]), 2))
+
+
+SAMPLERS = {
+    "Gamma": lambda a: Gamma(a, 1.0),
+    "Gamma, implicit": lambda a: Gamma(a, 1.0, reparameterization="implicit"),
+    "Beta": lambda a: Beta(a, 2.0),
+    "Dirichlet": lambda a: Dirichlet(a.expand(3)),
+    "GumbelSoftmax": lambda a: GumbelSoftmax(a.expand(3), temperature=0.5),
+    "GumbelSigmoid": lambda a: GumbelSigmoid(a, temperature=0.5),
+    "Kumaraswamy": lambda a: Kumaraswamy(a, 2.0),
+}
+
+
+@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+def test_samplers_draw_on_the_device_without_waiting_for_it(make):
+    with pyro.validation_enabled(False):
+        a = torch.tensor(0.5, device="cuda", requires_grad=True)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            q = make(a)
+            z = q.rsample((100_000,))
+            (q.log_prob(z).mean() + z.mean()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert z.is_cuda and z.isfinite().all() and a.grad.isfinite()
+    on_cpu = make(torch.tensor(0.5)).sample((100_000,))
+    error = (z.var(0) / len(z) + on_cpu.cuda().var(0) / len(z)).sqrt()
+    assert ((z.mean(0) - on_cpu.cuda().mean(0)).abs() < 4 * error).all()
+
+
+def test_samplers_can_be_captured_as_a_graph():
+    a = torch.full((1000,), 0.5, device="cuda", requires_grad=True)
+
+    def step():
+        z = Gamma(a, torch.ones((), device="cuda"), validate_args=False).rsample()
+        return z, torch.autograd.grad(z.sum(), a)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z, gradient = step()
+    graph.replay()
+    first = z.clone()
+    graph.replay()
+    assert not torch.equal(first, z) and z.isfinite().all() and gradient.isfinite().all()
 
 
 def test_trains_and_evaluates_where_the_parameters_are():

@@ -129,6 +129,28 @@ def test_agrees_with_pyro_on_scales_and_masks():
     assert_within(draws, 0.1 * toy.elbo(toy.x)[mask].sum().item())
 
 
+def test_a_masked_latent_site_was_drawn_all_the_same():
+    """Without its density in the bound a discrete site still decides what the likelihood is."""
+    torch.manual_seed(0)
+    rows, x = 20_000, torch.tensor(0.7)
+    logits = torch.full((rows,), 0.4, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", rows):
+            with poutine.mask(mask=torch.zeros(rows, dtype=torch.bool)):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(rows))
+
+    def guide():
+        with pyro.plate("data", rows), poutine.mask(mask=torch.zeros(rows, dtype=torch.bool)):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    (gradient,) = torch.autograd.grad(-ELBO().differentiable_loss(model, guide), logits)
+    probs = torch.sigmoid(torch.tensor(0.4))
+    likelihoods = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x)
+    assert_within(gradient, probs * (1 - probs) * (likelihoods[1] - likelihoods[0]))
+
+
 def test_a_scale_in_the_model_alone_is_not_ignored():
     """Pyro's TraceMeanField_ELBO takes the guide's scale only (known fault)."""
     toy = LinearGaussian()

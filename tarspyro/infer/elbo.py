@@ -260,8 +260,9 @@ def _scaled_log_prob(site: Site) -> Tensor:
 def _score_functions(guide_trace: Trace) -> list[Tensor]:
     """The score functions of the sites that are not, or not wholly, reparameterized."""
     sites = [site for _, site in sample_sites(guide_trace) if not site["is_observed"]]
-    scores = [(site, _score_function(site["fn"], site["value"])) for site in sites]
-    return [scale_and_mask(score, mask=site["mask"]) for site, score in scores if not is_identically_zero(score)]
+    scores = [_score_function(site["fn"], site["value"]) for site in sites]
+    # A mask leaves a site's density out, not the fact that the site was drawn.
+    return [score for score in scores if not is_identically_zero(score)]
 
 
 def _score_function(distribution: Any, value: Tensor) -> Any:
