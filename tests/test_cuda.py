@@ -7,7 +7,16 @@ import torch
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.data import digits
-from tarspyro.distributions import Beta, Dirichlet, Gamma, GumbelSigmoid, GumbelSoftmax, Kumaraswamy, default_prior
+from tarspyro.distributions import (
+    Beta,
+    Chi2,
+    Dirichlet,
+    Gamma,
+    GumbelSigmoid,
+    GumbelSoftmax,
+    Kumaraswamy,
+    default_prior,
+)
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
@@ -22,13 +31,14 @@ def pair():
 
 
 SAMPLERS = {
-    "Gamma": lambda a: Gamma(a, 1.0),
-    "Gamma, implicit": lambda a: Gamma(a, 1.0, reparameterization="implicit"),
-    "Beta": lambda a: Beta(a, 2.0),
+    "Gamma": lambda a: Gamma(a, 2 * a),
+    "Gamma, implicit": lambda a: Gamma(a, 2 * a, reparameterization="implicit"),
+    "Beta": lambda a: Beta(a, 2 * a),
     "Dirichlet": lambda a: Dirichlet(a.expand(3)),
     "GumbelSoftmax": lambda a: GumbelSoftmax(a.expand(3), temperature=0.5),
     "GumbelSigmoid": lambda a: GumbelSigmoid(a, temperature=0.5),
-    "Kumaraswamy": lambda a: Kumaraswamy(a, 2.0),
+    "Kumaraswamy": lambda a: Kumaraswamy(a, 2 * a),
+    "Chi2": lambda a: Chi2(a),
 }
 
 

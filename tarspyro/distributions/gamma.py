@@ -149,7 +149,8 @@ class Chi2(Gamma):
     def __init__(
         self, df: Any, boost: int = 4, reparameterization: str = "rejection", validate_args: bool | None = None
     ) -> None:
-        super().__init__(0.5 * df, 0.5, boost, reparameterization, validate_args=validate_args)
+        rate = torch.full_like(df, 0.5) if torch.is_tensor(df) else 0.5
+        super().__init__(0.5 * df, rate, boost, reparameterization, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""

@@ -65,6 +65,11 @@ class _Relaxed(TorchDistribution):
         return self
 
 
+def _like(logits: Tensor, temperature: Any) -> Tensor:
+    # A number is filled in on the device, where a tensor made from it would have to be copied.
+    return temperature.to(logits.dtype) if torch.is_tensor(temperature) else logits.new_full((), temperature)
+
+
 class GumbelSoftmax(_Relaxed):
     r"""The Gumbel-softmax or Concrete distribution: a point of the simplex near one of its corners.
 
@@ -121,7 +126,7 @@ class GumbelSoftmax(_Relaxed):
         self._set_rules(hard, score)
         logits = self._logits(logits, probs, binary=False)
         # One temperature for each row; the logits' last dimension is the event.
-        self.temperature, row = broadcast_all(torch.as_tensor(temperature, dtype=logits.dtype), logits[..., 0])
+        self.temperature, row = broadcast_all(_like(logits, temperature), logits[..., 0])
         self.logits = logits.expand(row.shape + logits.shape[-1:])
         super().__init__(row.shape, logits.shape[-1:], validate_args=validate_args)
 
@@ -208,7 +213,7 @@ class GumbelSigmoid(_Relaxed):
     ) -> None:
         self._set_rules(hard, score)
         logits = torch.as_tensor(self._logits(logits, probs, binary=True))
-        self.logits, self.temperature = broadcast_all(logits, torch.as_tensor(temperature, dtype=logits.dtype))
+        self.logits, self.temperature = broadcast_all(logits, _like(logits, temperature))
         super().__init__(self.logits.shape, validate_args=validate_args)
 
     @lazy_property
