@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tarspyro.distributions.drawing import (
-    bounded,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
     log_of,
+    on_simplex,
     remember,
     summed,
 )
@@ -63,11 +63,11 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         """Returns reparameterized draws, which remember their logarithms."""
         log_gammas, score = self._log_gammas(self.concentration, self._extended_shape(sample_shape))
         log = torch.log_softmax(log_gammas, -1)
-        return remember(bounded(log, self.concentration.dtype), log=log, score=summed(score))
+        return remember(on_simplex(log, self.concentration.dtype), log=log, score=summed(score))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value) in nats, accurate at large concentrations too."""
-        if self._validate_args:
+        if self._validate_args and torch.finfo(value.dtype).bits >= 32:  # shares in half precision sum to 1 +- 1 %
             self._validate_sample(value)
         return _dirichlet_log_prob(log_of(value), full_precision(self.concentration))
 

@@ -13,6 +13,7 @@ __all__ = [
     "inside_unit_interval",
     "log_and_log1m",
     "log_of",
+    "on_simplex",
     "recall",
     "remember",
     "summed",
@@ -43,7 +44,12 @@ class Draw(NamedTuple):
 
 
 def remember(value: Tensor, **known: Any) -> Tensor:
-    """Lets a draw keep what is known of it, for as long as it is not changed in place."""
+    """Lets a draw keep what is known of it, for as long as it is not changed in place.
+
+    A score belongs to a draw with a gradient; one that is made without gradients has none to complete.
+    """
+    if not torch.is_grad_enabled():
+        known.pop("score", None)
     # TorchDynamo cannot follow attributes of tensors; compiled by it, a draw is its value and nothing else.
     if not torch.compiler.is_dynamo_compiling():
         value._draw = (Draw(**known), _version(value))  # type: ignore[attr-defined]
@@ -71,11 +77,12 @@ def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
     r"""Returns the exponential, kept inside the floating-point numbers, with the gradient of the true one.
 
     Values stay above ``tiny / eps`` (1e-31 in single precision), so that the derivatives of a log-density there,
-    multiples of 1 / value, do not overflow either.
+    multiples of 1 / value, do not overflow either; and below ``eps^2 / tiny`` (1e24), for the sake of the value's own
+    derivatives, multiples of the value that grow with the inverse square of a concentration.
     """
-    finfo = torch.finfo(log_value.dtype)
-    lowest = math.log(max(finfo.tiny / finfo.eps, torch.finfo(dtype).tiny))
-    highest = math.log(torch.finfo(dtype).max) - 1
+    finfo, coarse = torch.finfo(log_value.dtype), torch.finfo(dtype)
+    lowest = math.log(max(finfo.tiny / finfo.eps, coarse.tiny))
+    highest = min(2 * math.log(finfo.eps) - math.log(finfo.tiny), math.log(coarse.max) - 1)
     inside = log_value.detach().clamp(lowest, highest)
     return (inside + (log_value - log_value.detach())).exp().to(dtype)
 
@@ -109,6 +116,12 @@ def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
     return None if score is None else lambda: score().sum(-1)
 
 
+def on_simplex(log_value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the exponentials of logarithms of shares, which sum to one as nearly as the numbers allow."""
+    value = bounded(log_value, dtype)
+    return value if dtype != log_value.dtype else value / value.sum(-1, keepdim=True).detach()
+
+
 class CarriesScore(TorchDistributionMixin):
     """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers drop it.
 
@@ -126,17 +139,17 @@ class CarriesScore(TorchDistributionMixin):
             ValueError: If the value has a gradient, but no sampler of this library drew it.
         """
         log_prob = self.log_prob(value)
-        draw = recall(value)
         if not self.partly_reparameterized:
             return ScoreParts(log_prob, _ZERO, log_prob)
-        if not value.requires_grad:
-            return ScoreParts(log_prob, log_prob, _ZERO)
-        if draw is None:
+        draw = recall(value)
+        if draw is not None and draw.score is not None:
+            return ScoreParts(log_prob, draw.score(), log_prob)
+        if value.requires_grad:
             raise ValueError(
                 f"value must be a draw of {type(self).__name__} itself or have no gradient, got a tensor computed "
                 "from something else: detach it, or use reparameterization='implicit'."
             )
-        return ScoreParts(log_prob, _ZERO if draw.score is None else draw.score(), log_prob)
+        return ScoreParts(log_prob, log_prob, _ZERO)
 
     @property
     def partly_reparameterized(self) -> bool:

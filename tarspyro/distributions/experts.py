@@ -8,13 +8,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import Independent, TorchDistribution
-from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
 from tarspyro.distributions.drawing import CarriesScore, recall, remember
-
-_ZERO: Any = 0  # Pyro's word for a part of a gradient estimator that is not there
 
 
 def _stack_experts(experts: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
@@ -69,8 +66,9 @@ class ProductOfExperts(Independent):
             if prior is not None:
                 present = torch.cat([present, torch.ones_like(present[..., :1])], -1)
             present = present.reshape(present.shape + (1,) * event_dim)
-            # A choice, and not a product: a missing expert's parameters need not be finite.
-            precisions, locs = torch.where(present, precisions, 0.0), torch.where(present, locs, 0.0)
+            # Choices, and not products: a missing expert's parameters need not be finite, nor their derivatives.
+            precisions = torch.where(present, torch.where(present, scales, 1.0) ** -2, 0.0)
+            locs = torch.where(present, locs, 0.0)
         experts_dim = -1 - event_dim
         variance = 1 / precisions.sum(experts_dim)
         normal = dist.Normal(variance * (precisions * locs).sum(experts_dim), variance.sqrt())
@@ -112,7 +110,7 @@ class MixtureOfExperts(TorchDistribution):
         count = self.locs.shape[-1 - event_dim]
         equal = self.locs.new_full((count,), 1 / count)
         self.weights = equal if weights is None else _one_for_each(weights, count, "weights")
-        shape = self.locs.shape[: self.locs.dim() - event_dim - 1]
+        shape = torch.broadcast_shapes(self.locs.shape[: self.locs.dim() - event_dim - 1], self.weights.shape[:-1])
         super().__init__(shape, self.locs.shape[self.locs.dim() - event_dim :], validate_args=False)
 
     @constraints.dependent_property(is_discrete=False)
@@ -173,6 +171,19 @@ class MixtureOfExperts(TorchDistribution):
         return (weights * values).sum(-1 - self.event_dim)
 
 
+class _SideBySide(constraints.Constraint):
+    """Each block of a vector lies in its own support."""
+
+    event_dim = 1
+
+    def __init__(self, supports: Sequence[constraints.Constraint], sizes: Sequence[int]) -> None:
+        self.supports, self.sizes = supports, list(sizes)
+
+    def check(self, value: Tensor) -> Tensor:
+        blocks = zip(self.supports, value.split(self.sizes, -1), strict=True)
+        return torch.stack([support.check(block) for support, block in blocks]).all(0)
+
+
 class Concatenate(CarriesScore, TorchDistribution):
     r"""Independent blocks side by side in one vector, each of its own family.
 
@@ -204,7 +215,7 @@ class Concatenate(CarriesScore, TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The product of the blocks' supports."""
-        return constraints.cat([block.support for block in self.blocks], dim=-1, lengths=self.sizes)
+        return _SideBySide([block.support for block in self.blocks], self.sizes)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -219,7 +230,12 @@ class Concatenate(CarriesScore, TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember what their blocks do."""
         parts = tuple(block.rsample(sample_shape) for block in self.blocks)
-        return remember(torch.cat(parts, -1), parts=parts)
+
+        def score() -> Any:
+            pairs = zip(self.blocks, parts, strict=True)
+            return sum(block.score_parts(part).score_function for block, part in pairs)
+
+        return remember(torch.cat(parts, -1), parts=parts, score=score)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Returns draws without gradients."""
@@ -230,13 +246,11 @@ class Concatenate(CarriesScore, TorchDistribution):
         """Returns log p(value), in nats: the sum over the blocks."""
         return sum(block.log_prob(part) for block, part in zip(self.blocks, self._parts(value), strict=True))
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        """Returns the sum of the blocks' score parts."""
-        if not self.has_rsample or not value.requires_grad:
-            log_prob = self.log_prob(value)
-            return ScoreParts(log_prob, log_prob, _ZERO)
-        parts = [block.score_parts(part) for block, part in zip(self.blocks, self._parts(value), strict=True)]
-        return ScoreParts(*(sum(terms) for terms in zip(*parts, strict=True)))
+    @property
+    def partly_reparameterized(self) -> bool:
+        """Whether a block needs a score beside its pathwise derivative."""
+        bases = [block.base_dist if isinstance(block, Independent) else block for block in self.blocks]
+        return not self.has_rsample or any(isinstance(b, CarriesScore) and b.partly_reparameterized for b in bases)
 
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         draw = recall(value)

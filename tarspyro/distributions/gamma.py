@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import softplus
 
 from tarspyro.distributions.drawing import (
     CarriesScore,
@@ -264,6 +265,7 @@ class StudentT(FromGammas, dist.StudentT):
     ) -> None:
         self._set_sampler(boost, reparameterization)
         super().__init__(df, loc, scale, validate_args=validate_args)
+        self._check_boost(0.5 * self.df)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
@@ -275,5 +277,16 @@ class StudentT(FromGammas, dist.StudentT):
         half = full_precision(0.5 * self.df)
         log_gamma, score = self._log_gammas(half, self._extended_shape(sample_shape))
         spread = bounded(0.5 * (half.log() - log_gamma), self.loc.dtype)
-        finite = torch.finfo(self.loc.dtype).max ** 0.5
-        return remember(self.loc + self.scale * torch.randn_like(spread) * spread.clamp(max=finite), score=score)
+        return remember(self.loc + self.scale * torch.randn_like(spread) * spread, score=score)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(value) in nats, accurate for many degrees of freedom and for values far out."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half, scale = full_precision(0.5 * self.df), full_precision(self.scale)
+        size = ((full_precision(value) - full_precision(self.loc)) / scale).abs()
+        # log(1 + t^2 / df), whose square overflows for large t and whose logarithm has no derivative at 0.
+        near, far = size.clamp(max=1.0), size.clamp(min=1.0)
+        log1p = torch.where(size < 1, torch.log1p(near**2 / (2 * half)), softplus(2 * far.log() - (2 * half).log()))
+        log_gammas = half * torch.log1p(0.5 / half) - 0.5 + stirling_remainder(half + 0.5) - stirling_remainder(half)
+        return log_gammas - (half + 0.5) * log1p - HALF_LOG_TAU - scale.log()

@@ -10,6 +10,7 @@ __all__: list[str] = []
 import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch import distributions as td
@@ -18,8 +19,8 @@ from torch.distributions import kl_divergence, register_kl
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.gamma import Gamma, InverseGamma
-from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking, log1mexp
-from tarspyro.distributions.rejection import stirling_remainder
+from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking, log1m_power, log1mexp
+from tarspyro.distributions.rejection import digamma_remainder, stirling_remainder
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
 
 
@@ -33,7 +34,7 @@ def _gamma_kl(q: Tensor, p: Tensor) -> Tensor:
 
     .. math:: (a - b)(\psi(a) - \log a) + \tfrac{1}{2} \log(a / b) - \delta(a) + \delta(b)
     """
-    return (q - p) * (torch.digamma(q) - q.log()) + 0.5 * (q / p).log() - stirling_remainder(q) + stirling_remainder(p)
+    return (q - p) * digamma_remainder(q) + 0.5 * (q / p).log() - stirling_remainder(q) + stirling_remainder(p)
 
 
 def _rate_kl(q: td.Gamma, p: td.Gamma) -> Tensor:
@@ -60,11 +61,10 @@ def _beta_beta(q: Beta, p: td.Beta) -> Tensor:
 
 
 def _shares_kl(q: Tensor, p: Tensor) -> Tensor:
-    def unit_rate(a: Tensor, b: Tensor) -> Tensor:
-        log_ratio = (a / b).log()
-        return _gamma_kl(a, b) + b * (torch.expm1(log_ratio) - log_ratio)
-
-    return unit_rate(q, p).sum(-1) - unit_rate(q.sum(-1), p.sum(-1))
+    totals = q.sum(-1, keepdim=True), p.sum(-1, keepdim=True)
+    log_ratio = (q / p).log() - (totals[0] / totals[1]).log()  # of the means
+    rows = _gamma_kl(q, p) + p * (torch.expm1(log_ratio) - log_ratio)
+    return rows.sum(-1) - _gamma_kl(*totals).squeeze(-1)
 
 
 @register_kl(Kumaraswamy, td.Beta)
@@ -105,7 +105,8 @@ def _expected_log1m_power(q: Kumaraswamy, power: Tensor) -> Tensor:
     log_u, log1m_u = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
     step = 2 * _QUADRATURE_END / (_QUADRATURE_NODES - 1)
     weights = step * math.pi * torch.cosh(t) * (log_u + log1m_u).exp()
-    return (weights * log1mexp(log1mexp(log_u / b) * (power.unsqueeze(-1) / a))).sum(-1)
+    log_w = log_u / b
+    return (weights * log1m_power(log_w, log1mexp(log_w), power.unsqueeze(-1) / a)).sum(-1)
 
 
 _QUADRATURE_END, _QUADRATURE_NODES = 3.4, 64
@@ -129,7 +130,16 @@ def _softmax_categorical(q: GumbelSoftmax, p: Any) -> Tensor:
 @register_kl(GumbelSigmoid, td.Bernoulli)
 def _sigmoid_bernoulli(q: GumbelSigmoid, p: Any) -> Tensor:
     _check_discrete(q, p)
-    return kl_divergence(td.Bernoulli(logits=q.logits), td.Bernoulli(logits=p.logits))
+    return _bernoulli_bernoulli(q, p)
+
+
+@register_kl(dist.Bernoulli, td.Bernoulli)
+def _bernoulli_bernoulli(q: Any, p: Any) -> Tensor:
+    """Torch's own, which asks for batches of the same shape."""
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    names = ["logits" if "logits" in vars(one) else "probs" for one in (q, p)]
+    same = [td.Bernoulli(**{name: getattr(one, name).expand(shape)}) for name, one in zip(names, (q, p), strict=True)]
+    return kl_divergence(*same)
 
 
 def _check_discrete(q: Any, p: Any) -> None:

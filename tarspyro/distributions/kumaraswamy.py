@@ -19,6 +19,7 @@ from tarspyro.distributions.drawing import (
     inside_unit_interval,
     log_and_log1m,
     log_of,
+    on_simplex,
     recall,
     remember,
     summed,
@@ -64,8 +65,9 @@ class Kumaraswamy(TorchDistribution):
         """Returns reparameterized draws."""
         a, b = full_precision(self.concentration1), full_precision(self.concentration0)
         u = torch.rand_like(a.expand(self._extended_shape(sample_shape))).clamp(min=torch.finfo(a.dtype).eps / 2)
-        log = log1mexp(u.log() / b) / a
-        log1m = log1mexp(log)
+        log_w = u.log() / b
+        log1m_w = log1mexp(log_w)
+        log, log1m = log1m_w / a, log1m_power(log_w, log1m_w, 1 / a)
         value = inside_unit_interval(log - log1m, self.concentration1.dtype)
         return remember(value, log=log, log1m=log1m)
 
@@ -74,12 +76,13 @@ class Kumaraswamy(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         a, b = full_precision(self.concentration1), full_precision(self.concentration0)
-        log = log_of(value)
-        return a.log() + b.log() + (a - 1) * log + (b - 1) * log1mexp(a * log)
+        log, log1m = log_and_log1m(value)
+        return a.log() + b.log() + (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
 
     def _log_moment(self, order: int) -> Tensor:
         """Log E[x^n] = log b + log B(1 + n/a, b)."""
-        a, b = full_precision(self.concentration1), full_precision(self.concentration0)
+        # In double precision: at large concentrations the logarithms are large and their sum is not.
+        a, b = self.concentration1.double(), self.concentration0.double()
         first = 1 + order / a
         return b.log() + torch.lgamma(first) + torch.lgamma(b) - torch.lgamma(first + b)
 
@@ -105,6 +108,15 @@ def log1mexp(log: Tensor) -> Tensor:
         torch.log(-torch.expm1(log.clamp(min=-math.log(2)))),
         torch.log1p(-torch.exp(log.clamp(max=-math.log(2)))),
     )
+
+
+def log1m_power(log: Tensor, log1m: Tensor, power: Tensor) -> Tensor:
+    """Returns log(1 - (1 - w)^c) from log w and log(1 - w), also where w is too small for a floating-point number."""
+    # For w and c w below 3e-7 it is log(c w) to single precision, and in double precision to the next term.
+    small = log + power.log().clamp(min=0.0) < -15.0
+    w = torch.where(small, log.clamp(max=-15.0).exp(), 0.0)
+    first = log + power.log() + torch.log1p((1 - power) / 2 * w)
+    return torch.where(small, first, log1mexp(power * torch.where(small, -1.0, log1m)))
 
 
 class StickBreaking(CarriesScore, TorchDistribution):
@@ -163,17 +175,19 @@ class StickBreaking(CarriesScore, TorchDistribution):
         log_pieces = torch.nn.functional.pad(log, (0, 1)) + left
         draw = recall(breaks)
         score = None if draw is None else summed(draw.score)
-        return remember(bounded(log_pieces, breaks.dtype), log=log_pieces, score=score)
+        return remember(on_simplex(log_pieces, breaks.dtype), log=log_pieces, score=score, parts=(breaks,))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value), in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        log_pieces = log_of(value)
+        log_pieces, draw = log_of(value), recall(value)
         # What is left after k breaks is the sum of the later pieces; summed from the end it loses no digits.
         left = torch.logcumsumexp(log_pieces.flip(-1), -1).flip(-1)
         log, log1m = log_pieces[..., :-1] - left[..., :-1], left[..., 1:] - left[..., :-1]
         breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m)
+        if draw is not None and draw.parts is not None:
+            (breaks,) = draw.parts
         return self.breaks.log_prob(breaks) - left[..., :-1].sum(-1)
 
 

@@ -6,7 +6,7 @@ arXiv:1610.05683) differentiate what is accepted: pathwise through :math:`h`, an
 :math:`\pi(\varepsilon; \alpha)` of the accepted noise, which is the score that a draw carries.
 """
 
-__all__ = ["log_gamma_draw", "stirling_remainder"]
+__all__ = ["digamma_remainder", "log_gamma_draw", "stirling_remainder"]
 
 import math
 from collections.abc import Callable
@@ -100,3 +100,12 @@ def stirling_remainder(x: Tensor) -> Tensor:
     small = x.clamp(max=8.0)
     closed = torch.lgamma(small) - (small - 0.5) * small.log() + small - 0.91893853320467274178
     return torch.where(x > 8, series, closed)
+
+
+def digamma_remainder(x: Tensor) -> Tensor:
+    r"""Returns :math:`\psi(x) - \log x`, without cancellation for large x."""
+    large = 1 / x.clamp(min=8.0)
+    square = large * large
+    series = -large / 2 - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))
+    small = x.clamp(max=8.0)
+    return torch.where(x > 8, series, torch.digamma(small) - small.log())

@@ -13,11 +13,11 @@ from torch.distributions.utils import broadcast_all, lazy_property, logits_to_pr
 from torch.nn.functional import logsigmoid
 
 from tarspyro.distributions.drawing import (
-    bounded,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
     log_of,
+    on_simplex,
     remember,
 )
 
@@ -36,9 +36,13 @@ class _Relaxed(TorchDistribution):
             raise ValueError("score='density' is for soft draws, hard=True puts them where there is none: 'discrete'.")
         self.hard, self.score = hard, score or ("discrete" if hard else "density")
 
-    def _logits(self, logits: Tensor | None, probs: Tensor | None, *, binary: bool) -> Tensor:
+    def _logits(self, logits: Tensor | None, probs: Tensor | None, validate: bool | None, *, binary: bool) -> Tensor:
         if (logits is None) == (probs is None):
             raise ValueError("Give logits or probs, one of the two.")
+        if probs is not None and (self._validate_args if validate is None else validate):
+            probs = torch.as_tensor(probs)
+            if not self.arg_constraints["probs"].check(probs).all():
+                raise ValueError(f"probs must be probabilities, got {probs}: or give logits.")
         return probs_to_logits(probs, is_binary=binary) if probs is not None else logits  # type: ignore[return-value]
 
     @property
@@ -124,7 +128,7 @@ class GumbelSoftmax(_Relaxed):
         validate_args: bool | None = None,
     ) -> None:
         self._set_rules(hard, score)
-        logits = self._logits(logits, probs, binary=False)
+        logits = self._logits(logits, probs, validate_args, binary=False)
         # One temperature for each row; the logits' last dimension is the event.
         self.temperature, row = broadcast_all(_like(logits, temperature), logits[..., 0])
         self.logits = logits.expand(row.shape + logits.shape[-1:])
@@ -152,7 +156,7 @@ class GumbelSoftmax(_Relaxed):
         exponential = -torch.log1p(-torch.rand_like(logits)).clamp(max=-torch.finfo(logits.dtype).eps / 2)
         gumbel = -exponential.log()
         log = torch.log_softmax((logits + gumbel) / full_precision(self.temperature).unsqueeze(-1), -1)
-        soft = bounded(log, self.logits.dtype)
+        soft = on_simplex(log, self.logits.dtype)
         if not self.hard:
             return remember(soft, log=log)
         corner = torch.zeros_like(soft).scatter(-1, log.argmax(-1, keepdim=True), 1.0)
@@ -212,7 +216,7 @@ class GumbelSigmoid(_Relaxed):
         validate_args: bool | None = None,
     ) -> None:
         self._set_rules(hard, score)
-        logits = torch.as_tensor(self._logits(logits, probs, binary=True))
+        logits = torch.as_tensor(self._logits(logits, probs, validate_args, binary=True))
         self.logits, self.temperature = broadcast_all(logits, _like(logits, temperature))
         super().__init__(self.logits.shape, validate_args=validate_args)
 
