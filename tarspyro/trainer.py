@@ -154,7 +154,7 @@ class Trainer:
     def _evaluate_loss(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         if hasattr(self.loss, "loss_and_terms"):
             loss, terms = self.loss.loss_and_terms(self.model, self.guide, *arguments)
-            return loss, {"elbo": terms["reconstruction"] - terms["kl"], **terms}
+            return loss, {"elbo": terms["reconstruction"] - terms["kl"], **terms} if terms else {}
         compute = getattr(self.loss, "differentiable_loss", self.loss)
         return compute(self.model, self.guide, *arguments), {}
 

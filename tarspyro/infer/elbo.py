@@ -6,31 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyro.infer
 import torch
-from pyro.distributions import Distribution, Independent
+from pyro.distributions import Independent
 from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
-from pyro.infer.util import torch_item
 from pyro.poutine import Trace
-from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from tarspyro.infer.base import Bound
 from tarspyro.infer.traces import (
     PairError,
     Program,
     Site,
-    guess_plate_nesting,
     log_prob,
     reduce_to,
     sample_sites,
+    score_function,
     shared_plates,
     sum_of,
     trace_pair,
 )
 
 
-class ELBO(pyro.infer.ELBO):
+class ELBO(Bound):
     r"""The evidence lower bound, with its KL term in closed form wherever that is legal.
 
     .. math:: \mathcal{L} = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
@@ -85,35 +83,15 @@ class ELBO(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must not be negative, got beta={beta}, free_bits={free_bits}.")
-        super().__init__(num_particles=num_particles, retain_graph=retain_graph)
-        # The base class counts the plate of particles in; here it is the user's plates alone.
-        self.vectorize_particles, self.max_plate_nesting = vectorize_particles, max_plate_nesting
+        super().__init__(
+            num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
         self.beta, self.analytic_kl, self.free_bits = beta, analytic_kl, free_bits
-        self._guessed: tuple[Program | None, Program | None, int] = (None, None, 0)
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Returns minus the bound, a float, without gradients."""
-        with torch.no_grad():
-            loss = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Computes the gradients of minus the bound, as ``SVI.step`` asks; returns minus the bound, a float."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        value = torch_item(loss)
-        warn_if_nan(value, "loss")
-        return value
-
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns minus the bound, a tensor whose gradient is an unbiased estimate of the bound's."""
-        return self.loss_and_terms(model, guide, *args, **kwargs)[0]
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -153,7 +131,7 @@ class ELBO(pyro.infer.ELBO):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         particles = self.num_particles if self.vectorize_particles else 1
-        nesting = self._plate_nesting(model, guide, args, kwargs) if particles > 1 else 0
+        nesting = self._structure(model, guide, args, kwargs).nesting if particles > 1 else 0
         traces = trace_pair(model, guide, args, kwargs, num_particles=particles, plate_nesting=nesting)
         observed, latent = self._site_terms(*traces)
         reconstruction = _mean([value.sum() for value in observed.values()], particles)
@@ -198,16 +176,6 @@ class ELBO(pyro.infer.ELBO):
             if name not in model_sites and not site["is_observed"]:
                 latent[name] = _KL(_scaled_log_prob(site), 0)  # an auxiliary site: log q alone
         return observed, latent
-
-    def _plate_nesting(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-        if self.max_plate_nesting != math.inf:
-            return int(self.max_plate_nesting)
-        if self._guessed[0] is not model or self._guessed[1] is not guide:
-            self._guessed = (model, guide, guess_plate_nesting(model, guide, args, kwargs))
-        return self._guessed[2]
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        return trace_pair(model, guide, args, kwargs)
 
 
 def _mean(values: Sequence[Tensor], count: int) -> Tensor:
@@ -260,15 +228,6 @@ def _scaled_log_prob(site: Site) -> Tensor:
 def _score_functions(guide_trace: Trace) -> list[Tensor]:
     """The score functions of the sites that are not, or not wholly, reparameterized."""
     sites = [site for _, site in sample_sites(guide_trace) if not site["is_observed"]]
-    scores = [_score_function(site["fn"], site["value"]) for site in sites]
+    scores = [score_function(site["fn"], site["value"]) for site in sites]
     # A mask leaves a site's density out, not the fact that the site was drawn.
     return [score for score in scores if not is_identically_zero(score)]
-
-
-def _score_function(distribution: Any, value: Tensor) -> Any:
-    # Independent does not pass on the score of the distribution that it wraps, so ask that one.
-    if isinstance(distribution, Independent):
-        return sum_rightmost(_score_function(distribution.base_dist, value), distribution.reinterpreted_batch_ndims)
-    if distribution.has_rsample and type(distribution).score_parts is Distribution.score_parts:
-        return 0  # reparameterized: spare the log-probability that score_parts would compute
-    return distribution.score_parts(value).score_function

@@ -9,7 +9,8 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Distribution, Independent
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -191,6 +192,16 @@ def log_prob(site: Site) -> Tensor:
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     # Improper priors answer with a zero on the CPU whatever the value's device.
     return value.to(site["value"].device) if torch.is_tensor(site["value"]) else value
+
+
+def score_function(distribution: Any, value: Tensor) -> Any:
+    """Returns the score function of a draw that is not, or not wholly, reparameterized; 0 if it is."""
+    # Independent does not pass on the score of the distribution that it wraps, so ask that one.
+    if isinstance(distribution, Independent):
+        return sum_rightmost(score_function(distribution.base_dist, value), distribution.reinterpreted_batch_ndims)
+    if distribution.has_rsample and type(distribution).score_parts is Distribution.score_parts:
+        return 0  # reparameterized: spare the log-probability that score_parts would compute
+    return distribution.score_parts(value).score_function
 
 
 def name_of(program: Program) -> str:

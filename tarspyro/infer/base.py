@@ -1,0 +1,77 @@
+"""What all bounds have in common: the interface of ``pyro.infer.ELBO``, in one loss."""
+
+__all__ = ["Bound"]
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.infer.util import torch_item
+from pyro.poutine import Trace
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from tarspyro.infer.traces import Program, trace_pair
+from tarspyro.infer.weights import Structure, structure_of
+
+
+class Bound(pyro.infer.ELBO):
+    """A bound on log p(x) whose negative ``pyro.infer.SVI``, torch optimizers and ``tarspyro.fit`` minimize.
+
+    Subclasses define ``loss_and_terms``. Like Pyro's bounds they return minus the bound in nats, summed over the data
+    points and multiplied by the plates' scales.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
+        super().__init__(num_particles=num_particles, retain_graph=retain_graph)
+        # The base class counts the plate of particles in; here it is the user's plates alone.
+        self.vectorize_particles, self.max_plate_nesting = vectorize_particles, max_plate_nesting
+        self._found: tuple[Program | None, Program | None, Structure] = (None, None, Structure(0, True))
+
+    def loss_and_terms(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss, and what ``fit`` writes down beside it, detached and summed over the data."""
+        raise NotImplementedError
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Returns minus the bound, a float, without gradients."""
+        with torch.no_grad():
+            loss = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Computes the gradients of minus the bound, as ``SVI.step`` asks; returns minus the bound, a float."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        value = torch_item(loss)
+        warn_if_nan(value, "loss")
+        return value
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns minus the bound, a tensor whose gradient is an unbiased estimate of the bound's."""
+        return self.loss_and_terms(model, guide, *args, **kwargs)[0]
+
+    def _structure(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+        if self._found[0] is not model or self._found[1] is not guide:
+            self._found = (model, guide, structure_of(model, guide, args, kwargs))
+        structure = self._found[2]
+        if self.max_plate_nesting != math.inf:
+            structure = structure._replace(nesting=int(self.max_plate_nesting))
+        return structure
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return trace_pair(model, guide, args, kwargs)

@@ -1,0 +1,211 @@
+"""From a run of a pair to the log weights of its data points: the part that all bounds share."""
+
+__all__ = ["Group", "Shared", "Structure", "Weights", "in_plates", "is_local", "structure_of", "weigh"]
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from torch import Tensor
+
+from tarspyro.infer.traces import (
+    PARTICLES,
+    PairError,
+    Program,
+    Site,
+    log_prob,
+    name_of,
+    reduce_to,
+    sample_sites,
+    score_function,
+    sum_of,
+    trace_pair,
+)
+from tarspyro.modules import evaluating, preserved_rng
+
+GROUPS = "num_groups_vectorized"
+
+Plates = frozenset[tuple[str, int]]
+Signed = tuple[str, Site, int]  # a site of the model (+1) or of the guide (-1)
+
+
+class Structure(NamedTuple):
+    """How many plates deep a pair is, and whether latent variables belong to single data points."""
+
+    nesting: int
+    local: bool
+
+
+class Group(NamedTuple):
+    """Data points that have weights of their own; tensors of the shape ``[groups, particles, data points]``."""
+
+    log_weights: Tensor  # log p(x, z) - log q(z | x), without scales
+    log_joint: Tensor  # log p(x, z) alone
+    score: Tensor | None  # of the draws that are not, or not wholly, reparameterized
+    scale: Any  # how much a data point counts: one number, or one for each of them
+
+
+class Shared(NamedTuple):
+    """What all data points share, drawn once for each group of particles; tensors of the shape ``[groups]``."""
+
+    log_weights: Tensor
+    log_joint: Tensor
+    score: Tensor | None
+
+
+class Weights(NamedTuple):
+    """What one run of a pair says of its data points, and of what they share (None if there is nothing)."""
+
+    groups: list[Group]
+    shared: Shared | None
+
+
+class _LocalPlate(pyro.plate):
+    """A plate of particles for the sites inside other plates; what all data points share is drawn once."""
+
+    def _process_message(self, msg: Any) -> None:
+        if _plates(msg):
+            super()._process_message(msg)
+
+
+def structure_of(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Structure:
+    """Finds the structure of a pair by one run that leaves no mark on random state and statistics."""
+    with preserved_rng(), evaluating(model, guide):
+        traces = trace_pair(model, guide, args, kwargs)
+    sites = [site for trace in traces for site in trace.nodes.values()]
+    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ()) if frame.vectorized]
+    dims = [-(frame.dim or 0) for frame in frames]
+    latent = [site for _, site in sample_sites(traces[0]) if not site["is_observed"]]
+    return Structure(max(dims, default=0), any(_plates(site) for site in latent))
+
+
+def in_plates(program: Program, groups: int, particles: int, structure: Structure) -> Program:
+    """Returns the program inside a plate of groups and one of particles, to the left of its own plates."""
+
+    def replicated(*args: Any, **kwargs: Any) -> Any:
+        plate = _LocalPlate if structure.local else pyro.plate
+        with (
+            pyro.plate(GROUPS, groups, dim=-structure.nesting - 2),
+            plate(PARTICLES, particles, dim=-structure.nesting - 1),
+        ):
+            return program(*args, **kwargs)
+
+    return replicated
+
+
+def weigh(model: Program, model_trace: Trace, guide_trace: Trace, structure: Structure) -> Weights:
+    """Reads the weights off the traces of a run inside ``in_plates``.
+
+    Latent variables inside plates belong to data points. Sites that plates tie together make a group, and its data
+    points are the indices of the plates that hold all of them. Sites outside all plates are shared. Where all latent
+    variables are shared, the whole data set is one data point, and the scale of a subsampled plate belongs into its
+    weight: it is an estimate of the weight with all data.
+
+    Raises:
+        PairError: If data points have no weights of their own, or no common scale.
+    """
+    signed: list[Signed] = [(name, site, 1) for name, site in sample_sites(model_trace)]
+    signed += [(name, site, -1) for name, site in sample_sites(guide_trace) if not site["is_observed"]]
+    group_dim, particle_dim = -structure.nesting - 2, -structure.nesting - 1
+    if not structure.local:
+        if not any(_plates(site) for _, site, _ in signed):
+            raise PairError(
+                f"{name_of(model)} has no weight for each data point, because no site lies in a plate: put what "
+                "belongs to a data point inside one, such as pyro.plate('data', len(x))."
+            )
+        sums = _sums(signed, [group_dim, particle_dim], scaled=True)
+        total, joint, score = (_in_order(value, structure) for value in sums)
+        return Weights([Group(total, joint, score, 1.0)], None)
+    groups = []
+    for component in _tied([entry for entry in signed if _plates(entry[1])]):
+        common = frozenset.intersection(*(_plates(site) for _, site, _ in component))
+        if not common:
+            names = sorted({name for name, _, _ in component})
+            raise PairError(
+                f"{name_of(model)} has no weight for each data point, because no pyro.plate holds all of {names}, "
+                "which share plates: give them one in common, or train with the ELBO."
+            )
+        dims = sorted(dim for _, dim in common if dim < 0)
+        sums = _sums(component, [group_dim, particle_dim, *dims])
+        scale = _common_scale(model, component)
+        total, joint, score = (_in_order(value, structure) for value in sums)
+        groups.append(Group(total, joint, score, scale))
+    shared = [entry for entry in signed if not _plates(entry[1])]
+    if not shared:
+        return Weights(groups, None)
+    total, joint, score = _sums(shared, [group_dim], scaled=True)
+    return Weights(groups, Shared(total.reshape(-1), joint.reshape(-1), None if score is None else score.reshape(-1)))
+
+
+def is_local(site: Any) -> bool:
+    """Whether a site belongs to single data points: whether it lies in a plate of the user's."""
+    return bool(_plates(site))
+
+
+def _plates(site: Any) -> Plates:
+    """The user's plates around a site, name and dimension; a sequential plate's index takes the dimension's place."""
+    frames = site.get("cond_indep_stack", ())
+    return frozenset(
+        (frame.name, frame.dim if frame.vectorized else frame.counter)
+        for frame in frames
+        if frame.name not in (PARTICLES, GROUPS)
+    )
+
+
+def _tied(entries: Sequence[Signed]) -> list[list[Signed]]:
+    """Puts sites together that share a plate, directly or through others."""
+    found: list[tuple[set[tuple[str, int]], list[Signed]]] = []
+    for entry in entries:
+        plates, members = set(_plates(entry[1])), [entry]
+        for other in [group for group in found if group[0] & plates]:
+            found.remove(other)
+            plates, members = plates | other[0], other[1] + members
+        found.append((plates, members))
+    return [members for _, members in found]
+
+
+def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log weights, log joint and score of some sites, summed over all dimensions but the given ones."""
+    weights, joints, scores = [], [], []
+    for _, site, sign in entries:
+        density = scale_and_mask(log_prob(site), site["scale"] if scaled else 1.0, site["mask"])
+        density = reduce_to(density, dims)
+        weights.append(sign * density)
+        if sign > 0:
+            joints.append(density)
+        elif not is_identically_zero(score := score_function(site["fn"], site["value"])):
+            scores.append(reduce_to(score, dims))
+    total = sum_of(weights)
+    return total, sum_of(joints) if joints else torch.zeros_like(total), sum_of(scores) if scores else None
+
+
+def _in_order(value: Tensor | None, structure: Structure) -> Any:
+    """Brings a sum into the shape ``[groups, particles, data points]``."""
+    if value is None:
+        return None
+    full = value.reshape((1,) * (structure.nesting + 2 - value.dim()) + value.shape)
+    return full.reshape(full.shape[:2] + (-1,))
+
+
+def _common_scale(model: Program, component: Sequence[Signed]) -> Any:
+    """The scale of all sites of a group: a bound that is not linear cannot have several."""
+    first_name, first, _ = component[0]
+    for name, site, _ in component[1:]:
+        one, other = first["scale"], site["scale"]
+        if torch.is_tensor(one) or torch.is_tensor(other):
+            # Comparing tensors reads them back, so it belongs to validation.
+            same = torch.is_tensor(one) and torch.is_tensor(other)
+            same = same and (not is_validation_enabled() or torch.equal(one, other))
+        else:
+            same = one == other
+        if not same:
+            raise PairError(
+                f"{name_of(model)} has different scales at {first_name!r} ({one}) and {name!r} ({other}), which no "
+                "weighted bound can have within a data point: scale the whole pair, or train with the ELBO."
+            )
+    scale = first["scale"]
+    return scale.reshape(-1) if torch.is_tensor(scale) else scale

@@ -1,0 +1,461 @@
+"""Importance weighted bounds against the truth: values, where the weights live, and gradients."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from tarspyro.distributions import Gamma
+from tarspyro.infer import ELBO, IWAE, PairError, Renyi, renyi_bound
+from tarspyro.infer.bounds import renyi_weights, without_each
+
+from .programs import LinearGaussian, assert_within
+
+ALPHAS = (-math.inf, -2.0, 0.0, 0.5, 1 - 1e-7, 1.0, 2.0, math.inf)
+
+
+def by_hand(toy, alpha, particles, draws=400):
+    """The bound of all data points, from independent draws and the densities as they are."""
+    values = []
+    for _ in range(draws):
+        q = toy.posterior(toy.x)
+        z = q.rsample((particles,))
+        log_weights = toy.prior().log_prob(z) + toy.likelihood(z).log_prob(toy.x) - q.log_prob(z)
+        values.append(renyi_bound(log_weights, alpha).sum().detach())
+    return torch.stack(values)
+
+
+def assert_same_mean(one, other, errors=4.0):
+    one, other = (torch.as_tensor(values, dtype=torch.float64) for values in (one, other))
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
+    assert ((one.mean(0) - other.mean(0)).abs() <= errors * error).all(), (one.mean(0), other.mean(0), error)
+
+
+def losses(bound, model, guide, *args, draws=400):
+    return torch.tensor([-bound.loss(model, guide, *args) for _ in range(draws)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_reduction_is_the_formula_in_double(alpha):
+    log_weights = torch.randn(7, 5, dtype=torch.float64)
+    w = log_weights.exp()
+    if math.isinf(alpha):
+        exact = (w.max(0) if alpha < 0 else w.min(0)).values.log()
+    elif abs(alpha - 1) < 1e-6:
+        exact = log_weights.mean(0) + (1 - alpha) / 2 * log_weights.var(0, unbiased=False)
+    else:
+        exact = (w ** (1 - alpha)).mean(0).log() / (1 - alpha)
+    torch.testing.assert_close(renyi_bound(log_weights, alpha), exact)
+    torch.testing.assert_close(renyi_bound(log_weights.float() - 100, alpha).double(), exact - 100, rtol=0, atol=2e-5)
+    leaf = log_weights.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(renyi_bound(leaf, alpha).sum(), leaf)
+    torch.testing.assert_close(renyi_weights(log_weights, alpha), gradient)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_baseline_is_the_bound_without_the_particle(alpha):
+    log_weights = 3 * torch.randn(6, 5, dtype=torch.float64)
+    baseline = without_each(log_weights, alpha)
+    for k in range(6):
+        replaced = log_weights.clone()
+        replaced[k] = (log_weights.sum(0) - log_weights[k]) / 5
+        torch.testing.assert_close(baseline[k], renyi_bound(replaced, alpha))
+
+
+@pytest.mark.parametrize("particles", [1, 10])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_value(alpha, particles):
+    toy = LinearGaussian()
+    assert_same_mean(losses(Renyi(alpha, particles), toy.model, toy.guide, toy.x), by_hand(toy, alpha, particles))
+
+
+def test_a_thousand_particles_reach_the_evidence_and_negative_orders_bound_it_from_above():
+    toy = LinearGaussian()
+    evidence = toy.log_likelihood(toy.x).sum().item()
+    below = losses(IWAE(1000), toy.model, toy.guide, toy.x, draws=50).mean()
+    above = losses(Renyi(-1.0, 1000), toy.model, toy.guide, toy.x, draws=50).mean()
+    assert evidence - 0.5 < below < evidence < above
+
+
+def test_groups_are_averaged():
+    toy = LinearGaussian()
+    assert_same_mean(losses(IWAE(5, num_groups=3), toy.model, toy.guide, toy.x), by_hand(toy, 0.0, 5))
+    few, many = (losses(IWAE(5, groups), toy.model, toy.guide, toy.x).var() for groups in (1, 8))
+    assert many < few / 3
+
+
+def with_extras(toy):
+    def model(x):
+        pyro.deterministic("note", torch.tensor(1.0))
+        pyro.factor("constant", torch.tensor(2.5))
+        toy.model(x)
+
+    return model
+
+
+def nested(toy, data, pixels):
+    """The pair with a plate of pixels inside the plate of data points, in either order of the dimensions."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=data):
+            loc = pyro.sample("z", toy.prior()) @ toy.weight.T
+            if data == -2:
+                loc = loc.squeeze(-2)
+            else:
+                loc, x = (loc.squeeze(-3) if loc.dim() > 2 else loc).mT, x.T
+            with pyro.plate("pixels", 5, dim=pixels):
+                pyro.sample("x", dist.Normal(loc, toy.scale), obs=x)
+
+    def guide(x):
+        q = toy.posterior(x).base_dist
+        loc, scale = (q.loc.unsqueeze(1), q.scale.unsqueeze(1)) if data == -2 else (q.loc, q.scale)
+        with pyro.plate("data", len(x), dim=data):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    return model, guide
+
+
+def test_sites_outside_the_plate_cost_nothing():
+    """A pyro.deterministic there costs Pyro's RenyiELBO 60 nats (known fault)."""
+    toy = LinearGaussian()
+    assert_same_mean(losses(IWAE(10), with_extras(toy), toy.guide, toy.x), by_hand(toy, 0.0, 10) + 2.5)
+
+
+@pytest.mark.parametrize(("data", "pixels"), [(-2, -1), (-1, -2)])
+def test_nested_plates(data, pixels):
+    toy = LinearGaussian()
+    assert_same_mean(losses(IWAE(10), *nested(toy, data, pixels), toy.x), by_hand(toy, 0.0, 10))
+
+
+def test_sibling_plates_have_weights_of_their_own():
+    """Pyro's RenyiELBO takes one weight for both plates, and for all their points (known fault)."""
+    toy = LinearGaussian()
+    parts = {"labelled": toy.x[:20], "unlabelled": toy.x[20:]}
+
+    def model():
+        for name, x in parts.items():
+            with pyro.plate(name, len(x)):
+                z = pyro.sample(f"z_{name}", toy.prior())
+                pyro.sample(f"x_{name}", toy.likelihood(z), obs=x)
+
+    def guide():
+        for name, x in parts.items():
+            with pyro.plate(name, len(x)):
+                pyro.sample(f"z_{name}", toy.posterior(x))
+
+    assert_same_mean(losses(IWAE(10), model, guide), by_hand(toy, 0.0, 10))
+
+
+def test_sequential_plates_have_weights_of_their_own():
+    toy = LinearGaussian()
+
+    def model(x):
+        for i in pyro.plate("data", len(x)):
+            z = pyro.sample(f"z_{i}", toy.prior())
+            pyro.sample(f"x_{i}", toy.likelihood(z), obs=x[i])
+
+    def guide(x):
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"z_{i}", toy.posterior(x[i]))
+
+    assert_same_mean(losses(IWAE(10), model, guide, toy.x, draws=60), by_hand(toy, 0.0, 10))
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_scales_stand_outside(scale):
+    """Pyro's RenyiELBO has them inside the logarithm (known fault): with 10 the bound exceeds the evidence."""
+    toy = LinearGaussian()
+    model, guide = (poutine.scale(half, scale=scale) for half in (toy.model, toy.guide))
+    assert_same_mean(losses(IWAE(10), model, guide, toy.x), scale * by_hand(toy, 0.0, 10))
+
+
+def test_subsampling_is_unbiased_for_the_whole_bound():
+    toy = LinearGaussian()
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            z = pyro.sample("z", toy.prior())
+            pyro.sample("x", toy.likelihood(z), obs=x[index])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            pyro.sample("z", toy.posterior(x[index]))
+
+    assert_same_mean(losses(IWAE(10), model, guide, toy.x, draws=2000), by_hand(toy, 0.0, 10))
+
+
+def test_masks_leave_data_points_out():
+    toy = LinearGaussian()
+    mask = torch.arange(len(toy.x)) % 2 == 0
+    model, guide = (poutine.mask(half, mask=mask) for half in (toy.model, toy.guide))
+    part = LinearGaussian()
+    part.x = toy.x[mask]
+    assert_same_mean(losses(IWAE(10), model, guide, toy.x), by_hand(part, 0.0, 10))
+
+
+class Shared(nn.Module):
+    r"""mu ~ N(0, 1), z_n ~ N(mu, 1), x_n ~ N(z_n, 1), with a guide whose local half knows mu exactly."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.x = 1 + torch.randn(50, generator=generator, dtype=torch.float64)
+        self.loc = nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+
+    def model(self, x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        mu = pyro.sample("mu", dist.Normal(self.loc, 0.2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
+
+    def bound(self, x):
+        """E_q[log p(mu) - log q(mu) + sum_n log p(x_n | mu)]: the nested bound, where the local guide is exact."""
+        second = self.loc**2 + 0.04
+        kl = 0.5 * (second - 1) - math.log(0.2)
+        likelihood = -0.5 * math.log(4 * math.pi) - ((x - self.loc) ** 2 + 0.04) / 4
+        return likelihood.sum() - kl
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
+def test_shared_latent_variables_have_the_nested_bound(gradient):
+    toy = Shared()
+    assert_within(losses(IWAE(10), toy.model, toy.guide, toy.x), toy.bound(toy.x).item())
+    (exact,) = torch.autograd.grad(toy.bound(toy.x), toy.loc)
+    bound = IWAE(10, num_groups=2, gradient=gradient)
+    draws = [
+        -torch.autograd.grad(bound.differentiable_loss(toy.model, toy.guide, toy.x), toy.loc)[0] for _ in range(400)
+    ]
+    assert_within(torch.stack(draws), exact)
+
+
+def test_shared_variables_alone_make_the_data_set_one_data_point():
+    x = torch.tensor([0.3, -1.0, 2.0])
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    covariance = torch.ones(3, 3) + torch.eye(3)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
+    assert abs(IWAE(200_000).loss(model, guide, x) + evidence) < 0.02
+
+
+class Binary(nn.Module):
+    """Two binary latent variables, a chain, and four data points: everything can be enumerated."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = torch.tensor([-1.0, 0.3, 0.9, 2.0], dtype=torch.float64)
+        self.loc = nn.Parameter(torch.tensor([0.0, 0.7, 1.1, 1.5], dtype=torch.float64))
+        self.logits = nn.Parameter(torch.tensor([0.4, -0.3, 0.8], dtype=torch.float64))
+
+    def probs(self, x):
+        return torch.sigmoid(self.logits[0] * x), lambda a: torch.sigmoid(self.logits[1] + self.logits[2] * a)
+
+    def model(self, x):
+        half = x.new_tensor(0.5)
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(half))
+            b = pyro.sample("b", dist.Bernoulli(half))
+            pyro.sample("x", dist.Normal(self.loc[(2 * a + b).long()], 0.8), obs=x)
+
+    def guide(self, x):
+        first, second = self.probs(x)
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(first))
+            pyro.sample("b", dist.Bernoulli(second(a)))
+
+    def exact(self, alpha, particles):
+        first, second = self.probs(self.x)
+        table = []
+        for a, b in itertools.product((0.0, 1.0), repeat=2):
+            one = first if a else 1 - first
+            other = second(torch.tensor(a)) if b else 1 - second(torch.tensor(a))
+            log_q = one.log() + other.log()
+            log_p = math.log(0.25) + dist.Normal(self.loc[int(2 * a + b)], 0.8).log_prob(self.x)
+            table.append((log_q, log_p - log_q))
+        total = 0.0
+        for choice in itertools.product(range(4), repeat=particles):
+            probability = sum(table[i][0] for i in choice).exp()
+            total = total + (probability * renyi_bound(torch.stack([table[i][1] for i in choice]), alpha)).sum()
+        return total
+
+
+@pytest.mark.parametrize("particles", [2, 4])
+@pytest.mark.parametrize("alpha", [-math.inf, -1.0, 0.0, 0.5, 1.0])
+def test_discrete_guides_have_the_exact_gradient(alpha, particles):
+    """Pyro's RenyiELBO gives a discrete guide no gradient at all at alpha = 0 (known fault)."""
+    toy = Binary()
+    parameters = list(toy.parameters())
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(toy.exact(alpha, particles), parameters)])
+    bound = Renyi(alpha, particles, num_groups=5000)
+    draws = []
+    for _ in range(20):
+        gradients = torch.autograd.grad(bound.differentiable_loss(toy.model, toy.guide, toy.x), parameters)
+        draws.append(-torch.cat([g.flatten() for g in gradients]))
+    assert_within(torch.stack(draws), exact, errors=5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_rejection_samplers_have_the_gradient_of_implicit_ones(alpha):
+    def gradient(seed, **sampler):
+        torch.manual_seed(seed)
+        a = torch.full((4000,), 1.5, dtype=torch.float64, requires_grad=True)
+        one = torch.ones_like(a)
+
+        def model():
+            with pyro.plate("data", len(a)):
+                z = pyro.sample("z", dist.Gamma(2 * one, 2 * one))
+                pyro.sample("x", dist.Poisson(z), obs=3 * one)
+
+        def guide():
+            with pyro.plate("data", len(a)):
+                pyro.sample("z", Gamma(a, 1.5 * one, **sampler))
+
+        bound = Renyi(alpha, 4)
+        return torch.cat([torch.autograd.grad(-bound.differentiable_loss(model, guide), a)[0] for _ in range(10)])
+
+    assert_same_mean(gradient(0, boost=1), gradient(1, reparameterization="implicit"))
+
+
+class Chain(nn.Module):
+    """A hierarchy of two layers with a guide in the other order."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(20, generator=generator, dtype=torch.float64)
+        start = torch.tensor([0.5, 0.2, 0.4, 0.3, 0.6], dtype=torch.float64)
+        self.guided, self.modelled = nn.Parameter(start), nn.Parameter(start[:2].clone())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            second = pyro.sample("second", dist.Normal(x.new_zeros(()), 1.0))
+            first = pyro.sample("first", dist.Normal(self.modelled[0] * second, 0.9))
+            pyro.sample("x", dist.Normal(torch.tanh(first) + self.modelled[1] * second, 0.7), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(self.guided[0] * x, self.guided[1].exp()))
+            pyro.sample("second", dist.Normal(self.guided[2] * first + self.guided[3] * x, self.guided[4].exp()))
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 1.0])
+def test_doubly_reparameterized_gradient_is_unbiased_for_hierarchies(alpha):
+    """A hook on each draw, the usual way, is biased here."""
+    toy = Chain()
+    parameters = list(toy.parameters())
+
+    def draws(gradient):
+        bound = Renyi(alpha, 5, num_groups=20, gradient=gradient)
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(400))
+        return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
+
+    plain, doubly = draws("pathwise"), draws("dreg")
+    assert_same_mean(plain, doubly, errors=5)
+    assert (doubly.var(0)[:5] < plain.var(0)[:5]).all()
+
+
+def test_signal_to_noise_falls_with_the_particles_but_for_the_doubly_reparameterized_gradient():
+    """(Rainforth et al. 2018, arXiv:1802.04537.)"""
+    toy = LinearGaussian()
+
+    def ratio(particles, gradient):
+        bound = IWAE(particles, gradient=gradient)
+        draws = torch.stack(
+            [
+                torch.autograd.grad(bound.differentiable_loss(toy.model, toy.guide, toy.x), toy.shift)[0]
+                for _ in range(200)
+            ]
+        )
+        return (draws.mean(0).abs() / draws.std(0)).mean()
+
+    assert ratio(300, "pathwise") < 0.6 * ratio(3, "pathwise")
+    assert ratio(300, "dreg") > 1.5 * ratio(3, "dreg")
+
+
+def test_doubly_reparameterized_gradient_of_the_elbo_vanishes_at_the_posterior():
+    """Sticking the landing (Roeder et al. 2017): at the optimum there is no noise left."""
+    toy = LinearGaussian()
+    loc = (toy.x @ (toy.posterior_covariance @ toy.weight.detach().T / toy.scale**2).T).requires_grad_()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(loc, toy.posterior_covariance))
+
+    bound = Renyi(1.0, 3, gradient="dreg")
+    (gradient,) = torch.autograd.grad(bound.differentiable_loss(toy.model, guide, toy.x), loc)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-10, rtol=0)
+
+
+def test_what_has_no_weight_for_each_data_point_is_an_error():
+    toy = LinearGaussian()
+
+    def in_no_plate(program):
+        def run(x):
+            z = pyro.sample("z", (toy.prior().expand([len(x)]) if program == "model" else toy.posterior(x)).to_event(1))
+            if program == "model":
+                pyro.sample("x", toy.likelihood(z).to_event(1), obs=x)
+
+        return run
+
+    with pytest.raises(PairError, match="no site lies in a plate"):
+        IWAE(5).loss(in_no_plate("model"), in_no_plate("guide"), toy.x)
+
+    def crossed(x):
+        rows, columns = pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 2, dim=-1)
+        with rows:
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with columns:
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        if x is not None:
+            with rows, columns:
+                pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    with pytest.raises(PairError, match="no pyro.plate holds all of"):
+        IWAE(5).loss(crossed, lambda x: crossed(None), torch.zeros(3, 2))
+
+    def annealed(x):
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.1):
+                z = pyro.sample("z", toy.prior())
+            pyro.sample("x", toy.likelihood(z), obs=x)
+
+    with pytest.raises(PairError, match="different scales"):
+        IWAE(5).loss(annealed, toy.guide, toy.x)
+    assert math.isfinite(ELBO().loss(annealed, toy.guide, toy.x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Renyi(math.nan), "alpha must be a number"),
+        (lambda: IWAE(0), "num_particles must be at least 1"),
+        (lambda: IWAE(5, 0), "num_groups must be at least 1"),
+        (lambda: IWAE(5, gradient="stl"), "gradient must be"),
+        (lambda: Renyi(-math.inf, gradient="dreg"), "finite alpha"),
+    ],
+)
+def test_arguments_out_of_range(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_dreg_refuses_discrete_draws():
+    toy = Binary()
+    with pytest.raises(PairError, match="'a' is not"):
+        IWAE(5, gradient="dreg").differentiable_loss(toy.model, toy.guide, toy.x)
