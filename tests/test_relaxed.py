@@ -719,3 +719,8 @@ def test_weights_of_a_relaxed_pair_are_unbiased():
     exact = [integrate.quad(joint, -40, 40, args=(n,), limit=200, points=[0.4])[0] for n in range(3)]
     weights = log_weights(model, guide, x, num_particles=100_000).exp()
     assert_within(weights, exact)
+
+
+def test_draws_in_half_precision_pass_their_own_validation():
+    q = GumbelSoftmax(torch.randn(50, 10).bfloat16(), temperature=0.5, validate_args=True)
+    assert q.log_prob(q.rsample()).isfinite().all()
