@@ -11,8 +11,8 @@ from pyro import poutine
 from torch import nn
 
 from tarspyro.distributions import Gamma
-from tarspyro.infer import ELBO, IWAE, PairError, Renyi, renyi_bound
-from tarspyro.infer.bounds import renyi_weights, without_each
+from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, PairError, Renyi, renyi_bound
+from tarspyro.infer.reductions import renyi_weights, without_each
 
 from .programs import LinearGaussian, assert_within
 
@@ -446,7 +446,12 @@ def test_what_has_no_weight_for_each_data_point_is_an_error():
         (lambda: Renyi(math.nan), "alpha must be a number"),
         (lambda: IWAE(0), "num_particles must be at least 1"),
         (lambda: IWAE(5, 0), "num_groups must be at least 1"),
-        (lambda: IWAE(5, gradient="stl"), "gradient must be"),
+        (lambda: IWAE(5, gradient="stl"), "biased with several particles in a logarithm"),
+        (lambda: IWAE(5, gradient="score"), "gradient must be"),
+        (lambda: IWAE(5, gradient="dreg", vectorize_particles=False), "all particles at once"),
+        (lambda: CIWAE(1.5), "beta must be from 0 to 1"),
+        (lambda: ELBO(gradient="dreg"), "gradient must be"),
+        (lambda: ELBO(gradient="stl", free_bits=0.1), "take one of them"),
         (lambda: Renyi(-math.inf, gradient="dreg"), "finite alpha"),
     ],
 )

@@ -19,7 +19,10 @@ from tarspyro.infer.traces import (
     Program,
     Site,
     log_prob,
+    particle_plate,
     reduce_to,
+    reparameterized,
+    rerun,
     sample_sites,
     score_function,
     shared_plates,
@@ -50,6 +53,9 @@ class ELBO(Bound):
         analytic_kl: Whether to use closed forms.
         free_bits: Nats per coordinate of a factorized latent site (per site, where it does not factorize) below which
             the batch's mean KL is not reduced further. (Kingma et al. 2016, arXiv:1606.04934, eq. 15.)
+        gradient: ``"pathwise"``, or ``"stl"`` for sticking the landing: the guide's gradient through the draws alone,
+            whose noise vanishes where the guide is the posterior. It wants a reparameterized guide, samples every KL,
+            and runs a guide with several latent variables twice. (Roeder et al. 2017, arXiv:1703.09194.)
         max_plate_nesting: How many plates deep the pair is; found by a run without side effects if not given.
         vectorize_particles: False runs the pair once a particle, for programs that cannot take a plate of particles.
         retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
@@ -78,6 +84,7 @@ class ELBO(Bound):
         beta: float = 1.0,
         analytic_kl: bool = True,
         free_bits: float = 0.0,
+        gradient: str = "pathwise",
         *,
         max_plate_nesting: int | float = math.inf,
         vectorize_particles: bool = True,
@@ -85,13 +92,18 @@ class ELBO(Bound):
     ) -> None:
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must not be negative, got beta={beta}, free_bits={free_bits}.")
+        if gradient not in ("pathwise", "stl"):
+            raise ValueError(f"gradient must be 'pathwise' or 'stl', got {gradient!r}.")
+        if gradient == "stl" and free_bits:
+            raise ValueError("gradient='stl' samples the KL, and free_bits needs its mean: take one of them.")
         super().__init__(
             num_particles,
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
-        self.beta, self.analytic_kl, self.free_bits = beta, analytic_kl, free_bits
+        self.beta, self.analytic_kl, self.free_bits = beta, analytic_kl and gradient != "stl", free_bits
+        self.gradient = gradient
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -142,6 +154,11 @@ class ELBO(Bound):
         # At 0 the product would keep a term that may be infinite; at 1 it would only cost time.
         weighted = regularizer if self.beta == 1 else 0.0 if self.beta == 0 else self.beta * regularizer
         loss = weighted - reconstruction
+        if self.gradient == "stl" and torch.is_grad_enabled():
+            if particles > 1:
+                guide = particle_plate(guide, particles, nesting)
+            direct = self.beta / particles * _log_guide_of_copies(guide, traces[1], args, kwargs)
+            return loss + (direct - direct.detach()), reconstruction, kl
         scores = _score_functions(traces[1])
         if scores:
             shared = shared_plates([site for trace in traces for _, site in sample_sites(trace)])
@@ -223,6 +240,13 @@ def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL
 
 def _scaled_log_prob(site: Site) -> Tensor:
     return scale_and_mask(log_prob(site), site["scale"], site["mask"])
+
+
+def _log_guide_of_copies(guide: Program, guide_trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Log q of cut-off copies of the draws: its gradient is the part of log q's that does not come through them."""
+    sites = reparameterized(guide_trace, "gradient='stl'")
+    trace = rerun(guide, guide_trace, {name: site["value"].detach() for name, site in sites.items()}, args, kwargs)
+    return sum_of(_scaled_log_prob(trace.nodes[name]).sum() for name in sites)
 
 
 def _score_functions(guide_trace: Trace) -> list[Tensor]:

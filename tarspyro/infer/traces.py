@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Distribution, Independent
-from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -63,6 +63,36 @@ def trace_pair(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
+
+
+def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
+    """Returns the sites that a guide draws.
+
+    Raises:
+        PairError: If one of them is not, or not wholly, reparameterized.
+    """
+    drawn = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    for name, site in drawn.items():
+        if not site["fn"].has_rsample or not is_identically_zero(score_function(site["fn"], site["value"])):
+            raise PairError(f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'.")
+    return drawn
+
+
+def rerun(
+    guide: Program, guide_trace: Trace, values: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Trace:
+    """Returns the trace of a guide that draws the given values in place of those in its trace."""
+    trace = with_values(guide_trace, values)
+    # What a single draw comes from does not depend on it, so there is no need to run the guide again.
+    return trace if len(values) == 1 else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
+
+
+def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
+    """Returns a copy of a trace with other values at some sites."""
+    copy = trace.copy()
+    for name, value in values.items():
+        copy.nodes[name] = {**copy.nodes[name], "value": value}
+    return copy
 
 
 def guess_plate_nesting(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

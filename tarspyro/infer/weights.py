@@ -1,15 +1,17 @@
 """From a run of a pair to the log weights of its data points: the part that all bounds share."""
 
-__all__ = ["Group", "Shared", "Structure", "Weights", "in_plates", "is_local", "structure_of", "weigh"]
+__all__ = ["Group", "Shared", "Structure", "Weights", "in_plates", "structure_of", "weigh", "weigh_one_by_one"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.infer.traces import (
@@ -43,18 +45,30 @@ class Structure(NamedTuple):
 class Group(NamedTuple):
     """Data points that have weights of their own; tensors of the shape ``[groups, particles, data points]``."""
 
-    log_weights: Tensor  # log p(x, z) - log q(z | x), without scales
-    log_joint: Tensor  # log p(x, z) alone
+    log_joint: Tensor  # log p(x, z), without scales
+    log_guide: Tensor  # log q(z | x)
     score: Tensor | None  # of the draws that are not, or not wholly, reparameterized
-    scale: Any  # how much a data point counts: one number, or one for each of them
+    scale: Any = 1.0  # how much a data point counts: one number, or one for each of them
+    latent: tuple[str, ...] = ()  # the guide's sites
+    shape: tuple[int, ...] = ()  # that of the weights, with one dimension for each plate
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log p(x, z) - log q(z | x)."""
+        return self.log_joint - self.log_guide
 
 
 class Shared(NamedTuple):
     """What all data points share, drawn once for each group of particles; tensors of the shape ``[groups]``."""
 
-    log_weights: Tensor
     log_joint: Tensor
+    log_guide: Tensor
     score: Tensor | None
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log p - log q of the shared sites."""
+        return self.log_joint - self.log_guide
 
 
 class Weights(NamedTuple):
@@ -117,9 +131,7 @@ def weigh(model: Program, model_trace: Trace, guide_trace: Trace, structure: Str
                 f"{name_of(model)} has no weight for each data point, because no site lies in a plate: put what "
                 "belongs to a data point inside one, such as pyro.plate('data', len(x))."
             )
-        sums = _sums(signed, [group_dim, particle_dim], scaled=True)
-        total, joint, score = (_in_order(value, structure) for value in sums)
-        return Weights([Group(total, joint, score, 1.0)], None)
+        return Weights([_group(signed, [group_dim, particle_dim], structure, 1.0, scaled=True)], None)
     groups = []
     for component in _tied([entry for entry in signed if _plates(entry[1])]):
         common = frozenset.intersection(*(_plates(site) for _, site, _ in component))
@@ -130,20 +142,69 @@ def weigh(model: Program, model_trace: Trace, guide_trace: Trace, structure: Str
                 "which share plates: give them one in common, or train with the ELBO."
             )
         dims = sorted(dim for _, dim in common if dim < 0)
-        sums = _sums(component, [group_dim, particle_dim, *dims])
         scale = _common_scale(model, component)
-        total, joint, score = (_in_order(value, structure) for value in sums)
-        groups.append(Group(total, joint, score, scale))
-    shared = [entry for entry in signed if not _plates(entry[1])]
-    if not shared:
+        groups.append(_group(component, [group_dim, particle_dim, *dims], structure, scale))
+    outside = [entry for entry in signed if not _plates(entry[1])]
+    if not outside:
         return Weights(groups, None)
-    total, joint, score = _sums(shared, [group_dim], scaled=True)
-    return Weights(groups, Shared(total.reshape(-1), joint.reshape(-1), None if score is None else score.reshape(-1)))
+    joint, guide, score = _sums(outside, [group_dim], scaled=True)
+    return Weights(groups, Shared(joint.reshape(-1), guide.reshape(-1), None if score is None else score.reshape(-1)))
 
 
-def is_local(site: Any) -> bool:
-    """Whether a site belongs to single data points: whether it lies in a plate of the user's."""
-    return bool(_plates(site))
+def weigh_one_by_one(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    groups: int,
+    particles: int,
+    structure: Structure,
+) -> Weights:
+    """Returns the weights of as many runs of a pair as there are particles, without plates of particles.
+
+    Every run takes the same rows of subsampled plates, and every run of a group the same draws of what all data
+    points share.
+    """
+
+    def run(again: Sequence[Trace]) -> tuple[Trace, Trace]:
+        halves = (poutine.replay(half, trace=trace) for half, trace in zip((model, guide), again, strict=True))
+        return trace_pair(*halves, args, kwargs)
+
+    rows: list[list[Weights]] = []
+    indices: list[Trace] = [Trace(), Trace()]
+    for _ in range(groups):
+        first = run(indices)
+        indices = [_only(trace, site_is_subsample) for trace in first]
+        shared = _only(first[1], lambda site: site_is_subsample(site) or (structure.local and not _plates(site)))
+        runs = [first, *(run([indices[0], shared]) for _ in range(particles - 1))]
+        rows.append([weigh(model, *traces, structure) for traces in runs])
+    joined = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
+    outside = [row[0].shared for row in rows]
+    if outside[0] is None:
+        return Weights(joined, None)
+    return Weights(joined, Shared(*map(_concatenated, zip(*outside, strict=True))))
+
+
+def _only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
+    """The unobserved sites of a trace that are chosen."""
+    part = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and chosen(site):
+            part.add_node(name, **site)
+    return part
+
+
+def _join(table: Sequence[Sequence[Group]]) -> Group:
+    """Puts single particles side by side: a row of the table is a group of them."""
+
+    def joined(name: str) -> Any:
+        return _concatenated([_concatenated([getattr(entry, name) for entry in row], 1) for row in table])
+
+    return table[0][0]._replace(**{name: joined(name) for name in ("log_joint", "log_guide", "score")})
+
+
+def _concatenated(values: Sequence[Tensor | None], dim: int = 0) -> Any:
+    return None if values[0] is None else torch.cat([value for value in values if value is not None], dim)
 
 
 def _plates(site: Any) -> Plates:
@@ -168,27 +229,28 @@ def _tied(entries: Sequence[Signed]) -> list[list[Signed]]:
     return [members for _, members in found]
 
 
+def _group(
+    entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any, scaled: bool = False
+) -> Group:
+    """The data points of some sites that are summed over all dimensions but the given ones."""
+    sums = torch.broadcast_tensors(*(value for value in _sums(entries, dims, scaled) if value is not None))
+    full = (1,) * (structure.nesting + 2 - sums[0].dim()) + tuple(sums[0].shape)
+    joint, guide, *score = (value.reshape(full[:2] + (-1,)) for value in sums)
+    latent = tuple(name for name, _, sign in entries if sign < 0)
+    return Group(joint, guide, score[0] if score else None, scale, latent, full)
+
+
 def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log weights, log joint and score of some sites, summed over all dimensions but the given ones."""
-    weights, joints, scores = [], [], []
+    """Log joint, log guide and score of some sites, summed over all dimensions but the given ones."""
+    joints, guides, scores = [], [], []
     for _, site, sign in entries:
         density = scale_and_mask(log_prob(site), site["scale"] if scaled else 1.0, site["mask"])
-        density = reduce_to(density, dims)
-        weights.append(sign * density)
-        if sign > 0:
-            joints.append(density)
-        elif not is_identically_zero(score := score_function(site["fn"], site["value"])):
+        (joints if sign > 0 else guides).append(reduce_to(density, dims))
+        if sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
             scores.append(reduce_to(score, dims))
-    total = sum_of(weights)
-    return total, sum_of(joints) if joints else torch.zeros_like(total), sum_of(scores) if scores else None
-
-
-def _in_order(value: Tensor | None, structure: Structure) -> Any:
-    """Brings a sum into the shape ``[groups, particles, data points]``."""
-    if value is None:
-        return None
-    full = value.reshape((1,) * (structure.nesting + 2 - value.dim()) + value.shape)
-    return full.reshape(full.shape[:2] + (-1,))
+    joint, guide = (sum_of(values) if values else None for values in (joints, guides))
+    joint = torch.zeros_like(guide) if joint is None else joint
+    return joint, torch.zeros_like(joint) if guide is None else guide, sum_of(scores) if scores else None
 
 
 def _common_scale(model: Program, component: Sequence[Signed]) -> Any:

@@ -1,0 +1,149 @@
+"""Bounds that are functions of several weights of each data point: their value and their gradients."""
+
+__all__ = ["WeightedBound", "chain_rule", "damp"]
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from tarspyro.infer.base import Bound
+from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, with_values
+from tarspyro.infer.weights import Structure, Weights, in_plates, weigh, weigh_one_by_one
+
+
+class WeightedBound(Bound):
+    """A bound L(log w_1, ..., log w_K) of each data point, averaged over groups of K particles.
+
+    Subclasses define ``bound``, ``without_each``, ``derivative`` and ``damping``; the shape of log weights is
+    ``[groups, particles, data points]``.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        num_groups: int,
+        gradient: str,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
+        if gradient == "stl":
+            raise ValueError("gradient='stl' is biased with several particles in a logarithm: take 'dreg'.")
+        if gradient not in ("pathwise", "dreg"):
+            raise ValueError(f"gradient must be 'pathwise' or 'dreg', got {gradient!r}.")
+        if gradient != "pathwise" and not vectorize_particles:
+            raise ValueError(f"gradient={gradient!r} runs all particles at once: take vectorize_particles=True.")
+        super().__init__(
+            num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
+        self.num_groups, self.gradient = num_groups, gradient
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """The bound of each data point, for each group: shape ``[groups, data points]``."""
+        raise NotImplementedError
+
+    def without_each(self, log_weights: Tensor) -> Tensor:
+        """The bound without each particle, the baseline of its score."""
+        raise NotImplementedError
+
+    def derivative(self, log_weights: Tensor) -> Tensor:
+        """The bound's derivative in each log weight."""
+        raise NotImplementedError
+
+    def damping(self, derivative: Tensor) -> Tensor:
+        """By how much the doubly reparameterized gradient of each draw is less than the pathwise one."""
+        raise NotImplementedError
+
+    def loss_and_terms(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the bound; there are no terms."""
+        structure = self._structure(model, guide, args, kwargs)
+        if not self.vectorize_particles:
+            counts = self.num_groups, self.num_particles
+            return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, *counts, structure)), {}
+        halves = tuple(in_plates(half, self.num_groups, self.num_particles, structure) for half in (model, guide))
+        if self.gradient == "dreg" and torch.is_grad_enabled():
+            return -self._doubly_reparameterized(*halves, args, kwargs, structure), {}
+        return -self._pathwise(weigh(model, *trace_pair(*halves, args, kwargs), structure)), {}
+
+    def _pathwise(self, weights: Weights) -> Tensor:
+        """The bound, with its pathwise gradient and the score functions' where a draw needs them."""
+        total, surrogates = torch.zeros(()), []
+        for group in weights.groups:
+            log_weights = group.log_weights
+            value = self.bound(log_weights)
+            total = total + (group.scale * value).sum(-1)
+            if group.score is not None:
+                signal = value.unsqueeze(1) - self.without_each(log_weights)
+                surrogates.append((group.scale * signal.detach() * group.score).sum((1, 2)))
+        if weights.shared is not None:
+            total = total + weights.shared.log_weights
+            if weights.shared.score is not None:
+                signal = total.detach()
+                if len(signal) > 1:
+                    signal = signal - (signal.sum() - signal) / (len(signal) - 1)
+                surrogates.append(signal * weights.shared.score)
+        for surrogate in surrogates:
+            total = total + (surrogate - surrogate.detach())
+        return total.mean()
+
+    def _doubly_reparameterized(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
+    ) -> Tensor:
+        r"""The bound, with the model's gradient as ever and the guide's through the draws alone.
+
+        .. math:: \nabla_\phi \mathcal{L} = \mathbb{E}\Big[ \sum_k d_k \, \frac{\partial \mathcal{L}}{\partial \log w_k}
+                  \, \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi} \Big]
+
+        with the damping :math:`d_k`. The partial derivatives are each draw's own, with the other draws and all
+        parameters fixed. That of log p comes back through views of the draws, which damp it; that of log q from
+        copies that are cut off. The chain through the draws, one from another, is that of the first run.
+        """
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        sites = reparameterized(drawn, "gradient='dreg'")
+        views = {name: site["value"].view_as(site["value"]) for name, site in sites.items()}
+        copies = {name: site["value"].detach().requires_grad_() for name, site in sites.items()}
+        model_trace = poutine.trace(poutine.replay(model, trace=with_values(drawn, views))).get_trace(*args, **kwargs)
+        weights = weigh(model, model_trace, rerun(guide, drawn, copies, args, kwargs), structure)
+        total, joint, divergence = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for group in weights.groups:
+            log_weights = group.log_weights.detach()
+            derivative = self.derivative(log_weights)
+            total = total + (group.scale * self.bound(log_weights)).sum(-1).mean()
+            joint = joint + (group.scale * derivative * group.log_joint).sum()
+            divergence = divergence - (group.scale * derivative * group.log_guide).sum()
+            for name in group.latent:
+                damp(views[name], self.damping(derivative).reshape(group.shape + (1,) * sites[name]["fn"].event_dim))
+        if weights.shared is not None:
+            # What data points share is drawn once for all particles: its derivative is that of the bound itself.
+            total = total + weights.shared.log_weights.detach().mean()
+            joint = joint + weights.shared.log_joint.sum()
+            divergence = divergence - weights.shared.log_guide.sum()
+        surrogate = (joint + chain_rule(divergence, copies, views)) / self.num_groups
+        return total + (surrogate - surrogate.detach())
+
+
+def damp(view: Tensor, factor: Tensor | float) -> None:
+    """Multiplies the gradient that comes back through a view of a draw."""
+    if view.requires_grad:
+        view.register_hook(lambda gradient: gradient * factor)
+
+
+def chain_rule(objective: Tensor, ends: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Tensor:
+    """A number with the objective's gradient through the draws, by its partial derivatives at the ends."""
+    if not objective.requires_grad:
+        return torch.zeros(())
+    partial = torch.autograd.grad(objective, list(ends.values()), retain_graph=True, allow_unused=True)
+    terms = zip(draws.values(), partial, strict=True)
+    return sum(((draw * one).sum() for draw, one in terms if one is not None), torch.zeros(()))
