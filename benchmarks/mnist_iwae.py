@@ -111,9 +111,7 @@ def main():
         if stage < 2 and arguments.stages > 3:
             continue
         options = {"binarize": True, "seed": 0}
-        likelihood = evaluate.log_likelihood(
-            model, guide, mnist.test.x, num_particles=arguments.evaluations, **options
-        )
+        likelihood = evaluate.log_likelihood(model, guide, mnist.test.x, num_particles=arguments.evaluations, **options)
         rows.append(
             {
                 "epochs": epochs,

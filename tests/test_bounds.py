@@ -10,9 +10,12 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from tarspyro.distributions import Gamma
+from tarspyro import Conditional, distributions, fit, guides, models
+from tarspyro.data import digits
+from tarspyro.distributions import Gamma, default_prior
 from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, PairError, Renyi, renyi_bound
 from tarspyro.infer.reductions import renyi_weights, without_each
+from tarspyro.nn import MLP
 
 from .programs import LinearGaussian, assert_within
 
@@ -72,6 +75,41 @@ def test_baseline_is_the_bound_without_the_particle(alpha):
 def test_value(alpha, particles):
     toy = LinearGaussian()
     assert_same_mean(losses(Renyi(alpha, particles), toy.model, toy.guide, toy.x), by_hand(toy, alpha, particles))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_value_of_particles_one_by_one(alpha):
+    toy = LinearGaussian()
+    bound = Renyi(alpha, 4, num_groups=2, vectorize_particles=False)
+    assert_same_mean(losses(bound, toy.model, toy.guide, toy.x, draws=200), by_hand(toy, alpha, 4))
+
+
+def test_particles_one_by_one_have_the_gradient_of_particles_together():
+    toy = LinearGaussian()
+
+    def gradients(**how):
+        bound, parameters = IWAE(3, num_groups=2, **how), [toy.weight, toy.shift]
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(300))
+        return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
+
+    assert_same_mean(gradients(), gradients(vectorize_particles=False))
+
+
+def test_one_by_one_a_program_may_branch_on_its_draws():
+    """y ~ Bernoulli(0.3), x ~ N(2, 1) if y else N(-1, 0.5): no plate of particles could hold both branches."""
+    x = torch.tensor([0.4, 1.5])
+
+    def model(x):
+        for i in pyro.plate("data", len(x)):
+            y = pyro.sample(f"y_{i}", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample(f"x_{i}", dist.Normal(2.0, 1.0) if y else dist.Normal(-1.0, 0.5), obs=x[i])
+
+    def guide(x):
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"y_{i}", dist.Bernoulli(torch.tensor(0.5)))
+
+    evidence = 0.3 * dist.Normal(2.0, 1.0).log_prob(x).exp() + 0.7 * dist.Normal(-1.0, 0.5).log_prob(x).exp()
+    assert abs(IWAE(4000, vectorize_particles=False).loss(model, guide, x) + evidence.log().sum()) < 0.1
 
 
 def test_a_thousand_particles_reach_the_evidence_and_negative_orders_bound_it_from_above():
@@ -187,6 +225,8 @@ def test_subsampling_is_unbiased_for_the_whole_bound():
             pyro.sample("z", toy.posterior(x[index]))
 
     assert_same_mean(losses(IWAE(10), model, guide, toy.x, draws=2000), by_hand(toy, 0.0, 10))
+    one_by_one = IWAE(3, num_groups=2, vectorize_particles=False)
+    assert_same_mean(losses(one_by_one, model, guide, toy.x, draws=1000), by_hand(toy, 0.0, 3))
 
 
 def test_masks_leave_data_points_out():
@@ -226,12 +266,12 @@ class Shared(nn.Module):
         return likelihood.sum() - kl
 
 
-@pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
-def test_shared_latent_variables_have_the_nested_bound(gradient):
+@pytest.mark.parametrize("how", [{}, {"gradient": "dreg"}, {"vectorize_particles": False}], ids=str)
+def test_shared_latent_variables_have_the_nested_bound(how):
     toy = Shared()
-    assert_within(losses(IWAE(10), toy.model, toy.guide, toy.x), toy.bound(toy.x).item())
+    bound = IWAE(4, num_groups=2, **how)
+    assert_within(losses(bound, toy.model, toy.guide, toy.x), toy.bound(toy.x).item())
     (exact,) = torch.autograd.grad(toy.bound(toy.x), toy.loc)
-    bound = IWAE(10, num_groups=2, gradient=gradient)
     draws = [
         -torch.autograd.grad(bound.differentiable_loss(toy.model, toy.guide, toy.x), toy.loc)[0] for _ in range(400)
     ]
@@ -460,7 +500,129 @@ def test_arguments_out_of_range(call, message):
         call()
 
 
-def test_dreg_refuses_discrete_draws():
+@pytest.mark.parametrize("bound", [IWAE(5, gradient="dreg"), ELBO(gradient="stl"), PIWAE(2, 2)])
+def test_discrete_draws_are_refused_where_they_have_no_derivative(bound):
     toy = Binary()
     with pytest.raises(PairError, match="'a' is not"):
-        IWAE(5, gradient="dreg").differentiable_loss(toy.model, toy.guide, toy.x)
+        bound.differentiable_loss(toy.model, toy.guide, toy.x)
+
+
+def test_sticking_the_landing_is_unbiased_and_silent_at_the_posterior():
+    """(Roeder et al. 2017.)"""
+    toy = LinearGaussian()
+    parameters = [toy.weight, toy.shift, toy.log_scale]
+    bound = ELBO(2, beta=0.7, gradient="stl")
+    exact = torch.autograd.grad((0.7 * toy.kl(toy.x) - toy.reconstruction(toy.x)).sum(), parameters)
+    draws = []
+    for _ in range(2000):
+        gradients = torch.autograd.grad(bound.differentiable_loss(toy.model, toy.guide, toy.x), parameters)
+        draws.append(torch.cat([g.flatten() for g in gradients]))
+    assert_within(torch.stack(draws), torch.cat([g.flatten() for g in exact]))
+
+    loc = (toy.x @ (toy.posterior_covariance @ toy.weight.detach().T / toy.scale**2).T).requires_grad_()
+    factor = torch.linalg.cholesky(toy.posterior_covariance).requires_grad_()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=factor))
+
+    loss = ELBO(3, gradient="stl").differentiable_loss(toy.model, guide, toy.x)
+    for gradient in torch.autograd.grad(loss, [loc, factor]):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-10, rtol=0)
+    loss = ELBO(3, analytic_kl=False).differentiable_loss(toy.model, guide, toy.x)
+    assert torch.autograd.grad(loss, loc)[0].abs().max() > 0.1
+
+
+def test_sticking_the_landing_is_unbiased_for_hierarchies():
+    toy = Chain()
+    parameters = list(toy.parameters())
+
+    def draws(gradient):
+        bound = ELBO(100, gradient=gradient)
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(400))
+        return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
+
+    assert_same_mean(draws("pathwise"), draws("stl"), errors=5)
+
+
+def test_renyi_of_order_one_sticks_the_landing_too():
+    assert Renyi(1.0, 3, gradient="stl").gradient == "dreg"
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_ciwae_lies_between_the_elbo_and_the_iwae(beta):
+    toy = LinearGaussian()
+    bound = CIWAE(beta, 10)
+    value = losses(bound, toy.model, toy.guide, toy.x)
+    truth = beta * by_hand(toy, 1.0, 10) + (1 - beta) * by_hand(toy, 0.0, 10)
+    assert_same_mean(value, truth)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_ciwae_has_an_unbiased_gradient_of_each_kind(beta):
+    toy = Chain()
+    parameters = list(toy.parameters())
+
+    def draws(gradient):
+        bound = CIWAE(beta, 5, num_groups=20, gradient=gradient)
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(300))
+        return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
+
+    assert_same_mean(draws("pathwise"), draws("dreg"), errors=5)
+    discrete = Binary()
+    exact = beta * discrete.exact(1.0, 3) + (1 - beta) * discrete.exact(0.0, 3)
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(discrete.parameters()))])
+    bound = CIWAE(beta, 3, num_groups=5000)
+    scored = []
+    for _ in range(20):
+        loss = -bound.differentiable_loss(discrete.model, discrete.guide, discrete.x)
+        scored.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(discrete.parameters()))]))
+    assert_within(torch.stack(scored), exact, errors=5)
+
+
+def test_piwae_trains_the_model_by_all_particles_and_the_guide_by_groups():
+    toy = Chain()
+
+    def draws(bound, parameter):
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(1500))
+        return torch.stack([torch.autograd.grad(one, parameter)[0] for one in loss])
+
+    assert_same_mean(draws(PIWAE(3, 4), toy.modelled), draws(IWAE(12), toy.modelled))
+    assert_same_mean(draws(PIWAE(3, 4), toy.guided), draws(IWAE(3, 4), toy.guided))
+    values = (losses(bound, toy.model, toy.guide, toy.x) for bound in (PIWAE(3, 4), IWAE(12)))
+    assert_same_mean(*values)
+    shared = Shared()
+    with pytest.raises(PairError, match="latent variables of data points"):
+        PIWAE(2, 2).loss(shared.model, shared.guide, shared.x)
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
+def test_particles_cost_the_decoder_alone(gradient):
+    """The encoder sees each data point once, the decoder each draw once."""
+    seen = {"encoder": 0, "decoder": 0}
+    decoder, encoder = MLP(2, [8]), MLP(64, [8])
+    p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, decoder, 64))
+    q = guides.VAE(Conditional(dist.Normal, encoder, 2))
+    bound, x = IWAE(7, gradient=gradient), torch.bernoulli(torch.rand(5, 64))
+    bound.loss_and_grads(p, q, x)  # the first call looks at the structure
+    for name, network in (("decoder", decoder), ("encoder", encoder)):
+        network.layers.register_forward_hook(
+            lambda _, inputs, __, name=name: seen.update({name: seen[name] + len(inputs[0])})
+        )
+    bound.loss_and_grads(p, q, x)
+    assert seen == {"encoder": 5, "decoder": 35}
+
+
+@pytest.mark.parametrize("family", ["Normal", "Laplace", "MultivariateNormal", "Kumaraswamy", "GumbelSoftmax"])
+@pytest.mark.parametrize(
+    "loss",
+    [IWAE(3, gradient="dreg"), CIWAE(0.5, 3, gradient="dreg"), PIWAE(2, 2), ELBO(gradient="stl")],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_gradients_of_every_kind_train(loss, family):
+    torch.manual_seed(0)
+    family = getattr(distributions, family, None) or getattr(dist, family)
+    p = models.VAE(default_prior(family, 4), Conditional(dist.Bernoulli, MLP(4, [16]), 64))
+    q = guides.VAE(Conditional(family, MLP(64, [16]), 4))
+    history = fit(p, q, digits().train[:300], loss=loss, epochs=10, binarize=True, seed=0, progress=False)
+    assert history["loss"][-1] < history["loss"][0] - 1

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from tarspyro.infer.reductions import renyi_bound, renyi_weights, without_each
-from tarspyro.infer.traces import PairError, Program, reparameterized, with_values
+from tarspyro.infer.traces import PairError, Program, reparameterized, views_of, with_values
 from tarspyro.infer.weighted import WeightedBound, chain_rule, damp
 from tarspyro.infer.weights import in_plates, weigh
 
@@ -212,7 +212,8 @@ class PIWAE(IWAE):
         structure = self._structure(model, guide, args, kwargs)
         model, guide = (in_plates(half, self.num_groups, self.num_particles, structure) for half in (model, guide))
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-        views = {name: site["value"].view_as(site["value"]) for name, site in reparameterized(drawn, "PIWAE").items()}
+        sites = reparameterized(drawn, "PIWAE")
+        views = views_of(sites)
         model_trace = poutine.trace(poutine.replay(model, trace=with_values(drawn, views))).get_trace(*args, **kwargs)
         weights = weigh(model, model_trace, drawn, structure)
         if weights.shared is not None:
@@ -227,7 +228,7 @@ class PIWAE(IWAE):
             partial = partial + (apart * group.log_joint).sum()
             guided = guided - (apart * group.log_guide).sum()
         # The gradient through the draws is the guide's bound's: the model's own does not reach beyond the views.
-        chain = chain_rule(partial, views, {name: drawn.nodes[name]["value"] for name in views})
+        chain = chain_rule(partial, views, {name: site["value"] for name, site in sites.items()})
         for view in views.values():
             damp(view, 0.0)
         surrogate = joint + guided + chain

@@ -158,7 +158,7 @@ class ELBO(Bound):
             if particles > 1:
                 guide = particle_plate(guide, particles, nesting)
             direct = self.beta / particles * _log_guide_of_copies(guide, traces[1], args, kwargs)
-            return loss + (direct - direct.detach()), reconstruction, kl
+            return loss - (direct - direct.detach()), reconstruction, kl
         scores = _score_functions(traces[1])
         if scores:
             shared = shared_plates([site for trace in traces for _, site in sample_sites(trace)])
@@ -246,7 +246,7 @@ def _log_guide_of_copies(guide: Program, guide_trace: Trace, args: Sequence[Any]
     """Log q of cut-off copies of the draws: its gradient is the part of log q's that does not come through them."""
     sites = reparameterized(guide_trace, "gradient='stl'")
     trace = rerun(guide, guide_trace, {name: site["value"].detach() for name, site in sites.items()}, args, kwargs)
-    return sum_of(_scaled_log_prob(trace.nodes[name]).sum() for name in sites)
+    return sum_of(_scaled_log_prob(site).sum() for name, site in sample_sites(trace) if name in sites)
 
 
 def _score_functions(guide_trace: Trace) -> list[Tensor]:

@@ -78,6 +78,11 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
     return drawn
 
 
+def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Returns views of the draws at some sites."""
+    return {name: site["value"].view_as(site["value"]) for name, site in sites.items()}
+
+
 def rerun(
     guide: Program, guide_trace: Trace, values: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Trace:

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
-from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, with_values
+from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
 from tarspyro.infer.weights import Structure, Weights, in_plates, weigh, weigh_one_by_one
 
 
@@ -69,13 +69,13 @@ class WeightedBound(Bound):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the bound; there are no terms."""
         structure = self._structure(model, guide, args, kwargs)
+        groups, particles = self.num_groups, self.num_particles
         if not self.vectorize_particles:
-            counts = self.num_groups, self.num_particles
-            return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, *counts, structure)), {}
-        halves = tuple(in_plates(half, self.num_groups, self.num_particles, structure) for half in (model, guide))
+            return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, groups, particles, structure)), {}
+        model, guide = (in_plates(half, groups, particles, structure) for half in (model, guide))
         if self.gradient == "dreg" and torch.is_grad_enabled():
-            return -self._doubly_reparameterized(*halves, args, kwargs, structure), {}
-        return -self._pathwise(weigh(model, *trace_pair(*halves, args, kwargs), structure)), {}
+            return -self._doubly_reparameterized(model, guide, args, kwargs, structure), {}
+        return -self._pathwise(weigh(model, *trace_pair(model, guide, args, kwargs), structure)), {}
 
     def _pathwise(self, weights: Weights) -> Tensor:
         """The bound, with its pathwise gradient and the score functions' where a draw needs them."""
@@ -112,7 +112,7 @@ class WeightedBound(Bound):
         """
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         sites = reparameterized(drawn, "gradient='dreg'")
-        views = {name: site["value"].view_as(site["value"]) for name, site in sites.items()}
+        views = views_of(sites)
         copies = {name: site["value"].detach().requires_grad_() for name, site in sites.items()}
         model_trace = poutine.trace(poutine.replay(model, trace=with_values(drawn, views))).get_trace(*args, **kwargs)
         weights = weigh(model, model_trace, rerun(guide, drawn, copies, args, kwargs), structure)

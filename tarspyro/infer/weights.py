@@ -166,17 +166,17 @@ def weigh_one_by_one(
     points share.
     """
 
-    def run(again: Sequence[Trace]) -> tuple[Trace, Trace]:
-        halves = (poutine.replay(half, trace=trace) for half, trace in zip((model, guide), again, strict=True))
-        return trace_pair(*halves, args, kwargs)
+    def run(model_again: Trace, guide_again: Trace) -> tuple[Trace, Trace]:
+        halves = poutine.replay(model, trace=model_again), poutine.replay(guide, trace=guide_again)
+        return trace_pair(halves[0], halves[1], args, kwargs)
 
     rows: list[list[Weights]] = []
-    indices: list[Trace] = [Trace(), Trace()]
+    indices = Trace(), Trace()
     for _ in range(groups):
-        first = run(indices)
-        indices = [_only(trace, site_is_subsample) for trace in first]
+        first = run(*indices)
+        indices = _only(first[0], site_is_subsample), _only(first[1], site_is_subsample)
         shared = _only(first[1], lambda site: site_is_subsample(site) or (structure.local and not _plates(site)))
-        runs = [first, *(run([indices[0], shared]) for _ in range(particles - 1))]
+        runs = [first, *(run(indices[0], shared) for _ in range(particles - 1))]
         rows.append([weigh(model, *traces, structure) for traces in runs])
     joined = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
     outside = [row[0].shared for row in rows]
@@ -242,15 +242,16 @@ def _group(
 
 def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log joint, log guide and score of some sites, summed over all dimensions but the given ones."""
-    joints, guides, scores = [], [], []
+    joints: list[Tensor] = []
+    guides: list[Tensor] = []
+    scores: list[Tensor] = []
     for _, site, sign in entries:
         density = scale_and_mask(log_prob(site), site["scale"] if scaled else 1.0, site["mask"])
         (joints if sign > 0 else guides).append(reduce_to(density, dims))
         if sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
             scores.append(reduce_to(score, dims))
-    joint, guide = (sum_of(values) if values else None for values in (joints, guides))
-    joint = torch.zeros_like(guide) if joint is None else joint
-    return joint, torch.zeros_like(joint) if guide is None else guide, sum_of(scores) if scores else None
+    zero = torch.zeros_like((joints or guides)[0])
+    return sum_of(joints or [zero]), sum_of(guides or [zero]), sum_of(scores) if scores else None
 
 
 def _common_scale(model: Program, component: Sequence[Signed]) -> Any:
