@@ -72,7 +72,7 @@ class WeightedBound(Bound):
         groups, particles = self.num_groups, self.num_particles
         if not self.vectorize_particles:
             return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, groups, particles, structure)), {}
-        model, guide = (in_plates(half, groups, particles, structure) for half in (model, guide))
+        model, guide = in_plates(model, guide, groups, particles, structure)
         if self.gradient == "dreg" and torch.is_grad_enabled():
             return -self._doubly_reparameterized(model, guide, args, kwargs, structure), {}
         return -self._pathwise(weigh(model, *trace_pair(model, guide, args, kwargs), structure)), {}
@@ -124,7 +124,7 @@ class WeightedBound(Bound):
             joint = joint + (group.scale * derivative * group.log_joint).sum()
             divergence = divergence - (group.scale * derivative * group.log_guide).sum()
             for name in group.latent:
-                damp(views[name], self.damping(derivative).reshape(group.shape + (1,) * sites[name]["fn"].event_dim))
+                damp(views[name], group.spread(self.damping(derivative), sites[name]))
         if weights.shared is not None:
             # What data points share is drawn once for all particles: its derivative is that of the bound itself.
             total = total + weights.shared.log_weights.detach().mean()

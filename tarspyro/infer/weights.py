@@ -2,6 +2,7 @@
 
 __all__ = ["Group", "Shared", "Structure", "Weights", "in_plates", "structure_of", "weigh", "weigh_one_by_one"]
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,6 +58,11 @@ class Group(NamedTuple):
         """Log p(x, z) - log q(z | x)."""
         return self.log_joint - self.log_guide
 
+    def spread(self, values: Tensor, site: Site) -> Tensor:
+        """Brings values of the weights' shape into one that multiplies the draw of a site."""
+        shape = self.shape + (1,) * site["fn"].event_dim
+        return values.reshape(shape[len(shape) - site["value"].dim() :])
+
 
 class Shared(NamedTuple):
     """What all data points share, drawn once for each group of particles; tensors of the shape ``[groups]``."""
@@ -97,18 +103,25 @@ def structure_of(model: Program, guide: Program, args: Sequence[Any], kwargs: Ma
     return Structure(max(dims, default=0), any(_plates(site) for site in latent))
 
 
-def in_plates(program: Program, groups: int, particles: int, structure: Structure) -> Program:
-    """Returns the program inside a plate of groups and one of particles, to the left of its own plates."""
+def in_plates(
+    model: Program, guide: Program, groups: int, particles: int, structure: Structure
+) -> tuple[Program, Program]:
+    """Returns both halves inside a plate of groups and one of particles, to the left of their own plates."""
+    kind = _LocalPlate if structure.local else pyro.plate
+    plates = [kind(PARTICLES, particles, dim=-structure.nesting - 1)]
+    if groups > 1:
+        plates.insert(0, pyro.plate(GROUPS, groups, dim=-structure.nesting - 2))
 
-    def replicated(*args: Any, **kwargs: Any) -> Any:
-        plate = _LocalPlate if structure.local else pyro.plate
-        with (
-            pyro.plate(GROUPS, groups, dim=-structure.nesting - 2),
-            plate(PARTICLES, particles, dim=-structure.nesting - 1),
-        ):
-            return program(*args, **kwargs)
+    def replicated(program: Program) -> Program:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.ExitStack() as stack:
+                for plate in plates:
+                    stack.enter_context(plate)
+                return program(*args, **kwargs)
 
-    return replicated
+        return run
+
+    return replicated(model), replicated(guide)
 
 
 def weigh(model: Program, model_trace: Trace, guide_trace: Trace, structure: Structure) -> Weights:
@@ -233,7 +246,9 @@ def _group(
     entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any, scaled: bool = False
 ) -> Group:
     """The data points of some sites that are summed over all dimensions but the given ones."""
-    sums = torch.broadcast_tensors(*(value for value in _sums(entries, dims, scaled) if value is not None))
+    sums = [value for value in _sums(entries, dims, scaled) if value is not None]
+    if len({value.shape for value in sums}) > 1:
+        sums = list(torch.broadcast_tensors(*sums))
     full = (1,) * (structure.nesting + 2 - sums[0].dim()) + tuple(sums[0].shape)
     joint, guide, *score = (value.reshape(full[:2] + (-1,)) for value in sums)
     latent = tuple(name for name, _, sign in entries if sign < 0)
