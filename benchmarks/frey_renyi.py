@@ -36,6 +36,10 @@ def pair():
         dist.Normal, MLP(20, **layers), 560, transforms={"loc": SigmoidTransform(), "scale": ExpTransform()}
     )
     posterior = Conditional(dist.Normal, MLP(560, **layers), 20, transforms={"scale": ExpTransform()})
+    for network in (likelihood, posterior):
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, gain=0.5)  # softplus adds up: larger ones overflow in exp
     return models.VAE(default_prior(dist.Normal, 20), likelihood), guides.VAE(posterior)
 
 
