@@ -13,6 +13,7 @@ from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.checks import InputError
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
+from tarspyro.evaluate import batching, likelihood
 from tarspyro.infer import PairError
 from tarspyro.nn import MLP
 
@@ -62,14 +63,14 @@ def test_many_particles_reach_the_closed_form(toy):
 
 def test_chunks_change_nothing_but_memory(toy, monkeypatch):
     sizes = []
-    original = evaluate.log_weights
+    original = likelihood.log_weights
 
     def spy(*args, num_particles, **kwargs):
         sizes.append(num_particles)
         return original(*args, num_particles=num_particles, **kwargs)
 
-    monkeypatch.setattr(evaluate, "log_weights", spy)
-    monkeypatch.setattr(evaluate, "_ROWS", 500)
+    monkeypatch.setattr(likelihood, "log_weights", spy)
+    monkeypatch.setattr(batching, "_ROWS", 500)
     estimate = evaluate.log_likelihood(toy.model, toy.exact_posterior_guide, toy.x, num_particles=23)
     assert sizes == [10, 10, 3], "every particle that was asked for is drawn, in chunks of bounded size"
     torch.testing.assert_close(estimate, toy.log_likelihood(toy.x).detach())
