@@ -34,7 +34,7 @@ def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figur
     """
     if not pairs:
         raise ValueError("pairs must hold what evaluate.gaps returned under at least one name, got none.")
-    figure, ax = axes_of(ax, (2.0 + 1.5 * len(pairs), 4.0))
+    figure, ax = axes_of(ax, (3.5 + 1.5 * len(pairs), 4.0))
     bottom = np.zeros(len(pairs))
     for kind, color in (("approximation", "C0"), ("amortization", "C1")):
         parts = [as_array(getattr(pair, kind)).astype(float) for pair in pairs.values()]
@@ -46,7 +46,7 @@ def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figur
     labels = [f"{name}\nlog p(x) = {total:.1f}" for name, total in zip(pairs, totals, strict=True)]
     ax.set_xticks(range(len(pairs)), labels)
     ax.set(ylabel="log p(x) - ELBO (nats per data point)", title="inference gap")
-    ax.legend(frameon=False)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
