@@ -16,7 +16,6 @@ from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import elbo
 from tarspyro.evaluate.likelihood import log_likelihood as importance_sampled
 from tarspyro.infer.traces import PairError, Program, guess_plate_nesting, name_of, score_function, sum_of
-from tarspyro.modules import preserved_rng
 
 
 class Gaps(NamedTuple):
@@ -109,17 +108,16 @@ class _Local:
         self.densities = densities
         self.families: dict[str, FamilyModule] = {}
         self.parameters: dict[str, dict[str, Tensor]] = {}
-        with preserved_rng():
-            again = densities.run(densities.guide, densities.draws(densities.guide, 1))
+        trace = densities.run(densities.guide, densities.draws(densities.guide, 2))
         for name in densities.latent:
-            fn: Any = densities.guide_trace.nodes[name]["fn"]
-            self.families[name], self.parameters[name] = _unconstrained(name, fn)
-            _, others = _unconstrained(name, again.nodes[name]["fn"])  # given other draws of all sites
-            if not all(torch.equal(value, others[key]) for key, value in self.parameters[name].items()):
+            self.families[name], pairs = _unconstrained(name, trace.nodes[name]["fn"])
+            # Given two draws of the other sites, the distributions must be the same.
+            if not all(torch.equal(*pair) for pair in pairs.values()):
                 raise PairError(
                     f"{name!r} of {name_of(densities.guide)} depends on another site's draw, and has no parameters to "
                     "optimize for a data point: gaps is for guides whose sites are independent given the data."
                 )
+            self.parameters[name] = {parameter: pair[:1].clone() for parameter, pair in pairs.items()}
 
     def log_weights(self, count: int) -> tuple[Tensor, Any]:
         """Returns log p(x, z) - log q(z) of so many draws, and the score function of those that need it, else 0."""
@@ -168,6 +166,6 @@ def _unconstrained(name: str, distribution: Any) -> tuple[FamilyModule, dict[str
     except (TypeError, ValueError) as error:
         raise PairError(f"{name!r} is {family.__name__}, whose parameters cannot be optimized: {error}") from None
     return module, {
-        parameter: transform.inv(getattr(distribution, parameter)).detach().clone()
+        parameter: transform.inv(getattr(distribution, parameter)).detach()
         for parameter, (transform, _) in module.free.items()
     }

@@ -109,11 +109,11 @@ class Densities:
     def __init__(self, model: Program, guide: Program, arguments: Sequence[Tensor], nesting: int) -> None:
         self.model, self.guide, self.arguments, self.nesting = model, guide, arguments, nesting
         with preserved_rng():
-            model_trace, self.guide_trace = trace_pair(
+            model_trace, guide_trace = trace_pair(
                 particle_plate(model, 1, nesting), particle_plate(guide, 1, nesting), arguments, {}
             )
         self.latent, plates = latent_sites(model, model_trace)
-        guided = {name for name, site in sample_sites(self.guide_trace) if not site["is_observed"]}
+        guided = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
         if guided != self.latent.keys():
             raise PairError(
                 f"{name_of(guide)} draws {sorted(guided)} and {name_of(model)} {sorted(self.latent)}: the density of "
