@@ -85,7 +85,8 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
         both = torch.stack([prior + likelihood, densities.log_guide(at)])
         return both.reshape(2, num_samples, -1).permute(2, 1, 0)
 
-    result = by_batch(evaluated, model, guide, x, beside=values, batch_size=rows_at_once(num_samples))
+    with preserved_rng():  # the pair draws before it is told its values
+        result = by_batch(evaluated, model, guide, x, beside=values, batch_size=rows_at_once(num_samples))
     return LogDensities(result[..., 0], result[..., 1])
 
 
