@@ -4,7 +4,8 @@
 
 The network of the IWAE on MNIST (Burda et al. 2015: 784-200-200-50, tanh), untrained, on 200 binarized test images.
 ``peak`` is the process' largest resident set (getrusage), ``before`` the one when the estimate starts, with the
-libraries, the network and the data in memory. Results go to ``benchmarks/results/likelihood_memory.json``.
+libraries, the network and these images in memory (the parent reads MNIST). Results go to
+``benchmarks/results/likelihood_memory.json``.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,12 +33,12 @@ def mebibytes():
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def measure(num_particles):
+def measure(num_particles, images):
     torch.manual_seed(0)
     trunk = {"activation": nn.Tanh}
     model = models.VAE(default_prior(dist.Normal, 50), Conditional(dist.Bernoulli, MLP(50, [200, 200], **trunk), 784))
     guide = guides.VAE(Conditional(dist.Normal, MLP(784, [200, 200], **trunk), 50))
-    x = data.mnist().test.x[:200]
+    x = torch.load(images)
     before, start = mebibytes(), time.perf_counter()
     evaluate.log_likelihood(model, guide, x, num_particles=num_particles, errors=True, binarize=True, seed=0)
     seconds = time.perf_counter() - start
@@ -45,17 +47,20 @@ def measure(num_particles):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--particles", type=int, help="measure this number alone, in this process")
+    parser.add_argument("--child", nargs=2, help="a number of particles and a file of images, for this very process")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "likelihood_memory.json")
     arguments = parser.parse_args()
-    if arguments.particles:
-        print(json.dumps(measure(arguments.particles)))
+    if arguments.child:
+        print(json.dumps(measure(int(arguments.child[0]), arguments.child[1])))
         return
     rows = {}
-    for number in PARTICLES:
-        command = [sys.executable, __file__, "--particles", str(number)]
-        rows[number] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(number, rows[number])
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images.pt"
+        torch.save(data.mnist().test.x[:200].clone(), images)
+        for number in PARTICLES:
+            command = [sys.executable, __file__, "--child", str(number), str(images)]
+            rows[number] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(number, rows[number])
     report = {"threads": torch.get_num_threads(), "torch": torch.__version__, "particles": rows}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -81,8 +81,7 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
             name: value.movedim(0, data_dim - densities.latent[name]["fn"].event_dim)
             for name, value in zip(names, rows, strict=True)
         }
-        prior, likelihood = densities.log_model(at)
-        both = torch.stack([prior + likelihood, densities.log_guide(at)])
+        both = torch.stack([densities.log_joint(at), densities.log_guide(at)])
         return both.reshape(2, num_samples, -1).permute(2, 1, 0)
 
     with preserved_rng():  # the pair draws before it is told its values
@@ -134,6 +133,11 @@ class Densities:
             self._sum(site for name, site in sites.items() if name in values),
             self._sum(site for name, site in sites.items() if name not in values),
         )
+
+    def log_joint(self, values: Values) -> Tensor:
+        """Returns log p(x, z)."""
+        prior, likelihood = self.log_model(values)
+        return prior + likelihood
 
     def log_guide(self, values: Values) -> Tensor:
         """Returns log q(z | x)."""

@@ -131,6 +131,20 @@ def posterior_kl(
         InputError: If the data does not fit the likelihood.
         PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate.
         ValueError: If there are too few particles.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the exact posterior
+        >>> x = torch.tensor([0.0, 2.0])
+        >>> draws = true_posterior(model, x, num_samples=10, warmup=10, seed=0)
+        >>> bool((posterior_kl(model, guide, x, draws, seed=0).posterior_to_guide.value.abs() < 1e-5).all())
+        True
     """
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2 for a standard error, got {num_particles}.")
