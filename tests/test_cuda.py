@@ -92,6 +92,24 @@ def test_trains_and_evaluates_where_the_parameters_are():
     assert abs(on_gpu.mean() - on_cpu.mean()) < 0.05
 
 
+def test_inference_is_measured_where_the_parameters_are():
+    x = digits().test.x[:20].round()
+    model, guide = (half.cuda() for half in pair())
+    weighted = evaluate.log_likelihood(model, guide, x, num_particles=2000, errors=True, seed=0)
+    for start in ("prior", "guide"):
+        annealed = evaluate.annealed_log_likelihood(
+            model, guide, x, num_steps=50, num_leapfrog=5, start=start, errors=True, seed=0
+        )
+        assert annealed.log_likelihood.device == x.device
+        error = (annealed.standard_error**2 + weighted.standard_error**2).sqrt()
+        assert ((annealed.log_likelihood - weighted.log_likelihood).abs() < 5 * error).all()
+    found = evaluate.gaps(model, guide, x, num_steps=50, seed=0)
+    assert found.approximation.device == x.device and found.amortization.isfinite().all()
+    draws = evaluate.true_posterior(model, x[:2], num_samples=20, warmup=20, seed=0)
+    kl = evaluate.posterior_kl(model, guide, x[:2], draws, seed=0)
+    assert draws["z"].device == kl.posterior_to_guide.value.device == x.device
+
+
 def test_a_step_does_not_wait_for_the_device():
     model, guide = (half.cuda() for half in pair())
     parameters = [*model.parameters(), *guide.parameters()]

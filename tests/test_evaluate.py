@@ -1,6 +1,7 @@
 """Estimates against closed forms; embeddings that are never stale, noisy or of the wrong mode."""
 
 import math
+import weakref
 
 import numpy as np
 import pyro
@@ -8,12 +9,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.checks import InputError
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
-from tarspyro.infer import PairError
+from tarspyro.evaluate import batching, likelihood
+from tarspyro.infer import PairError, log_weights
+from tarspyro.modules import preserved_rng
 from tarspyro.nn import MLP
 
 from .programs import LinearGaussian, assert_within
@@ -62,17 +66,70 @@ def test_many_particles_reach_the_closed_form(toy):
 
 def test_chunks_change_nothing_but_memory(toy, monkeypatch):
     sizes = []
-    original = evaluate.log_weights
+    original = likelihood.log_weights
 
     def spy(*args, num_particles, **kwargs):
         sizes.append(num_particles)
         return original(*args, num_particles=num_particles, **kwargs)
 
-    monkeypatch.setattr(evaluate, "log_weights", spy)
-    monkeypatch.setattr(evaluate, "_ROWS", 500)
+    monkeypatch.setattr(likelihood, "log_weights", spy)
+    monkeypatch.setattr(batching, "_ROWS", 500)
     estimate = evaluate.log_likelihood(toy.model, toy.exact_posterior_guide, toy.x, num_particles=23)
     assert sizes == [10, 10, 3], "every particle that was asked for is drawn, in chunks of bounded size"
     torch.testing.assert_close(estimate, toy.log_likelihood(toy.x).detach())
+
+
+def test_the_standard_error_is_that_of_the_mean_weight(toy):
+    """(p^ / p - 1)^2 has the mean that the squared standard error, on the scale of p, is an unbiased estimate of."""
+    count, differences = 200, []
+    for seed in range(150):
+        estimate = evaluate.log_likelihood(toy.model, toy.guide, toy.x, num_particles=count, errors=True, seed=seed)
+        ratio = (estimate.log_likelihood - toy.log_likelihood(toy.x).detach()).exp()
+        variance = (ratio * estimate.standard_error) ** 2 * count / (count - 1)
+        differences.append(((ratio - 1) ** 2 - variance).mean())
+    assert_within(torch.stack(differences), 0.0)
+
+
+def test_the_effective_sample_size_is_that_of_the_weights(toy):
+    with preserved_rng(0):
+        log_w = log_weights(toy.model, toy.guide, toy.x, num_particles=150, plate_nesting=1).detach()
+    weights = log_w.softmax(0)
+    estimate = evaluate.log_likelihood(toy.model, toy.guide, toy.x, num_particles=150, errors=True, seed=0)
+    torch.testing.assert_close(estimate.effective_sample_size, 1 / (weights**2).sum(0))
+    torch.testing.assert_close(estimate.standard_error, (weights - 1 / 150).norm(dim=0))
+    exact = evaluate.log_likelihood(toy.model, toy.exact_posterior_guide, toy.x, num_particles=23, errors=True)
+    torch.testing.assert_close(exact.effective_sample_size, torch.full((50,), 23.0))
+    assert exact.standard_error.max() < 1e-6
+
+
+class LiveMemory(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if torch.is_tensor(tensor):
+                key = object()
+                self.live[key] = tensor.nbytes
+                weakref.finalize(tensor, self.live.pop, key)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return result
+
+
+def test_memory_is_flat_in_the_number_of_particles(toy):
+    x = toy.x.repeat(2, 1)  # a batch of 100: one chunk is 100 particles
+    peaks = {}
+    for count in (100, 1000, 5000):
+        with LiveMemory() as memory:
+            evaluate.log_likelihood(toy.model, toy.guide, x, num_particles=count, errors=True, seed=0)
+        peaks[count] = memory.peak
+    smallest = 100 * 100 * 5 * 8  # of the log-probabilities of the pixels, one particle a row
+    assert peaks[100] > smallest
+    assert peaks[5000] == peaks[1000] <= peaks[100] + 0.1 * smallest, peaks
 
 
 def test_elbo_per_point_in_its_two_terms(toy):
@@ -142,6 +199,7 @@ def test_arrays_in_arrays_out():
         "embed": (embed(guide, x), (5, 2)),
         "draws": (embed(guide, x, num_samples=3), (3, 5, 2)),
         "log_likelihood": (evaluate.log_likelihood(model, guide, x, num_particles=3), (5,)),
+        "effective_sample_size": (evaluate.log_likelihood(model, guide, x, num_particles=3, errors=True)[2], (5,)),
         "elbo": (evaluate.elbo(model, guide, x).elbo, (5,)),
         "active_units": (evaluate.active_units(guide, x), (2,)),
         "reconstruct": (evaluate.reconstruct(model, guide, x), (5, 64)),
@@ -231,6 +289,8 @@ def test_errors():
     model, guide = vae()
     with pytest.raises(ValueError, match="num_particles"):
         evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=0)
+    with pytest.raises(ValueError, match="errors=True needs at least 2"):
+        evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=1, errors=True)
     with pytest.raises(ValueError, match="num_particles"):
         evaluate.elbo(model, guide, torch.zeros(2, 64), num_particles=0)
     with pytest.raises(ValueError, match="site must be one of"):

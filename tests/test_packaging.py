@@ -20,7 +20,9 @@ PROMISED = {
     tarspyro.models: "Autoencoder VAE",
     tarspyro.guides: "Autoencoder VAE",
     tarspyro.data: "digits mnist frey_face",
-    tarspyro.plot: "latents manifold reconstructions samples traversal curves",
+    tarspyro.evaluate: "embed log_likelihood annealed_log_likelihood elbo gaps true_posterior posterior_kl log_densities "
+    "active_units reconstruct decode sample",
+    tarspyro.plot: "latents manifold reconstructions samples traversal curves gaps posteriors",
 }
 
 

@@ -1,8 +1,7 @@
-"""Pictures. Every function draws into ``ax`` if one is given, and returns the figure; no display is needed."""
+"""Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
 __all__ = ["curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,18 +18,8 @@ from tarspyro import evaluate
 from tarspyro.data import Split
 from tarspyro.infer.traces import name_of
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
+from tarspyro.plot.figures import Shape, as_array, axes_of, sheet_of, show
 from tarspyro.runs import History
-
-Shape = Sequence[int] | None
-
-
-class Picture(Figure):
-    """A figure that notebooks show by itself, without pyplot's global state."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-        return buffer.getvalue()
 
 
 def latents(
@@ -60,7 +49,7 @@ def latents(
     if method not in ("pca", "tsne"):
         raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}.")
     with preserved_rng():  # the guide draws, although only its means are looked at
-        codes = _array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
+        codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
     codes = codes.reshape(len(codes), -1)
     if labels is None and isinstance(data, Split):
         labels = data.y
@@ -69,12 +58,12 @@ def latents(
         codes, names = _project(codes, method)
     if codes.shape[1] == 1:
         codes, names = np.column_stack([codes, np.arange(len(codes))]), ["z", "data point"]
-    figure, ax = _axes(ax, (6.4, 5.2))
+    figure, ax = axes_of(ax, (6.4, 5.2))
     dots: dict[str, Any] = {"s": min(25.0, max(4.0, 6000 / len(codes))), "alpha": 0.7, "linewidths": 0}
     if labels is None:
         ax.scatter(codes[:, 0], codes[:, 1], **dots)
     else:
-        labels = _array(labels)
+        labels = as_array(labels)
         for label in np.unique(labels):
             chosen = codes[labels == label]
             color = f"C{int(label) % 10}"
@@ -124,8 +113,8 @@ def manifold(
         # Points of the simplex have one degree of freedom: a line of images.
         grid, title = torch.stack([first, 1 - first], -1), "decoder along the simplex"
     images = _decode(model, grid.reshape(-1, *draws.shape[1:]))
-    figure, ax = _axes(ax, (6.4, 6.4))
-    _show(ax, _sheet(images, num, image_shape))
+    figure, ax = axes_of(ax, (6.4, 6.4))
+    show(ax, sheet_of(images, num, image_shape))
     ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
     return figure
 
@@ -152,8 +141,8 @@ def reconstructions(
     x = torch.as_tensor(data.x if isinstance(data, Split) else data)[:num]
     with preserved_rng(seed=0):
         means = evaluate.reconstruct(model, guide, x)
-    figure, ax = _axes(ax, (max(3.0, 0.7 * num), 1.7))
-    _show(ax, _sheet(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
+    figure, ax = axes_of(ax, (max(3.0, 0.7 * num), 1.7))
+    show(ax, sheet_of(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
     ax.set_title("data (above), reconstructions (below)")
     return figure
 
@@ -178,8 +167,8 @@ def samples(
         ax: Where to draw.
     """
     images = evaluate.sample(model, num, mean=mean, seed=seed)
-    figure, ax = _axes(ax, (6.4, 6.4))
-    _show(ax, _sheet(images, math.ceil(math.sqrt(num)), image_shape))
+    figure, ax = axes_of(ax, (6.4, 6.4))
+    show(ax, sheet_of(images, math.ceil(math.sqrt(num)), image_shape))
     ax.set_title("samples" + (" (means of the likelihood)" if mean else ""))
     return figure
 
@@ -217,8 +206,8 @@ def traversal(
             codes[row, :, group] *= ((1 - values) / rest)[:, None]
         codes[row, :, unit] = values
     images = _decode(model, codes.reshape(-1, *draws.shape[1:]))
-    figure, ax = _axes(ax, (0.6 * num, 0.6 * len(units) + 0.6))
-    _show(ax, _sheet(images, num, image_shape))
+    figure, ax = axes_of(ax, (0.6 * num, 0.6 * len(units) + 0.6))
+    show(ax, sheet_of(images, num, image_shape))
     ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, units))}")
     return figure
 
@@ -239,7 +228,7 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
         raise ValueError(
             f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs."
         )
-    figure, ax = _axes(ax, (6.4, 4.0))
+    figure, ax = axes_of(ax, (6.4, 4.0))
     for key, label in ((name, "training"), (f"validation_{name}", "held out")):
         if history[key]:
             epochs = [row["epoch"] for row in history.rows if key in row]  # a resumed run may measure more
@@ -250,19 +239,6 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     ax.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats per data point)")
     ax.legend(frameon=False)
     return figure
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    if ax is not None:
-        figure = ax.figure.figure  # the figure of a subfigure too
-        assert isinstance(figure, Figure)
-        return figure, ax
-    figure = Picture(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
 
 
 def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
@@ -304,39 +280,3 @@ def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
 
 def _on_simplex(draws: torch.Tensor) -> bool:
     return draws.shape[-1] > 1 and torch.allclose(draws.sum(-1), draws.new_ones(()))
-
-
-def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
-    if image_shape is not None:
-        return tuple(image_shape)
-    if len(shape) in (2, 3):
-        return tuple(shape)
-    known = {560: (28, 20)}  # Frey Face
-    size = math.prod(shape)
-    side = math.isqrt(size)
-    if side * side != size and size not in known:
-        raise ValueError(f"image_shape is needed: {size} pixels are no square.")
-    return known.get(size, (side, side))
-
-
-def _sheet(images: torch.Tensor, columns: int, image_shape: Shape) -> np.ndarray:
-    """Puts images side by side, with a line of white between them."""
-    array = _array(images)
-    shape = _image_shape(array.shape[1:], image_shape)
-    array = array.reshape(len(array), *shape)
-    if len(shape) == 3:
-        array = np.moveaxis(array, 1, -1)
-    height, width = array.shape[1:3]
-    rows = math.ceil(len(array) / columns)
-    sheet = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, *array.shape[3:]))
-    for index, image in enumerate(array):
-        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = image
-    return sheet.squeeze(-1) if sheet.ndim == 3 and sheet.shape[-1] == 1 else sheet
-
-
-def _show(ax: Axes, sheet: np.ndarray) -> None:
-    ax.imshow(np.clip(sheet, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set_visible(False)

@@ -1,0 +1,119 @@
+"""Functions of a batch, over all of the data and over any number of particles, in bounded memory."""
+
+__all__ = ["by_batch", "over_particles", "rows_at_once", "seeded"]
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from tarspyro.batches import as_arguments, binarized
+from tarspyro.checks import check_binarizable, check_inputs
+from tarspyro.infer.traces import Program, guess_plate_nesting
+from tarspyro.modules import evaluating, local_parameters, preserved_rng
+
+# How many rows (data points times particles) are in memory at once.
+_ROWS = 10_000
+
+
+def rows_at_once(copies: int) -> int:
+    """Returns how many rows may be in memory at once, each of them so many times."""
+    return max(1, _ROWS // copies)
+
+
+def over_particles(
+    function: Callable[[tuple[Tensor, ...], int, int], Tensor],
+    combine: Callable[[Tensor, Tensor], Tensor],
+    model: Program,
+    guide: Program,
+    num_particles: int,
+) -> Callable[..., Tensor]:
+    """Returns what combines a function of a batch over chunks of particles, so that memory does not grow with them.
+
+    Arguments:
+        function: Takes the batch, the number of particles of a chunk, and how many plates deep the pair is.
+        combine: Takes the results of two chunks.
+        model: The model.
+        guide: The guide.
+        num_particles: The number of particles of all chunks.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
+    nesting: int | None = None
+
+    def estimate(*arguments: Tensor) -> Tensor:
+        nonlocal nesting
+        nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
+        chunk = rows_at_once(len(arguments[0]))
+        counts = (min(chunk, num_particles - start) for start in range(0, num_particles, chunk))
+        depth = nesting
+        return functools.reduce(combine, (function(arguments, count, depth) for count in counts))
+
+    return estimate
+
+
+def by_batch(
+    function: Callable[..., Any],
+    program: Program | None,
+    like: Program,
+    x: Any,
+    *,
+    beside: Sequence[Tensor] = (),
+    binarize: bool = False,
+    seed: int | None = None,
+    check: bool = False,
+    batch_size: int = 100,
+) -> Any:
+    """Applies the function to batches on the device of ``like``; gives arrays for arrays, tensors on their device.
+
+    The function returns a tensor, or several by name, with a row for each data point. The rows of the tensors
+    ``beside`` the data are its last arguments. With ``check`` the data is compared with the likelihood of ``program``
+    first, as ``fit`` does.
+    """
+    arguments = (torch.as_tensor(x, dtype=torch.get_default_dtype()),) if program is None else as_arguments(x, program)
+    if arguments is None:
+        raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
+    if binarize:
+        check_binarizable(arguments[0])
+    parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
+    device = arguments[0].device if parameter is None else parameter.device
+    results: list[Any] = []
+    with seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
+        # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
+        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        for batch in _split((*arguments, *beside), batch_size):
+            moved = [part.to(device) for part in batch]
+            if binarize:
+                moved[0] = binarized(moved[0], pixels)
+            if check and program is not None and not results:
+                whole = None if binarize else [part.to(device) for part in arguments]
+                check_inputs(program, like, moved[: len(arguments)], whole)
+            results.append(function(*moved))
+
+    def joined(parts: list[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {name: joined([part[name] for part in parts]) for name in parts[0]}
+        result = torch.cat([part.to(arguments[0].device) for part in parts])
+        return result.numpy() if _is_array(x) else result
+
+    return joined(results)
+
+
+def seeded(seed: int | None) -> Any:
+    """Makes the draws inside those of the seed, if there is one, and leaves the random state as it was."""
+    return contextlib.nullcontext() if seed is None else preserved_rng(seed)
+
+
+def _split(arguments: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(part.split(size) for part in arguments), strict=True)
+
+
+def _is_array(x: Any) -> bool:
+    if isinstance(x, dict):
+        x = tuple(x.values())
+    return isinstance(x[0] if isinstance(x, (tuple, list)) else x, np.ndarray)

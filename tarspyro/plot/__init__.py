@@ -1,0 +1,20 @@
+"""Pictures. Every function returns the figure; no display is needed.
+
+What is a single picture is drawn into ``ax`` if one is given.
+"""
+
+__all__ = [
+    "Picture",
+    "curves",
+    "gaps",
+    "latents",
+    "manifold",
+    "posteriors",
+    "reconstructions",
+    "samples",
+    "traversal",
+]
+
+from tarspyro.plot.figures import Picture
+from tarspyro.plot.inference import gaps, posteriors
+from tarspyro.plot.pictures import curves, latents, manifold, reconstructions, samples, traversal

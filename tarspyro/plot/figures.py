@@ -1,0 +1,76 @@
+"""Figures, axes and sheets of images: what all pictures are made of."""
+
+__all__ = ["Picture", "Shape", "as_array", "axes_of", "sheet_of", "show"]
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Shape = Sequence[int] | None
+
+
+class Picture(Figure):
+    """A figure that notebooks show by itself, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Returns the axes with their figure, of a new figure if there are none."""
+    if ax is not None:
+        figure = ax.figure.figure  # the figure of a subfigure too
+        assert isinstance(figure, Figure)
+        return figure, ax
+    figure = Picture(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Returns tensors and sequences as arrays."""
+    return values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
+
+
+def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
+    if image_shape is not None:
+        return tuple(image_shape)
+    if len(shape) in (2, 3):
+        return tuple(shape)
+    known = {560: (28, 20)}  # Frey Face
+    size = math.prod(shape)
+    side = math.isqrt(size)
+    if side * side != size and size not in known:
+        raise ValueError(f"image_shape is needed: {size} pixels are no square.")
+    return known.get(size, (side, side))
+
+
+def sheet_of(images: torch.Tensor, columns: int, image_shape: Shape) -> np.ndarray:
+    """Puts images side by side, with a line of white between them."""
+    array = as_array(images)
+    shape = _image_shape(array.shape[1:], image_shape)
+    array = array.reshape(len(array), *shape)
+    if len(shape) == 3:
+        array = np.moveaxis(array, 1, -1)
+    height, width = array.shape[1:3]
+    rows = math.ceil(len(array) / columns)
+    sheet = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, *array.shape[3:]))
+    for index, image in enumerate(array):
+        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = image
+    return sheet.squeeze(-1) if sheet.ndim == 3 and sheet.shape[-1] == 1 else sheet
+
+
+def show(ax: Axes, sheet: np.ndarray) -> None:
+    """Draws a sheet of images, without axes around it."""
+    ax.imshow(np.clip(sheet, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
