@@ -79,6 +79,9 @@ class TestGaps:
         truth = toy.log_likelihood(toy.x).detach()
         found = evaluate.gaps(toy.model, guide, toy.x, log_likelihood=truth, seed=0)
         assert found.log_likelihood is truth
+        with_errors = evaluate.LogLikelihood(truth, 0 * truth, 0 * truth)
+        again = evaluate.gaps(toy.model, guide, toy.x, num_steps=1, num_particles=2, log_likelihood=with_errors)
+        assert again.log_likelihood is truth
         shifted = dist.MultivariateNormal(toy.truth(toy.x).loc + 0.3, 0.16 * torch.eye(2))
         kl = kl_divergence(shifted, toy.truth(toy.x))
         # The best one has equal weights and no noise left but that of the search.
@@ -283,3 +286,5 @@ class TestPosteriorKL:
         toy, draws = drawn
         with pytest.raises(ValueError, match="num_particles must be at least 2"):
             evaluate.posterior_kl(toy.model, toy.guide, toy.x[:2], draws, num_particles=1)
+        with pytest.raises(TypeError, match="log_likelihood must come with its standard errors"):
+            evaluate.posterior_kl(toy.model, toy.guide, toy.x[:2], draws, log_likelihood=torch.zeros(2))

@@ -130,6 +130,7 @@ def posterior_kl(
     Raises:
         InputError: If the data does not fit the likelihood.
         PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate.
+        TypeError: If ``log_likelihood`` has no standard errors.
         ValueError: If there are too few particles.
 
     Example:
@@ -148,6 +149,8 @@ def posterior_kl(
     """
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2 for a standard error, got {num_particles}.")
+    if not isinstance(log_likelihood, LogLikelihood | None):
+        raise TypeError("log_likelihood must come with its standard errors: give what errors=True returned.")
 
     def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
         log_w = log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting).double()
