@@ -238,6 +238,19 @@ class TestTruePosterior:
         torch.testing.assert_close(at.model, joint)
         torch.testing.assert_close(at.guide, prior + dist.Normal(x[:, None], 1.0).log_prob(z).sum(-1))
 
+    def test_chains_start_where_the_mass_is(self):
+        """Two modes of the same mass, far apart: each has its share of the chains."""
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(20 * (z.abs() - 1.5), 1.0), obs=x)
+
+        draws = evaluate.true_posterior(model, torch.zeros(1), num_samples=2, warmup=20, num_chains=40, seed=0)["z"]
+        sides = (draws.reshape(40, 2)[:, -1] > 0).double()
+        assert_within(sides, 0.5)
+        torch.testing.assert_close(draws.abs(), torch.full((1, 80), 1.5), atol=0.5, rtol=0)
+
     def test_leaves_the_parameters_alone(self, drawn):
         toy, _ = drawn
         assert all(value.requires_grad and value.grad is None for value in toy.parameters())
@@ -249,6 +262,14 @@ class TestTruePosterior:
 
         with pytest.raises(PairError, match="'z' is Bernoulli"):
             evaluate.true_posterior(model, torch.zeros(1))
+
+        def improper(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        with pytest.raises(PairError, match="no prior that can be drawn from"):
+            evaluate.true_posterior(improper, torch.zeros(1))
         for name, value in (("num_samples", 0), ("num_chains", 0), ("warmup", -1)):
             with pytest.raises(ValueError, match=f"{name} must be at least"):
                 evaluate.true_posterior(model, torch.zeros(1), **{name: value})
