@@ -96,7 +96,7 @@ class Conditional(FamilyModule, _Interface):
         trunk: Any ``torch.nn.Module`` from the context values to features. If it has an attribute ``in_shapes`` (one
             event shape for each input) these are checked; if it has a method ``head(shape)``, this makes the heads.
         event_shape: The shape of one draw. Its last dimensions belong to the family, the others are independent.
-        transforms: For a parameter, the transform to use in place of ``transform_to(constraint)``.
+        transforms: For a free or learned parameter, the transform to use in place of ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that the event shape does not tell (classes, ranks).
         fixed: Parameters of the family that the network does not compute, by the family's own names: numbers or
             tensors, or an ``nn.Parameter`` whose value is the starting point of a learned constant.
