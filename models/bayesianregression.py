@@ -7,7 +7,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro import poutine
 from torch import Tensor
 
@@ -39,6 +38,7 @@ class BayesianRegression(StochasticModule):
         Renyi Divergence Variational Inference, arXiv:1602.02311, section 5.1.
 
     Example:
+        >>> import torch
         >>> from tarspyro import Conditional
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP, RandomWeights
@@ -83,5 +83,4 @@ class BayesianRegression(StochasticModule):
             trace = poutine.trace(pyro.plate("samples", num_samples)(guide)).get_trace(x)
             w: Any = trace.nodes["w"]["value"]
             components = self.likelihood(x.unsqueeze(1), w)
-        weights = torch.ones(num_samples, device=x.device, dtype=x.dtype)
-        return dist.MixtureSameFamily(dist.Categorical(weights), components)
+        return dist.MixtureSameFamily(dist.Categorical(w.new_ones(num_samples)), components)

@@ -21,7 +21,8 @@ class RandomWeights(Configurable):
     output. All weights together are one vector w. Both arguments may have leading dimensions, of shapes
     :math:`(*B, E)` and :math:`(*W, P)`, which broadcast: the result has the leading shape of both. A model draws w
     outside its plates, of shape (P,) or, inside a plate of K particles, (K, 1, P); the data has shape (N, E), and the
-    result (K, N). All draws are computed at once, by ``torch.func.vmap``.
+    result (K, N). All draws are computed at once, by ``torch.func.vmap``, which takes no layers that change as they run
+    (batch normalization in training).
 
     The network is copied; its own weights are kept as ``initial`` and not trained. A learned constant of a
     ``Conditional`` (such as ``scale=nn.Parameter(...)``) is none of its weights, and is trained as ever.
