@@ -39,8 +39,8 @@ SHORT = {
     "steps": 200,
     "chains": 8,
     "search": 300,
-    "warmup": 150,
-    "draws": 300,
+    "warmup": 100,
+    "draws": 100,
 }
 FULL = {
     "epochs": 100,
@@ -160,6 +160,7 @@ def main():
                     few,
                     num_samples=settings["draws"],
                     warmup=settings["warmup"],
+                    num_chains=3,
                     seed=0,
                 )
                 kl = evaluate.posterior_kl(model, guide, few, draws, num_particles=settings["particles"], seed=0)

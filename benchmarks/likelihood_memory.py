@@ -3,14 +3,13 @@
     TARSPYRO_DATA=... python benchmarks/likelihood_memory.py   (about a minute of one CPU core)
 
 The network of the IWAE on MNIST (Burda et al. 2015: 784-200-200-50, tanh), untrained, on 200 binarized test images.
-``peak`` is the process' largest resident set (getrusage), ``before`` the one when the estimate starts, with the
+``peak`` is the process' largest resident set (Linux' VmHWM), ``before`` the one when the estimate starts, with the
 libraries, the network and these images in memory (the parent reads MNIST). Results go to
 ``benchmarks/results/likelihood_memory.json``.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,8 +28,9 @@ PARTICLES = (100, 1000, 5000)
 
 
 def mebibytes():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    # Not getrusage: its peak includes that of the parent process before the child's program was loaded.
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
 
 
 def measure(num_particles, images):

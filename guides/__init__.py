@@ -1,6 +1,7 @@
 """Guides: the inference halves, each the namesake of its model."""
 
-__all__ = ["VAE", "Autoencoder"]
+__all__ = ["VAE", "Autoencoder", "BayesianRegression"]
 
 from tarspyro.guides.autoencoder import Autoencoder
+from tarspyro.guides.bayesianregression import BayesianRegression
 from tarspyro.guides.vae import VAE

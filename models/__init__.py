@@ -1,6 +1,7 @@
 """Models: the generative halves, one file a method."""
 
-__all__ = ["VAE", "Autoencoder"]
+__all__ = ["VAE", "Autoencoder", "BayesianRegression"]
 
 from tarspyro.models.autoencoder import Autoencoder
+from tarspyro.models.bayesianregression import BayesianRegression
 from tarspyro.models.vae import VAE

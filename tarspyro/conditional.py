@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Transform, kl_divergence
 
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.modules import Configurable, evaluating
-from tarspyro.nn.folding import ELEMENTWISE, event_ndims, fold, unfold
+from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
 
@@ -96,7 +96,7 @@ class Conditional(FamilyModule, _Interface):
         trunk: Any ``torch.nn.Module`` from the context values to features. If it has an attribute ``in_shapes`` (one
             event shape for each input) these are checked; if it has a method ``head(shape)``, this makes the heads.
         event_shape: The shape of one draw. Its last dimensions belong to the family, the others are independent.
-        transforms: For a parameter, the transform to use in place of ``transform_to(constraint)``.
+        transforms: For a free or learned parameter, the transform to use in place of ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that the event shape does not tell (classes, ranks).
         fixed: Parameters of the family that the network does not compute, by the family's own names: numbers or
             tensors, or an ``nn.Parameter`` whose value is the starting point of a learned constant.
@@ -135,7 +135,11 @@ class Conditional(FamilyModule, _Interface):
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""
-        return self.distribution(_through_heads(self.trunk, self.heads, context))
+        return self.distribution(self.outputs(*context))
+
+    def outputs(self, *context: Tensor) -> dict[str, Tensor]:
+        """Returns what the network computes: the free parameters before their transforms, as ``distribution`` takes."""
+        return _through_heads(self.trunk, self.heads, context)
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"
@@ -176,7 +180,15 @@ class Deterministic(Configurable, _Interface):
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""
-        value = _through_heads(self.trunk, self.heads, context)["value"]
+        return self.distribution(self.outputs(*context))
+
+    def outputs(self, *context: Tensor) -> dict[str, Tensor]:
+        """Returns what the network computes, before the transform."""
+        return _through_heads(self.trunk, self.heads, context)
+
+    def distribution(self, outputs: Mapping[str, Tensor]) -> Any:
+        """Returns the distribution that the network's outputs give."""
+        value = outputs["value"]
         return dist.Delta(value if self.transform is None else self.transform(value), event_dim=len(self.event_shape))
 
     @property
@@ -201,12 +213,7 @@ def distribution_mean(distribution: Any) -> Tensor:
 
 def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
-    shapes = getattr(trunk, "in_shapes", None)
-    if shapes is None:
-        ndims = event_ndims(trunk)
-        # A network that does not tell what one data point is takes the context as it comes.
-        shapes = [context[0].dim() - 1 if ndims is None else ndims] + [1] * (len(context) - 1)
-    folded, lead = fold(context, shapes)
+    folded, lead = fold(context, event_shapes(trunk, context))
     features = trunk(*folded)
     return {name: unfold(head(features), lead) for name, head in heads.items()}
 

@@ -1,6 +1,6 @@
 """Data sets: bundled, found in a local folder, or downloaded with a checksum."""
 
-__all__ = ["DataError", "Dataset", "Split", "digits", "frey_face", "mnist"]
+__all__ = ["DataError", "Dataset", "Regression", "Split", "digits", "frey_face", "mnist", "uci"]
 
 import contextlib
 import gzip
@@ -28,6 +28,11 @@ _MNIST = {
 }
 _FREY_FACE_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _FREY_FACE = "2438ba4f0d2a6bd8bac43de756141eaa33c8d248dd613d464bdb1210d9b7af78"
+# Of no stable address: the UCI repository's tables as text, one row a data point, the target last.
+_UCI = {
+    "concrete": "43d290fd2c2a399ad7e62c45cab5337ba94ece69ebdcf5875aa668cb886243de",
+    "yacht": "00dfecc0fc01ddd4c90b558a3ac11b246df8ebcfea130724223475a9a67f0ea1",
+}
 
 
 class DataError(OSError):
@@ -36,7 +41,10 @@ class DataError(OSError):
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set: images x of shape ``(N, *event)`` with values in [0, 1], and labels y, if any."""
+    """One part of a data set: images x of shape ``(N, *event)`` with values in [0, 1], and labels y, if any.
+
+    Of a ``Regression``, inputs x of shape (N, D) and targets y of shape (N,), standardized.
+    """
 
     x: Tensor
     y: Tensor | None = None
@@ -67,6 +75,21 @@ class Dataset:
         validation = None if self.validation is None else self.validation.reshape(*event_shape)
         train, test = self.train.reshape(*event_shape), self.test.reshape(*event_shape)
         return Dataset(self.name, train, test, self.image_shape, validation)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A regression data set in its parts, standardized by the mean and the standard deviation of the training part.
+
+    In the target's own units a value is ``y_mean + y_scale * y``, an error ``y_scale`` times as large, and a
+    log-likelihood ``log(y_scale)`` nats lower.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    y_mean: float
+    y_scale: float
 
 
 def digits(*, flatten: bool = True) -> Dataset:
@@ -139,6 +162,35 @@ def frey_face(*, test: int = 196, seed: int = 0, flatten: bool = True, folder: s
     return Dataset("frey_face", Split(images[test:]), Split(images[:test]), (1, 28, 20))
 
 
+def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regression:
+    """Returns a regression data set of the UCI repository: nine tenths of the rows for training, the rest for testing.
+
+    ``"concrete"``: 1,030 mixtures of 8 numbers, and their strength in MPa (Yeh 1998). ``"yacht"``: 308 hulls of 6
+    numbers, and their resistance.
+
+    Arguments:
+        name: Which one.
+        split: The seed of the random split.
+        folder: See ``mnist``; the file is ``uci/NAME.txt``, which has to be put there.
+
+    Raises:
+        DataError: If the file is missing or has the wrong content.
+        ValueError: If there is no such data set, or ``split`` is negative.
+    """
+    if name not in _UCI:
+        raise ValueError(f"name must be one of {', '.join(_UCI)}, got {name!r}.")
+    if split < 0:
+        raise ValueError(f"split must not be negative, got {split}.")
+    content = _fetch(_data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
+    table = np.loadtxt(io.BytesIO(content))
+    table = table[np.random.default_rng(split).permutation(len(table))]
+    train = table[: round(0.9 * len(table))]
+    mean, scale = train.mean(0), train.std(0)
+    values = torch.as_tensor((table - mean) / scale, dtype=torch.get_default_dtype())
+    first, rest = (Split(part[:, :-1], part[:, -1]) for part in (values[: len(train)], values[len(train) :]))
+    return Regression(name, first, rest, float(mean[-1]), float(scale[-1]))
+
+
 def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
     tensor = torch.as_tensor(images, dtype=torch.get_default_dtype())
     return tensor.flatten(1) if flatten else tensor.unsqueeze(1)
@@ -150,13 +202,16 @@ def _data_folder(folder: str | Path | None) -> Path:
     return Path(folder).expanduser()
 
 
-def _fetch(path: Path, url: str, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
+def _fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
     """Returns the decoded content of the file, downloaded first where it is missing; checks its SHA-256."""
-    downloaded = not path.exists()
-    if downloaded:
+    downloaded = url is not None and not path.exists()
+    if url is None and not path.exists():
+        raise DataError(f"{path} is missing: put the file there, or name the folder that holds it in TARSPYRO_DATA.")
+    if url is not None and downloaded:
         encoded, source, advice = _download(url, path), url, f"try again, or put the right file at {path}"
     else:
-        encoded, source, advice = _read(path), str(path), "delete it to download it again"
+        advice = "delete it to download it again" if url else "put the right file there"
+        encoded, source = _read(path), str(path)
     try:
         content = decode(encoded)
     except Exception as error:  # decoders raise many kinds on bytes that are none of theirs

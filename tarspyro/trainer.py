@@ -40,6 +40,7 @@ class Trainer:
         schedules: See ``fit``.
         clip_norm: See ``fit``.
         clip_value: See ``fit``.
+        data_size: How many data points a loss stands for, if not the rows of its batch.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Trainer:
         schedules: Mapping[str, Callable[[int], float]],
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        data_size: int | None = None,
     ) -> None:
+        self.data_size = data_size
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
         self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
@@ -123,10 +126,11 @@ class Trainer:
         return {"epoch": self.epoch + 1, "steps": self.step_count, **_means(sums, rows), "seconds": round(seconds, 3)}
 
     def step(self, arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """One step; returns the loss and its terms, summed over the rows, on the device."""
+        """One step; returns the loss and its terms, per data point times the rows, on the device."""
         for assign, schedule in self.schedules.values():
             assign(schedule(self.step_count))
         rows = len(arguments[0])
+        size = self.data_size or rows
         shapes = tuple(argument.shape for argument in arguments)
         new_shape = shapes not in self._shapes
         self.optimizer.zero_grad()
@@ -135,13 +139,13 @@ class Trainer:
                 loss, terms = self._evaluate_loss(arguments)
                 if not self._shapes:
                     self._check_trained(loss)
-                mean = loss / rows
+                mean = loss / size
                 self._watch(mean.detach(), arguments)
                 mean.backward()
             else:
                 loss, terms = torch.tensor(self.loss.loss_and_grads(self.model, self.guide, *arguments)), {}
-                self._watch(loss / rows, arguments)
-                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], rows)
+                self._watch(loss / size, arguments)
+                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], size)
         self._shapes.add(shapes)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
@@ -149,7 +153,11 @@ class Trainer:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()
         self.step_count += 1
-        return {"loss": loss.detach(), **terms}
+        return self._by_rows({"loss": loss.detach(), **terms}, rows)
+
+    def _by_rows(self, values: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """What is summed over all data as if it were summed over the rows."""
+        return values if self.data_size is None else {n: value * rows / self.data_size for n, value in values.items()}
 
     def _evaluate_loss(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         if hasattr(self.loss, "loss_and_terms"):
@@ -195,7 +203,7 @@ class Trainer:
                     loss, terms = self._evaluate_loss(arguments)
                 else:
                     loss, terms = torch.tensor(self.loss.loss(self.model, self.guide, *arguments)), {}
-                _add(sums, {"loss": loss, **terms})
+                _add(sums, self._by_rows({"loss": loss, **terms}, len(arguments[0])))
                 rows += len(arguments[0])
         return _means(sums, rows)
 

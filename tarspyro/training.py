@@ -52,8 +52,9 @@ def fit(
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
-    The loss is divided by the number of rows of the batch, so that learning rates, clipping and the numbers of the
-    history are per data point. Pyro's global parameter store is not touched.
+    The loss is divided by the number of data points that it stands for, so that learning rates, clipping and the
+    numbers of the history are per data point: the rows of the batch, or N where the model's plate makes the batch a
+    subsample of N, ``pyro.plate("data", N, subsample=x)``. Pyro's global parameter store is not touched.
 
     Before the first step the pair and the data are checked; Pyro's validation runs on the first step of every new
     shape and is off afterwards.
@@ -147,6 +148,7 @@ def fit(
             schedules=schedules or {},
             clip_norm=clip_norm,
             clip_value=clip_value,
+            data_size=_data_size(model, guide, first),
         )
         if folder is not None:
             described = {
@@ -193,6 +195,14 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[li
     declared = {name: value for name, value in unconstrained.items() if id(value) not in held}
     unique = {id(parameter): parameter for parameter in [*own, *declared.values()] if parameter.requires_grad}
     return list(unique.values()), Declared(declared)
+
+
+def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | None:
+    """N, where a plate makes the batch a subsample of N data points and the loss one of them all; else None."""
+    with preserved_rng(), evaluating(model, guide):
+        sites: Any = trace_pair(model, guide, arguments, {})[0].nodes.values()
+    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ())]
+    return next((f.full_size for f in frames if f.size == len(arguments[0]) < (f.full_size or f.size)), None)
 
 
 def _optimizer(parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:

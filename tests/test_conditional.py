@@ -105,6 +105,19 @@ def test_fixed_numbers_are_constants_that_travel_with_the_module():
     assert conditional.double()(torch.zeros(1, 4).double()).base_dist.scale.dtype == torch.float64
 
 
+def test_transforms_replace_the_default_of_a_learned_constant():
+    """exp(v / 2): what is learned is the logarithm of a variance."""
+    half = transforms.ComposeTransform([transforms.AffineTransform(0.0, 0.5), transforms.ExpTransform()])
+    scale = torch.nn.Parameter(torch.tensor(3.0))
+    for module in (
+        Conditional(dist.Normal, MLP(4, [8]), 3, scale=scale, transforms={"scale": half}),
+        Prior(dist.Normal, 3, loc=0.0, scale=scale, transforms={"scale": half}),
+    ):
+        distribution = module(torch.randn(2, 4)) if isinstance(module, Conditional) else module()
+        torch.testing.assert_close(module.free_scale.detach(), torch.tensor(9.0).log())
+        assert torch.allclose(distribution.stddev, torch.tensor(3.0))
+
+
 def test_a_parameter_is_a_learned_constant_in_its_domain():
     conditional = Conditional(dist.Normal, MLP(4, [8]), 3, scale=nn.Parameter(torch.tensor(0.1)))
     assert conditional(torch.zeros(1, 4)).base_dist.scale.flatten()[0].item() == pytest.approx(0.1)

@@ -79,6 +79,9 @@ class TestGaps:
         truth = toy.log_likelihood(toy.x).detach()
         found = evaluate.gaps(toy.model, guide, toy.x, log_likelihood=truth, seed=0)
         assert found.log_likelihood is truth
+        with_errors = evaluate.LogLikelihood(truth, 0 * truth, 0 * truth)
+        again = evaluate.gaps(toy.model, guide, toy.x, num_steps=1, num_particles=2, log_likelihood=with_errors)
+        assert again.log_likelihood is truth
         shifted = dist.MultivariateNormal(toy.truth(toy.x).loc + 0.3, 0.16 * torch.eye(2))
         kl = kl_divergence(shifted, toy.truth(toy.x))
         # The best one has equal weights and no noise left but that of the search.
@@ -235,6 +238,19 @@ class TestTruePosterior:
         torch.testing.assert_close(at.model, joint)
         torch.testing.assert_close(at.guide, prior + dist.Normal(x[:, None], 1.0).log_prob(z).sum(-1))
 
+    def test_chains_start_where_the_mass_is(self):
+        """Two modes of the same mass, far apart: each has its share of the chains."""
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(20 * (z.abs() - 1.5), 1.0), obs=x)
+
+        draws = evaluate.true_posterior(model, torch.zeros(1), num_samples=2, warmup=20, num_chains=40, seed=0)["z"]
+        sides = (draws.reshape(40, 2)[:, -1] > 0).double()
+        assert_within(sides, 0.5)
+        torch.testing.assert_close(draws.abs(), torch.full((1, 80), 1.5), atol=0.5, rtol=0)
+
     def test_leaves_the_parameters_alone(self, drawn):
         toy, _ = drawn
         assert all(value.requires_grad and value.grad is None for value in toy.parameters())
@@ -246,6 +262,14 @@ class TestTruePosterior:
 
         with pytest.raises(PairError, match="'z' is Bernoulli"):
             evaluate.true_posterior(model, torch.zeros(1))
+
+        def improper(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        with pytest.raises(PairError, match="no prior that can be drawn from"):
+            evaluate.true_posterior(improper, torch.zeros(1))
         for name, value in (("num_samples", 0), ("num_chains", 0), ("warmup", -1)):
             with pytest.raises(ValueError, match=f"{name} must be at least"):
                 evaluate.true_posterior(model, torch.zeros(1), **{name: value})
@@ -283,3 +307,5 @@ class TestPosteriorKL:
         toy, draws = drawn
         with pytest.raises(ValueError, match="num_particles must be at least 2"):
             evaluate.posterior_kl(toy.model, toy.guide, toy.x[:2], draws, num_particles=1)
+        with pytest.raises(TypeError, match="log_likelihood must come with its standard errors"):
+            evaluate.posterior_kl(toy.model, toy.guide, toy.x[:2], draws, log_likelihood=torch.zeros(2))

@@ -32,7 +32,7 @@ class FamilyModule(Configurable):
         family: The class of a Pyro distribution.
         event_shape: The shape of one draw. Its last dimensions belong to the family, the others are independent.
         fixed: The fixed parameters. A number for a matrix stands for that multiple of the identity.
-        transforms: For a free parameter, the transform to use in place of torch's ``transform_to(constraint)``.
+        transforms: For a free or learned parameter, the transform in place of torch's ``transform_to(constraint)``.
         param_shapes: For a free parameter, a shape that the event shape does not tell (classes, ranks).
 
     Raises:
@@ -81,7 +81,7 @@ class FamilyModule(Configurable):
             if name in self._options:
                 continue
             if name in fixed or name in _DEFAULTS:
-                self._fix(name, fixed.get(name, _DEFAULTS.get(name)), constraint)
+                self._fix(name, fixed.get(name, _DEFAULTS.get(name)), constraint, transforms.get(name))
                 continue
             if constraints.is_dependent(constraint):
                 raise ValueError(
@@ -118,7 +118,9 @@ class FamilyModule(Configurable):
             named.append(f"{name}={value.flatten()[0].item():.4g}" if constant else f"{name} fixed")
         return f"{self.family.__name__}({', '.join(named)}) of shape {tuple(self.event_shape)}"
 
-    def _fix(self, name: str, value: Any, constraint: constraints.Constraint) -> None:
+    def _fix(
+        self, name: str, value: Any, constraint: constraints.Constraint, transform: Transform | None = None
+    ) -> None:
         tensor = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.get_default_dtype()).detach()
         if not constraints.is_dependent(constraint):
             if constraint.event_dim > 0 and tensor.dim() == 0:
@@ -129,7 +131,7 @@ class FamilyModule(Configurable):
                     f"{name}={value} is outside the domain of {self.family.__name__}'s {name}, {constraint}."
                 )
         if isinstance(value, nn.Parameter):
-            self._learned[name] = transform_to(constraint)
+            self._learned[name] = transform or transform_to(constraint)
             self.register_parameter(f"free_{name}", nn.Parameter(self._learned[name].inv(tensor).clone()))
         else:
             self._fixed.append(name)

@@ -67,9 +67,9 @@ def gaps(
         num_steps: The number of steps of Adam.
         num_draws: The number of draws for the gradient of a step.
         lr: The first learning rate.
-        log_likelihood: log p(x) of each data point, such as what ``annealed_log_likelihood`` returned. If not given,
-            it is importance weighted with as many draws of q* as of the guide, over their mixture: a lower bound in
-            expectation, and with it the approximation gap.
+        log_likelihood: log p(x) of each data point, such as what ``annealed_log_likelihood`` returned, with or without
+            errors. If not given, it is importance weighted with as many draws of q* as of the guide, over their
+            mixture: a lower bound in expectation, and with it the approximation gap.
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
 
     Returns:
@@ -112,8 +112,7 @@ def gaps(
                 densities.log_joint(z) - torch.logaddexp(local.log_prob(z), densities.log_guide(z)) + math.log(2)
                 for z in (own, theirs)
             ]
-            log_w, bound = densities.columns(torch.cat(mixed)), densities.columns(bound)
-            return torch.stack([log_w.logsumexp(0), bound.sum(0)])
+            return torch.stack([densities.columns(torch.cat(mixed)).logsumexp(0), densities.columns(bound).sum(0)])
 
         def combine(one: Tensor, other: Tensor) -> Tensor:
             return torch.stack([torch.logaddexp(one[0], other[0]), one[1] + other[1]])
@@ -124,7 +123,8 @@ def gaps(
     with seeded(seed):
         amortized = elbo(model, guide, x, num_particles=num_particles).elbo
         weighted = by_batch(best, model, guide, x)
-    return Gaps(weighted[..., 0] if log_likelihood is None else log_likelihood, weighted[..., 1], amortized)
+    log_p = weighted[..., 0] if log_likelihood is None else getattr(log_likelihood, "log_likelihood", log_likelihood)
+    return Gaps(log_p, weighted[..., 1], amortized)
 
 
 class _Local:

@@ -56,7 +56,7 @@ def annealed_log_likelihood(
 
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
-        guide: The guide.
+        guide: The guide. With ``start="prior"`` only its latent sites are compared with the model's.
         x: The data, in any form that ``fit`` takes in memory.
         num_steps: T, the number of densities after the first.
         num_chains: K, for each data point.

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
@@ -16,8 +18,21 @@ from tarspyro.evaluate.batching import by_batch, over_particles, seeded
 from tarspyro.evaluate.densities import latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as importance_sampled
-from tarspyro.infer.traces import Program, log_weights
-from tarspyro.modules import preserved_rng
+from tarspyro.infer.traces import (
+    PairError,
+    Program,
+    Site,
+    guess_plate_nesting,
+    log_prob,
+    log_weights,
+    name_of,
+    particle_plate,
+    reduce_to,
+    sample_sites,
+    sum_of,
+)
+
+_STARTS = 1000  # draws of the prior
 
 
 class Estimate(NamedTuple):
@@ -49,6 +64,9 @@ def true_posterior(
     Each data point has chains of its own, one after another: for a few data points. The model's parameters stay as
     they are. (Hoffman and Gelman 2014, arXiv:1111.4246.)
 
+    A chain starts with one of a thousand draws of the prior, chosen in proportion to their likelihoods. It may stay in
+    the mode where it started: several chains show whether there are others.
+
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
         x: A few data points, in any form that ``fit`` takes in memory.
@@ -63,7 +81,7 @@ def true_posterior(
         arrays, tensors for tensors. The draws of a chain are correlated.
 
     Raises:
-        PairError: If a latent site is not continuous or not in the data's plate.
+        PairError: If a latent site is not continuous or not in the data's plate, or the prior cannot be drawn from.
         ValueError: If a number is out of range.
 
     Example:
@@ -80,11 +98,23 @@ def true_posterior(
             raise ValueError(f"{name} must be at least {least}, got {number}.")
 
     def draws(*arguments: Tensor) -> dict[str, Tensor]:
-        with preserved_rng():
-            latent, plates = latent_sites(model, poutine.trace(model).get_trace(*arguments))
+        try:
+            trace = poutine.trace(model).get_trace(*arguments)
+        except NotImplementedError:
+            raise PairError(f"{name_of(model)} has no prior that can be drawn from, where chains start.") from None
+        latent, plates = latent_sites(model, trace)
         data_dim = one_dim(model, plates)
-        with torch.enable_grad():
-            chains = [_chain(model, arguments, num_samples, warmup, progress) for _ in range(num_chains)]
+        chains = []
+        for start in _starts(model, arguments, latent, num_chains):
+            sampler = MCMC(
+                NUTS(model, init_strategy=init_to_value(values=start)),
+                num_samples,
+                warmup_steps=warmup,
+                disable_progbar=not progress,
+            )
+            with torch.enable_grad():
+                sampler.run(*arguments)
+            chains.append(sampler.get_samples())
         return {
             name: torch.cat([chain[name] for chain in chains]).movedim(data_dim - site["fn"].event_dim, 0)
             for name, site in latent.items()
@@ -130,6 +160,7 @@ def posterior_kl(
     Raises:
         InputError: If the data does not fit the likelihood.
         PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate.
+        TypeError: If ``log_likelihood`` has no standard errors.
         ValueError: If there are too few particles.
 
     Example:
@@ -148,6 +179,8 @@ def posterior_kl(
     """
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2 for a standard error, got {num_particles}.")
+    if not isinstance(log_likelihood, LogLikelihood | None):
+        raise TypeError("log_likelihood must come with its standard errors: give what errors=True returned.")
 
     def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
         log_w = log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting).double()
@@ -174,10 +207,18 @@ def posterior_kl(
     )
 
 
-def _chain(
-    model: Program, arguments: tuple[Tensor, ...], num_samples: int, warmup: int, progress: bool
-) -> dict[str, Tensor]:
-    sampler = MCMC(NUTS(model), num_samples, warmup_steps=warmup, disable_progbar=not progress)
-    sampler.run(*arguments)
-    drawn: dict[str, Tensor] = sampler.get_samples()
-    return drawn
+def _starts(
+    model: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Site], count: int
+) -> list[dict[str, Tensor]]:
+    """Returns draws of the prior, chosen in proportion to their likelihoods."""
+    nesting = guess_plate_nesting(model, model, arguments, {})
+    trace = poutine.trace(particle_plate(model, _STARTS, nesting)).get_trace(*arguments)
+    sites = dict(sample_sites(trace))
+    observed = [scale_and_mask(log_prob(site), mask=site["mask"]) for name, site in sites.items() if name not in latent]
+    log_likelihood = sum_of(reduce_to(value, [-nesting - 1]) for value in observed).flatten()
+    chosen = torch.multinomial(log_likelihood.softmax(0), count, replacement=True)
+    values = {name: sites[name]["value"][chosen] for name in latent}
+    return [
+        {name: value[index].reshape(latent[name]["value"].shape) for name, value in values.items()}
+        for index in range(count)
+    ]

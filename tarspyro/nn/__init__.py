@@ -1,8 +1,9 @@
 """Networks: trunks that know no distribution."""
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "event_ndims", "fold", "initialize", "unfold"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "RandomWeights", "event_ndims", "fold", "initialize", "unfold"]
 
 from tarspyro.nn.conv import ConvDecoder, ConvEncoder
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.mlp import MLP
+from tarspyro.nn.weights import RandomWeights

@@ -1,6 +1,6 @@
 """Leading dimensions (particles, plates, time) folded into the batch around networks of fixed rank."""
 
-__all__ = ["ELEMENTWISE", "event_ndims", "fold", "unfold"]
+__all__ = ["ELEMENTWISE", "as_events", "event_ndims", "event_shapes", "fold", "unfold"]
 
 import math
 from collections.abc import Sequence
@@ -45,6 +45,18 @@ def event_ndims(network: nn.Module) -> int | None:
     return None
 
 
+def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Sequence[int] | int]:
+    """What one data point is in each of the network's inputs: its shape, or its number of dimensions.
+
+    A network that does not tell takes its first input as it comes, with one dimension for the batch.
+    """
+    shapes: Any = getattr(network, "in_shapes", None)
+    if shapes is None:
+        ndims = event_ndims(network)
+        shapes = [inputs[0].dim() - 1 if ndims is None else ndims] + [1] * (len(inputs) - 1)
+    return shapes
+
+
 def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tuple[list[Tensor], Size]:
     r"""Folds the leading dimensions of the inputs into one batch dimension.
 
@@ -64,9 +76,7 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
         >>> flat.shape, lead
         (torch.Size([500, 1, 28, 28]), torch.Size([5, 100]))
     """
-    if len(inputs) != len(shapes):
-        raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
-    events = [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
+    events = as_events(inputs, shapes)
     leads = [value.shape[: value.dim() - ndims] for value, ndims in events]
     lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
     if all(len(own) == 1 and own == lead for own in leads):
@@ -80,6 +90,13 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
 def unfold(output: Tensor, lead: Size) -> Tensor:
     """Gives back the leading dimensions that ``fold`` took."""
     return output if len(lead) == 1 else output.reshape(lead + output.shape[1:])
+
+
+def as_events(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> list[tuple[Tensor, int]]:
+    """Checks that each input ends in its event shape; returns it with the number of dimensions that this has."""
+    if len(inputs) != len(shapes):
+        raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
+    return [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
 
 
 def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
