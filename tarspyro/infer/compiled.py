@@ -141,6 +141,7 @@ class _Plan:
         self.recording: Recording | None = None
         self.function: Callable[..., Any] | None = None
         self.given_up = False
+        self.scales: dict[float, Tensor] = {}
         self.times: dict[bool, list[float]] = {True: [], False: []}
 
     @property
@@ -153,7 +154,9 @@ class _Plan:
         self.calls += 1
         if self.given_up or (self.owner.choose and self.calls <= _TRIALS):
             return None
-        tensors = torch.full((), scale, device=_device(args)), *tensors_of(args)
+        if scale not in self.scales:
+            self.scales[scale] = torch.full((), scale, device=_device(args))
+        tensors = self.scales[scale], *tensors_of(args)
         try:
             if self.recording is None or self.function is None:
                 self._record(tensors[0], args)
@@ -165,7 +168,8 @@ class _Plan:
                 raise
             reason = str(error)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = f"The step cannot be compiled ({str(error).splitlines()[0]})."
+            inner = error.inner_exception
+            reason = f"The step cannot be compiled ({type(inner).__name__}: {str(inner).splitlines()[0]})."
         self._give_up(reason)
         return None
 
@@ -191,7 +195,8 @@ class _Plan:
             return loss * scale, {"loss": loss, **terms}
 
         bound._structure(*self.halves, tuple(args), self.kwargs)  # a run of its own, and not part of the graph
-        self.recording = record(step, (scale, *args))
+        buffers = [buffer for half in self.halves if isinstance(half, nn.Module) for buffer in half.buffers()]
+        self.recording = record(step, (scale, *args), buffers=buffers)
         self.function = torch.compile(
             self.recording.graph, backend=self.owner.backend, mode=self.owner.mode, fullgraph=True, dynamic=False
         )

@@ -3,7 +3,7 @@
 __all__ = ["Recording", "RecordingError", "record"]
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from tarspyro.modules import local_parameters, preserved_rng
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 # Where a read-back happens is the last line of the program before these packages take over.
-_MACHINERY = tuple(str(Path(package.__file__).parent) for package in (torch, pyro)) + (str(Path(__file__).parent),)
+_MACHINERY = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, __file__))
 
 
 class RecordingError(RuntimeError):
@@ -44,7 +44,7 @@ class Recording(NamedTuple):
         return loss, dict(zip(self.terms, rest[:count], strict=True)), rest[count:]
 
 
-def record(step: Step, args: Sequence[Any], *, gradients: bool = True) -> Recording:
+def record(step: Step, args: Sequence[Any], *, gradients: bool = True, buffers: Iterable[Tensor] = ()) -> Recording:
     r"""Records a function of tensors, such as a bound's loss, together with the gradients of its result.
 
     The function runs once, on tensors without values, so that nothing moves: no parameters, statistics or random
@@ -55,6 +55,7 @@ def record(step: Step, args: Sequence[Any], *, gradients: bool = True) -> Record
         step: The function; it returns a number to differentiate and a dictionary of numbers to write down.
         args: Its arguments. Tensors are inputs of the graph, of fixed shapes; everything else is a constant.
         gradients: Whether to record the gradients too.
+        buffers: What the function changes in place, such as the statistics of batch normalization.
 
     Raises:
         RecordingError: If the function reads a value back, or branches on one.
@@ -76,11 +77,17 @@ def record(step: Step, args: Sequence[Any], *, gradients: bool = True) -> Record
         return loss.detach(), *(value.detach() for value in named.values()), *derivatives
 
     inputs = [value.detach() for value in tensors_of(args)]
+    # Where all that an operation meets are single numbers known in advance, the recorder computes with the real ones.
+    before = [(buffer, buffer.clone()) for buffer in buffers]
     with preserved_rng(), local_parameters(), pyro.validation_enabled(False), torch.set_grad_enabled(gradients):
         try:
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
         except (RuntimeError, ValueError, TypeError) as error:
             raise RecordingError(_where(error)) from error
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
     return Recording(_simplified(graph), list(found), list(terms))
 
 
