@@ -183,7 +183,8 @@ def test_training_with_schedules_and_a_short_last_batch_is_the_eager_one():
     compiled_p, compiled_q, compiled = Schedules.run(loss=Compiled(ELBO(), backend="aot_eager", choose=False))
     for name in ("loss", "elbo", "kl"):
         torch.testing.assert_close(torch.tensor(compiled[name]), torch.tensor(eager[name]), rtol=1e-5, atol=1e-5)
-    for one, other in zip([*p.parameters(), *q.parameters()], [*compiled_p.parameters(), *compiled_q.parameters()]):
+    trained = [*p.parameters(), *q.parameters()], [*compiled_p.parameters(), *compiled_q.parameters()]
+    for one, other in zip(*trained, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
