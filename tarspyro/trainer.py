@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from tarspyro.batches import Batches
 from tarspyro.checks import NonFiniteError, check_trained, describe_nonfinite
+from tarspyro.infer import Compiled
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.runs import History, Run, RunError, get_states, set_states
 
@@ -135,7 +136,11 @@ class Trainer:
         new_shape = shapes not in self._shapes
         self.optimizer.zero_grad()
         with pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
-            if is_differentiable(self.loss):
+            if isinstance(self.loss, Compiled) and not new_shape:
+                loss, terms = self.loss.accumulate_gradients(self.model, self.guide, *arguments, scale=1 / size)
+                terms = _with_elbo(terms)
+                self._watch(loss / size, arguments)
+            elif is_differentiable(self.loss):
                 loss, terms = self._evaluate_loss(arguments)
                 if not self._shapes:
                     self._check_trained(loss)
@@ -159,11 +164,16 @@ class Trainer:
         """What is summed over all data as if it were summed over the rows."""
         return values if self.data_size is None else {n: value * rows / self.data_size for n, value in values.items()}
 
+    @property
+    def _bound(self) -> Any:
+        return self.loss.original if isinstance(self.loss, Compiled) else self.loss
+
     def _evaluate_loss(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        if hasattr(self.loss, "loss_and_terms"):
-            loss, terms = self.loss.loss_and_terms(self.model, self.guide, *arguments)
-            return loss, {"elbo": terms["reconstruction"] - terms["kl"], **terms} if terms else {}
-        compute = getattr(self.loss, "differentiable_loss", self.loss)
+        bound = self._bound
+        if hasattr(bound, "loss_and_terms"):
+            loss, terms = bound.loss_and_terms(self.model, self.guide, *arguments)
+            return loss, _with_elbo(terms)
+        compute = getattr(bound, "differentiable_loss", bound)
         return compute(self.model, self.guide, *arguments), {}
 
     def _check_trained(self, loss: Tensor) -> None:
@@ -294,13 +304,14 @@ class Trainer:
                     group["lr"] = value
 
             return set_rate
-        if hasattr(self.loss, name):
-            return lambda value: setattr(self.loss, name, value)
+        bound = self._bound
+        if hasattr(bound, name):
+            return lambda value: setattr(bound, name, value)
         modules = [m for half in self.halves.values() if isinstance(half, nn.Module) for m in half.modules()]
         buffers = [getattr(module, f"fixed_{name}") for module in modules if hasattr(module, f"fixed_{name}")]
         if not buffers:
             raise ValueError(
-                f"schedules has {name!r}, which is neither 'lr', nor an attribute of {type(self.loss).__name__}, "
+                f"schedules has {name!r}, which is neither 'lr', nor an attribute of {type(bound).__name__}, "
                 "nor a fixed parameter in the pair."
             )
 
@@ -312,6 +323,10 @@ class Trainer:
 
 
 _SHOWN = ("loss", "elbo", "validation_loss", "validation_elbo")
+
+
+def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if terms else {}
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

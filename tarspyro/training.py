@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tarspyro.batches import Batches
 from tarspyro.checks import check_inputs
 from tarspyro.config import describe
-from tarspyro.infer import ELBO, PairError, check_pair
+from tarspyro.infer import ELBO, Compiled, PairError, check_pair
 from tarspyro.infer.traces import trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.runs import Declared, History, Run, describe_pair
@@ -49,6 +49,7 @@ def fit(
     seed: int | None = None,
     shuffle: bool = True,
     progress: bool = True,
+    compile: bool = False,
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
@@ -87,6 +88,8 @@ def fit(
             as it was. The initial weights are the caller's.
         shuffle: Whether every epoch has another order.
         progress: Whether to show a progress bar.
+        compile: Whether to compile the steps, see ``Compiled``, which also makes the steps that are slower when
+            compiled go on as they were. It takes half a minute, and pays where an epoch takes minutes.
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
@@ -117,6 +120,7 @@ def fit(
         if isinstance(program, nn.Module):
             program.to(device)
     loss = ELBO() if loss is None else loss
+    loss = Compiled(loss) if compile and not isinstance(loss, Compiled) else loss
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng(seed))

@@ -1,8 +1,22 @@
 """Bounds: how a pair is trained."""
 
-__all__ = ["CIWAE", "ELBO", "IWAE", "PIWAE", "PairError", "Renyi", "check_pair", "log_weights", "renyi_bound"]
+__all__ = [
+    "CIWAE",
+    "Compiled",
+    "ELBO",
+    "IWAE",
+    "PIWAE",
+    "PairError",
+    "RecordingError",
+    "Renyi",
+    "check_pair",
+    "log_weights",
+    "renyi_bound",
+]
 
 from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
+from tarspyro.infer.compiled import Compiled
 from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.traces import PairError, check_pair, log_weights

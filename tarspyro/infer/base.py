@@ -22,7 +22,12 @@ class Bound(pyro.infer.ELBO):
 
     Subclasses define ``loss_and_terms``. Like Pyro's bounds they return minus the bound in nats, summed over the data
     points and multiplied by the plates' scales.
+
+    Attributes:
+        adjustable: The numbers that may change from step to step, and be tensors.
     """
+
+    adjustable: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -78,6 +78,8 @@ class ELBO(Bound):
         True
     """
 
+    adjustable = ("beta",)
+
     def __init__(
         self,
         num_particles: int = 1,
@@ -152,7 +154,8 @@ class ELBO(Bound):
         if self.free_bits:
             regularizer = _mean([term.with_free_bits(self.free_bits) for term in latent.values()], particles)
         # At 0 the product would keep a term that may be infinite; at 1 it would only cost time.
-        weighted = regularizer if self.beta == 1 else 0.0 if self.beta == 0 else self.beta * regularizer
+        plain = not torch.is_tensor(self.beta) and self.beta in (0, 1)
+        weighted = (regularizer if self.beta else 0.0) if plain else self.beta * regularizer
         loss = weighted - reconstruction
         if self.gradient == "stl" and torch.is_grad_enabled():
             if particles > 1:
