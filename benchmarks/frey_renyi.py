@@ -51,6 +51,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--every", type=int, default=500, help="epochs between two evaluations")
     parser.add_argument("--fold", type=int, default=0, help="the seed of the split")
+    parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     frey = data.frey_face(seed=arguments.fold)
@@ -74,6 +75,7 @@ def main():
                     overwrite=True,
                     seed=arguments.fold,
                     device=arguments.device,
+                    compile=arguments.compile,
                     progress=False,
                 )
                 likelihood = evaluate.log_likelihood(model, guide, frey.test.x, num_particles=5000, seed=0)

@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--evaluations", type=int, default=1000, help="how many draws estimate log p")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--folder", default="runs", help="where the run is kept")
@@ -106,6 +107,7 @@ def main():
             overwrite=not arguments.resume,
             seed=arguments.seed,
             device=arguments.device,
+            compile=arguments.compile,
             progress=False,
         )
         if stage < 2 and arguments.stages > 3:
