@@ -7,7 +7,7 @@ optima by normal noise of standard deviation 0.01; sixteen data points. (Rainfor
 section 4.) The ratio is that of the mean gradient to its standard deviation over independent draws, both in root mean
 square over the entries of b for the guide and of mu for the model, without what the mean's own noise adds. The guide's
 falls as K^(-1/2) for the pathwise gradient of the importance weighted bound, and rises for the doubly reparameterized
-one (Tucker et al. 2018, arXiv:1810.04152). Results are written to ``benchmarks/results/gradient_snr.json`` and ``.png``.
+one (Tucker et al. 2018, arXiv:1810.04152). Results are written to ``benchmarks/results/`` as json and png.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from pyro.infer import SVI, RenyiELBO
 from step_time import HandWrittenVAE, measure, pair
 from torch import nn
 
-from tarspyro.infer import IWAE
+from tarspyro.infer import IWAE, Compiled
 from tarspyro.modules import local_parameters
 from tarspyro.trainer import Trainer
 
@@ -58,12 +58,13 @@ def hand_written(size, particles, device, **options):
     return step
 
 
-def ours(size, particles, device, gradient):
+def ours(size, particles, device, gradient, compiled=False):
     """The step that ``fit`` runs, its bookkeeping included."""
     model, guide = pair(*size, device)
     parameters = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)  # as fit chooses
     bound = IWAE(particles, gradient=gradient)
+    bound = Compiled(bound, choose=False) if compiled else bound
     trainer = Trainer({"model": model, "guide": guide}, bound, parameters, optimizer, schedules={})
 
     def step(x):
@@ -103,6 +104,8 @@ def main():
                 "hand-written, fused Adam": hand_written(size, particles, arguments.device, fused=True),
                 "ours": ours(size, particles, arguments.device, "pathwise"),
                 "ours, dreg": ours(size, particles, arguments.device, "dreg"),
+                "ours, compiled": ours(size, particles, arguments.device, "pathwise", compiled=True),
+                "ours, dreg, compiled": ours(size, particles, arguments.device, "dreg", compiled=True),
                 "RenyiELBO, vectorized": renyi(size, particles, arguments.device, True),
                 "RenyiELBO, loop": renyi(size, particles, arguments.device, False),
             }
