@@ -13,7 +13,7 @@ from tarspyro import Conditional, distributions, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, Compiled, RecordingError, Renyi
-from tarspyro.infer.recording import record
+from tarspyro.infer.recording import _with_gradients, _work, record
 from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
@@ -116,6 +116,85 @@ def test_convolutions_and_the_other_pair():
     )
     q = guides.VAE(Conditional(dist.Normal, ConvEncoder((1, 8, 8), [4]), 2))
     assert_same_step(IWAE(2), p, q, x)
+
+
+class Recurrent(nn.Module):
+    """A sequence model and its guide, which both run the same recurrence."""
+
+    def __init__(self, cell=nn.GRUCell):
+        super().__init__()
+        self.cell, self.prior = cell(4 + 2, 8), nn.Linear(8, 4)
+        self.encoder, self.decoder = nn.Linear(4 + 8, 4), nn.Linear(2 + 8, 4)
+
+    def states(self, x):
+        return x.new_zeros(len(x), 8)
+
+    def normal(self, parameters):
+        loc, log_scale = parameters.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def model(self, x):
+        h = self.states(x)
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", self.normal(self.prior(h)))
+                logits = self.decoder(torch.cat([z, h], -1))
+                pyro.sample(f"x_{t}", dist.Bernoulli(logits=logits).to_event(1), obs=x[:, t])
+                h = self.cell(torch.cat([x[:, t], z], -1), h)
+
+    def guide(self, x):
+        h = self.states(x)
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", self.normal(self.encoder(torch.cat([x[:, t], h], -1))))
+                h = self.cell(torch.cat([x[:, t], z], -1), h)
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.RNNCell])
+def test_a_recurrence_that_both_halves_run_is_computed_once(cell):
+    torch.manual_seed(0)
+    pair, x, bound = Recurrent(cell), torch.rand(5, 4, 4).round(), ELBO(analytic_kl=False)
+    with pyro.validation_enabled(False):
+        recording = record(lambda x: bound.loss_and_terms(pair.model, pair.guide, x), (x,))
+        torch.manual_seed(1)
+        loss, _ = bound.loss_and_terms(pair.model, pair.guide, x)
+        gradients = torch.autograd.grad(loss, recording.parameters)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        recorded, _, derivatives = recording(x)
+    torch.testing.assert_close(recorded, loss.detach())
+    for one, other in zip(derivatives, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    # Three steps of the recurrence lead anywhere: two products each, forward, and at most four backward.
+    separate = _with_gradients(lambda x: bound.loss_and_terms(pair.model, pair.guide, x), (x,), [])
+    assert _work(recording.graph) <= _work(separate.graph) - 6
+
+
+def test_equal_operations_are_merged_where_that_is_right():
+    counter, weight = torch.zeros(3), torch.randn(3, requires_grad=True)
+
+    def twice(x):
+        first, second = torch.dropout(x, 0.5, True), torch.dropout(x, 0.5, True)  # two draws
+        same = (x @ weight) + (x @ weight)  # one product
+        before = counter + 1
+        counter.add_(1)
+        after = counter + 1  # another value than before
+        left, right = x * 2, x * 2
+        left.add_(1)  # not seen by the other
+        return same.sum() + (first - second).abs().sum() + (after - before).sum() + (left - right).sum(), {}
+
+    recording = record(twice, (torch.ones(4, 3),), buffers=[counter])
+    products = [node for node in recording.graph.graph.nodes if "mv" in str(node.target) or "mm" in str(node.target)]
+    assert len(products) == 2  # forward, and its derivative
+    torch.manual_seed(0)
+    with torch.no_grad():
+        loss, _, (gradient,) = recording(torch.ones(4, 3))
+    assert counter.eq(1).all()
+    torch.manual_seed(0)
+    counter.zero_()
+    exact = twice(torch.ones(4, 3))[0]
+    torch.testing.assert_close(loss, exact.detach())
+    torch.testing.assert_close(gradient, torch.full((3,), 8.0))
 
 
 def test_functions_with_parameters_in_the_store():

@@ -1,17 +1,20 @@
 """Programs as graphs of tensor operations: what a bound does in one step, recorded once, without Pyro."""
 
-__all__ = ["Recording", "RecordingError", "record"]
+__all__ = ["Recording", "RecordingError", "record", "tensors_of"]
 
+import contextlib
+import operator
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tarspyro.modules import local_parameters, preserved_rng
@@ -44,17 +47,20 @@ class Recording(NamedTuple):
         return loss, dict(zip(self.terms, rest[:count], strict=True)), rest[count:]
 
 
-def record(step: Step, args: Sequence[Any], *, gradients: bool = True, buffers: Iterable[Tensor] = ()) -> Recording:
+def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -> Recording:
     r"""Records a function of tensors, such as a bound's loss, together with the gradients of its result.
 
-    The function runs once, on tensors without values, so that nothing moves: no parameters, statistics or random
-    state. Every tensor that it meets besides its arguments stays what it is, the same one at every call of the graph;
-    those that require gradients are the parameters. Random draws are operations of the graph, fresh at every call.
+    The function runs on tensors without values, so that nothing moves: no parameters, statistics or random state.
+    Every tensor that it meets besides its arguments stays what it is, the same one at every call of the graph; those
+    that require gradients are the parameters. Random draws are operations of the graph, fresh at every call.
+
+    Operations that occur twice, such as the recurrence that a sequence's model and guide both run, are merged before
+    they are differentiated, so that they cost once in both directions. That holds for functions whose gradient is
+    that of their value; where it changes the gradients (hooks, derivatives inside) it is left undone.
 
     Arguments:
         step: The function; it returns a number to differentiate and a dictionary of numbers to write down.
         args: Its arguments. Tensors are inputs of the graph, of fixed shapes; everything else is a constant.
-        gradients: Whether to record the gradients too.
         buffers: What the function changes in place, such as the statistics of batch normalization.
 
     Raises:
@@ -67,28 +73,80 @@ def record(step: Step, args: Sequence[Any], *, gradients: bool = True, buffers: 
         >>> loss, gradient
         (tensor(4.), tensor([0., 4., 4.]))
     """
+    buffers = list(buffers)
+    recording = _with_gradients(step, args, buffers)
+    terms: list[str] = []
+
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss, named = step(*_with_tensors(args, inputs))
+        terms[:] = list(named)
+        return loss, *named.values()
+
+    graph = _graph(forward, tensors_of(args), buffers, pre_dispatch=True)
+    before = _work(graph)
+    if _work(merged(graph)) < before:
+
+        def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, *values = graph(*tensors_of(args))
+            return loss, dict(zip(terms, values, strict=True))
+
+        other = _with_gradients(once, args, buffers)
+        if _agree(recording, other, args, buffers):
+            return other
+    return recording
+
+
+def _with_gradients(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> Recording:
+    """Records a function and its derivatives as one graph."""
     found: list[Tensor] = []
     terms: list[str] = []
 
-    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def both(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, named = step(*_with_tensors(args, inputs))
-        found[:], terms[:] = _leaves(loss) if gradients else [], list(named)
+        found[:], terms[:] = _leaves(loss), list(named)
         derivatives = torch.autograd.grad(loss, found) if found else ()
         return loss.detach(), *(value.detach() for value in named.values()), *derivatives
 
-    inputs = [value.detach() for value in tensors_of(args)]
-    # Where all that an operation meets are single numbers known in advance, the recorder computes with the real ones.
-    before = [(buffer, buffer.clone()) for buffer in buffers]
-    with preserved_rng(), local_parameters(), pyro.validation_enabled(False), torch.set_grad_enabled(gradients):
+    graph = merged(_graph(both, tensors_of(args), buffers))
+    return Recording(graph, list(found), list(terms))
+
+
+def _graph(
+    function: Callable[..., Any], inputs: Sequence[Tensor], buffers: Sequence[Tensor], pre_dispatch: bool = False
+) -> GraphModule:
+    with preserved_rng(), local_parameters(), pyro.validation_enabled(False), torch.enable_grad(), _kept(buffers):
         try:
-            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            tracer = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True, pre_dispatch=pre_dispatch)
+            return tracer(*(value.detach() for value in inputs))
         except (RuntimeError, ValueError, TypeError) as error:
             raise RecordingError(_where(error)) from error
-        finally:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
-    return Recording(_simplified(graph), list(found), list(terms))
+
+
+@contextlib.contextmanager
+def _kept(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Gives buffers their values back: the recorder computes with real ones where all that it meets is known."""
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+
+def _agree(one: Recording, other: Recording, args: Sequence[Any], buffers: Sequence[Tensor]) -> bool:
+    """Whether two recordings give the same loss and gradients from the same noise."""
+    results = []
+    for recording in (one, other):
+        with preserved_rng(seed=0), _kept(buffers), torch.no_grad():
+            loss, _, gradients = recording(*args)
+        results.append((loss, dict(zip(map(id, recording.parameters), gradients, strict=True))))
+    (loss, first), (same_loss, second) = results
+    return (
+        torch.allclose(loss, same_loss)
+        and first.keys() == second.keys()
+        and all(bool((first[key] - second[key]).abs().max() <= 1e-4 * first[key].abs().max()) for key in first)
+    )
 
 
 def tensors_of(args: Sequence[Any]) -> list[Tensor]:
@@ -116,14 +174,67 @@ def _leaves(loss: Tensor) -> list[Tensor]:
     return list(leaves.values())
 
 
-def _simplified(graph: GraphModule) -> GraphModule:
-    """Merges equal operations and drops those whose results nobody uses."""
-    codegen = graph.graph._codegen
-    merged = GraphModule(graph, fx_graph_cse(graph.graph))
-    merged.graph.set_codegen(codegen)
-    merged.graph.eliminate_dead_code()
-    merged.recompile()
-    return merged
+def merged(graph: GraphModule) -> GraphModule:
+    """Computes equal operations once, in place, and drops those whose results nobody uses.
+
+    Random draws are never equal, and what meets a tensor that is changed in place stays as it is.
+    """
+    changed: set[Node] = set()
+    for node in reversed(graph.graph.nodes):
+        changed.update(_aliases(node, written=True))
+        if node in changed:  # and so is what it is a view of
+            changed.update(_aliases(node, written=False))
+    outside = {id(getattr(graph, str(node.target))) for node in changed if node.op == "get_attr"}
+    known: dict[Any, Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            key: Any = id(getattr(graph, str(node.target)))
+            if key in outside:
+                changed.add(node)
+        elif node.op == "call_function" and _is_pure(node):
+            key = (node.target, repr(node.args), repr(node.kwargs))
+        else:
+            continue
+        if node in changed or changed.intersection(node.all_input_nodes):
+            changed.add(node)  # it may be a view of what is changed
+        elif key in known:
+            node.replace_all_uses_with(known[key])
+            graph.graph.erase_node(node)
+        else:
+            known[key] = node
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _aliases(node: Node, *, written: bool) -> Iterator[Node]:
+    """The arguments that an operation writes to, or that its result may share memory with."""
+    # Operations such as unsafe_split return views of their input, though their signatures deny it.
+    if not written and (node.target is operator.getitem or "unsafe" in str(node.target)):
+        yield from node.all_input_nodes
+    if isinstance(node.target, OpOverload):
+        for position, argument in enumerate(node.target._schema.arguments):
+            alias = argument.alias_info
+            if alias is not None and (alias.is_write or not written):
+                value = node.kwargs.get(argument.name, node.args[position] if position < len(node.args) else None)
+                if isinstance(value, Node):
+                    yield value
+
+
+def _is_pure(node: Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
+        return False
+    # Batch normalization moves its statistics, though its signature does not say so.
+    return torch.Tag.nondeterministic_seeded not in node.target.tags and "batch_norm" not in str(node.target)
+
+
+def _work(graph: GraphModule) -> int:
+    """The number of matrix products, convolutions and recurrent cells."""
+    counts = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    kinds = ("linear", "matmul", "mm", "mv", "conv", "gru", "lstm", "rnn")
+    return sum(number for name, number in counts.items() if any(kind in name for kind in kinds))
 
 
 def _where(error: Exception) -> str:
