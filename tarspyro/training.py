@@ -157,7 +157,7 @@ def fit(
         if folder is not None:
             described = {
                 **describe_pair(model, guide),
-                "loss": _describe_loss(loss),
+                "loss": _describe_loss(loss.original if isinstance(loss, Compiled) else loss),
                 "training": {"epochs": epochs, "batch_size": batch_size, "binarize": binarize, "seed": seed},
                 **(settings or {}),
             }

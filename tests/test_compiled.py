@@ -1,5 +1,6 @@
 """Compiled steps: the gradients and the law of the eager ones, for every bound, sampler and pair."""
 
+import json
 import math
 import warnings
 
@@ -265,6 +266,15 @@ def test_training_with_schedules_and_a_short_last_batch_is_the_eager_one():
     trained = [*p.parameters(), *q.parameters()], [*compiled_p.parameters(), *compiled_q.parameters()]
     for one, other in zip(*trained, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_folder_names_the_bound_itself(tmp_path):
+    folders = {name: tmp_path / name for name in ("eager", "compiled")}
+    for name, loss in {"eager": ELBO(beta=0.5), "compiled": Compiled(ELBO(beta=0.5), backend="aot_eager")}.items():
+        torch.manual_seed(0)
+        fit(*pair(), digits().train.x[:100].round(), loss=loss, epochs=1, folder=folders[name], progress=False)
+    described = [json.loads((folder / "config.json").read_text())["loss"] for folder in folders.values()]
+    assert described[0] == described[1]
 
 
 def test_what_changes_takes_effect():
