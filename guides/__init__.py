@@ -3,5 +3,5 @@
 __all__ = ["VAE", "Autoencoder", "BayesianRegression"]
 
 from tarspyro.guides.autoencoder import Autoencoder
-from tarspyro.guides.bayesianregression import BayesianRegression
+from tarspyro.guides.bayesian_regression import BayesianRegression
 from tarspyro.guides.vae import VAE

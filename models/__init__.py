@@ -3,5 +3,5 @@
 __all__ = ["VAE", "Autoencoder", "BayesianRegression"]
 
 from tarspyro.models.autoencoder import Autoencoder
-from tarspyro.models.bayesianregression import BayesianRegression
+from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.vae import VAE

@@ -1,6 +1,7 @@
 """The drawing of the layers stays true: a module imports only from layers below its own."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -89,4 +90,5 @@ def test_every_model_has_its_namesake_in_the_guides():
 
     for name in tarspyro.models.__all__:
         assert hasattr(tarspyro.guides, name)
-        assert (ROOT / "models" / f"{name.lower()}.py").exists() and (ROOT / "guides" / f"{name.lower()}.py").exists()
+        file = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() + ".py"
+        assert (ROOT / "models" / file).exists() and (ROOT / "guides" / file).exists()
