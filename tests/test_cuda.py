@@ -1,5 +1,7 @@
 """On a GPU: placement, no synchronization inside a step, and the same numbers as on the CPU."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,7 +19,8 @@ from tarspyro.distributions import (
     Kumaraswamy,
     default_prior,
 )
-from tarspyro.infer import ELBO
+from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Renyi
+from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
 
@@ -124,3 +127,35 @@ def test_a_step_does_not_wait_for_the_device():
                 trainer.step((x,))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+BOUNDS = {
+    "ELBO, stl": lambda: ELBO(gradient="stl"),
+    "IWAE": lambda: IWAE(5, num_groups=2),
+    "IWAE, dreg": lambda: IWAE(5, gradient="dreg"),
+    "VR-max": lambda: Renyi(-math.inf, 5),
+    "PIWAE": lambda: PIWAE(2, 2),
+}
+
+
+@pytest.mark.parametrize("make", BOUNDS.values(), ids=BOUNDS)
+def test_bounds_run_on_the_device_without_waiting_for_it(make):
+    model, guide = (half.cuda() for half in pair())
+    bound, x = make(), torch.rand(20, 64, device="cuda").round()
+    with local_parameters(), pyro.validation_enabled(False):
+        bound.differentiable_loss(model, guide, x)  # the structure is found by a run of its own
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = bound.differentiable_loss(model, guide, x)
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.is_cuda and all(parameter.grad is not None for parameter in guide.parameters())
+
+
+@pytest.mark.parametrize("how", [{}, {"backend": "aot_eager"}, {"mode": "reduce-overhead"}], ids=str)
+def test_compiled_steps_train_on_the_device(how):
+    model, guide = pair()
+    loss = Compiled(ELBO(), choose=False, **how)
+    history = fit(model, guide, digits().train.x, loss=loss, epochs=5, binarize=True, seed=0, progress=False)
+    assert history["loss"][-1] < history["loss"][0] and next(model.parameters()).is_cuda
