@@ -218,7 +218,10 @@ class PIWAE(IWAE):
         weights = weigh(model, model_trace, drawn, structure)
         if weights.shared is not None:
             raise PairError("PIWAE is for latent variables of data points, and the pair has others: take IWAE.")
-        total, joint, partial, guided = (torch.zeros(()) for _ in range(4))
+        total: Any = 0.0
+        joint: Any = 0.0
+        partial: Any = 0.0
+        guided: Any = 0.0
         for group in weights.groups:
             log_weights = group.log_weights.detach()
             together = log_weights.flatten(0, 1).unsqueeze(0)

@@ -79,7 +79,8 @@ class WeightedBound(Bound):
 
     def _pathwise(self, weights: Weights) -> Tensor:
         """The bound, with its pathwise gradient and the score functions' where a draw needs them."""
-        total, surrogates = torch.zeros(()), []
+        total: Any = 0.0
+        surrogates = []
         for group in weights.groups:
             log_weights = group.log_weights
             value = self.bound(log_weights)
@@ -116,7 +117,9 @@ class WeightedBound(Bound):
         copies = {name: site["value"].detach().requires_grad_() for name, site in sites.items()}
         model_trace = poutine.trace(poutine.replay(model, trace=with_values(drawn, views))).get_trace(*args, **kwargs)
         weights = weigh(model, model_trace, rerun(guide, drawn, copies, args, kwargs), structure)
-        total, joint, divergence = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        total: Any = 0.0
+        joint: Any = 0.0
+        divergence: Any = 0.0
         for group in weights.groups:
             log_weights = group.log_weights.detach()
             derivative = self.derivative(log_weights)
@@ -140,10 +143,11 @@ def damp(view: Tensor, factor: Tensor | float) -> None:
         view.register_hook(lambda gradient: gradient * factor)
 
 
-def chain_rule(objective: Tensor, ends: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Tensor:
+def chain_rule(objective: Tensor, ends: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> Any:
     """A number with the objective's gradient through the draws, by its partial derivatives at the ends."""
     if not objective.requires_grad:
-        return torch.zeros(())
+        return 0.0
     partial = torch.autograd.grad(objective, list(ends.values()), retain_graph=True, allow_unused=True)
+    # Cut off, for when the derivatives are themselves operations of a recorded graph.
     terms = zip(draws.values(), partial, strict=True)
-    return sum(((draw * one).sum() for draw, one in terms if one is not None), torch.zeros(()))
+    return sum((draw * one.detach()).sum() for draw, one in terms if one is not None)
