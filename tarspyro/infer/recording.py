@@ -38,7 +38,8 @@ class Recording(NamedTuple):
 
     def __call__(self, *args: Any) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """Runs the graph, operation by operation."""
-        return self.unpack(self.graph(*tensors_of(args)))
+        with torch.no_grad():
+            return self.unpack(self.graph(*tensors_of(args)))
 
     def unpack(self, results: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """Splits what the graph returns."""
