@@ -14,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from tarspyro.infer.recording import leaves_of
 from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
@@ -155,15 +156,7 @@ def check_trained(loss: Tensor, parameters: Iterable[Tensor], programs: Sequence
             attribute of its half.
     """
     held = {id(parameter) for parameter in parameters}
-    reached, stack, seen = {}, [loss.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            reached[id(node.variable)] = node.variable
-        stack.extend(function for function, _ in node.next_functions)
+    reached = {id(parameter): parameter for parameter in leaves_of(loss)}
     strangers = [variable for key, variable in reached.items() if key not in held]
     if strangers:
         shapes = ", ".join(str(tuple(variable.shape)) for variable in strangers[:3])

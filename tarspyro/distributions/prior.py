@@ -41,9 +41,9 @@ _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
 class Prior(FamilyModule):
     r"""A distribution without a context, :math:`p(z)`, as a module.
 
-    Called without arguments it returns the distribution. Its numbers move with ``.to(device)`` and are saved with
-    the model. A parameter of the family that is not given is learned: it starts where the family's transform maps
-    zero, such as ``Normal(0, 1)``.
+    Called it returns the distribution, the same one whatever the context, so that a prior stands wherever a
+    ``Conditional`` does. Its numbers move with ``.to(device)`` and are saved with the model. A parameter of the family
+    that is not given is learned: it starts where the family's transform maps zero, such as ``Normal(0, 1)``.
 
     Arguments:
         family: The class of a Pyro distribution.
@@ -83,8 +83,8 @@ class Prior(FamilyModule):
         for name, (_, shape) in self.free.items():
             self.register_parameter(f"free_{name}", nn.Parameter(torch.zeros(shape)))
 
-    def forward(self) -> Any:
-        """Returns the distribution."""
+    def forward(self, *context: Tensor) -> Any:
+        """Returns the distribution, which is the same in every context."""
         return self.distribution({name: getattr(self, f"free_{name}") for name in self.free})
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class _Constant(nn.Module):
         _map_tensors(self.distribution, fn)
         return self
 
-    def forward(self) -> td.Distribution:
+    def forward(self, *context: Tensor) -> td.Distribution:
         return self.distribution
 
     def __repr__(self) -> str:

@@ -71,7 +71,7 @@ class Bound(pyro.infer.ELBO):
         return self.loss_and_terms(model, guide, *args, **kwargs)[0]
 
     def _structure(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-        if self._found[0] is not model or self._found[1] is not guide:
+        if self._found[:2] != (model, guide):
             self._found = (model, guide, structure_of(model, guide, args, kwargs))
         structure = self._found[2]
         if self.max_plate_nesting != math.inf:

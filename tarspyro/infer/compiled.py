@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -123,9 +123,9 @@ class Compiled(Bound):
             if name not in self._inputs:
                 self._inputs[name] = torch.tensor(float(value), device=_device(args))
             self._inputs[name].fill_(value)
-        attributes = [item for item in vars(bound).items() if item[0] not in self._inputs and item[0][0] != "_"]
+        attributes = [repr(item) for item in vars(bound).items() if item[0] not in self._inputs and item[0][0] != "_"]
         described = [(v.shape, v.dtype, v.device) if torch.is_tensor(v) else repr(v) for v in (*args, *kwargs.values())]
-        key = (id(model), id(guide), *described, *kwargs, *attributes, _state(model), _state(guide))
+        key = (model, guide, *described, *kwargs, *attributes, _state(model), _state(guide))
         if key not in self._plans:
             self._plans[key] = _Plan(self, model, guide, kwargs)
         return self._plans[key]
@@ -162,7 +162,10 @@ class _Plan:
                 self._record(tensors[0], args)
             assert self.recording is not None and self.function is not None
             with torch.no_grad():
-                return self.recording.unpack(self.function(*tensors))
+                loss, terms, gradients = self.recording.unpack(self.function(*tensors))
+            if self.owner.mode is not None:  # a CUDA graph writes the next step's results over these
+                terms = {name: value.clone() for name, value in terms.items()}
+            return loss, terms, gradients
         except RecordingError as error:
             if not self.owner.fallback:
                 raise
@@ -195,7 +198,7 @@ class _Plan:
             return loss * scale, {"loss": loss, **terms}
 
         bound._structure(*self.halves, tuple(args), self.kwargs)  # a run of its own, and not part of the graph
-        buffers = [buffer for half in self.halves if isinstance(half, nn.Module) for buffer in half.buffers()]
+        buffers = [buffer for half in self.halves for module in _modules(half) for buffer in module.buffers(False)]
         self.recording = record(step, (scale, *args), buffers=buffers)
         self.function = torch.compile(
             self.recording.graph, backend=self.owner.backend, mode=self.owner.mode, fullgraph=True, dynamic=False
@@ -225,8 +228,16 @@ def _device(args: Sequence[Any]) -> torch.device:
 
 def _state(program: Program) -> tuple[Any, ...]:
     """The mode of every module of a program, and which tensors it holds."""
-    modules = program.modules() if isinstance(program, nn.Module) else ()
-    return tuple((m.training, *map(id, m._parameters.values()), *map(id, m._buffers.values())) for m in modules)
+    return tuple(
+        (module.training, *map(id, module._parameters.values()), *map(id, module._buffers.values()))
+        for module in _modules(program)
+    )
+
+
+def _modules(program: Program) -> Iterable[nn.Module]:
+    """The modules of a program that is one, or a method of one."""
+    owner = getattr(program, "__self__", program)
+    return owner.modules() if isinstance(owner, nn.Module) else ()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Programs as graphs of tensor operations: what a bound does in one step, recorded once, without Pyro."""
 
-__all__ = ["Recording", "RecordingError", "record", "tensors_of"]
+__all__ = ["Recording", "RecordingError", "leaves_of", "record", "tensors_of"]
 
 import contextlib
 import operator
@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tarspyro.infer.traces import PairError
 from tarspyro.modules import local_parameters, preserved_rng
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -75,7 +76,9 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         (tensor(4.), tensor([0., 4., 4.]))
     """
     buffers = list(buffers)
-    recording = _with_gradients(step, args, buffers)
+    recording, repeats = _with_gradients(step, args, buffers)
+    if not repeats:
+        return recording
     terms: list[str] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -83,33 +86,30 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         terms[:] = list(named)
         return loss, *named.values()
 
-    graph = _graph(forward, tensors_of(args), buffers, pre_dispatch=True)
-    before = _work(graph)
-    if _work(merged(graph)) < before:
+    graph = merged(_graph(forward, tensors_of(args), buffers, pre_dispatch=True))
 
-        def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, *values = graph(*tensors_of(args))
-            return loss, dict(zip(terms, values, strict=True))
+    def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, *values = graph(*tensors_of(args))
+        return loss, dict(zip(terms, values, strict=True))
 
-        other = _with_gradients(once, args, buffers)
-        if _agree(recording, other, args, buffers):
-            return other
-    return recording
+    other, _ = _with_gradients(once, args, buffers)
+    return other if _agree(recording, other, args, buffers) else recording
 
 
-def _with_gradients(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> Recording:
-    """Records a function and its derivatives as one graph."""
+def _with_gradients(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> tuple[Recording, bool]:
+    """Records a function and its derivatives as one graph; tells whether work in it was done twice."""
     found: list[Tensor] = []
     terms: list[str] = []
 
     def both(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, named = step(*_with_tensors(args, inputs))
-        found[:], terms[:] = _leaves(loss), list(named)
+        found[:], terms[:] = leaves_of(loss), list(named)
         derivatives = torch.autograd.grad(loss, found) if found else ()
         return loss.detach(), *(value.detach() for value in named.values()), *derivatives
 
-    graph = merged(_graph(both, tensors_of(args), buffers))
-    return Recording(graph, list(found), list(terms))
+    graph = _graph(both, tensors_of(args), buffers)
+    before = _work(graph)
+    return Recording(merged(graph), list(found), list(terms)), _work(graph) < before
 
 
 def _graph(
@@ -119,6 +119,8 @@ def _graph(
         try:
             tracer = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True, pre_dispatch=pre_dispatch)
             return tracer(*(value.detach() for value in inputs))
+        except PairError:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
             raise RecordingError(_where(error)) from error
 
@@ -160,8 +162,8 @@ def _with_tensors(args: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     return [next(remaining) if torch.is_tensor(value) else value for value in args]
 
 
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The parameters that a number depends on, in the order of the graph."""
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """Returns the parameters that a number depends on, in the order of the graph."""
     leaves: dict[int, Tensor] = {}
     stack, seen = [loss.grad_fn], set()
     while stack:

@@ -265,8 +265,8 @@ def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) 
         (joints if sign > 0 else guides).append(reduce_to(density, dims))
         if sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
             scores.append(reduce_to(score, dims))
-    zero = torch.zeros_like((joints or guides)[0])
-    return sum_of(joints or [zero]), sum_of(guides or [zero]), sum_of(scores) if scores else None
+    joint = sum_of(joints or [torch.zeros_like(guides[0])])
+    return joint, sum_of(guides) if guides else torch.zeros_like(joint), sum_of(scores) if scores else None
 
 
 def _common_scale(model: Program, component: Sequence[Signed]) -> Any:
