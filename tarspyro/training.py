@@ -3,6 +3,7 @@
 __all__ = ["fit"]
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def fit(
         if isinstance(program, nn.Module):
             program.to(device)
     loss = ELBO() if loss is None else loss
-    loss = Compiled(loss) if compile and not isinstance(loss, Compiled) else loss
+    if compile and not isinstance(loss, Compiled):
+        loss = Compiled(loss, report=tqdm.write if progress else None)
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng(seed))
@@ -148,7 +150,7 @@ def fit(
             halves,
             loss,
             parameters,
-            _optimizer(parameters, optimizer, dict(optimizer_options or {})),
+            _optimizer(parameters, optimizer, dict(optimizer_options or {}), captured=isinstance(loss, Compiled)),
             schedules=schedules or {},
             clip_norm=clip_norm,
             clip_value=clip_value,
@@ -209,11 +211,17 @@ def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | Non
     return next((f.full_size for f in frames if f.size == len(arguments[0]) < (f.full_size or f.size)), None)
 
 
-def _optimizer(parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:
+def _optimizer(
+    parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any], *, captured: bool
+) -> Optimizer:
     options.setdefault("lr", 1e-3)
     if optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "fused", "capturable"} & options.keys():
         # One pass over all parameters instead of a dozen; torch has it for these two devices.
         options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    device = parameters[0].device
+    if captured and device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
+        # Its step becomes part of a CUDA graph, which reads the rate and the count of steps on the device.
+        options |= {"capturable": True, "lr": torch.tensor(float(options["lr"]), device=device)}
     return optimizer(parameters, **options)
 
 
