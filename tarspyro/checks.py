@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from tarspyro.infer.recording import leaves_of
+from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 

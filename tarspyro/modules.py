@@ -5,16 +5,18 @@ __all__ = [
     "StochasticModule",
     "evaluating",
     "find_device",
+    "get_rng_states",
     "local_parameters",
     "own_store",
     "preserved_rng",
+    "set_rng_states",
 ]
 
 import contextlib
 import contextvars
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -211,6 +213,18 @@ def evaluating(*programs: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def get_rng_states() -> list[torch.Tensor]:
+    """Returns the random state of every device: the CPU's, then the GPUs'."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def set_rng_states(states: Sequence[torch.Tensor]) -> None:
+    """Gives every device the random state that it had."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 @contextlib.contextmanager

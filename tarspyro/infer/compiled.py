@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from tarspyro.infer.base import Bound
 from tarspyro.infer.capture import Captured
+from tarspyro.infer.gradients import with_gradients
 from tarspyro.infer.recording import Recording, RecordingError, record, tensors_of
 from tarspyro.infer.traces import Program, name_of
 
@@ -49,6 +50,7 @@ class Compiled(Bound):
 
     Raises:
         TypeError: If ``bound`` is not one of the library's.
+        ValueError: If the bound goes through its particles in chunks.
         RecordingError: When called, if the program reads a value back; the sentence names the line.
 
     Example:
@@ -80,6 +82,10 @@ class Compiled(Bound):
     ) -> None:
         if not isinstance(bound, Bound):
             raise TypeError(f"bound must be one of tarspyro.infer, got {type(bound).__name__}.")
+        if getattr(bound, "chunk_size", None) is not None:
+            raise ValueError(
+                "chunk_size runs every chunk twice on the same noise, which no recorded step can: drop it."
+            )
         super().__init__(bound.num_particles, max_plate_nesting=bound.max_plate_nesting)
         self.original, self.backend, self.choose, self.fallback = bound, backend, choose, fallback
         self.capture, self.report = capture, report
@@ -95,7 +101,7 @@ class Compiled(Bound):
             plan = self._plan(model, guide, args, kwargs)
             if plan.ready(args):
                 _, terms, gradients = plan.run(args, 1.0)
-                return _WithGradients.apply(terms.pop("loss"), gradients, *plan.parameters), terms  # type: ignore
+                return with_gradients(terms.pop("loss"), plan.parameters, gradients), terms
         return self.original.loss_and_terms(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -291,19 +297,6 @@ class _Plan:
     def _give_up(self, reason: str) -> None:
         self.given_up = True
         warnings.warn(f"{reason} {name_of(self.halves[0])} goes on eagerly.", stacklevel=5)
-
-
-class _WithGradients(torch.autograd.Function):
-    """A number whose gradients are known already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(ctx.gradients, outer[0])
 
 
 def _built(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> Callable[..., Any]:

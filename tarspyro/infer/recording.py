@@ -1,6 +1,6 @@
 """Programs as graphs of tensor operations: what a bound does in one step, recorded once, without Pyro."""
 
-__all__ = ["Recording", "RecordingError", "leaves_of", "record", "tensors_of"]
+__all__ = ["Recording", "RecordingError", "record", "tensors_of"]
 
 import contextlib
 import operator
@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError
 from tarspyro.modules import local_parameters, preserved_rng
 
@@ -171,21 +172,6 @@ def tensors_of(args: Sequence[Any]) -> list[Tensor]:
 def _with_tensors(args: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     remaining = iter(tensors)
     return [next(remaining) if torch.is_tensor(value) else value for value in args]
-
-
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """Returns the parameters that a number depends on, in the order of the graph."""
-    leaves: dict[int, Tensor] = {}
-    stack, seen = [loss.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        stack.extend(function for function, _ in node.next_functions)
-    return list(leaves.values())
 
 
 def merged(graph: GraphModule) -> GraphModule:
