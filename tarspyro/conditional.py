@@ -215,7 +215,11 @@ def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor
     """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
     folded, lead = fold(context, event_shapes(trunk, context))
     features = trunk(*folded)
-    return {name: unfold(head(features), lead) for name, head in heads.items()}
+    outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
+    if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
+        # The networks may compute in half precision, the densities of what comes out of them not.
+        outputs = {name: output.float() for name, output in outputs.items()}
+    return outputs
 
 
 def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:

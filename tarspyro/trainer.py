@@ -42,6 +42,7 @@ class Trainer:
         clip_norm: See ``fit``.
         clip_value: See ``fit``.
         data_size: How many data points a loss stands for, if not the rows of its batch.
+        autocast: See ``fit``.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         data_size: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.data_size = data_size
+        self.data_size, self.autocast = data_size, autocast
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
         self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
@@ -136,7 +138,9 @@ class Trainer:
         new_shape = shapes not in self._shapes
         updated = False
         self.optimizer.zero_grad()
-        with pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
+        device_type = arguments[0].device.type
+        cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
+        with cast, pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
             if isinstance(self.loss, Compiled) and not new_shape:
                 # On a GPU the update is part of the compiled step; on a CPU the loss is looked at before it.
                 update = self._update if arguments[0].is_cuda else None

@@ -462,3 +462,32 @@ def test_inductor(family):
         theirs = torch.tensor([eager.loss(p, q, x) for _ in range(400)])
     error = ((ours.var() + theirs.var()) / 400).sqrt()
     assert abs(ours.mean() - theirs.mean()) < 4 * error
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_networks_in_half_precision(compiled):
+    """Under autocast the layers compute in bfloat16; draws, densities and parameters keep their precision."""
+    torch.manual_seed(0)
+    p, q = pair()
+    types = []
+    p.likelihood.trunk.register_forward_hook(
+        lambda module, inputs, output: types.append((inputs[0].dtype, output.dtype))
+    )
+    loss = Compiled(ELBO(), backend="eager", choose=False) if compiled else ELBO()
+    how = {"epochs": 5, "binarize": True, "seed": 0, "progress": False}
+    history = fit(p, q, digits().train.x[:300], loss=loss, autocast=torch.bfloat16, **how)
+    assert (torch.float32, torch.bfloat16) in types
+    assert all(parameter.dtype == torch.float32 for parameter in [*p.parameters(), *q.parameters()])
+    exact_p, exact_q = (torch.manual_seed(0), pair())[1]
+    exact = fit(exact_p, exact_q, digits().train.x[:300], **how)
+    assert history["loss"] != exact["loss"]
+    assert abs(history["loss"][-1] - exact["loss"][-1]) < 0.02 * exact["loss"][-1]
+
+
+@pytest.mark.parametrize("bound", [ELBO, lambda: IWAE(3), lambda: IWAE(3, gradient="dreg")])
+def test_recorded_steps_in_half_precision_are_the_eager_ones(bound):
+    torch.manual_seed(0)
+    p, q = pair()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_step(bound(), p, q, torch.bernoulli(torch.rand(6, 64)))
+        assert p.likelihood(q.posterior(torch.rand(6, 64)).rsample()).log_prob(torch.ones(6, 64)).dtype == torch.float32
