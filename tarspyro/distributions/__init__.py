@@ -20,6 +20,7 @@ __all__ = [
     "StudentT",
     "as_prior",
     "default_prior",
+    "has_context",
 ]
 
 from tarspyro.distributions import kl as _kl  # noqa: F401  the divergences register themselves
@@ -33,5 +34,5 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingBeta,
     StickBreakingKumaraswamy,
 )
-from tarspyro.distributions.prior import Prior, as_prior, default_prior
+from tarspyro.distributions.prior import Prior, as_prior, default_prior, has_context
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax

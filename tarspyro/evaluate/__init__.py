@@ -9,6 +9,7 @@ __all__ = [
     "PosteriorKL",
     "active_units",
     "annealed_log_likelihood",
+    "conditional_log_likelihood",
     "decode",
     "elbo",
     "embed",
@@ -17,6 +18,7 @@ __all__ = [
     "log_likelihood",
     "posterior_kl",
     "reconstruct",
+    "reconstruction",
     "sample",
     "true_posterior",
 ]
@@ -25,5 +27,12 @@ from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.codes import active_units, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
-from tarspyro.evaluate.likelihood import Bound, LogLikelihood, elbo, log_likelihood
+from tarspyro.evaluate.likelihood import (
+    Bound,
+    LogLikelihood,
+    conditional_log_likelihood,
+    elbo,
+    log_likelihood,
+    reconstruction,
+)
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior

@@ -3,13 +3,16 @@
 __all__ = ["active_units", "decode", "embed", "reconstruct", "sample"]
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from tarspyro.batches import as_float
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch, seeded
 from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
@@ -90,31 +93,51 @@ def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> A
     return by_batch(mean, model, guide, x)
 
 
-def decode(model: Program, z: Any, *, latent: str = "z", site: str = "x") -> Any:
+def decode(
+    model: Program, z: Any, *, given: Mapping[str, Any] | None = None, latent: str = "z", site: str = "x"
+) -> Any:
     """Returns the mean of the likelihood given values of the latent variable.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         z: Values of the latent variable, with shape ``(N, *event)``.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
+            row for each code, or one row for all.
         latent: The name of the latent variable.
         site: The observed site to decode.
+
+    Raises:
+        PairError: If the model does not generate.
+        ValueError: If something given has another number of rows.
     """
 
-    def mean(values: Tensor) -> Tensor:
-        conditioned = poutine.condition(model, {latent: values})
-        return distribution_mean(poutine.trace(conditioned).get_trace(batch_size=len(values)).nodes[site]["fn"])
+    def mean(values: Tensor, *rows: Tensor) -> Tensor:
+        conditioned = poutine.trace(poutine.condition(model, {latent: values}))
+        trace = conditioned.get_trace(batch_size=len(values), **dict(zip(others, rows, strict=True)))
+        return distribution_mean(trace.nodes[site]["fn"])
 
     _check_generates(model)
+    others = _rows(given, len(z))
     with preserved_rng():  # the model draws what it is not asked for
-        return by_batch(mean, None, model, z)
+        return by_batch(mean, None, model, z, beside=list(others.values()))
 
 
-def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = False, seed: int | None = None) -> Tensor:
+def sample(
+    model: Program,
+    num_samples: int,
+    *,
+    given: Mapping[str, Any] | None = None,
+    site: str = "x",
+    mean: bool = False,
+    seed: int | None = None,
+) -> Tensor:
     """Generates from the model, by ancestral sampling.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         num_samples: How many to generate.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
+            row for each sample, or one row for all.
         site: The site to return.
         mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
             likelihoods.
@@ -122,15 +145,28 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
 
     Raises:
         PairError: If the model does not generate, or has no prior that can be drawn from.
+        ValueError: If something given has another number of rows.
     """
     _check_generates(model)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    device = None if parameter is None else parameter.device
+    others = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
-            node: Any = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
+            node: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes[site]
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
     value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
     return value
+
+
+def _rows(given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
+    """What is given, with so many rows."""
+    rows = {name: as_float(torch.as_tensor(value)) for name, value in (given or {}).items()}
+    for name, value in rows.items():
+        if len(value) not in (1, count):
+            raise ValueError(f"given[{name!r}] must have {count} rows or one row for all, got {len(value)}.")
+    return {name: value.expand(count, *value.shape[1:]) for name, value in rows.items()}
 
 
 def _check_generates(model: Program) -> None:
