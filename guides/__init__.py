@@ -1,7 +1,9 @@
 """Guides: the inference halves, each the namesake of its model."""
 
-__all__ = ["VAE", "Autoencoder", "BayesianRegression"]
+__all__ = ["VAE", "Autoencoder", "BayesianRegression", "HierarchicalVAE", "LadderVAE"]
 
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.bayesian_regression import BayesianRegression
+from tarspyro.guides.hierarchical_vae import HierarchicalVAE
+from tarspyro.guides.ladder_vae import LadderVAE
 from tarspyro.guides.vae import VAE
