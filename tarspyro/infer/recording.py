@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,6 +88,9 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         return loss, *named.values()
 
     graph = merged(_graph(forward, tensors_of(args), buffers, pre_dispatch=True))
+    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    if any(isinstance(constant, FakeTensor) for constant in constants):
+        return recording  # derivatives inside were of values that are gone after the recording
 
     def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, *values = graph(*tensors_of(args))
