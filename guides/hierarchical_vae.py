@@ -27,6 +27,10 @@ class HierarchicalVAE(StochasticModule):
     All networks then see a data point once, however many draws are taken of it, and the layers are drawn in the
     model's order, from the top, which is where the ELBO may take the KL of every layer in closed form.
 
+    Scales that are exponentials, each of features of a draw with the last one's scale, leave the range of numbers after
+    few layers: features that are bounded (``MLP(..., activation=nn.Tanh)``) or normalized keep them in it, as does
+    softplus (``Conditional(..., transforms={"scale": SoftplusTransform()})``).
+
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z_1``, ..., ``z_L``: the latent variables, of the posteriors' event shapes; ``z_1`` is nearest the data.
