@@ -153,10 +153,10 @@ def train(options):
         "standard error over images": round(likelihood.std().item() / len(likelihood) ** 0.5, 2),
         "minus elbo": round(-bound.elbo.mean().item(), 2),
         "kl": round(bound.kl.mean().item(), 2),
-        "active units": {site: int((values > 0.01).sum()) for site, values in sorted(activities.items())},
+        "active units": {site: int((values > 0.01).sum()) for site, values in activities.items()},
         "reference, full schedule": REFERENCE.get(options.network, {}).get(options.particles),
         "seconds of training": round(sum(history["seconds"]), 1),
-        "activity": {site: [round(v, 6) for v in values.tolist()] for site, values in sorted(activities.items())},
+        "activity": {site: [round(v, 6) for v in values.tolist()] for site, values in activities.items()},
     }
     print(json.dumps({key: value for key, value in report.items() if key != "activity"}), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)

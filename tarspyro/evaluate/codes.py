@@ -80,8 +80,8 @@ def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: 
         num_particles: How many draws of the other latent variables.
 
     Returns:
-        Numbers of the latent variable's event shape, or for several latent variables a mapping from their names to
-        such: arrays for arrays, tensors for tensors.
+        Numbers of the latent variable's event shape, or for several latent variables a mapping from their names, in
+        order, to such: arrays for arrays, tensors for tensors.
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
@@ -91,7 +91,7 @@ def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: 
         raise ValueError(f"num_particles must be at least 2, got {num_particles}.")
     means, errors = _posterior_means(guide, x, site, num_particles, several=True)
     moved = {}
-    for name, mean in means.items():
+    for name, mean in sorted(means.items()):
         total = mean.var(0, ddof=1) if isinstance(mean, np.ndarray) else mean.var(0)
         moved[name] = total - errors[name].mean(0)
     return moved if len(moved) > 1 else next(iter(moved.values()))
