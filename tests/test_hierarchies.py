@@ -18,7 +18,7 @@ from tarspyro.nn import MLP
 from tarspyro.training import _parameters
 
 from .programs import assert_within
-from .test_compiled import assert_same_step
+from .test_compiled import PARTLY, assert_same_step
 
 GUIDES = ("samples", "means", "ladder")
 BOUNDS = {
@@ -217,7 +217,7 @@ def test_the_doubly_reparameterized_gradient_is_that_of_the_bound(kind, double):
         draws[gradient] = torch.stack(
             [
                 torch.cat([g.flatten() for g in torch.autograd.grad(loss.differentiable_loss(p, q, x), parameters)])
-                for x in [case.x.repeat(60, 1)] * 100
+                for x in [case.x.repeat(100, 1)] * 60
             ]
         )
     assert_within(draws["dreg"] - draws["pathwise"], torch.zeros(draws["dreg"].shape[1]))
@@ -351,17 +351,16 @@ def pixels(num=60):
 CASES = [(kind, "Normal") for kind in GUIDES]
 CASES += [("samples", family) for family in ("Gamma", "Dirichlet", "GumbelSoftmax", "Laplace")]
 CASES += [("means", family) for family in ("Gamma", "Dirichlet", "Laplace")]
+# The rejection samplers are not wholly reparameterized, as dreg needs.
+CASES = [(*case, bound) for case in CASES for bound in BOUNDS if "dreg" not in bound or case[1] not in PARTLY]
 
 
-@pytest.mark.parametrize(("kind", "family"), CASES)
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize(("kind", "family", "bound"), CASES)
 def test_every_family_trains_with_every_bound(kind, family, bound):
-    if family in ("Gamma", "Dirichlet") and "dreg" in bound:
-        pytest.skip("the rejection samplers are not wholly reparameterized")
     p, q = pair(kind, family)
     x = pixels()
-    before = torch.stack([evaluate.log_likelihood(p, q, x, num_particles=50, seed=0)])
-    options = {"optimizer_options": {"lr": 0.02}, "epochs": 8, "batch_size": 30, "seed": 0, "progress": False}
+    before = evaluate.log_likelihood(p, q, x, num_particles=50, seed=0)
+    options = {"optimizer_options": {"lr": 0.02}, "epochs": 5, "batch_size": 30, "seed": 0, "progress": False}
     history = fit(p, q, x, loss=BOUNDS[bound](), **options)
     assert history["loss"][-1] < history["loss"][0]
     after = evaluate.log_likelihood(p, q, x, num_particles=50, seed=0)
