@@ -192,7 +192,8 @@ class Trainer:
 
     def _check_trained(self, loss: Tensor) -> None:
         unreached = check_trained(loss, self.parameters, (self.model, self.guide))
-        if unreached:
+        # A warm-up from 0 leaves out, for a step, what only the latent terms depend on.
+        if unreached and not ("beta" in self.schedules and self._bound.beta == 0):
             warnings.warn(f"The loss does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=5)
 
     def _watch(self, loss: Tensor, arguments: tuple[Tensor, ...]) -> None:

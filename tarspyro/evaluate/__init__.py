@@ -8,6 +8,7 @@ __all__ = [
     "LogLikelihood",
     "PosteriorKL",
     "active_units",
+    "activity",
     "annealed_log_likelihood",
     "conditional_log_likelihood",
     "decode",
@@ -25,7 +26,7 @@ __all__ = [
 
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
-from tarspyro.evaluate.codes import active_units, decode, embed, reconstruct, sample
+from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.likelihood import (
     Bound,

@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -90,6 +91,10 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         return loss, *named.values()
 
     graph = _graph(forward, tensors_of(args), buffers, pre_dispatch=True)
+    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    if any(isinstance(constant, FakeTensor) for constant in constants):
+        # Derivatives inside the function were of values that are gone after the recording.
+        return record_as_it_stands(step, args, buffers)
     work = _work(graph)
     relaid = _lay_out_convolutions(graph)
     if _work(merged(graph)) < work or relaid:

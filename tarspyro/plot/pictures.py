@@ -1,6 +1,6 @@
 """Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
-__all__ = ["curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = ["active_units", "curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -246,6 +246,34 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats per data point)")
     ax.legend(frameon=False)
+    return figure
+
+
+def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = None) -> Figure:
+    """Draws how much the posterior mean of each latent unit moves with the data, sorted, on a logarithmic scale.
+
+    Estimates below a thousandth of the threshold are drawn there.
+
+    Arguments:
+        activities: What ``evaluate.activity`` returned, or such arrays under any names.
+        threshold: The variance above which a unit is active.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    layers = activities if isinstance(activities, Mapping) else {"z": activities}
+    if not layers:
+        raise ValueError("activities must hold what evaluate.activity returned under at least one name, got none.")
+    figure, ax = axes_of(ax, (6.4, 4.0))
+    for name, values in layers.items():
+        ordered = np.sort(as_array(values), axis=None)[::-1]
+        label = f"{name}: {(ordered > threshold).sum()} of {ordered.size} active"
+        ax.plot(np.arange(1, ordered.size + 1), ordered.clip(min=threshold / 1000), ".-", label=label)
+    ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
+    ax.set(yscale="log", xlabel="unit", ylabel="variance of the posterior mean", title="activity of latent units")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
