@@ -47,8 +47,8 @@ class Renyi(WeightedBound):
         vectorize_particles: False runs the pair once a particle, for programs that cannot take plates of particles.
         chunk_size: How many particles of each group are in memory at a time, with ``"pathwise"``. Every chunk runs a
             second time, on the same noise, when the weights of all of them are known, and is forgotten again: memory
-            does not grow with K, and a step takes about 1.4 times as long. Statistics of batch normalization move
-            twice. For latent variables that belong to data points.
+            does not grow with K, and the forward pass costs twice. Statistics of batch normalization move twice. For
+            latent variables that belong to data points.
         retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
 
     Raises:
