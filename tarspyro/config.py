@@ -1,6 +1,6 @@
 """A pair of programs as JSON: classes by import path, and the arguments they were built with."""
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "refers"]
 
 import importlib
 import inspect
@@ -22,8 +22,16 @@ _NAMEABLE = (*_BUILDABLE, Distribution)
 _PASSING = ("device", "dtype", "cache_size")
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) -> Any:
     """Returns the value as JSON: numbers, strings and containers, small tensors, classes, and objects by constructor.
+
+    A module with parameters or buffers that stands in several places is described in the first. The others refer to
+    it by its JSON pointer (RFC 6901), so that it is built as one.
+
+    Arguments:
+        value: The value.
+        path: The pointer to where the description will stand.
+        seen: The modules that were described before it, each with its pointer; those of the value are added.
 
     Raises:
         TypeError: If an object cannot be built again from what it keeps; the message says how to change that.
@@ -35,24 +43,30 @@ def describe(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    seen = {} if seen is None else seen
     if isinstance(value, list):
-        return [describe(item) for item in value]
+        return [describe(item, f"{path}/{index}", seen) for index, item in enumerate(value)]
     if isinstance(value, tuple):
-        return {"tuple": [describe(item) for item in value]}
+        return {"tuple": describe(list(value), f"{path}/tuple", seen)}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: describe(item) for key, item in value.items()}}
+        return {"dict": {key: describe(item, f"{path}/dict/{_token(key)}", seen) for key, item in value.items()}}
     if isinstance(value, Tensor) and not value.is_complex():
         kind = "parameter" if isinstance(value, nn.Parameter) else "tensor"
         return {kind: value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, type):
         return {"class": _path(value)}
     if isinstance(value, _BUILDABLE):
+        if id(value) in seen:
+            return {"ref": seen[id(value)]}
         args, kwargs = _arguments(value)
-        return {
+        described = {
             "new": _path(type(value)),
-            "args": [describe(item) for item in args],
-            "kwargs": describe(kwargs)["dict"],
+            "args": describe(list(args), f"{path}/args", seen),
+            "kwargs": {key: describe(item, f"{path}/kwargs/{_token(key)}", seen) for key, item in kwargs.items()},
         }
+        if isinstance(value, nn.Module) and any(True for _ in (*value.parameters(), *value.buffers())):
+            seen[id(value)] = path
+        return described
     # No repr, which may hold an address: the sentence is compared when a run is resumed.
     function = getattr(value, "__qualname__", None)
     name = f"The function {function}" if function else f"An object of the class {type(value).__qualname__}"
@@ -62,32 +76,61 @@ def describe(value: Any) -> Any:
     )
 
 
-def build(described: Any) -> Any:
+def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) -> Any:
     """Returns the value that ``describe`` described, of the same classes.
+
+    Arguments:
+        described: The description.
+        path: The pointer to where it stands.
+        built: The objects that were built before it, by their pointers; those of the value are added.
 
     Raises:
         ImportError: If a class is not to be found, or its module is not imported yet.
-        TypeError: If the description names something other than a module, a transform, a bound or a family.
+        TypeError: If the description names something other than a module, a transform, a bound or a family, or refers
+            to what was not built before it.
     """
+    built = {} if built is None else built
+
+    def items(values: dict[str, Any], path: str) -> dict[str, Any]:
+        return {key: build(item, f"{path}/{_token(key)}", built) for key, item in values.items()}
+
     match described:
         case None | bool() | int() | float() | str():
             return described
         case list():
-            return [build(item) for item in described]
-        case {"tuple": list(items), **rest} if not rest:
-            return tuple(build(item) for item in items)
-        case {"dict": dict(items), **rest} if not rest:
-            return {key: build(item) for key, item in items.items()}
+            return [build(item, f"{path}/{index}", built) for index, item in enumerate(described)]
+        case {"tuple": list(values), **rest} if not rest:
+            return tuple(build(values, f"{path}/tuple", built))
+        case {"dict": dict(values), **rest} if not rest:
+            return items(values, f"{path}/dict")
         case {"tensor": numbers, "dtype": str(dtype), **rest} if not rest:
             return torch.tensor(numbers, dtype=_dtype(dtype))
         case {"parameter": numbers, "dtype": str(dtype), **rest} if not rest:
             return nn.Parameter(torch.tensor(numbers, dtype=_dtype(dtype)))
-        case {"class": str(path), **rest} if not rest:
-            return _find(path, _NAMEABLE)
-        case {"new": str(path), "args": list(args), "kwargs": dict(kwargs), **rest} if not rest:
-            cls = _find(path, _BUILDABLE)
-            return cls(*build(args), **{key: build(item) for key, item in kwargs.items()})
+        case {"class": str(name), **rest} if not rest:
+            return _find(name, _NAMEABLE)
+        case {"new": str(name), "args": list(args), "kwargs": dict(kwargs), **rest} if not rest:
+            cls = _find(name, _BUILDABLE)
+            built[path] = cls(*build(args, f"{path}/args", built), **items(kwargs, f"{path}/kwargs"))
+            return built[path]
+        case {"ref": str(target), **rest} if not rest:
+            if target not in built:
+                raise TypeError(f"The configuration refers to {target}, where nothing was built before.")
+            return built[target]
     raise TypeError(f"The configuration holds something unknown, with the keys {sorted(described)}.")
+
+
+def refers(described: Any, path: str) -> bool:
+    """Whether a description refers to something below a pointer."""
+    if isinstance(described, dict):
+        target = described.get("ref")
+        return isinstance(target, str) and target.startswith(f"{path}/") or refers(list(described.values()), path)
+    return isinstance(described, list) and any(refers(item, path) for item in described)
+
+
+def _token(key: str) -> str:
+    """A key as a part of a JSON pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _dtype(name: str) -> torch.dtype:

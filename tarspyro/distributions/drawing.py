@@ -17,6 +17,7 @@ __all__ = [
     "recall",
     "remember",
     "summed",
+    "unsqueezed",
 ]
 
 import math
@@ -109,6 +110,14 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
         value = full_precision(value)
         return value.log(), torch.log1p(-value)
     return draw.log, draw.log1m
+
+
+def unsqueezed(value: Tensor, dim: int) -> Tensor:
+    """Returns the value with one more dimension, which its logarithms get too."""
+    draw, more = recall(value), value.unsqueeze(dim)
+    if draw is None or draw.log is None:
+        return more
+    return remember(more, log=draw.log.unsqueeze(dim), log1m=None if draw.log1m is None else draw.log1m.unsqueeze(dim))
 
 
 def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
