@@ -5,9 +5,12 @@ __all__ = ["build", "describe", "refers"]
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
+from pyro.distributions import transforms
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -20,6 +23,27 @@ _NAMEABLE = (*_BUILDABLE, Distribution)
 
 # Arguments that change nothing in what an object computes, or are checked when a run is described (the dtype).
 _PASSING = ("device", "dtype", "cache_size")
+
+
+# Where Pyro's flows keep an argument, if not under its own name.
+_KEPT: dict[type, dict[str, Callable[[Any], Any]]] = {
+    transforms.AffineCoupling: {"hypernet": attrgetter("nn")},
+    transforms.ConditionalAffineCoupling: {"hypernet": attrgetter("nn")},
+    transforms.AffineAutoregressive: {"autoregressive_nn": attrgetter("arn")},
+    transforms.ConditionalAffineAutoregressive: {"autoregressive_nn": attrgetter("nn")},
+    transforms.SplineCoupling: {
+        "input_dim": lambda flow: flow.split_dim + flow.upper_spline.input_dim,
+        "hypernet": attrgetter("upper_spline.nn"),
+        **{name: attrgetter(f"upper_spline.{name}") for name in ("count_bins", "bound", "order")},
+    },
+    transforms.SplineAutoregressive: {
+        "autoregressive_nn": attrgetter("arn"),
+        **{name: attrgetter(f"spline.{name}") for name in ("input_dim", "count_bins", "bound", "order")},
+    },
+    transforms.ConditionalSplineAutoregressive: {"autoregressive_nn": attrgetter("nn")},
+    type(transforms.ExpTransform().inv): {"transform": attrgetter("inv")},
+    type(transforms.ConditionalPlanar(nn.Identity()).inv): {"transform": attrgetter("inv")},
+}
 
 
 def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) -> Any:
@@ -170,8 +194,8 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
 def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments that build the object: remembered, or kept as attributes of the same names."""
     if hasattr(value, "constructor_arguments"):
-        args, kwargs = value.constructor_arguments
-        return args, kwargs
+        remembered: tuple[tuple[Any, ...], dict[str, Any]] = value.constructor_arguments
+        return remembered
     cls, empty = type(value), inspect.Parameter.empty
     constructor: Any = cls.__init__
     if constructor is nn.Sequential.__init__:
@@ -180,11 +204,15 @@ def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (list(value),), {}
     if constructor in (nn.Module.__init__, nn.Identity.__init__):
         return (), {}
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
+    kept_elsewhere = _KEPT.get(cls, {})
     for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
         if name in _PASSING:
             continue
-        kept = getattr(value, name, empty)
+        kept = kept_elsewhere[name](value) if name in kept_elsewhere else getattr(value, name, empty)
+        if parameter.kind is parameter.VAR_KEYWORD and isinstance(kept, dict):
+            kwargs |= kept
+            continue
         if name == "bias" and isinstance(parameter.default, bool):
             kept = kept is not None and kept is not False  # torch's layers keep the tensor under the flag's name
         # Torch and Pyro do not keep what they no longer use; of another class nothing is known.

@@ -36,12 +36,13 @@ _ZERO: Any = 0  # Pyro's word for a part that is not there
 
 
 class Draw(NamedTuple):
-    """What a draw remembers: its logarithm, that of its complement, its sampler's score, and what it was made of."""
+    """What a draw remembers: its logarithm, that of its complement, its score, what it was made of and by whom."""
 
     log: Tensor | None = None
     log1m: Tensor | None = None
     score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
+    maker: Any = (None, False)  # the transforms, and whether with gradients
 
 
 def remember(value: Tensor, **known: Any) -> Tensor:

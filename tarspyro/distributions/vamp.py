@@ -84,7 +84,8 @@ class VampPrior(Configurable):
         """Returns the mixture, given the context values if the posterior takes any."""
         u = self.pseudo_inputs
         inputs = u, *context
-        events = as_events(inputs, event_shapes(getattr(self.posterior, "trunk", self.posterior), inputs))
+        network = getattr(self.posterior, "trunk", None) or self.posterior
+        events = as_events(inputs, event_shapes(network, inputs))
         # The components are the last dimension of the batch, in which a context does not differ.
         beside = [value.unsqueeze(-1 - ndims) for value, ndims in events[1:]]
 

@@ -7,6 +7,7 @@ import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,6 +89,10 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         return loss, *named.values()
 
     graph = merged(_graph(forward, tensors_of(args), buffers, pre_dispatch=True))
+    if any(
+        node.op == "get_attr" and isinstance(attrgetter(node.target)(graph), FakeTensor) for node in graph.graph.nodes
+    ):
+        return recording  # a derivative inside took something that this kind of recording has no name for
 
     def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, *values = graph(*tensors_of(args))
