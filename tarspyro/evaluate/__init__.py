@@ -13,6 +13,8 @@ __all__ = [
     "elbo",
     "embed",
     "gaps",
+    "knn_accuracy",
+    "linear_probe",
     "log_densities",
     "log_likelihood",
     "posterior_kl",
@@ -27,3 +29,4 @@ from tarspyro.evaluate.codes import active_units, decode, embed, reconstruct, sa
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.likelihood import Bound, LogLikelihood, elbo, log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
+from tarspyro.evaluate.representation import knn_accuracy, linear_probe

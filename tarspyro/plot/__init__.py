@@ -7,6 +7,7 @@ __all__ = [
     "Picture",
     "curves",
     "gaps",
+    "interpolation",
     "latents",
     "manifold",
     "posteriors",
@@ -17,4 +18,4 @@ __all__ = [
 
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
-from tarspyro.plot.pictures import curves, latents, manifold, reconstructions, samples, traversal
+from tarspyro.plot.pictures import curves, interpolation, latents, manifold, reconstructions, samples, traversal
