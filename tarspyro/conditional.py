@@ -334,7 +334,9 @@ def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
 
 def _out_features(trunk: nn.Module) -> int | None:
     if isinstance(trunk, nn.Sequential):
-        sizes = (_out_features(layer) for layer in reversed(trunk) if type(layer).__module__ not in ELEMENTWISE)
+        # A gated linear unit is among the activations, and halves the number of features.
+        kept = [type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU) for layer in trunk]
+        sizes = (_out_features(layer) for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True) if not keeps)
         return next(sizes, None)
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None
