@@ -18,6 +18,7 @@ __all__ = [
     "StickBreakingBeta",
     "StickBreakingKumaraswamy",
     "StudentT",
+    "VampPrior",
     "as_prior",
     "default_prior",
     "has_context",
@@ -36,3 +37,4 @@ from tarspyro.distributions.kumaraswamy import (
 )
 from tarspyro.distributions.prior import Prior, as_prior, default_prior, has_context
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.distributions.vamp import VampPrior
