@@ -18,6 +18,7 @@ __all__ = [
     "StickBreakingBeta",
     "StickBreakingKumaraswamy",
     "StudentT",
+    "as_discrete",
     "as_prior",
     "default_prior",
 ]
@@ -34,4 +35,4 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingKumaraswamy,
 )
 from tarspyro.distributions.prior import Prior, as_prior, default_prior
-from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete

@@ -7,8 +7,10 @@ __all__ = [
     "LogDensities",
     "LogLikelihood",
     "PosteriorKL",
+    "accuracy",
     "active_units",
     "annealed_log_likelihood",
+    "classify",
     "decode",
     "elbo",
     "embed",
@@ -23,6 +25,7 @@ __all__ = [
 
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
+from tarspyro.evaluate.classes import accuracy, classify
 from tarspyro.evaluate.codes import active_units, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.likelihood import Bound, LogLikelihood, elbo, log_likelihood

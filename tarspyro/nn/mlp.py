@@ -5,7 +5,7 @@ __all__ = ["MLP"]
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class MLP(Configurable):
         inputs = in_features if isinstance(in_features, list) else [in_features]
         self.in_shapes = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in inputs)
         sizes = [sum(math.prod(shape) for shape in self.in_shapes), *hidden_features]
-        self.out_features = sizes[-1]
+        self.out_features, self._num_layers = sizes[-1], len(hidden_features)
         layers: list[nn.Module] = []
         for size, next_size in zip(sizes, sizes[1:], strict=False):
             layers.append(nn.Linear(size, next_size))
@@ -78,7 +78,7 @@ class MLP(Configurable):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the last hidden layer."""
-        if len(inputs) > 1 and len(self.layers):
+        if len(inputs) > 1 and self._num_layers:
             events = as_events(inputs, self.in_shapes)
             rows = [value.reshape(*value.shape[: value.dim() - ndims], -1) for value, ndims in events]
             if len({row.shape[:-1] for row in rows}) > 1:
@@ -89,11 +89,10 @@ class MLP(Configurable):
 
     def _from_products(self, rows: Sequence[Tensor]) -> Tensor:
         """The last hidden layer from the products of the first layer with each input, which are then broadcast."""
-        layers: list[Any] = list(self.layers)
-        first, others = layers[0], layers[1:]
-        weights = first.weight.split([row.shape[-1] for row in rows], 1)
+        first, *others = self.layers.children()
+        weights = cast(nn.Linear, first).weight.split([row.shape[-1] for row in rows], 1)
         products = [linear(row, weight) for row, weight in zip(rows, weights, strict=True)]
-        hidden = functools.reduce(torch.add, products) + first.bias
+        hidden = functools.reduce(torch.add, products) + cast(nn.Linear, first).bias
         lead, hidden = hidden.shape[:-1], hidden.flatten(0, -2)
         for layer in others:
             hidden = layer(hidden)
