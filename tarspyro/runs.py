@@ -244,8 +244,11 @@ def _digest(content: bytes, values: str) -> str:
 
 
 def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
-    """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON."""
-    described = {}
+    """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON.
+
+    Under ``shared``, modules that are part of both: the place in the guide, and that in the model.
+    """
+    described: dict[str, Any] = {"shared": _shared(model, guide)}
     for half, program in (("model", model), ("guide", guide)):
         try:
             described[half] = describe(program)
@@ -258,6 +261,17 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
         except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
             described[half] = {"unavailable": str(error)}
     return described
+
+
+def _shared(model: Any, guide: Any) -> dict[str, str]:
+    if not (isinstance(model, nn.Module) and isinstance(guide, nn.Module)):
+        return {}
+    places = {module: name for name, module in model.named_modules() if next(module.parameters(), None) is not None}
+    found: dict[str, str] = {}
+    for name, module in guide.named_modules(remove_duplicate=False):
+        if name and places.get(module) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = places[module]
+    return found
 
 
 def _structure(program: nn.Module, without: set[str]) -> list[Any]:
@@ -281,6 +295,15 @@ def _rebuild(run: Run, half: str, described: Any) -> Any:
         raise
     except Exception as error:
         raise RunError(f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=...") from error
+
+
+def _share(run: Run, halves: Mapping[str, Any], shared: Any) -> None:
+    """Makes modules that were part of both halves part of both again."""
+    try:
+        for place, source in shared.items():
+            halves["guide"].set_submodule(place, halves["model"].get_submodule(source))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunError(f"{run.folder / 'config.json'} shares modules that are not there ({error}).") from error
 
 
 def _declared(run: Run, names: Iterable[str]) -> Declared:
@@ -331,6 +354,8 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
             if halves[half] is not None:
                 continue
             halves[half] = _rebuild(run, half, config[half])
+    if model is None and guide is None:
+        _share(run, halves, config.get("shared", {}))
     states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
     if "params" in states:
         halves["params"] = _declared(run, states["params"])
