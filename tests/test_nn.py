@@ -81,12 +81,14 @@ def test_inputs_broadcast_their_leading_dimensions(leads, normalization):
 def test_what_an_input_has_in_common_is_computed_once():
     network = MLP([784, 10], [50])
     x, y = torch.randn(20, 784), torch.eye(10).unsqueeze(1)
-    counts = []
-    for inputs in ((x, y), (x.expand(10, 20, 784), y.expand(10, 20, 10))):
+    q = Conditional(dist.Normal, network, 2)
+    first = 2 * 50 * (20 * 784 + 10 * 10)
+    counts = {(network, x, y): first, (network, x.expand(10, 20, 784), y.expand(10, 20, 10)): 2 * 50 * 200 * 794}
+    counts[q, x, y] = first + 2 * 200 * 50 * 4
+    for (function, *inputs), expected in counts.items():
         with FlopCounterMode(display=False) as counter:
-            network(*inputs)
-        counts.append(counter.get_total_flops())
-    assert counts == [2 * 50 * (20 * 784 + 10 * 10), 2 * 50 * 200 * 794]
+            function(*inputs)
+        assert counter.get_total_flops() == expected
 
 
 def test_fold_and_unfold_are_inverse():
