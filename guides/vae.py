@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from tarspyro.modules import StochasticModule
 
@@ -16,12 +16,20 @@ class VAE(StochasticModule):
 
     .. math:: q(z \mid x)
 
+    With a corruption :math:`q(\tilde{x} \mid x)` it is that of a denoising variational autoencoder, whose ELBO
+
+    .. math:: \mathbb{E}_{q(\tilde{x} \mid x)} \mathbb{E}_{q(z \mid \tilde{x})}
+              [\log p(x, z) - \log q(z \mid \tilde{x})] \le \log p(x)
+
+    has the code of a corrupted x and the likelihood of x itself. (Im et al. 2017, arXiv:1511.06406.)
+
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z``: the latent variable, of the posterior's event shape.
 
     Arguments:
         posterior: The approximate posterior q(z | x), such as a ``Conditional``.
+        corruption: What x goes through first, such as ``GaussianNoise(0.3)``; modules corrupt in training mode alone.
 
     References:
         Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114.
@@ -38,11 +46,15 @@ class VAE(StochasticModule):
     density = "q"
     factors = {"posterior": "z | x"}
 
-    def __init__(self, posterior: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self, posterior: Callable[[Tensor], Any], corruption: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.posterior, self.corruption = posterior, corruption or nn.Identity()
+        if corruption is not None:
+            self.factors = {"posterior": "z | x_noisy", "corruption": "x_noisy | x"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples z given x."""
         with pyro.plate("data", len(x)):
-            return pyro.sample("z", self.posterior(x))
+            return pyro.sample("z", self.posterior(self.corruption(x)))

@@ -1,6 +1,7 @@
 """Deep generative models as pairs of Pyro programs: network, distribution and method are independent choices."""
 
 __all__ = [
+    "Blocks",
     "Conditional",
     "Deterministic",
     "StochasticModule",
@@ -20,7 +21,7 @@ __all__ = [
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
 from tarspyro._version import __version__
-from tarspyro.conditional import Conditional, Deterministic
+from tarspyro.conditional import Blocks, Conditional, Deterministic
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
 from tarspyro.runs import load_run

@@ -14,7 +14,8 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from tarspyro.infer.recording import leaves_of
+from tarspyro.distributions import Concatenate
+from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
@@ -121,6 +122,10 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
     base = distribution
     while hasattr(base, "base_dist") and isinstance(base, (Independent, MaskedDistribution)):
         base = base.base_dist
+    if isinstance(base, Concatenate):
+        for block, part in zip(base.blocks, value.split(base.sizes, -1), strict=True):
+            _check_support(name, block, part)
+        return
     support = base.support
     if isinstance(base, Bernoulli) and base._validate_args is False:
         support = constraints.unit_interval  # the user accepts the cross-entropy of grey values

@@ -1,6 +1,6 @@
 """A trunk and a family make a conditional distribution."""
 
-__all__ = ["Conditional", "Deterministic"]
+__all__ = ["Blocks", "Conditional", "Deterministic"]
 
 import functools
 import math
@@ -14,6 +14,7 @@ from pyro.distributions import ConditionalDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, kl_divergence
 
+from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.modules import Configurable, evaluating
 from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
@@ -201,6 +202,47 @@ class Deterministic(Configurable, _Interface):
         return f"{self.headline} from {self.trunk!r}"
 
 
+class Blocks(Configurable, _Interface):
+    r"""Several conditional distributions of one context, side by side in one vector.
+
+    .. math:: p(x \mid c) = \prod_b p_b(x_b \mid c), \qquad x = (x_1, \dots, x_B)
+
+    As a likelihood it is several decoders of one code, each with its own network and family: an image and its label
+    are observed as one vector, ``torch.cat([image, one_hot], -1)``.
+
+    Arguments:
+        blocks: Conditional distributions over vectors, or a ``Prior`` for a block that does not depend on the context.
+
+    Raises:
+        TypeError: If a block is not a module.
+        ValueError: When called, if a block is not over vectors.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from tarspyro.nn import MLP
+        >>> image = Conditional(dist.Bernoulli, MLP(2, [32]), 64)
+        >>> label = Conditional(dist.OneHotCategorical, MLP(2, [8]), 10)
+        >>> Blocks(image, label)
+        Bernoulli(logits) of shape (64,) and OneHotCategorical(logits) of shape (10,)
+        >>> Blocks(image, label)(torch.zeros(5, 2)).event_shape
+        torch.Size([74])
+    """
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        for block in blocks:
+            if not isinstance(block, nn.Module):
+                raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {block!r}.")
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, *context: Tensor) -> Any:
+        """Returns the distribution given the context values."""
+        return Concatenate([block(*context) for block in self.blocks])
+
+    def __repr__(self) -> str:
+        return " and ".join(getattr(block, "headline", repr(block)) for block in self.blocks)
+
+
 def distribution_mean(distribution: Any) -> Tensor:
     """Returns the mean, or says for which family there is none in closed form."""
     try:
@@ -219,7 +261,11 @@ def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor
     else:
         folded, lead = fold(context, event_shapes(trunk, context))
         features = trunk(*folded)
-    return {name: unfold(head(features), lead) for name, head in heads.items()}
+    outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
+    if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
+        # The networks may compute in half precision, the densities of what comes out of them not.
+        outputs = {name: output.float() for name, output in outputs.items()}
+    return outputs
 
 
 def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:

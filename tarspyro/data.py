@@ -8,8 +8,10 @@ __all__ = [
     "Split",
     "digits",
     "frey_face",
+    "join_quadrants",
     "labelled_subset",
     "mnist",
+    "quadrants",
     "uci",
 ]
 
@@ -18,6 +20,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import math
 import os
 import urllib.request
 from collections.abc import Callable
@@ -72,6 +75,31 @@ class Split:
         """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``."""
         return Split(self.x.reshape(len(self.x), *event_shape), self.y)
 
+    def one_hot(self, num_classes: int | None = None) -> "Split":
+        """Returns the same data with labels as vectors, of shape (N, ``num_classes``): one for the class, else zeros.
+
+        Arguments:
+            num_classes: How many classes there are; as many as the largest label asks for if not given.
+
+        Raises:
+            ValueError: If there are no integer labels, or one that is not from 0 to ``num_classes`` - 1.
+
+        Example:
+            >>> digits().test.one_hot().y.shape
+            torch.Size([360, 10])
+        """
+        if self.y is None or self.y.is_floating_point() or self.y.dim() != 1:
+            found = "none" if self.y is None else f"{self.y.dtype} of shape {tuple(self.y.shape)}"
+            raise ValueError(f"one_hot needs integer labels y of shape (N,), got {found}.")
+        largest = int(self.y.max())
+        num_classes = largest + 1 if num_classes is None else num_classes
+        if int(self.y.min()) < 0 or largest >= num_classes:
+            raise ValueError(
+                f"num_classes is {num_classes}, for labels from 0 to {num_classes - 1}, "
+                f"but they are from {int(self.y.min())} to {largest}."
+            )
+        return Split(self.x, torch.eye(num_classes)[self.y])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -88,6 +116,13 @@ class Dataset:
         validation = None if self.validation is None else self.validation.reshape(*event_shape)
         train, test = self.train.reshape(*event_shape), self.test.reshape(*event_shape)
         return Dataset(self.name, train, test, self.image_shape, validation)
+
+    def one_hot(self) -> "Dataset":
+        """Returns the same data set with labels as one-hot vectors: the condition that networks take."""
+        classes = self.train.one_hot().y
+        num_classes = 0 if classes is None else classes.shape[1]
+        validation = None if self.validation is None else self.validation.one_hot(num_classes)
+        return Dataset(self.name, self.train.one_hot(), self.test.one_hot(num_classes), self.image_shape, validation)
 
 
 @dataclass(frozen=True)
@@ -202,6 +237,53 @@ def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regre
     values = torch.as_tensor((table - mean) / scale, dtype=torch.get_default_dtype())
     first, rest = (Split(part[:, :-1], part[:, -1]) for part in (values[: len(train)], values[len(train) :]))
     return Regression(name, first, rest, float(mean[-1]), float(scale[-1]))
+
+
+def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
+    """Returns the missing and the given pixels of square images: data for a ``ConditionalVAE``, in its order.
+
+    The task of Sohn et al. (2015): given one, two or three quadrants, the rest is to be predicted. The lower left
+    quadrant is given first, then the upper left, then the upper right one; the lower right one is never given. Pixels
+    stand quadrant by quadrant in this order, row by row within each.
+
+    Arguments:
+        x: Grey images of a shape such as (N, 784) or (N, 1, 28, 28).
+        given: How many quadrants are given: 1, 2 or 3.
+
+    Returns:
+        For images of P pixels: missing pixels (N, (4 - given) P / 4), given ones (N, given P / 4).
+
+    Raises:
+        ValueError: If ``given`` is none of these, or the images are not square with an even side.
+
+    Example:
+        >>> missing, given = quadrants(digits().test.x, 1)
+        >>> missing.shape, given.shape
+        (torch.Size([360, 48]), torch.Size([360, 16]))
+        >>> bool((join_quadrants(missing, given) == digits().test.x).all())
+        True
+    """
+    if given not in (1, 2, 3):
+        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {given!r}.")
+    flat = x.flatten(1)
+    pixels = flat[:, _quadrant_order(flat.shape[1])]
+    split = given * flat.shape[1] // 4
+    return pixels[:, split:], pixels[:, :split]
+
+
+def join_quadrants(missing: Tensor, given: Tensor) -> Tensor:
+    """Returns the flat images whose parts ``quadrants`` returned, of shape (N, P)."""
+    pixels = torch.cat([given, missing], -1)
+    return pixels[..., _quadrant_order(pixels.shape[-1]).argsort()]
+
+
+def _quadrant_order(num_pixels: int) -> Tensor:
+    """The pixels' indices, quadrant by quadrant: lower left, upper left, upper right, lower right."""
+    half = math.isqrt(num_pixels) // 2
+    if 4 * half * half != num_pixels:
+        raise ValueError(f"quadrants needs square images with an even side, got images of {num_pixels} pixels.")
+    blocks = torch.arange(num_pixels).reshape(2, half, 2, half).transpose(1, 2).reshape(4, half * half)
+    return blocks[[2, 0, 1, 3]].flatten()
 
 
 def _as_images(images: np.ndarray, flatten: bool) -> Tensor:

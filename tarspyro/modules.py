@@ -5,16 +5,20 @@ __all__ = [
     "StochasticModule",
     "evaluating",
     "find_device",
+    "get_rng_states",
+    "layers_of",
     "local_parameters",
     "own_store",
     "preserved_rng",
+    "set_rng_states",
 ]
 
 import contextlib
 import contextvars
 import itertools
+import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -61,7 +65,8 @@ class StochasticModule(Configurable):
 
     Attributes:
         density: The letter of the factorization, p for models and q for guides.
-        factors: What each attribute is, in the notation of the formula.
+        factors: What each attribute is, in the notation of the formula. ``"conditionals.0"`` names the first of a
+            list of modules, and ``"posterior * prior"`` two whose product is proportional to the factor.
 
     Example:
         >>> import pyro.distributions as dist
@@ -121,7 +126,9 @@ class StochasticModule(Configurable):
     def _repr_latex_(self) -> str:
         lines = [self.latex] if len(self.factors) != 1 else []
         for name, factor in self.factors.items():
-            lines.append(rf"{self.density}({_latex(factor)}) = \mathrm{{{_headline(getattr(self, name))}}}")
+            parts = [rf"\mathrm{{{_headline(part)}}}" for part in _parts(self, name)]
+            sign, product = "=" if len(parts) == 1 else r"\propto", r" \cdot ".join(parts)
+            lines.append(rf"{self.density}({_latex(factor)}) {sign} {product}")
         rows = r" \\ & ".join(lines)
         return rf"$$\begin{{aligned}} & {rows} \end{{aligned}}$$"
 
@@ -130,9 +137,27 @@ class StochasticModule(Configurable):
             return super().__repr__()
         lines = [f"{type(self).__name__}: {self.formula}"]
         for name, factor in self.factors.items():
-            described = repr(getattr(self, name)).replace("\n", "\n    ")
-            lines.append(f"  {name}: {self.density}({factor}) = {described}")
+            parts = [repr(part).replace("\n", "\n    ") for part in _parts(self, name)]
+            sign = "=" if len(parts) == 1 else "∝"
+            lines.append(f"  {name}: {self.density}({factor}) {sign} {' * '.join(parts)}")
         return "\n".join(lines)
+
+
+def layers_of(name: str, layers: Any) -> nn.ModuleList:
+    """Returns the modules of a hierarchy's layers as one, which the constructor's argument ``name`` lists.
+
+    Raises:
+        TypeError: If they are not modules.
+    """
+    listed = list(layers) if isinstance(layers, Iterable) else None
+    if listed is None or not all(isinstance(layer, nn.Module) for layer in listed):
+        raise TypeError(f"{name} must be a list of modules, such as [Conditional(...), ...], got {layers!r}.")
+    return nn.ModuleList(listed)
+
+
+def _parts(half: nn.Module, name: str) -> list[Any]:
+    """The attributes whose product a factor is."""
+    return [operator.attrgetter(path)(half) for path in name.split(" * ")]
 
 
 def _split(factors: Any) -> tuple[list[str], list[str]]:
@@ -211,6 +236,18 @@ def evaluating(*programs: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def get_rng_states() -> list[torch.Tensor]:
+    """Returns the random state of every device: the CPU's, then the GPUs'."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def set_rng_states(states: Sequence[torch.Tensor]) -> None:
+    """Gives every device the random state that it had."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class Trainer:
         clip_value: See ``fit``.
         data_size: How many data points a loss stands for, if not the rows of its batch.
         held_out_size: The same of held-out data.
+        autocast: See ``fit``.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Trainer:
         clip_value: float | None = None,
         data_size: int | None = None,
         held_out_size: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.data_size, self.held_out_size = data_size, held_out_size
+        self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
         self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
@@ -136,11 +138,18 @@ class Trainer:
         size = self.data_size or rows
         shapes = tuple(argument.shape for argument in arguments)
         new_shape = shapes not in self._shapes
+        updated = False
         self.optimizer.zero_grad()
-        with pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
+        device_type = arguments[0].device.type
+        cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
+        with cast, pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
             if isinstance(self.loss, Compiled) and not new_shape:
-                loss, terms = self.loss.accumulate_gradients(self.model, self.guide, *arguments, scale=1 / size)
-                terms = _with_elbo(terms)
+                # On a GPU the update is part of the compiled step; on a CPU the loss is looked at before it.
+                update = self._update if arguments[0].is_cuda else None
+                loss, terms = self.loss.accumulate_gradients(
+                    self.model, self.guide, *arguments, scale=1 / size, update=update
+                )
+                updated, terms = update is not None, _with_elbo(terms)
                 self._watch(loss / size, arguments)
             elif is_differentiable(self.loss):
                 loss, terms = self._evaluate_loss(arguments)
@@ -154,13 +163,18 @@ class Trainer:
                 self._watch(loss / size, arguments)
                 torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], size)
         self._shapes.add(shapes)
+        if not updated:
+            self._update()
+        self.step_count += 1
+        return _by_rows({"loss": loss.detach(), **terms}, rows, self.data_size)
+
+    def _update(self) -> None:
+        """Changes the parameters by their gradients."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()
-        self.step_count += 1
-        return _by_rows({"loss": loss.detach(), **terms}, rows, self.data_size)
 
     @property
     def _bound(self) -> Any:
@@ -176,7 +190,8 @@ class Trainer:
 
     def _check_trained(self, loss: Tensor) -> None:
         unreached = check_trained(loss, self.parameters, (self.model, self.guide))
-        if unreached:
+        # A warm-up from 0 leaves out, for a step, what only the latent terms depend on.
+        if unreached and not ("beta" in self.schedules and self._bound.beta == 0):
             warnings.warn(f"The loss does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=5)
 
     def _watch(self, loss: Tensor, arguments: tuple[Tensor, ...]) -> None:
@@ -244,6 +259,10 @@ class Trainer:
             tensors |= {f"rng.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
         tensors["step_losses"] = torch.tensor(self.history.step_losses, dtype=torch.float64)
         optimizer, numbers = self.optimizer.state_dict(), {}
+        groups = [
+            {name: float(value) if torch.is_tensor(value) else value for name, value in group.items()}
+            for group in optimizer["param_groups"]
+        ]
         for index, entries in optimizer["state"].items():
             for name, value in entries.items():
                 if torch.is_tensor(value):
@@ -258,7 +277,7 @@ class Trainer:
                 "epochs_since_best": self.epochs_since_best,
                 "best_epoch": self.history.best_epoch,
                 "rows": self.history.rows,
-                "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
+                "optimizer": {"param_groups": groups, "numbers": numbers},
             },
         )
         self.run.save_weights("last", states)
@@ -280,7 +299,11 @@ class Trainer:
             owner, _, name = key.partition(".")
             optimizer.setdefault(int(owner), {})[name] = value
         set_states(self.halves, states)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": values["optimizer"]["param_groups"]})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if torch.is_tensor(rate):
+                group["lr"] = rate.fill_(group["lr"])
         self._order.set_state(tensors["rng.order"])
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available():
@@ -299,7 +322,10 @@ class Trainer:
 
             def set_rate(value: float) -> None:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = value
+                    if torch.is_tensor(group["lr"]):  # what a captured step reads
+                        group["lr"].fill_(value)
+                    else:
+                        group["lr"] = value
 
             return set_rate
         bound = self._bound

@@ -3,6 +3,7 @@
 __all__ = ["fit"]
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def fit(
     shuffle: bool = True,
     progress: bool = True,
     compile: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
@@ -90,7 +92,10 @@ def fit(
         shuffle: Whether every epoch has another order.
         progress: Whether to show a progress bar.
         compile: Whether to compile the steps, see ``Compiled``, which also makes the steps that are slower when
-            compiled go on as they were. It takes half a minute, and pays where an epoch takes minutes.
+            compiled go on as they were. It takes from ten seconds to a minute; a line says after how many steps it
+            has paid. On a GPU a step, the optimizer's part included, is then one CUDA graph.
+        autocast: The type in which networks compute while they train, such as ``torch.bfloat16``. Parameters, draws,
+            densities and evaluations stay as they are.
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
@@ -121,7 +126,8 @@ def fit(
         if isinstance(program, nn.Module):
             program.to(device)
     loss = ELBO() if loss is None else loss
-    loss = Compiled(loss) if compile and not isinstance(loss, Compiled) else loss
+    if compile and not isinstance(loss, Compiled):
+        loss = Compiled(loss, report=tqdm.write if progress else None)
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng(seed))
@@ -149,12 +155,13 @@ def fit(
             halves,
             loss,
             parameters,
-            _optimizer(parameters, optimizer, dict(optimizer_options or {})),
+            _optimizer(parameters, optimizer, dict(optimizer_options or {}), captured=isinstance(loss, Compiled)),
             schedules=schedules or {},
             clip_norm=clip_norm,
             clip_value=clip_value,
             data_size=_data_size(model, guide, first),
             held_out_size=None if held_out is None else _data_size(model, guide, held_out.first()),
+            autocast=autocast,
         )
         if folder is not None:
             described = {
@@ -223,11 +230,17 @@ def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | Non
     return None if size == len(arguments[0]) else size
 
 
-def _optimizer(parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any]) -> Optimizer:
+def _optimizer(
+    parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any], *, captured: bool
+) -> Optimizer:
     options.setdefault("lr", 1e-3)
     if optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "fused", "capturable"} & options.keys():
         # One pass over all parameters instead of a dozen; torch has it for these two devices.
         options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    device = parameters[0].device
+    if captured and device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
+        # Its step becomes part of a CUDA graph, which reads the rate and the count of steps on the device.
+        options |= {"capturable": True, "lr": torch.tensor(float(options["lr"]), device=device)}
     return optimizer(parameters, **options)
 
 

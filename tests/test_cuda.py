@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, embed, evaluate, fit, guides, models
+from tarspyro import Conditional, Deterministic, embed, evaluate, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import (
     Beta,
@@ -159,3 +159,48 @@ def test_compiled_steps_train_on_the_device(how):
     loss = Compiled(ELBO(), choose=False, **how)
     history = fit(model, guide, digits().train.x, loss=loss, epochs=5, binarize=True, seed=0, progress=False)
     assert history["loss"][-1] < history["loss"][0] and next(model.parameters()).is_cuda
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_captured_step_trains_as_the_eager_one(backend):
+    """No noise in the pair: parameters, schedules, clipping and the optimizer's count of steps must agree."""
+    trained = []
+    for loss in (ELBO(), Compiled(ELBO(), backend=backend, choose=False)):
+        torch.manual_seed(0)
+        p = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2).cuda()
+        q = guides.Autoencoder(Deterministic(MLP(64, [32]), 2)).cuda()
+        history = fit(
+            p,
+            q,
+            digits().train.x[:450],
+            loss=loss,
+            epochs=10,
+            schedules={"lr": lambda step: 1e-2 / (1 + step / 10)},
+            clip_norm=1.0,
+            device="cuda",
+            seed=0,
+            progress=False,
+        )
+        trained.append(([*p.parameters(), *q.parameters()], history["loss"]))
+        if isinstance(loss, Compiled):
+            assert any(plan.captured is not None for plan in loss._plans.values())
+    (eager, losses), (captured, same_losses) = trained
+    torch.testing.assert_close(torch.tensor(same_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
+    for one, other in zip(eager, captured, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_captured_step_draws_fresh_noise():
+    p, q = (half.cuda() for half in pair())
+    bound = Compiled(ELBO(), backend="eager", choose=False)
+    x = digits().train.x[:100].round().cuda()
+    parameters = [*p.parameters(), *q.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    losses = []
+    with local_parameters(), pyro.validation_enabled(False):
+        for _ in range(20):
+            loss, _ = bound.accumulate_gradients(p, q, x, update=optimizer.step)
+            losses.append(loss.item())
+            for parameter in parameters:
+                parameter.grad = None
+    assert len(set(losses)) == 20

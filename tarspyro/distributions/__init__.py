@@ -21,6 +21,7 @@ __all__ = [
     "as_discrete",
     "as_prior",
     "default_prior",
+    "has_context",
 ]
 
 from tarspyro.distributions import kl as _kl  # noqa: F401  the divergences register themselves
@@ -34,5 +35,5 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingBeta,
     StickBreakingKumaraswamy,
 )
-from tarspyro.distributions.prior import Prior, as_prior, default_prior
+from tarspyro.distributions.prior import Prior, as_prior, default_prior, has_context
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete

@@ -1,6 +1,6 @@
 """Distributions without a context, as modules: priors, fixed or learned."""
 
-__all__ = ["Prior", "as_prior", "default_prior"]
+__all__ = ["Prior", "as_prior", "default_prior", "has_context"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -119,8 +119,8 @@ def _map_tensors(distribution: td.Distribution, fn: Callable[[Tensor], Tensor]) 
             _map_tensors(value, fn)
 
 
-def as_prior(prior: Any) -> Callable[[], Any]:
-    """Returns a callable without arguments: the prior itself, or a module around a distribution.
+def as_prior(prior: Any) -> Callable[..., Any]:
+    """Returns what gives the prior when it is called: the prior itself, or a module around a distribution.
 
     Raises:
         TypeError: If ``prior`` is neither.
@@ -137,6 +137,17 @@ def as_prior(prior: Any) -> Callable[[], Any]:
             f"prior must be a distribution or a module that returns one, such as default_prior(...), got {prior!r}."
         )
     return prior
+
+
+def has_context(prior: Callable[..., Any]) -> bool:
+    """Returns whether what ``as_prior`` returned may depend on its context: all but distributions and a ``Prior``.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> has_context(as_prior(dist.Beta(1.0, 1.0)))
+        False
+    """
+    return not isinstance(prior, (Prior, _Constant))
 
 
 def default_prior(family: type[Any], event_shape: int | tuple[int, ...], **parameters: Any) -> Prior:

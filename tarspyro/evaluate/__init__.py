@@ -9,8 +9,10 @@ __all__ = [
     "PosteriorKL",
     "accuracy",
     "active_units",
+    "activity",
     "annealed_log_likelihood",
     "classify",
+    "conditional_log_likelihood",
     "decode",
     "elbo",
     "embed",
@@ -19,6 +21,7 @@ __all__ = [
     "log_likelihood",
     "posterior_kl",
     "reconstruct",
+    "reconstruction",
     "sample",
     "true_posterior",
 ]
@@ -26,7 +29,14 @@ __all__ = [
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.classes import accuracy, classify
-from tarspyro.evaluate.codes import active_units, decode, embed, reconstruct, sample
+from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
-from tarspyro.evaluate.likelihood import Bound, LogLikelihood, elbo, log_likelihood
+from tarspyro.evaluate.likelihood import (
+    Bound,
+    LogLikelihood,
+    conditional_log_likelihood,
+    elbo,
+    log_likelihood,
+    reconstruction,
+)
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior

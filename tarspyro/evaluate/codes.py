@@ -1,25 +1,44 @@
 """Codes of data points, and what the model makes of codes: the data of pictures."""
 
-__all__ = ["active_units", "decode", "embed", "reconstruct", "sample"]
+__all__ = ["active_units", "activity", "decode", "embed", "reconstruct", "sample"]
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from tarspyro.batches import as_float
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch, seeded
-from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import (
+    PairError,
+    Program,
+    guess_plate_nesting,
+    name_of,
+    particle_plate,
+    sample_sites,
+    trace_pair,
+)
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
+
+# How many draws of the other latent variables a posterior mean is averaged over.
+_DRAWS = 100
 
 
 def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int | None = None) -> Any:
-    """Returns the posterior mean of each data point: never a draw, unless asked for.
+    r"""Returns the posterior mean of each data point: never a draw, unless asked for.
 
-    In evaluation mode and without gradients.
+    In evaluation mode and without gradients. Where the guide has several latent variables, one of them may hang on
+    draws of others, as in a hierarchy; its posterior is then a mixture, whose mean is estimated by the average of 100
+    conditional means, with the same noise every time:
+
+    .. math:: \mathbb{E}_{q(z_2 \mid x)}[z_2] \approx \frac{1}{100} \sum_s \mathbb{E}_{q(z_2 \mid z_1^s)}[z_2],
+              \qquad z_1^s \sim q(z_1 \mid x)
 
     Arguments:
         guide: The guide.
@@ -34,26 +53,54 @@ def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int |
         NotImplementedError: If the family has no mean in closed form.
         ValueError: If there are several latent variables and ``site`` names none of them.
     """
-
-    def posterior(*arguments: Tensor) -> Tensor:
-        trace = poutine.trace(guide).get_trace(*arguments)
-        latent = {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
-        chosen = site if site is not None else (next(iter(latent)) if len(latent) == 1 else None)
-        if chosen not in latent:
-            raise ValueError(f"site must be one of {sorted(latent)}, got {site!r}.")
-        distribution = latent[chosen]["fn"]
-        if num_samples is None:
-            return distribution_mean(distribution)
-        return distribution.sample((num_samples,)).movedim(0, 1)
-
     if num_samples is None:
-        with preserved_rng():  # the guide draws on its way to the mean
-            return by_batch(posterior, guide, guide, x)
-    codes = by_batch(posterior, guide, guide, x)
+        (mean,) = _posterior_means(guide, x, site, _DRAWS, several=False)[0].values()
+        return mean
+
+    def draws(*arguments: Tensor) -> Tensor:
+        (name,) = _chosen(_latent_sites(guide, arguments), site)
+        return _in_many_runs(guide, arguments, num_samples, lambda node: node["value"])[name].movedim(0, 1)
+
+    codes = by_batch(draws, guide, guide, x)
     return np.moveaxis(codes, 1, 0) if isinstance(codes, np.ndarray) else codes.movedim(1, 0)
 
 
-def active_units(guide: Program, x: Any, *, site: str | None = None, threshold: float = 0.01) -> Any:
+def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: int = 100) -> Any:
+    r"""Returns how much the posterior mean of each latent unit moves with the data.
+
+    .. math:: A_u = \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big)
+
+    (Burda et al. 2015, arXiv:1509.00519, section 2.) Where u hangs on draws of other latent variables, its posterior
+    mean is the average of its conditional means given ``num_particles`` draws of them, and the variance that these
+    draws add is taken off, so that the estimate is unbiased; of a unit that is not used it may be below zero.
+
+    Arguments:
+        guide: The guide.
+        x: The data, in any form that ``fit`` takes in memory.
+        site: Which latent variable; all if not given.
+        num_particles: How many draws of the other latent variables.
+
+    Returns:
+        Numbers of the latent variable's event shape, or for several latent variables a mapping from their names, in
+        order, to such: arrays for arrays, tensors for tensors.
+
+    Raises:
+        NotImplementedError: If the family has no mean in closed form.
+        ValueError: If ``site`` is none of the latent variables, or ``num_particles`` below 2.
+    """
+    if num_particles < 2:
+        raise ValueError(f"num_particles must be at least 2, got {num_particles}.")
+    means, errors = _posterior_means(guide, x, site, num_particles, several=True)
+    moved = {}
+    for name, mean in sorted(means.items()):
+        total = mean.var(0, ddof=1) if isinstance(mean, np.ndarray) else mean.var(0)
+        moved[name] = total - errors[name].mean(0)
+    return moved if len(moved) > 1 else next(iter(moved.values()))
+
+
+def active_units(
+    guide: Program, x: Any, *, site: str | None = None, threshold: float = 0.01, num_particles: int = 100
+) -> Any:
     r"""Returns which latent units the guide uses.
 
     .. math:: \mathrm{active}_u \iff \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big) > 0.01
@@ -63,14 +110,60 @@ def active_units(guide: Program, x: Any, *, site: str | None = None, threshold: 
     Arguments:
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
-        site: Which latent variable; not needed if there is one.
+        site: Which latent variable; all if not given.
         threshold: The variance above which a unit is active.
+        num_particles: See ``activity``.
 
     Returns:
-        Booleans of the latent variable's event shape: an array for arrays, a tensor for tensors.
+        Booleans of the latent variable's event shape, or for several latent variables a mapping from their names to
+        such: arrays for arrays, tensors for tensors.
     """
-    codes = embed(guide, x, site=site)
-    return codes.var(0) > threshold
+    found = activity(guide, x, site=site, num_particles=num_particles)
+    return {n: part > threshold for n, part in found.items()} if isinstance(found, dict) else found > threshold
+
+
+def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, Any]:
+    trace = poutine.trace(guide).get_trace(*arguments)
+    return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
+
+
+def _in_many_runs(
+    guide: Program, arguments: tuple[Tensor, ...], num_runs: int, read: Callable[[Any], Tensor]
+) -> dict[str, Tensor]:
+    """What is read off each latent site in so many runs at once: shape ``(num_runs, N, *event)``."""
+    shapes = {name: node["value"].shape for name, node in _latent_sites(guide, arguments).items()}
+    runs = particle_plate(guide, num_runs, guess_plate_nesting(guide, guide, arguments, {}))
+    return {name: read(node).reshape(-1, *shapes[name]) for name, node in _latent_sites(runs, arguments).items()}
+
+
+def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) -> list[str]:
+    chosen = list(latent) if site is None else [site]
+    if not set(chosen) <= latent.keys() or (len(chosen) > 1 and not several):
+        raise ValueError(f"site must be one of {sorted(latent)}, got {site!r}.")
+    return chosen
+
+
+def _posterior_means(guide: Program, x: Any, site: str | None, num_draws: int, several: bool) -> Any:
+    """By site the posterior means, and the squared standard errors of their estimates."""
+
+    def moments(*arguments: Tensor) -> dict[str, Tensor]:
+        latent = _latent_sites(guide, arguments)
+        chosen = _chosen(latent, site, several)
+        if len(latent) == 1:  # its mean hangs on no draws
+            means = {chosen[0]: distribution_mean(latent[chosen[0]]["fn"]).expand(2, *latent[chosen[0]]["value"].shape)}
+        else:
+            means = _in_many_runs(guide, arguments, num_draws, lambda node: distribution_mean(node["fn"]))
+        return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
+
+    with preserved_rng(seed=0):  # where draws matter, they are the same every time
+        both = by_batch(moments, guide, guide, x)
+    return tuple({name: values[:, part] for name, values in both.items()} for part in (0, 1))
+
+
+def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    # From differences to the first, so that means which are all the same stay exactly as they are.
+    moved = values - values[0]
+    return values[0] + moved.mean(0), moved.var(0) / len(values)
 
 
 def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> Any:
@@ -90,31 +183,54 @@ def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> A
     return by_batch(mean, model, guide, x)
 
 
-def decode(model: Program, z: Any, *, latent: str = "z", site: str = "x") -> Any:
-    """Returns the mean of the likelihood given values of the latent variable.
+def decode(
+    model: Program, z: Any, *, given: Mapping[str, Any] | None = None, latent: str = "z", site: str = "x"
+) -> Any:
+    """Returns the mean of the likelihood given values of a latent variable; the model draws the others.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         z: Values of the latent variable, with shape ``(N, *event)``.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
+            row for each code, or one row for all.
         latent: The name of the latent variable.
         site: The observed site to decode.
+
+    Raises:
+        PairError: If the model does not generate.
+        ValueError: If something given has another number of rows, or ``latent`` is none of the model's sites.
     """
 
-    def mean(values: Tensor) -> Tensor:
-        conditioned = poutine.condition(model, {latent: values})
-        return distribution_mean(poutine.trace(conditioned).get_trace(batch_size=len(values)).nodes[site]["fn"])
+    def mean(values: Tensor, *rows: Tensor) -> Tensor:
+        conditioned = poutine.trace(poutine.condition(model, {latent: values}))
+        trace = conditioned.get_trace(batch_size=len(values), **dict(zip(others, rows, strict=True)))
+        sites = dict(sample_sites(trace))
+        if latent not in sites:
+            raise ValueError(f"latent must be one of {sorted(sites.keys() - {site})}, got {latent!r}.")
+        return distribution_mean(sites[site]["fn"])
 
     _check_generates(model)
+    others = _rows(given, len(z))
     with preserved_rng():  # the model draws what it is not asked for
-        return by_batch(mean, None, model, z)
+        return by_batch(mean, None, model, z, beside=list(others.values()))
 
 
-def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = False, seed: int | None = None) -> Tensor:
+def sample(
+    model: Program,
+    num_samples: int,
+    *,
+    given: Mapping[str, Any] | None = None,
+    site: str = "x",
+    mean: bool = False,
+    seed: int | None = None,
+) -> Tensor:
     """Generates from the model, by ancestral sampling.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         num_samples: How many to generate.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
+            row for each sample, or one row for all.
         site: The site to return.
         mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
             likelihoods.
@@ -122,15 +238,28 @@ def sample(model: Program, num_samples: int, *, site: str = "x", mean: bool = Fa
 
     Raises:
         PairError: If the model does not generate, or has no prior that can be drawn from.
+        ValueError: If something given has another number of rows.
     """
     _check_generates(model)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    device = None if parameter is None else parameter.device
+    others = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
-            node: Any = poutine.trace(model).get_trace(batch_size=num_samples).nodes[site]
+            node: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes[site]
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
     value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
     return value
+
+
+def _rows(given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
+    """What is given, with so many rows."""
+    rows = {name: as_float(torch.as_tensor(value)) for name, value in (given or {}).items()}
+    for name, value in rows.items():
+        if len(value) not in (1, count):
+            raise ValueError(f"given[{name!r}] must have {count} rows or one row for all, got {len(value)}.")
+    return {name: value.expand(count, *value.shape[1:]) for name, value in rows.items()}
 
 
 def _check_generates(model: Program) -> None:

@@ -1,6 +1,14 @@
 """Log-likelihoods by importance sampling, and the bound in its terms."""
 
-__all__ = ["Bound", "LogLikelihood", "elbo", "from_weights", "log_likelihood"]
+__all__ = [
+    "Bound",
+    "LogLikelihood",
+    "conditional_log_likelihood",
+    "elbo",
+    "from_weights",
+    "log_likelihood",
+    "reconstruction",
+]
 
 import math
 from collections.abc import Callable
@@ -11,7 +19,8 @@ from torch import Tensor
 
 from tarspyro.evaluate.batching import by_batch, over_particles
 from tarspyro.infer.elbo import ELBO
-from tarspyro.infer.traces import Program, log_weights
+from tarspyro.infer.traces import PairError, Program, log_weights, name_of, sample_sites, trace_pair
+from tarspyro.modules import preserved_rng
 
 
 class Bound(NamedTuple):
@@ -94,6 +103,75 @@ def log_likelihood(
     return from_weights(weights, model, guide, x, num_particles, errors=errors, binarize=binarize, seed=seed)
 
 
+def conditional_log_likelihood(
+    model: Program,
+    guide: Program,
+    x: Any,
+    y: Any,
+    *,
+    num_particles: int = 1000,
+    errors: bool = False,
+    binarize: bool = False,
+    seed: int | None = None,
+) -> Any:
+    r"""Estimates log p(x | y) of each data point by importance sampling, in nats: ``log_likelihood`` given y.
+
+    .. math:: \log p(x_n \mid y_n) \approx \log \frac{1}{K} \sum_{k=1}^K
+              \frac{p(x_n, z_{nk} \mid y_n)}{q(z_{nk} \mid x_n, y_n)}, \qquad z_{nk} \sim q(z \mid x, y)
+
+    (Sohn et al. 2015, section 4.1, "importance sampling".) The model is one of x given y, as ``ConditionalVAE`` is. A
+    guide that draws from the prior p(z | y) gives the paper's Monte Carlo estimate, whose noise is larger.
+
+    Arguments:
+        model: The model, called with x and y.
+        guide: The guide, likewise.
+        x: The data, one row a data point.
+        y: The condition, likewise.
+        num_particles: K, the number of draws for each data point.
+        errors: See ``log_likelihood``.
+        binarize: Whether to draw black and white pixels of x, once, with the grey values as probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+
+    Returns:
+        One number for each data point, or three: an array for arrays, a tensor for tensors.
+
+    Raises:
+        InputError: If the data does not fit the likelihood.
+        PairError: If the model observes y, so that its weights are those of p(x, y).
+        ValueError: If there are too few particles.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(y, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x, y):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5))  # the exact posterior: no noise at all
+        >>> x, y = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])
+        >>> conditional_log_likelihood(model, guide, x, y, num_particles=10)
+        tensor([-1.5155, -1.2655])
+        >>> dist.Normal(y, 2.0**0.5).log_prob(x)
+        tensor([-1.5155, -1.2655])
+    """
+
+    def given(*arguments: Tensor) -> Tensor:
+        for name, site in sample_sites(trace_pair(model, guide, arguments, {})[0]):
+            if site["value"] is arguments[1]:
+                raise PairError(
+                    f"{name_of(model)} observes y at the site {name!r}, so that its weights are those of p(x, y): take "
+                    "log_likelihood, and subtract log p(y)."
+                )
+        return arguments[0]
+
+    with preserved_rng():
+        by_batch(given, model, guide, (x[:1], y[:1]), check=not binarize)
+    return log_likelihood(
+        model, guide, (x, y), num_particles=num_particles, errors=errors, binarize=binarize, seed=seed
+    )
+
+
 def from_weights(
     weights: Callable[[tuple[Tensor, ...], int, int], Tensor],
     model: Program,
@@ -165,3 +243,37 @@ def elbo(
         lambda *a: (total(*a) / num_particles).movedim(0, -1), model, guide, x, binarize=binarize, seed=seed, check=True
     )
     return Bound(both[..., 0] - both[..., 1], both[..., 0], both[..., 1])
+
+
+def reconstruction(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_particles: int = 1,
+    binarize: bool = False,
+    seed: int | None = None,
+) -> Any:
+    r"""Estimates the reconstruction term of each data point's ELBO, in nats.
+
+    .. math:: \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)]
+
+    It says how well the code keeps a data point, and is no likelihood: without the KL term it pays nothing for the
+    information in the code, and mostly exceeds log p(x) by far.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        x: The data, in any form that ``fit`` takes in memory: ``(x, y)`` for a ``ConditionalVAE``.
+        num_particles: The number of draws for each data point.
+        binarize: Whether to draw black and white pixels, once, with the grey values as probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+
+    Returns:
+        One number for each data point: an array for arrays, a tensor for tensors.
+
+    Raises:
+        InputError: If the data does not fit the likelihood.
+        PairError: If a site outside the data's plate leaves data points without a bound of their own.
+    """
+    return elbo(model, guide, x, num_particles=num_particles, binarize=binarize, seed=seed).reconstruction

@@ -45,6 +45,10 @@ class Renyi(WeightedBound):
             landing, which ``"stl"`` names too.
         max_plate_nesting: How many plates deep the pair is; found by a run without side effects if not given.
         vectorize_particles: False runs the pair once a particle, for programs that cannot take plates of particles.
+        chunk_size: How many particles of each group are in memory at a time, with ``"pathwise"``. Every chunk runs a
+            second time, on the same noise, when the weights of all of them are known, and is forgotten again: memory
+            does not grow with K, and the forward pass costs twice. Statistics of batch normalization move twice. For
+            latent variables that belong to data points.
         retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
 
     Raises:

@@ -13,8 +13,11 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tarspyro.infer.base import Bound
+from tarspyro.infer.capture import Captured
+from tarspyro.infer.gradients import with_gradients
 from tarspyro.infer.recording import Recording, RecordingError, record, tensors_of
 from tarspyro.infer.traces import Program, name_of
 
@@ -25,10 +28,11 @@ class Compiled(Bound):
     r"""A bound whose steps are recorded once for each shape of the data, and compiled.
 
     The value, the gradients' law and the interface are those of the bound; random draws come from another stream than
-    without compilation, unless ``backend="aot_eager"``. The first steps of every shape run as ever. Then the loss and
-    its gradients are recorded as one graph of tensor operations, in which Pyro has no part, and ``torch.compile``
-    makes a function of it. Where that function turns out slower than the steps before, or cannot be built, it is left
-    aside, with a warning.
+    without compilation, unless ``backend="eager"``. The first steps of every shape run as ever. Then the loss and its
+    gradients are recorded as one graph of tensor operations, in which Pyro has no part, and the compiler makes a
+    function of it. Where that function turns out slower than the steps before, or cannot be built, it is left aside,
+    with a warning. Further shapes, such as the short last batch of an epoch, run as ever until that has cost as much
+    time as the last compilation did; what was compiled once is found again on disk by the next process.
 
     Arrays that the pair reads, its parameters, statistics and fixed parameters, are inputs of the graph, and so is the
     ``beta`` of ``ELBO``: changes take effect. Numbers and branches of Python are parts of it. Another shape, another
@@ -36,14 +40,17 @@ class Compiled(Bound):
 
     Arguments:
         bound: Any bound of ``tarspyro.infer``, or a subclass.
-        backend: The compiler, see ``torch.compile``; ``"aot_eager"`` runs the graph operation by operation.
-        mode: See ``torch.compile``; on a GPU ``"reduce-overhead"`` replays the step as one CUDA graph.
+        backend: The compiler: ``"inductor"``, any other name that ``torch.compile`` takes, or ``"eager"``, which runs
+            the graph operation by operation and needs a second or two to start.
         choose: Whether to compare the compiled step with the eager one, and to keep the faster. False compiles at the
             first step of a shape.
         fallback: Whether a program that cannot be recorded runs eagerly, with a warning, in place of an error.
+        capture: Whether a whole step on a GPU, with the update that ``fit`` gives it, becomes one CUDA graph.
+        report: What to do with a line that says how the compilation goes, such as ``print``.
 
     Raises:
         TypeError: If ``bound`` is not one of the library's.
+        ValueError: If the bound goes through its particles in chunks.
         RecordingError: When called, if the program reads a value back; the sentence names the line.
 
     Example:
@@ -57,7 +64,7 @@ class Compiled(Bound):
         ...     loc = pyro.param("loc", lambda: torch.zeros(()))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(loc, 1.0))
-        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(ELBO(), backend="aot_eager"))
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(ELBO(), backend="eager"))
         >>> losses = [svi.step(torch.ones(50)) for _ in range(20)]
         >>> losses[-1] < losses[0]
         True
@@ -68,14 +75,21 @@ class Compiled(Bound):
         bound: Bound,
         *,
         backend: str = "inductor",
-        mode: str | None = None,
         choose: bool = True,
         fallback: bool = False,
+        capture: bool = True,
+        report: Callable[[str], object] | None = None,
     ) -> None:
         if not isinstance(bound, Bound):
             raise TypeError(f"bound must be one of tarspyro.infer, got {type(bound).__name__}.")
+        if getattr(bound, "chunk_size", None) is not None:
+            raise ValueError(
+                "chunk_size runs every chunk twice on the same noise, which no recorded step can: drop it."
+            )
         super().__init__(bound.num_particles, max_plate_nesting=bound.max_plate_nesting)
-        self.original, self.backend, self.mode, self.choose, self.fallback = bound, backend, mode, choose, fallback
+        self.original, self.backend, self.choose, self.fallback = bound, backend, choose, fallback
+        self.capture, self.report = capture, report
+        self.last_compilation: float | None = None  # seconds
         self._inputs: dict[str, Tensor] = {}
         self._plans: dict[Any, _Plan] = {}
 
@@ -85,9 +99,9 @@ class Compiled(Bound):
         """Returns the loss, to be differentiated as any other, and its terms."""
         if torch.is_grad_enabled():
             plan = self._plan(model, guide, args, kwargs)
-            if results := plan.run(args, 1.0):
-                _, terms, gradients = results
-                return _WithGradients.apply(terms.pop("loss"), gradients, *plan.parameters), terms  # type: ignore
+            if plan.ready(args):
+                _, terms, gradients = plan.run(args, 1.0)
+                return with_gradients(terms.pop("loss"), plan.parameters, gradients), terms
         return self.original.loss_and_terms(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -95,37 +109,56 @@ class Compiled(Bound):
         return self.accumulate_gradients(model, guide, *args, **kwargs)[0].item()
 
     def accumulate_gradients(
-        self, model: Program, guide: Program, *args: Any, scale: float = 1.0, **kwargs: Any
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        scale: float = 1.0,
+        update: Callable[[], None] | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradients of the loss times a scale to those of the parameters; returns the loss and its terms."""
+        """Adds the gradients of the loss times a scale to those of the parameters; returns the loss and its terms.
+
+        Arguments:
+            model: The model.
+            guide: The guide.
+            args: The data.
+            scale: The factor of the gradients.
+            update: What uses the gradients: a function that on a GPU becomes part of the captured step, where it must
+                not look at values, and starts from gradients that are those of this step alone.
+            kwargs: More data.
+        """
         plan = self._plan(model, guide, args, kwargs)
         start = time.perf_counter()
-        if results := plan.run(args, scale):
-            _, terms, gradients = results
-            loss = terms.pop("loss")
-            for parameter, gradient in zip(plan.parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        compiled = plan.ready(args)
+        if compiled and update is not None and self.capture and _device(args).type == "cuda":
+            loss, terms = plan.replay(args, scale, update)
+        elif compiled:
+            loss, terms = plan.add_gradients(args, scale)
             for name in plan.names:
                 pyro.param(name)  # SVI asks which parameters a step has used
         else:
-            with poutine.trace(param_only=True) as capture:
+            with poutine.trace(param_only=True) as trace:
                 loss, terms = self.original.loss_and_terms(model, guide, *args, **kwargs)
             (loss * scale).backward()
-            plan.names = list(capture.trace.nodes)
-        plan.took(start, compiled=bool(results))
+            plan.names = list(trace.trace.nodes)
+        if update is not None and not (compiled and plan.captured):
+            update()
+        plan.took(time.perf_counter() - start, compiled=compiled, device=_device(args))
         return loss.detach(), terms
 
     def _plan(self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "_Plan":
         """How steps of this kind run: with these programs, shapes and attributes of the bound."""
-        bound = self.original
+        bound, device = self.original, _device(args)
         for name in bound.adjustable:
             value = getattr(bound, name)
             if name not in self._inputs:
-                self._inputs[name] = torch.tensor(float(value), device=_device(args))
+                self._inputs[name] = torch.tensor(float(value), device=device)
             self._inputs[name].fill_(value)
         attributes = [repr(item) for item in vars(bound).items() if item[0] not in self._inputs and item[0][0] != "_"]
         described = [(v.shape, v.dtype, v.device) if torch.is_tensor(v) else repr(v) for v in (*args, *kwargs.values())]
-        key = (model, guide, *described, *kwargs, *attributes, _state(model), _state(guide))
+        cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        key = (model, guide, *described, *kwargs, *attributes, cast, _state(model), _state(guide))
         if key not in self._plans:
             self._plans[key] = _Plan(self, model, guide, kwargs)
         return self._plans[key]
@@ -136,90 +169,144 @@ class _Plan:
 
     def __init__(self, owner: Compiled, model: Program, guide: Program, kwargs: Mapping[str, Any]) -> None:
         self.owner, self.halves, self.kwargs = owner, (model, guide), kwargs
-        self.calls = 0
         self.names: list[str] = []
         self.recording: Recording | None = None
         self.function: Callable[..., Any] | None = None
         self.given_up = False
         self.scales: dict[float, Tensor] = {}
         self.times: dict[bool, list[float]] = {True: [], False: []}
+        self.calls = self.compiled_calls = 0
+        self.spent = 0.0
+        self.captured: Captured | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
         """What the gradients belong to."""
         return [] if self.recording is None else self.recording.parameters
 
-    def run(self, args: Sequence[Any], scale: float) -> tuple[Tensor, dict[str, Tensor], list[Tensor]] | None:
-        """One compiled step: the loss times the scale, its terms, and its gradients. None if it is to run eagerly."""
+    def ready(self, args: Sequence[Any]) -> bool:
+        """Whether this step runs compiled; compiles it when its time has come."""
         self.calls += 1
-        if self.given_up or (self.owner.choose and self.calls <= _TRIALS):
-            return None
-        if scale not in self.scales:
-            self.scales[scale] = torch.full((), scale, device=_device(args))
-        tensors = self.scales[scale], *tensors_of(args)
+        if self.function is not None or self.given_up:
+            return not self.given_up
+        if self.owner.choose:
+            if self.calls <= _TRIALS or self.spent < (self.owner.last_compilation or 0.0):
+                return False
         try:
-            if self.recording is None or self.function is None:
-                self._record(tensors[0], args)
-            assert self.recording is not None and self.function is not None
-            with torch.no_grad():
-                loss, terms, gradients = self.recording.unpack(self.function(*tensors))
-            if self.owner.mode is not None:  # a CUDA graph writes the next step's results over these
-                terms = {name: value.clone() for name, value in terms.items()}
-            return loss, terms, gradients
+            self._compile(args)
         except RecordingError as error:
             if not self.owner.fallback:
                 raise
-            reason = str(error)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            inner = error.inner_exception
-            reason = f"The step cannot be compiled ({type(inner).__name__}: {str(inner).splitlines()[0]})."
-        self._give_up(reason)
-        return None
+            self._give_up(str(error))
+        return self.function is not None
 
-    def took(self, start: float, *, compiled: bool) -> None:
+    def run(self, args: Sequence[Any], scale: float) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """One compiled step: the loss times the scale, its terms, and its gradients."""
+        assert self.recording is not None and self.function is not None
+        return self.recording.run(self.function, [self._scale(scale, args), *tensors_of(args)])
+
+    def add_gradients(self, args: Sequence[Any], scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """One compiled step, whose gradients are added to those of the parameters."""
+        _, terms, gradients = self.run(args, scale)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient.stride() != parameter.stride():
+                # Fused optimizers read both as they lie in memory, and would silently mix up the entries.
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return terms.pop("loss"), terms
+
+    def replay(self, args: Sequence[Any], scale: float, update: Callable[[], None]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One compiled step with its update; after the first few, which prepare what it needs, as one CUDA graph."""
+        self.compiled_calls += 1
+        if self.captured is None and self.compiled_calls <= _TRIALS:
+            return self.add_gradients(args, scale)
+        names: list[str] = []
+
+        def step(*tensors: Tensor) -> list[Tensor]:
+            remaining = iter(tensors)
+            for parameter in self.parameters:
+                parameter.grad = None
+            loss, terms = self.add_gradients([next(remaining) if torch.is_tensor(a) else a for a in args], scale)
+            update()
+            names[:] = list(terms)
+            return [loss, *terms.values()]
+
+        if self.captured is None:
+            self._scale(scale, args)  # made outside of the graph
+            self.captured = Captured(step, tensors_of(args))
+            self.captured_names = names
+        loss, *values = (value.clone() for value in self.captured(*tensors_of(args)))
+        return loss, dict(zip(self.captured_names, values, strict=True))
+
+    def took(self, seconds: float, *, compiled: bool, device: torch.device) -> None:
         """Notes how long a step took, and gives up once the compiled ones turn out slower."""
+        if not compiled:
+            self.spent += seconds
         if self.given_up or not self.owner.choose or len(self.times[True]) > _TRIALS:
             return
-        if torch.cuda.is_available():
+        if device.type == "cuda":
+            start = time.perf_counter()
             torch.cuda.synchronize()
-        self.times[compiled].append(time.perf_counter() - start)
+            seconds += time.perf_counter() - start
+        self.times[compiled].append(seconds)
         if len(self.times[True]) > _TRIALS:
             # The first of each kind is not counted: it builds what the others only use.
-            eager, ours = (statistics.median(self.times[kind][1:]) for kind in (False, True))
+            eager, ours = (statistics.median(self.times[kind][1 : _TRIALS + 1]) for kind in (False, True))
             if ours > eager:
                 self._give_up(f"Compiled, a step takes {1e3 * ours:.2f} ms, and {1e3 * eager:.2f} ms without.")
+            else:
+                steps = round((self.owner.last_compilation or 0.0) / (eager - ours)) if eager > ours else 0
+                self._report(
+                    f"a step takes {1e3 * ours:.2f} ms instead of {1e3 * eager:.2f} ms: compiling pays after {steps} "
+                    "steps"
+                )
 
-    def _record(self, scale: Tensor, args: Sequence[Any]) -> None:
-        bound = self.owner.original
+    def _scale(self, scale: float, args: Sequence[Any]) -> Tensor:
+        if scale not in self.scales:
+            self.scales[scale] = torch.full((), scale, device=_device(args))
+        return self.scales[scale]
+
+    def _compile(self, args: Sequence[Any]) -> None:
+        bound, owner = self.owner.original, self.owner
 
         def step(scale: Tensor, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            with _attributes(bound, self.owner._inputs):
+            with _attributes(bound, owner._inputs):
                 loss, terms = bound.loss_and_terms(*self.halves, *args, **self.kwargs)
             return loss * scale, {"loss": loss, **terms}
 
+        start = time.perf_counter()
         bound._structure(*self.halves, tuple(args), self.kwargs)  # a run of its own, and not part of the graph
         buffers = [buffer for half in self.halves for module in _modules(half) for buffer in module.buffers(False)]
+        scale = self._scale(1.0, args)
         self.recording = record(step, (scale, *args), buffers=buffers)
-        self.function = torch.compile(
-            self.recording.graph, backend=self.owner.backend, mode=self.owner.mode, fullgraph=True, dynamic=False
-        )
+        nodes = len(self.recording.graph.graph.nodes)
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(args))
+        self._report(f"compiling the step for data of shape {shapes}: {nodes} operations ...")
+        try:
+            inputs = [scale, *tensors_of(args), *self.recording.held]
+            self.function = _built(self.recording.graph, inputs, owner.backend)
+        except Exception as error:  # whatever a compiler fails with, training goes on without
+            self._give_up(f"The step cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}).")
+        owner.last_compilation = time.perf_counter() - start
+        self._report(f"... took {owner.last_compilation:.1f} s")
+
+    def _report(self, line: str) -> None:
+        if self.owner.report is not None:
+            self.owner.report(line)
 
     def _give_up(self, reason: str) -> None:
         self.given_up = True
-        warnings.warn(f"{reason} {name_of(self.halves[0])} goes on eagerly.", stacklevel=4)
+        warnings.warn(f"{reason} {name_of(self.halves[0])} goes on eagerly.", stacklevel=5)
 
 
-class _WithGradients(torch.autograd.Function):
-    """A number whose gradients are known already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(ctx.gradients, outer[0])
+def _built(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> Callable[..., Any]:
+    """Gives a graph to a compiler. TorchDynamo would only read off the same graph once more."""
+    if backend == "eager":
+        return graph
+    with torch.no_grad():
+        if backend == "inductor":
+            return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+        return torch._dynamo.lookup_backend(backend)(graph, list(inputs))
 
 
 def _device(args: Sequence[Any]) -> torch.device:

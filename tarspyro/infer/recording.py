@@ -1,12 +1,13 @@
 """Programs as graphs of tensor operations: what a bound does in one step, recorded once, without Pyro."""
 
-__all__ = ["Recording", "RecordingError", "leaves_of", "record", "tensors_of"]
+__all__ = ["Recording", "RecordingError", "record", "tensors_of"]
 
 import contextlib
 import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import pyro
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError
 from tarspyro.modules import local_parameters, preserved_rng
 
@@ -33,18 +36,21 @@ class RecordingError(RuntimeError):
 class Recording(NamedTuple):
     """A step as a graph: called with the arguments, it returns the loss, its terms, and the gradients."""
 
-    graph: GraphModule
+    graph: GraphModule  # a function of the arguments' tensors and of those that are held
+    held: list[Tensor]  # what the step reads besides its arguments, the same tensors at every call
     parameters: list[Tensor]  # what the loss depends on, in the order of the gradients
     terms: list[str]
 
     def __call__(self, *args: Any) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """Runs the graph, operation by operation."""
-        with torch.no_grad():
-            return self.unpack(self.graph(*tensors_of(args)))
+        return self.run(self.graph, tensors_of(args))
 
-    def unpack(self, results: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        """Splits what the graph returns."""
-        loss, *rest = results
+    def run(
+        self, function: Callable[..., Any], tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """Runs the graph, or a function that a compiler made of it."""
+        with torch.no_grad():
+            loss, *rest = function(*tensors, *self.held)
         count = len(self.terms)
         return loss, dict(zip(self.terms, rest[:count], strict=True)), rest[count:]
 
@@ -56,9 +62,10 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
     Every tensor that it meets besides its arguments stays what it is, the same one at every call of the graph; those
     that require gradients are the parameters. Random draws are operations of the graph, fresh at every call.
 
-    Operations that occur twice, such as the recurrence that a sequence's model and guide both run, are merged before
-    they are differentiated, so that they cost once in both directions. That holds for functions whose gradient is
-    that of their value; where it changes the gradients (hooks, derivatives inside) it is left undone.
+    What can be improved before it is differentiated, is: operations that occur twice, such as the recurrence that a
+    sequence's model and guide both run, cost once in both directions, and on a CPU convolutions get the layout of
+    memory that they are fast in. Whether loss and gradients are still those of the function is seen by running both
+    once on the same noise; where they are not (hooks, derivatives inside the function) it is recorded as it stands.
 
     Arguments:
         step: The function; it returns a number to differentiate and a dictionary of numbers to write down.
@@ -76,9 +83,6 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         (tensor(4.), tensor([0., 4., 4.]))
     """
     buffers = list(buffers)
-    recording, repeats = _with_gradients(step, args, buffers)
-    if not repeats:
-        return recording
     terms: list[str] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -86,18 +90,27 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         terms[:] = list(named)
         return loss, *named.values()
 
-    graph = merged(_graph(forward, tensors_of(args), buffers, pre_dispatch=True))
+    graph = _graph(forward, tensors_of(args), buffers, pre_dispatch=True)
+    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    if any(isinstance(constant, FakeTensor) for constant in constants):
+        # Derivatives inside the function were of values that are gone after the recording.
+        return record_as_it_stands(step, args, buffers)
+    work = _work(graph)
+    relaid = _lay_out_convolutions(graph)
+    if _work(merged(graph)) < work or relaid:
 
-    def once(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, *values = graph(*tensors_of(args))
-        return loss, dict(zip(terms, values, strict=True))
+        def improved(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, *values = graph(*tensors_of(args))
+            return loss, dict(zip(terms, values, strict=True))
 
-    other, _ = _with_gradients(once, args, buffers)
-    return other if _agree(recording, other, args, buffers) else recording
+        recording = record_as_it_stands(improved, args, buffers)
+        if _agree(recording, step, args, buffers):
+            return recording
+    return record_as_it_stands(step, args, buffers)
 
 
-def _with_gradients(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> tuple[Recording, bool]:
-    """Records a function and its derivatives as one graph; tells whether work in it was done twice."""
+def record_as_it_stands(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> Recording:
+    """Records a function and its derivatives as one graph."""
     found: list[Tensor] = []
     terms: list[str] = []
 
@@ -107,9 +120,8 @@ def _with_gradients(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) 
         derivatives = torch.autograd.grad(loss, found) if found else ()
         return loss.detach(), *(value.detach() for value in named.values()), *derivatives
 
-    graph = _graph(both, tensors_of(args), buffers)
-    before = _work(graph)
-    return Recording(merged(graph), list(found), list(terms)), _work(graph) < before
+    graph = merged(_graph(both, tensors_of(args), buffers))
+    return Recording(graph, _lift(graph), list(found), list(terms))
 
 
 def _graph(
@@ -137,18 +149,23 @@ def _kept(buffers: Sequence[Tensor]) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _agree(one: Recording, other: Recording, args: Sequence[Any], buffers: Sequence[Tensor]) -> bool:
-    """Whether two recordings give the same loss and gradients from the same noise."""
-    results = []
-    for recording in (one, other):
-        with preserved_rng(seed=0), _kept(buffers), torch.no_grad():
-            loss, _, gradients = recording(*args)
-        results.append((loss, dict(zip(map(id, recording.parameters), gradients, strict=True))))
-    (loss, first), (same_loss, second) = results
+def _agree(recording: Recording, step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> bool:
+    """Whether a recording gives the loss and the gradients of the function, from the same noise."""
+    with preserved_rng(seed=0), _kept(buffers):
+        loss, _, gradients = recording(*args)
+    with preserved_rng(seed=0), _kept(buffers), local_parameters(), pyro.validation_enabled(False):
+        with torch.enable_grad():
+            exact, _ = step(*args)
+            parameters = leaves_of(exact)
+            derivatives = torch.autograd.grad(exact, parameters) if parameters else ()
+    known = dict(zip(map(id, recording.parameters), gradients, strict=True))
     return (
-        torch.allclose(loss, same_loss)
-        and first.keys() == second.keys()
-        and all(bool((first[key] - second[key]).abs().max() <= 1e-4 * first[key].abs().max()) for key in first)
+        torch.allclose(loss, exact, rtol=1e-4)
+        and known.keys() == {id(parameter) for parameter in parameters}
+        and all(
+            bool((known[id(parameter)] - derivative).abs().max() <= 1e-4 * derivative.abs().max())
+            for parameter, derivative in zip(parameters, derivatives, strict=True)
+        )
     )
 
 
@@ -160,21 +177,6 @@ def tensors_of(args: Sequence[Any]) -> list[Tensor]:
 def _with_tensors(args: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     remaining = iter(tensors)
     return [next(remaining) if torch.is_tensor(value) else value for value in args]
-
-
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """Returns the parameters that a number depends on, in the order of the graph."""
-    leaves: dict[int, Tensor] = {}
-    stack, seen = [loss.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        stack.extend(function for function, _ in node.next_functions)
-    return list(leaves.values())
 
 
 def merged(graph: GraphModule) -> GraphModule:
@@ -222,6 +224,48 @@ def _aliases(node: Node, *, written: bool) -> Iterator[Node]:
                 value = node.kwargs.get(argument.name, node.args[position] if position < len(node.args) else None)
                 if isinstance(value, Node):
                     yield value
+
+
+def _lay_out_convolutions(graph: GraphModule) -> bool:
+    """Gives the weights of two-dimensional convolutions on a CPU the layout that everything behind them follows.
+
+    With the channels last, the library of convolutions and the compiler's loops agree; with the channels first, the
+    compiler writes every map of features up to three times, once for each layout that is asked of it.
+    """
+    found = [node for node in graph.graph.nodes if node.op == "call_function" and "conv" in str(node.target)]
+    weights = {node.args[1]: node.args[1].meta.get("val") for node in found if isinstance(node.args[1], Node)}
+    relaid = False
+    for weight, value in weights.items():
+        if value is not None and value.dim() == 4 and value.device.type == "cpu":
+            with graph.graph.inserting_after(weight):
+                copy = graph.graph.call_function(
+                    torch.ops.aten.clone.default, (weight,), {"memory_format": torch.channels_last}
+                )
+            weight.replace_all_uses_with(copy, partial(operator.is_not, copy))
+            relaid = True
+    graph.recompile()
+    return relaid
+
+
+def _lift(graph: GraphModule) -> list[Tensor]:
+    """Makes what a graph holds its last inputs; returns it."""
+    held: dict[int, tuple[Tensor, Node]] = {}
+    names: set[str] = set()
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            tensor = getattr(graph, str(node.target))
+            names.add(str(node.target))
+            if id(tensor) not in held:
+                with graph.graph.inserting_after(last):
+                    last = graph.graph.placeholder(f"held_{len(held)}")
+                held[id(tensor)] = tensor, last
+            node.replace_all_uses_with(held[id(tensor)][1])
+            graph.graph.erase_node(node)
+    for name in names:
+        delattr(graph, name)
+    graph.recompile()
+    return [tensor for tensor, _ in held.values()]
 
 
 def _is_pure(node: Node) -> bool:

@@ -3,7 +3,7 @@
 __all__ = ["WeightedBound", "chain_rule", "damp"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,18 @@ from pyro import poutine
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
+from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
-from tarspyro.infer.weights import Structure, Weights, in_plates, weigh, weigh_one_by_one
+from tarspyro.infer.weights import (
+    Structure,
+    Weights,
+    in_plates,
+    joined,
+    weigh,
+    weigh_in_chunks,
+    weigh_one_by_one,
+)
+from tarspyro.modules import get_rng_states, set_rng_states
 
 
 class WeightedBound(Bound):
@@ -30,10 +40,15 @@ class WeightedBound(Bound):
         *,
         max_plate_nesting: int | float = math.inf,
         vectorize_particles: bool = True,
+        chunk_size: int | None = None,
         retain_graph: bool | None = None,
     ) -> None:
         if num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+        if chunk_size is not None and (gradient != "pathwise" or not vectorize_particles):
+            raise ValueError("chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it out.")
         if gradient == "stl":
             raise ValueError("gradient='stl' is biased with several particles in a logarithm: take 'dreg'.")
         if gradient not in ("pathwise", "dreg"):
@@ -46,7 +61,7 @@ class WeightedBound(Bound):
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
-        self.num_groups, self.gradient = num_groups, gradient
+        self.num_groups, self.gradient, self.chunk_size = num_groups, gradient, chunk_size
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """The bound of each data point, for each group: shape ``[groups, data points]``."""
@@ -72,6 +87,8 @@ class WeightedBound(Bound):
         groups, particles = self.num_groups, self.num_particles
         if not self.vectorize_particles:
             return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, groups, particles, structure)), {}
+        if self.chunk_size is not None:
+            return -self._in_chunks(model, guide, args, kwargs, structure), {}
         model, guide = in_plates(model, guide, groups, particles, structure)
         if self.gradient == "dreg" and torch.is_grad_enabled():
             return -self._doubly_reparameterized(model, guide, args, kwargs, structure), {}
@@ -98,6 +115,44 @@ class WeightedBound(Bound):
         for surrogate in surrogates:
             total = total + (surrogate - surrogate.detach())
         return total.mean()
+
+    def _in_chunks(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
+    ) -> Tensor:
+        """The bound, and its pathwise gradient from a second run on the same noise that forgets every chunk."""
+
+        def chunks() -> Iterator[Weights]:
+            sizes = self.num_groups, self.num_particles, self.chunk_size or self.num_particles
+            return weigh_in_chunks(model, guide, args, kwargs, *sizes, structure)
+
+        states = get_rng_states()
+        with torch.no_grad():
+            weights = joined(list(chunks()))
+            value = self._pathwise(weights)
+        if not torch.is_grad_enabled():
+            return value
+        factors = []
+        for group in weights.groups:
+            log_weights = group.log_weights
+            signal = self.bound(log_weights).unsqueeze(1) - self.without_each(log_weights)
+            factors.append((group.scale * self.derivative(log_weights), group.scale * signal))
+        set_rng_states(states)
+        gradients: dict[int, tuple[Tensor, Tensor]] = {}
+        position = 0
+        for chunk in chunks():
+            part = slice(position, position + chunk.groups[0].log_joint.shape[1])
+            position = part.stop
+            surrogate: Any = 0.0
+            for group, (derivative, signal) in zip(chunk.groups, factors, strict=True):
+                surrogate = surrogate + (derivative[:, part] * group.log_weights).sum()
+                if group.score is not None:
+                    surrogate = surrogate + (signal[:, part] * group.score).sum()
+            parameters = leaves_of(surrogate)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(surrogate, parameters), strict=True):
+                _, known = gradients.get(id(parameter), (parameter, 0.0))
+                gradients[id(parameter)] = parameter, known + gradient / self.num_groups
+        parameters = [parameter for parameter, _ in gradients.values()]
+        return with_gradients(value, parameters, [gradient for _, gradient in gradients.values()])
 
     def _doubly_reparameterized(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure

@@ -1,9 +1,20 @@
 """From a run of a pair to the log weights of its data points: the part that all bounds share."""
 
-__all__ = ["Group", "Shared", "Structure", "Weights", "in_plates", "structure_of", "weigh", "weigh_one_by_one"]
+__all__ = [
+    "Group",
+    "Shared",
+    "Structure",
+    "Weights",
+    "in_plates",
+    "joined",
+    "structure_of",
+    "weigh",
+    "weigh_in_chunks",
+    "weigh_one_by_one",
+]
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -191,11 +202,43 @@ def weigh_one_by_one(
         shared = _only(first[1], lambda site: site_is_subsample(site) or (structure.local and not _plates(site)))
         runs = [first, *(run(indices[0], shared) for _ in range(particles - 1))]
         rows.append([weigh(model, *traces, structure) for traces in runs])
-    joined = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
+    groups_of = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
     outside = [row[0].shared for row in rows]
     if outside[0] is None:
-        return Weights(joined, None)
-    return Weights(joined, Shared(*map(_concatenated, zip(*outside, strict=True))))
+        return Weights(groups_of, None)
+    return Weights(groups_of, Shared(*map(_concatenated, zip(*outside, strict=True))))
+
+
+def weigh_in_chunks(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    groups: int,
+    particles: int,
+    chunk_size: int,
+    structure: Structure,
+) -> Iterator[Weights]:
+    """Yields the weights of some particles at a time; every chunk takes the same rows of subsampled plates.
+
+    Raises:
+        PairError: If data points share latent variables, which all particles of a group would have to share too.
+    """
+    indices = Trace(), Trace()
+    for start in range(0, particles, chunk_size):
+        halves = poutine.replay(model, trace=indices[0]), poutine.replay(guide, trace=indices[1])
+        halves = in_plates(*halves, groups, min(chunk_size, particles - start), structure)
+        traces = trace_pair(*halves, args, kwargs)
+        indices = _only(traces[0], site_is_subsample), _only(traces[1], site_is_subsample)
+        weights = weigh(model, *traces, structure)
+        if weights.shared is not None:
+            raise PairError(f"{name_of(model)} has latent variables outside all plates: leave out chunk_size.")
+        yield weights
+
+
+def joined(chunks: Sequence[Weights]) -> Weights:
+    """Puts chunks of particles together."""
+    return Weights([_join([groups]) for groups in zip(*(chunk.groups for chunk in chunks), strict=True)], None)
 
 
 def _only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
@@ -210,10 +253,10 @@ def _only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
 def _join(table: Sequence[Sequence[Group]]) -> Group:
     """Puts single particles side by side: a row of the table is a group of them."""
 
-    def joined(name: str) -> Any:
+    def together(name: str) -> Any:
         return _concatenated([_concatenated([getattr(entry, name) for entry in row], 1) for row in table])
 
-    return table[0][0]._replace(**{name: joined(name) for name in ("log_joint", "log_guide", "score")})
+    return table[0][0]._replace(**{name: together(name) for name in ("log_joint", "log_guide", "score")})
 
 
 def _concatenated(values: Sequence[Tensor | None], dim: int = 0) -> Any:

@@ -69,7 +69,7 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
         The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with :math:`N` elements.
 
     Raises:
-        ValueError: If an input does not end in its event shape.
+        ValueError: If an input does not end in its event shape, or is of integers where the shape is not ``()``.
 
     Example:
         >>> (flat,), lead = fold([torch.zeros(5, 100, 784)], [(1, 28, 28)])
@@ -105,6 +105,12 @@ def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
             raise ValueError(f"The network takes inputs of {shape} dimensions or more, got shape {tuple(value.shape)}.")
         return value, shape
     shape = tuple(shape)
+    if shape and not (value.is_floating_point() or value.is_complex()):
+        # Of labels it cannot be told whether (10,) are ten of them, or one vector of ten numbers.
+        raise ValueError(
+            f"The network takes inputs of shape (*, {', '.join(map(str, shape))}) in floating point, got {value.dtype} "
+            f"of shape {tuple(value.shape)}: give labels as one-hot vectors, such as data.Split(x, y).one_hot()."
+        )
     if value.shape[value.dim() - len(shape) :] == shape:
         return value, len(shape)
     if value.dim() > 0 and value.shape[-1] == math.prod(shape):

@@ -5,6 +5,7 @@ What is a single picture is drawn into ``ax`` if one is given.
 
 __all__ = [
     "Picture",
+    "active_units",
     "curves",
     "gaps",
     "latents",
@@ -17,4 +18,4 @@ __all__ = [
 
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
-from tarspyro.plot.pictures import curves, latents, manifold, reconstructions, samples, traversal
+from tarspyro.plot.pictures import active_units, curves, latents, manifold, reconstructions, samples, traversal

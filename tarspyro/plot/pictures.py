@@ -1,9 +1,9 @@
 """Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
-__all__ = ["curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = ["active_units", "curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from pyro import poutine
 
 from tarspyro import evaluate
+from tarspyro.batches import as_arguments
 from tarspyro.data import Split
-from tarspyro.infer.traces import name_of
-from tarspyro.modules import evaluating, local_parameters, preserved_rng
+from tarspyro.distributions import has_context
+from tarspyro.infer.traces import PairError, name_of
+from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.plot.figures import Shape, as_array, axes_of, sheet_of, show
 from tarspyro.runs import History
 
@@ -51,7 +52,7 @@ def latents(
     with preserved_rng():  # the guide draws, although only its means are looked at
         codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
     codes = codes.reshape(len(codes), -1)
-    if labels is None and isinstance(data, Split):
+    if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
         labels = data.y
     names = ["z[0]", "z[1]"]
     if codes.shape[1] > 2:
@@ -76,6 +77,7 @@ def latents(
 def manifold(
     model: Callable[..., Any],
     *,
+    given: Mapping[str, Any] | None = None,
     num: int = 20,
     extent: float | None = None,
     image_shape: Shape = None,
@@ -88,6 +90,7 @@ def manifold(
 
     Arguments:
         model: A model with a latent variable ``z`` of two dimensions that generates with ``batch_size``.
+        given: What else the model needs, by name, in one row: ``{"y": y}`` for a ``ConditionalVAE``.
         num: The number of images along each side.
         extent: The half width of an equally spaced grid.
         image_shape: The shape of an image, if it cannot be read off the data's.
@@ -96,7 +99,7 @@ def manifold(
     Raises:
         ValueError: If z does not have two dimensions; ``traversal`` draws any number.
     """
-    draws = _draws(model)
+    draws = _draws(model, given)
     if draws[0].numel() != 2:
         raise ValueError(
             f"manifold needs a latent variable of two dimensions, this one has {draws[0].numel()}: see traversal."
@@ -112,7 +115,7 @@ def manifold(
     if _on_simplex(draws):
         # Points of the simplex have one degree of freedom: a line of images.
         grid, title = torch.stack([first, 1 - first], -1), "decoder along the simplex"
-    images = _decode(model, grid.reshape(-1, *draws.shape[1:]))
+    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given)
     figure, ax = axes_of(ax, (6.4, 6.4))
     show(ax, sheet_of(images, num, image_shape))
     ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
@@ -133,14 +136,15 @@ def reconstructions(
     Arguments:
         model: The model.
         guide: The guide.
-        data: The data; the first ``num`` are drawn.
+        data: The data, in any form that ``fit`` takes in memory; the first ``num`` are drawn.
         num: How many data points.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    x = torch.as_tensor(data.x if isinstance(data, Split) else data)[:num]
+    rows = tuple(part[:num] for part in as_arguments(data, model) or (torch.as_tensor(data),))
+    x = rows[0]
     with preserved_rng(seed=0):
-        means = evaluate.reconstruct(model, guide, x)
+        means = evaluate.reconstruct(model, guide, rows)
     figure, ax = axes_of(ax, (max(3.0, 0.7 * num), 1.7))
     show(ax, sheet_of(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
     ax.set_title("data (above), reconstructions (below)")
@@ -151,6 +155,7 @@ def samples(
     model: Callable[..., Any],
     *,
     num: int = 64,
+    given: Mapping[str, Any] | None = None,
     mean: bool = True,
     seed: int = 0,
     image_shape: Shape = None,
@@ -161,12 +166,13 @@ def samples(
     Arguments:
         model: A model that generates with ``batch_size``.
         num: How many images.
+        given: What else the model needs, by name: ``{"y": y}`` for a ``ConditionalVAE``, with one row or ``num`` rows.
         mean: Draw the likelihood's means; otherwise draws from it.
         seed: The same seed gives the same latent variables, so that sheets of different epochs can be compared.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    images = evaluate.sample(model, num, mean=mean, seed=seed)
+    images = evaluate.sample(model, num, given=given, mean=mean, seed=seed)
     figure, ax = axes_of(ax, (6.4, 6.4))
     show(ax, sheet_of(images, math.ceil(math.sqrt(num)), image_shape))
     ax.set_title("samples" + (" (means of the likelihood)" if mean else ""))
@@ -177,6 +183,7 @@ def traversal(
     model: Callable[..., Any],
     code: Any = None,
     *,
+    given: Mapping[str, Any] | None = None,
     units: Sequence[int] | None = None,
     num: int = 11,
     image_shape: Shape = None,
@@ -187,12 +194,13 @@ def traversal(
     Arguments:
         model: A model with a latent variable ``z`` that generates with ``batch_size``.
         code: The values of the other units; the prior's medians if not given.
+        given: What else the model needs, by name, in one row: ``{"y": y}`` for a ``ConditionalVAE``.
         units: Which units; the first ten if not given.
         num: The number of steps.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    draws = _draws(model)
+    draws = _draws(model, given)
     flat = draws.flatten(1)
     center = flat.median(0).values if code is None else torch.as_tensor(code, dtype=flat.dtype).flatten()
     units = list(range(min(10, flat.shape[1]))) if units is None else list(units)
@@ -205,7 +213,7 @@ def traversal(
             rest = codes[row, :, group].sum(-1) - codes[row, :, unit]
             codes[row, :, group] *= ((1 - values) / rest)[:, None]
         codes[row, :, unit] = values
-    images = _decode(model, codes.reshape(-1, *draws.shape[1:]))
+    images = _decode(model, codes.reshape(-1, *draws.shape[1:]), given)
     figure, ax = axes_of(ax, (0.6 * num, 0.6 * len(units) + 0.6))
     show(ax, sheet_of(images, num, image_shape))
     ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, units))}")
@@ -241,6 +249,34 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     return figure
 
 
+def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = None) -> Figure:
+    """Draws how much the posterior mean of each latent unit moves with the data, sorted, on a logarithmic scale.
+
+    Estimates below a thousandth of the threshold are drawn there.
+
+    Arguments:
+        activities: What ``evaluate.activity`` returned, or such arrays under any names.
+        threshold: The variance above which a unit is active.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    layers = activities if isinstance(activities, Mapping) else {"z": activities}
+    if not layers:
+        raise ValueError("activities must hold what evaluate.activity returned under at least one name, got none.")
+    figure, ax = axes_of(ax, (6.4, 4.0))
+    for name, values in layers.items():
+        ordered = np.sort(as_array(values), axis=None)[::-1]
+        label = f"{name}: {(ordered > threshold).sum()} of {ordered.size} active"
+        ax.plot(np.arange(1, ordered.size + 1), ordered.clip(min=threshold / 1000), ".-", label=label)
+    ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
+    ax.set(yscale="log", xlabel="unit", ylabel="variance of the posterior mean", title="activity of latent units")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
 def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -257,25 +293,22 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
 
 
-def _decode(model: Callable[..., Any], codes: torch.Tensor) -> torch.Tensor:
+def _decode(model: Callable[..., Any], codes: torch.Tensor, given: Mapping[str, Any] | None) -> torch.Tensor:
     with preserved_rng():  # the model draws, although only its means are looked at
-        images: torch.Tensor = evaluate.decode(model, codes)
+        images: torch.Tensor = evaluate.decode(model, codes, given=given)
     return images
 
 
-def _draws(model: Callable[..., Any], num: int = 10_000) -> torch.Tensor:
+def _draws(model: Callable[..., Any], given: Mapping[str, Any] | None, num: int = 10_000) -> torch.Tensor:
     """Draws of z from the prior alone, whose quantiles make grids for any family."""
     prior = getattr(model, "prior", None)
+    if prior is None or has_context(prior):
+        try:
+            return evaluate.sample(model, num, given=given, site="z", seed=0).cpu()
+        except PairError:
+            raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
-        if prior is not None:
-            return prior().sample((num,)).cpu()
-        with local_parameters():
-            try:
-                trace = poutine.trace(model).get_trace(batch_size=num)
-            except NotImplementedError:
-                raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
-    value: Any = trace.nodes["z"]["value"]
-    return value.cpu()
+        return prior().sample((num,)).cpu()
 
 
 def _on_simplex(draws: torch.Tensor) -> bool:

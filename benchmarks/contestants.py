@@ -1,0 +1,320 @@
+"""The same training steps written three ways: by hand in PyTorch, as pairs for TarsPyro, and for Pyro's own SVI.
+
+Each ``Program`` holds what the benchmarks of speed compare: a module whose forward pass is the loss as a PyTorch user
+writes it, a model and a guide with the same networks, the bound, Pyro's bound, and a batch.
+"""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from torch import nn
+
+from tarspyro import Conditional, distributions, guides, models
+from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO, IWAE, Compiled
+from tarspyro.modules import StochasticModule, local_parameters
+from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
+from tarspyro.trainer import Trainer
+
+Step = Callable[[torch.Tensor], object]
+cross_entropy = nn.functional.binary_cross_entropy_with_logits
+
+
+class Program(NamedTuple):
+    """One training step, three ways."""
+
+    by_hand: Callable[[], nn.Module]
+    pair: Callable[[], tuple[Any, Any]]
+    bound: Callable[[], Any]
+    pyro_bound: Callable[[], Any]
+    batch: Callable[[], torch.Tensor]
+
+
+class HandWrittenVAE(nn.Module):
+    """The VAE as a PyTorch user writes it, with the KL in closed form."""
+
+    def __init__(self, pixels, hidden, latent):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels)
+        )
+
+    def forward(self, x):
+        h = self.encoder(x)
+        loc, log_scale = self.loc(h), self.log_scale(h)
+        z = loc + log_scale.exp() * torch.randn_like(loc)
+        kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
+        return (cross_entropy(self.decoder(z), x, reduction="sum") + kl) / len(x)
+
+
+class HandWrittenIWAE(HandWrittenVAE):
+    """The importance weighted autoencoder: the encoder runs once, the decoder on all draws together."""
+
+    def __init__(self, pixels, hidden, latent, particles):
+        super().__init__(pixels, hidden, latent)
+        self.particles = particles
+
+    def forward(self, x):
+        h = self.encoder(x)
+        loc, log_scale = self.loc(h), self.log_scale(h)
+        noise = torch.randn(self.particles, *loc.shape, device=loc.device)
+        z = loc + log_scale.exp() * noise
+        logits = self.decoder(z)
+        log_likelihood = -cross_entropy(logits, x.expand_as(logits), reduction="none").sum(-1)
+        log_weights = log_likelihood + (log_scale + (noise**2 - z**2) / 2).sum(-1)
+        return -(log_weights.logsumexp(0) - math.log(self.particles)).mean()
+
+
+class HandWrittenConvVAE(HandWrittenVAE):
+    """The VAE with the layers of ``ConvEncoder`` and ``ConvDecoder``."""
+
+    def __init__(self, latent):
+        super().__init__(1, 1, 1)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten()
+        )
+        self.loc, self.log_scale = nn.Linear(64 * 49, latent), nn.Linear(64 * 49, latent)
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, 64 * 49),
+            nn.Unflatten(1, (64, 7, 7)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 3, 2, 1, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, 3, 2, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 1, 3, padding=1),
+        )
+
+
+class HandWrittenGammaVAE(HandWrittenVAE):
+    """The VAE with a Gamma posterior and torch's own reparameterization of it."""
+
+    def forward(self, x):
+        h = self.encoder(x)
+        softplus = nn.functional.softplus
+        q = torch.distributions.Gamma(softplus(self.loc(h)), softplus(self.log_scale(h)), validate_args=False)
+        prior = torch.distributions.Gamma(torch.ones_like(q.rate), torch.ones_like(q.rate), validate_args=False)
+        kl = torch.distributions.kl_divergence(q, prior).sum()
+        return (cross_entropy(self.decoder(q.rsample()), x, reduction="sum") + kl) / len(x)
+
+
+class Recurrent(nn.Module):
+    """A variational recurrent network (Chung et al. 2015) with a GRU: the layers, the pair, and the loss by hand."""
+
+    def __init__(self, inputs=28, latent=16, hidden=64):
+        super().__init__()
+        self.hidden = hidden
+        self.cell = nn.GRUCell(inputs + latent, hidden)
+        self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        self.encoder = nn.Sequential(nn.Linear(inputs + hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent + hidden, hidden), nn.ReLU(), nn.Linear(hidden, inputs))
+
+    def normal(self, parameters):
+        loc, log_scale = parameters.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def model(self, x):
+        h = x.new_zeros(len(x), self.hidden)
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", self.normal(self.prior(h)))
+                logits = self.decoder(torch.cat([z, h], -1))
+                pyro.sample(f"x_{t}", dist.Bernoulli(logits=logits).to_event(1), obs=x[:, t])
+                h = self.cell(torch.cat([x[:, t], z], -1), h)
+
+    def guide(self, x):
+        h = x.new_zeros(len(x), self.hidden)
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", self.normal(self.encoder(torch.cat([x[:, t], h], -1))))
+                h = self.cell(torch.cat([x[:, t], z], -1), h)
+
+    def forward(self, x):
+        h, total = x.new_zeros(len(x), self.hidden), 0.0
+        for t in range(x.shape[1]):
+            loc, log_scale = self.encoder(torch.cat([x[:, t], h], -1)).chunk(2, -1)
+            prior_loc, prior_log_scale = self.prior(h).chunk(2, -1)
+            z = loc + log_scale.exp() * torch.randn_like(loc)
+            logits = self.decoder(torch.cat([z, h], -1))
+            variances = ((2 * log_scale).exp() + (loc - prior_loc) ** 2) / (2 * prior_log_scale).exp()
+            total = total + cross_entropy(logits, x[:, t], reduction="sum")
+            total = total + (prior_log_scale - log_scale + variances / 2 - 0.5).sum()
+            h = self.cell(torch.cat([x[:, t], z], -1), h)
+        return total / len(x)
+
+
+def vae_pair(pixels, hidden, latent, family=dist.Normal):
+    """The VAE of two hidden layers as a pair."""
+    likelihood = Conditional(dist.Bernoulli, MLP(latent, [hidden, hidden]), pixels)
+    posterior = Conditional(family, MLP(pixels, [hidden, hidden]), latent)
+    return models.VAE(default_prior(family, latent), likelihood), guides.VAE(posterior)
+
+
+def conv_pair(latent):
+    """The convolutional VAE as a pair."""
+    shape = (1, 28, 28)
+    likelihood = Conditional(dist.Bernoulli, ConvDecoder(latent, shape, [64, 32]), shape)
+    posterior = Conditional(dist.Normal, ConvEncoder(shape, [32, 64]), latent)
+    return models.VAE(default_prior(dist.Normal, latent), likelihood), guides.VAE(posterior)
+
+
+def elbo(pixels, hidden, latent, batch):
+    """The MLP VAE."""
+    sizes = (pixels, hidden, latent)
+    return Program(
+        lambda: HandWrittenVAE(*sizes),
+        lambda: vae_pair(*sizes),
+        ELBO,
+        Trace_ELBO,
+        lambda: torch.rand(batch, pixels).round(),
+    )
+
+
+def iwae(pixels, hidden, latent, batch, particles, **options):
+    """The importance weighted autoencoder."""
+    sizes = (pixels, hidden, latent)
+    return Program(
+        lambda: HandWrittenIWAE(*sizes, particles),
+        lambda: vae_pair(*sizes),
+        lambda: IWAE(particles, **options),
+        lambda: RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=True, max_plate_nesting=1),
+        lambda: torch.rand(batch, pixels).round(),
+    )
+
+
+def convolutional(batch):
+    """The convolutional VAE."""
+    return Program(
+        lambda: HandWrittenConvVAE(32),
+        lambda: conv_pair(32),
+        ELBO,
+        Trace_ELBO,
+        lambda: torch.rand(batch, 1, 28, 28).round(),
+    )
+
+
+def recurrent(batch, length):
+    """The variational recurrent network."""
+
+    def pair():
+        network = Recurrent()
+        return network.model, network.guide
+
+    return Program(Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round())
+
+
+def gamma(pixels, hidden, latent, batch):
+    """The VAE with Gamma latent variables: ours by rejection sampling, the others by implicit derivatives."""
+    sizes = (pixels, hidden, latent)
+    return Program(
+        lambda: HandWrittenGammaVAE(*sizes),
+        lambda: vae_pair(*sizes, family=distributions.Gamma),
+        ELBO,
+        Trace_ELBO,
+        lambda: torch.rand(batch, pixels).round(),
+    )
+
+
+def hand_written(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
+    """The training step of a PyTorch user."""
+    module = program.by_hand().to(device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, **options)
+    loss_of = torch.compile(module, dynamic=False) if compiled else module
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def ours(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
+    """The step that ``fit`` runs, its bookkeeping included."""
+    model, guide = program.pair()
+    modules = [module.to(device) for module in _modules(model, guide)]
+    parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
+    bound = Compiled(program.bound(), choose=False, **options) if compiled else program.bound()
+    captured = {"capturable": True, "lr": torch.tensor(1e-3, device=device)} if compiled and device == "cuda" else {}
+    optimizer = torch.optim.Adam(parameters, **{"lr": 1e-3, "fused": True, **captured})  # as fit chooses
+    trainer = Trainer({"model": model, "guide": guide}, bound, parameters, optimizer, schedules={})
+
+    def step(x):
+        with local_parameters(), pyro.validation_enabled(False):
+            return trainer.step((x,))
+
+    return step
+
+
+def svi(program: Program, device: str) -> Step:
+    """Pyro as its tutorials write it: one optimizer for each parameter, and default validation."""
+    model, guide = program.pair()
+    for index, module in enumerate(module.to(device) for module in _modules(model, guide)):
+        if not isinstance(module, StochasticModule):
+            model, guide = (registered(half, f"{program.pair}_{index}", module) for half in (model, guide))
+    inference = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), program.pyro_bound())
+
+    def step(x):
+        with pyro.validation_enabled(True):
+            return inference.step(x)
+
+    return step
+
+
+def registered(half: Any, name: str, module: nn.Module) -> Any:
+    """A half in which Pyro's own bounds find the parameters of a module."""
+
+    def run(x):
+        pyro.module(name, module)
+        return half(x)
+
+    return run
+
+
+def _modules(*halves: Any) -> list[nn.Module]:
+    return list({id(owner): owner for owner in (getattr(half, "__self__", half) for half in halves)}.values())
+
+
+def measure(contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1) -> dict[str, list[float]]:
+    """Milliseconds a step of every contestant in every round, whose order is drawn anew.
+
+    In a round each contestant takes as many steps as fill about so many seconds, at least one.
+    """
+    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
+    counts = {}
+    for name, step in contestants.items():
+        for _ in range(10):
+            step(x)
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(3):
+            step(x)
+        synchronize()
+        counts[name] = max(1, round(3 * seconds / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name in random.sample(list(contestants), len(contestants)):
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(counts[name]):
+                contestants[name](x)
+            synchronize()
+            times[name].append(1e3 * (time.perf_counter() - start) / counts[name])
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, to: str) -> float:
+    """The median over the rounds of one contestant's time to another's in the same round."""
+    return statistics.median(one / other for one, other in zip(times[name], times[to], strict=True))

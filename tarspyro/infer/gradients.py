@@ -1,0 +1,48 @@
+"""What a number depends on, and numbers whose gradients are known already."""
+
+__all__ = ["leaves_of", "with_gradients"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """Returns the parameters that a number depends on, in the order of the graph."""
+    leaves: dict[int, Tensor] = {}
+    stack, seen = [loss.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        stack.extend(function for function, _ in node.next_functions)
+    return list(leaves.values())
+
+
+def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Returns a number that autograd differentiates to the given gradients.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> (3 * with_gradients(torch.tensor(5.0), [weight], [torch.tensor([1.0, 2.0])])).backward()
+        >>> weight.grad
+        tensor([3., 6.])
+    """
+    result: Tensor = _Known.apply(value, list(gradients), *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, *torch._foreach_mul(ctx.gradients, outer[0])

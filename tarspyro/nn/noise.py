@@ -1,0 +1,72 @@
+"""Noise for inputs, in training mode alone: the corruption of denoising autoencoders."""
+
+__all__ = ["GaussianNoise", "MaskingNoise"]
+
+import torch
+from torch import Tensor
+
+from tarspyro.modules import Configurable
+
+
+class GaussianNoise(Configurable):
+    r"""Adds Gaussian noise in training mode; in evaluation mode inputs stay as they are.
+
+    .. math:: \tilde{x} = x + \sigma \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I)
+
+    Arguments:
+        scale: :math:`\sigma`, the standard deviation.
+
+    Raises:
+        ValueError: If ``scale`` is negative.
+
+    Example:
+        >>> GaussianNoise(0.5).eval()(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not scale >= 0:
+            raise ValueError(f"scale must not be negative, got {scale}.")
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the input with noise."""
+        return x + self.scale * torch.randn_like(x) if self.training else x
+
+    def extra_repr(self) -> str:
+        """The standard deviation."""
+        return f"scale={self.scale}"
+
+
+class MaskingNoise(Configurable):
+    r"""Sets a share of the inputs to zero in training mode; in evaluation mode inputs stay as they are.
+
+    .. math:: \tilde{x}_i = m_i x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
+
+    (Vincent et al. 2008, section 2.3.) Unlike ``torch.nn.Dropout`` it does not rescale what it keeps.
+
+    Arguments:
+        p: The probability with which an input is set to zero.
+
+    Raises:
+        ValueError: If ``p`` is not from 0 to 1.
+
+    Example:
+        >>> MaskingNoise(0.25)(torch.ones(1000)).unique()
+        tensor([0., 1.])
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be from 0 to 1, got {p}.")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the input without what is masked."""
+        return x * torch.bernoulli(torch.full_like(x, 1 - self.p)) if self.training else x
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self.p}"
