@@ -1,10 +1,19 @@
 """Guides: the inference halves, each the namesake of its model."""
 
-__all__ = ["VAE", "Autoencoder", "BayesianRegression", "ConditionalVAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = [
+    "VAE",
+    "Autoencoder",
+    "BayesianRegression",
+    "ConditionalVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "SemiSupervisedVAE",
+]
 
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.bayesian_regression import BayesianRegression
 from tarspyro.guides.conditional_vae import ConditionalVAE
 from tarspyro.guides.hierarchical_vae import HierarchicalVAE
 from tarspyro.guides.ladder_vae import LadderVAE
+from tarspyro.guides.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.guides.vae import VAE

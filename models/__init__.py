@@ -1,10 +1,19 @@
 """Models: the generative halves, one file a method."""
 
-__all__ = ["VAE", "Autoencoder", "BayesianRegression", "ConditionalVAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = [
+    "VAE",
+    "Autoencoder",
+    "BayesianRegression",
+    "ConditionalVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "SemiSupervisedVAE",
+]
 
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.conditional_vae import ConditionalVAE
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
 from tarspyro.models.ladder_vae import LadderVAE
+from tarspyro.models.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.models.vae import VAE

@@ -37,7 +37,7 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] |
         unknown = [name for name in data if name not in names]
         if unknown:
             raise ValueError(f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes {names}.")
-        parts = [data[name] for name in names if name in data]
+        parts = _in_order(data, names)
     elif isinstance(data, TensorDataset):
         parts = data.tensors
     elif isinstance(data, (Tensor, np.ndarray)):
@@ -56,6 +56,15 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] |
         raise ValueError("data is empty: it has no rows.")
     check_count(tensors, program)
     return tensors
+
+
+def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """The parts that the program takes, in its order, without a gap: they are given to it by position."""
+    parts = [data[name] for name in names if name in data]
+    missing = [name for name in names[: len(parts)] if name not in data]
+    if missing:
+        raise ValueError(f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before.")
+    return parts
 
 
 def check_count(arguments: Sequence[Any], program: Callable[..., Any]) -> None:
@@ -163,7 +172,7 @@ class Batches:
     def _move(self, batch: Any) -> tuple[Tensor, ...]:
         parts = batch if isinstance(batch, (tuple, list)) else (batch,)
         if isinstance(batch, Mapping):
-            parts = [batch[name] for name in positional_names(self.program) if name in batch]
+            parts = _in_order(batch, positional_names(self.program))
         check_count(parts, self.program)
         return tuple(as_float(torch.as_tensor(part)).to(self.device, non_blocking=True) for part in parts)
 

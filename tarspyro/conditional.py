@@ -99,7 +99,8 @@ class Conditional(FamilyModule, _Interface):
     Arguments:
         family: The class of a Pyro distribution, such as ``pyro.distributions.Normal``.
         trunk: Any ``torch.nn.Module`` from the context values to features. If it has an attribute ``in_shapes`` (one
-            event shape for each input) these are checked; if it has a method ``head(shape)``, this makes the heads.
+            event shape for each input) these are checked; if it has a method ``head(shape)``, this makes the heads;
+            if its attribute ``broadcasts`` is true, it gets several contexts with the leading dimensions they have.
         event_shape: The shape of one draw. Its last dimensions belong to the family, the others are independent.
         transforms: For a free or learned parameter, the transform to use in place of ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that the event shape does not tell (classes, ranks).
@@ -355,8 +356,11 @@ def distribution_mean(distribution: Any) -> Tensor:
 
 def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
-    folded, lead = fold(context, event_shapes(trunk, context))
-    features = trunk(*folded)
+    if len(context) > 1 and getattr(trunk, "broadcasts", False):
+        (features,), lead = fold([trunk(*context)], [1])
+    else:
+        folded, lead = fold(context, event_shapes(trunk, context))
+        features = trunk(*folded)
     outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
     if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
         # The networks may compute in half precision, the densities of what comes out of them not.

@@ -3,11 +3,13 @@
 __all__ = [
     "DataError",
     "Dataset",
+    "PartlyLabelled",
     "Regression",
     "Split",
     "digits",
     "frey_face",
     "join_quadrants",
+    "labelled_subset",
     "mnist",
     "quadrants",
     "uci",
@@ -29,6 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from tarspyro.labels import PartlyLabelled, labelled_subset
 
 # Where a download comes from, and the SHA-256 of the decoded bytes, so that any compression of them is accepted.
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -64,7 +68,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: slice) -> "Split":
+    def __getitem__(self, index: slice | Tensor) -> "Split":
         return Split(self.x[index], None if self.y is None else self.y[index])
 
     def reshape(self, *event_shape: int) -> "Split":

@@ -42,6 +42,7 @@ class Trainer:
         clip_norm: See ``fit``.
         clip_value: See ``fit``.
         data_size: How many data points a loss stands for, if not the rows of its batch.
+        held_out_size: The same of held-out data.
         autocast: See ``fit``.
     """
 
@@ -56,9 +57,10 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         data_size: int | None = None,
+        held_out_size: int | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.data_size, self.autocast = data_size, autocast
+        self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
         self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
@@ -164,7 +166,7 @@ class Trainer:
         if not updated:
             self._update()
         self.step_count += 1
-        return self._by_rows({"loss": loss.detach(), **terms}, rows)
+        return _by_rows({"loss": loss.detach(), **terms}, rows, self.data_size)
 
     def _update(self) -> None:
         """Changes the parameters by their gradients."""
@@ -173,10 +175,6 @@ class Trainer:
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()
-
-    def _by_rows(self, values: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-        """What is summed over all data as if it were summed over the rows."""
-        return values if self.data_size is None else {n: value * rows / self.data_size for n, value in values.items()}
 
     @property
     def _bound(self) -> Any:
@@ -228,7 +226,7 @@ class Trainer:
                     loss, terms = self._evaluate_loss(arguments)
                 else:
                     loss, terms = torch.tensor(self.loss.loss(self.model, self.guide, *arguments)), {}
-                _add(sums, self._by_rows({"loss": loss, **terms}, len(arguments[0])))
+                _add(sums, _by_rows({"loss": loss, **terms}, len(arguments[0]), self.held_out_size))
                 rows += len(arguments[0])
         return _means(sums, rows)
 
@@ -353,6 +351,11 @@ _SHOWN = ("loss", "elbo", "validation_loss", "validation_elbo")
 
 def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if terms else {}
+
+
+def _by_rows(values: dict[str, Tensor], rows: int, size: int | None) -> dict[str, Tensor]:
+    """What is summed over so many data points as if it were summed over the rows."""
+    return values if size is None else {name: value * rows / size for name, value in values.items()}
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

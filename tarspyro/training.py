@@ -57,7 +57,8 @@ def fit(
 
     The loss is divided by the number of data points that it stands for, so that learning rates, clipping and the
     numbers of the history are per data point: the rows of the batch, or N where the model's plate makes the batch a
-    subsample of N, ``pyro.plate("data", N, subsample=x)``. Pyro's global parameter store is not touched.
+    subsample of N, ``pyro.plate("data", N, subsample=x)``; plates side by side count together. Pyro's global parameter
+    store is not touched.
 
     Before the first step the pair and the data are checked; Pyro's validation runs on the first step of every new
     shape and is off afterwards.
@@ -159,6 +160,7 @@ def fit(
             clip_norm=clip_norm,
             clip_value=clip_value,
             data_size=_data_size(model, guide, first),
+            held_out_size=None if held_out is None else _data_size(model, guide, held_out.first()),
             autocast=autocast,
         )
         if folder is not None:
@@ -209,11 +211,23 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[li
 
 
 def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | None:
-    """N, where a plate makes the batch a subsample of N data points and the loss one of them all; else None."""
+    """How many data points a loss stands for, where that is not the rows of the batch's first part; else None.
+
+    N, where a plate makes the batch a subsample of N; and the sum over plates that stand side by side, such as those of
+    data points with labels and of others without.
+    """
     with preserved_rng(), evaluating(model, guide):
         sites: Any = trace_pair(model, guide, arguments, {})[0].nodes.values()
-    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ())]
-    return next((f.full_size for f in frames if f.size == len(arguments[0]) < (f.full_size or f.size)), None)
+    lengths = {len(part) for part in arguments}
+    frames = {f.name: f for site in sites for f in site.get("cond_indep_stack", ()) if f.size in lengths}
+    first = [f for f in frames.values() if f.size == len(arguments[0])]
+    subsampled = [f for f in first if f.size < (f.full_size or f.size)]
+    if not first:
+        return None
+    chosen = (subsampled or first)[0]
+    beside = [f for f in frames.values() if f.dim == chosen.dim] if len(arguments) > 1 else [chosen]
+    size = sum(f.full_size or f.size for f in beside)
+    return None if size == len(arguments[0]) else size
 
 
 def _optimizer(

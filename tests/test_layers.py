@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"_version", "modules", "data"},
-    {"nn", "config"},
+    {"_version", "modules", "labels"},
+    {"data", "nn", "config"},
     {"distributions"},
     {"conditional", "infer"},
     {"models", "guides", "checks", "runs"},

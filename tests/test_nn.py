@@ -1,9 +1,12 @@
 """Networks: shapes with any leading dimensions, folding, initial weights, errors."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from tarspyro import Conditional
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder, event_ndims, fold, initialize, unfold
 
 NETWORKS = {
@@ -58,10 +61,34 @@ def test_batch_norm_takes_all_particles_as_one_batch():
     torch.testing.assert_close(network(x), expected)
 
 
-def test_inputs_broadcast_their_leading_dimensions():
-    network = MLP([2, 3], [4])
-    z, y = torch.randn(5, 10, 2), torch.randn(10, 3)
-    torch.testing.assert_close(network(z, y), network(z, y.expand(5, 10, 3)))
+@pytest.mark.parametrize("leads", [((5, 10), (10,)), ((5, 1), (10,)), ((), (10,)), ((5, 1, 1), (10, 1), (4,))], ids=str)
+@pytest.mark.parametrize("normalization", [None, nn.BatchNorm1d], ids=["plain", "batch norm"])
+def test_inputs_broadcast_their_leading_dimensions(leads, normalization):
+    shapes = [2, (1, 3), 4][: len(leads)]
+    network = MLP(shapes, [6, 5], normalization=normalization)
+    events = [shape if isinstance(shape, tuple) else (shape,) for shape in shapes]
+    inputs = [torch.randn(*lead, *event) for lead, event in zip(leads, events, strict=True)]
+    both = torch.broadcast_shapes(*leads)
+    expanded = [value.expand(*both, *event) for value, event in zip(inputs, events, strict=True)]
+    torch.testing.assert_close(network(*inputs), network(*expanded))
+    seen = []
+    network.layers[1].register_forward_hook(lambda module, given, output: seen.append(given[0].shape))
+    Conditional(dist.Normal, network, 2)(*inputs)
+    assert seen == [(torch.Size(both).numel(), 6)]
+    assert network(*inputs).shape == (*both, 5)
+
+
+def test_what_an_input_has_in_common_is_computed_once():
+    network = MLP([784, 10], [50])
+    x, y = torch.randn(20, 784), torch.eye(10).unsqueeze(1)
+    q = Conditional(dist.Normal, network, 2)
+    first = 2 * 50 * (20 * 784 + 10 * 10)
+    counts = {(network, x, y): first, (network, x.expand(10, 20, 784), y.expand(10, 20, 10)): 2 * 50 * 200 * 794}
+    counts[q, x, y] = first + 2 * 200 * 50 * 4
+    for (function, *inputs), expected in counts.items():
+        with FlopCounterMode(display=False) as counter:
+            function(*inputs)
+        assert counter.get_total_flops() == expected
 
 
 def test_fold_and_unfold_are_inverse():

@@ -19,6 +19,7 @@ __all__ = [
     "StickBreakingKumaraswamy",
     "StudentT",
     "VampPrior",
+    "as_discrete",
     "as_prior",
     "default_prior",
     "has_context",
@@ -36,5 +37,5 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingKumaraswamy,
 )
 from tarspyro.distributions.prior import Prior, as_prior, default_prior, has_context
-from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete
 from tarspyro.distributions.vamp import VampPrior

@@ -1,14 +1,14 @@
 """Discrete variables made continuous: Gumbel-softmax (Concrete) draws, kept in log space."""
 
-__all__ = ["GumbelSigmoid", "GumbelSoftmax"]
+__all__ = ["GumbelSigmoid", "GumbelSoftmax", "as_discrete"]
 
 import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import OneHotCategorical, TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import RelaxedOneHotCategorical, constraints
 from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
@@ -252,3 +252,17 @@ class GumbelSigmoid(_Relaxed):
         log, log1m = log_and_log1m(value)
         shifted = logits - temperature * (log - log1m)
         return temperature.log() + logsigmoid(shifted) + logsigmoid(-shifted) - log - log1m
+
+
+def as_discrete(distribution: Any) -> Any:
+    """Returns the one-hot variable that a Gumbel-softmax one stands for; any other distribution as it is.
+
+    What is known to be one-hot, such as a given label, has a probability and no density.
+
+    Example:
+        >>> as_discrete(GumbelSoftmax(logits=torch.zeros(10))).log_prob(torch.eye(10)[3]).exp()
+        tensor(0.1000)
+    """
+    if isinstance(distribution, (GumbelSoftmax, RelaxedOneHotCategorical)):
+        return OneHotCategorical(logits=distribution.logits)
+    return distribution

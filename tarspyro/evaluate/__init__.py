@@ -7,9 +7,11 @@ __all__ = [
     "LogDensities",
     "LogLikelihood",
     "PosteriorKL",
+    "accuracy",
     "active_units",
     "activity",
     "annealed_log_likelihood",
+    "classify",
     "conditional_log_likelihood",
     "decode",
     "elbo",
@@ -28,6 +30,7 @@ __all__ = [
 
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
+from tarspyro.evaluate.classes import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.likelihood import (

@@ -42,7 +42,7 @@ class Bound(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, retain_graph=retain_graph)
         # The base class counts the plate of particles in; here it is the user's plates alone.
         self.vectorize_particles, self.max_plate_nesting = vectorize_particles, max_plate_nesting
-        self._found: tuple[Program | None, Program | None, Structure] = (None, None, Structure(0, True))
+        self._found: dict[Any, Structure] = {}
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -71,9 +71,14 @@ class Bound(pyro.infer.ELBO):
         return self.loss_and_terms(model, guide, *args, **kwargs)[0]
 
     def _structure(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-        if self._found[:2] != (model, guide):
-            self._found = (model, guide, structure_of(model, guide, args, kwargs))
-        structure = self._found[2]
+        # What a pair samples may depend on which of its arguments it is given.
+        given = [type(value) if not torch.is_tensor(value) else Tensor for value in args]
+        key = (model, guide, *given, *kwargs)
+        if key not in self._found:
+            if any(other[:2] != key[:2] for other in self._found):
+                self._found.clear()  # another pair
+            self._found[key] = structure_of(model, guide, args, kwargs)
+        structure = self._found[key]
         if self.max_plate_nesting != math.inf:
             structure = structure._replace(nesting=int(self.max_plate_nesting))
         return structure

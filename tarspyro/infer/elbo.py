@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from tarspyro.infer.base import Bound
+from tarspyro.infer.enumeration import Enumerated, Term, enumerated_sites, expectation, surrogate
 from tarspyro.infer.traces import (
     PairError,
+    Plates,
     Program,
     Site,
+    is_drawn,
     log_prob,
     particle_plate,
+    plates_of,
     reduce_to,
     reparameterized,
     rerun,
@@ -45,6 +49,13 @@ class ELBO(Bound):
     guide. The last condition makes the closed form exact for hierarchies in any order of the guide; where it fails,
     the site's term is log q - log p of the draw, which is unbiased always. Sites without a reparameterization get
     the score-function gradient, per data point, with the mean of the other particles as the baseline.
+
+    Sites that the guide marks with ``infer={"enumerate": "parallel"}``, as ``pyro.infer.config_enumerate(guide)`` does,
+    are summed out: the bound and its gradient are exact expectations over their values,
+
+    .. math:: \mathcal{L} = \sum_y q(y \mid x) \, \mathbb{E}_{q(z \mid x, y)}[\log p(x, y, z) - \log q(y, z \mid x)]
+
+    with draws of the other sites given each of them. The weighted bounds draw such sites like any other.
 
     Arguments:
         num_particles: The number of draws from the guide, in one vectorized run.
@@ -126,16 +137,19 @@ class ELBO(Bound):
 
         Scales (of subsampling, or of ``poutine.scale``) do not enter, as in ``log_weights``; masks do.
         """
-        traces = trace_pair(model, guide, args, {}, num_particles=num_particles, plate_nesting=plate_nesting)
+        traces = trace_pair(
+            model, guide, args, {}, num_particles=num_particles, plate_nesting=plate_nesting, enumerate=True
+        )
         sites = [site for trace in traces for _, site in sample_sites(trace)]
         for site in sites:
             site["scale"] = 1.0
+        enumerated = enumerated_sites(*traces)
         observed, latent = self._site_terms(*traces)
         shared = shared_plates(sites)
         if not shared:
             raise PairError("The pair has no bound for each data point: put every site inside one pyro.plate.")
         sums = [
-            sum_of(reduce_to(value, shared) for value in terms)
+            sum_of(reduce_to(expectation(term, enumerated), shared) for term in terms)
             for terms in (observed.values(), [term.total for term in latent.values()])
         ]
         sizes = [sums[0].shape[dim] for dim in shared]
@@ -145,14 +159,15 @@ class ELBO(Bound):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         particles = self.num_particles if self.vectorize_particles else 1
-        nesting = self._structure(model, guide, args, kwargs).nesting if particles > 1 else 0
-        traces = trace_pair(model, guide, args, kwargs, num_particles=particles, plate_nesting=nesting)
+        nesting = self._structure(model, guide, args, kwargs).nesting
+        traces = trace_pair(model, guide, args, kwargs, num_particles=particles, plate_nesting=nesting, enumerate=True)
+        sites = enumerated_sites(*traces)
         observed, latent = self._site_terms(*traces)
-        reconstruction = _mean([value.sum() for value in observed.values()], particles)
-        kl = _mean([term.total.sum() for term in latent.values()], particles)
+        reconstruction = _mean([expectation(term, sites).sum() for term in observed.values()], particles)
+        kl = _mean([expectation(term.total, sites).sum() for term in latent.values()], particles)
         regularizer = kl
         if self.free_bits:
-            regularizer = _mean([term.with_free_bits(self.free_bits) for term in latent.values()], particles)
+            regularizer = _mean([term.with_free_bits(self.free_bits, sites) for term in latent.values()], particles)
         # At 0 the product would keep a term that may be infinite; at 1 it would only cost time.
         plain = not torch.is_tensor(self.beta) and self.beta in (0, 1)
         weighted = (regularizer if self.beta else 0.0) if plain else self.beta * regularizer
@@ -160,24 +175,17 @@ class ELBO(Bound):
         if self.gradient == "stl" and torch.is_grad_enabled():
             if particles > 1:
                 guide = particle_plate(guide, particles, nesting)
-            direct = self.beta / particles * _log_guide_of_copies(guide, traces[1], args, kwargs)
+            direct = self.beta / particles * _log_guide_of_copies(guide, traces[1], sites, args, kwargs)
             return loss - (direct - direct.detach()), reconstruction, kl
         scores = _score_functions(traces[1])
         if scores:
-            shared = shared_plates([site for trace in traces for _, site in sample_sites(trace)])
-            # One bound for each data point (and particle) scores the draws that went into it, and no others.
-            kept = [*shared, -nesting - 1] if particles > 1 else shared
-            likelihood = sum_of(reduce_to(value, kept) for value in observed.values())
-            divergence = sum_of(reduce_to(term.total, kept) for term in latent.values())
-            signal = (likelihood - self.beta * divergence).detach()
-            if particles > 1:
-                others = (signal.sum(-nesting - 1, keepdim=True) - signal) / (particles - 1)
-                signal = signal - others
-            surrogate = (signal * sum_of(reduce_to(score, kept) for score in scores)).sum() / particles
-            loss = loss - (surrogate - surrogate.detach())
+            divergences = [term.total for term in latent.values()]
+            terms = [*observed.values(), *(Term(-self.beta * value, plates) for value, plates in divergences)]
+            through_laws = surrogate(terms, scores, sites, -nesting - 1 if particles > 1 else None) / particles
+            loss = loss - (through_laws - through_laws.detach())
         return loss, reconstruction, kl
 
-    def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Tensor], dict[str, "_KL"]]:
+    def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Term], dict[str, "_KL"]]:
         """Log p of each observed site, and the KL of each latent one."""
         model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
         observed = {name: _scaled_log_prob(site) for name, site in model_sites.items() if site["is_observed"]}
@@ -194,7 +202,7 @@ class ELBO(Bound):
             furthest = max(furthest, position[name])
         for name, site in guide_sites.items():
             if name not in model_sites and not site["is_observed"]:
-                latent[name] = _KL(_scaled_log_prob(site), 0)  # an auxiliary site: log q alone
+                latent[name] = _KL(*_scaled_log_prob(site))  # an auxiliary site: log q alone
         return observed, latent
 
 
@@ -207,27 +215,30 @@ class _KL(NamedTuple):
     """The KL of one latent site: one number a row, or one for each row and coordinate."""
 
     value: Tensor
-    coordinates: int
+    plates: Plates
+    coordinates: int = 0
     scale: Any = 1.0
     mask: Any = None
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Term:
         """One number a row, with the site's scale and mask."""
-        return scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask)
+        return Term(scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask), self.plates)
 
-    def with_free_bits(self, free_bits: float) -> Tensor:
+    def with_free_bits(self, free_bits: float, sites: Sequence[Enumerated]) -> Tensor:
         """The sum over the rows, where each coordinate's mean over the rows counts as ``free_bits`` at least."""
         rows = self.value.shape[: self.value.dim() - self.coordinates]
         weight = scale_and_mask(self.value.new_ones(rows), self.scale, self.mask)
-        weighted = weight.reshape(rows + (1,) * self.coordinates) * self.value
-        mean = weighted.sum(list(range(len(rows)))) / weight.sum()
-        return mean.clamp(min=free_bits).sum() * weight.sum()
+        weighted = weight.reshape(weight.shape + (1,) * self.coordinates) * self.value
+        weighted = expectation(Term(weighted, self.plates), sites, self.coordinates)
+        count = expectation(Term(weight, self.plates), sites).sum()
+        mean = weighted.sum(list(range(weighted.dim() - self.coordinates))) / count
+        return mean.clamp(min=free_bits).sum() * count
 
 
 def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL:
     """KL(q || p) of a latent site, in closed form if there is one, else log q - log p of the draw."""
-    scale, mask = site["scale"], site["mask"]
+    scale, mask, plates = site["scale"], site["mask"], plates_of(guided) | plates_of(site)
     same_scale = scale is guided["scale"] or (not torch.is_tensor(scale) and scale == guided["scale"])
     if analytic and same_scale and mask is guided["mask"]:
         q, p, coordinates = guided["fn"], site["fn"], 0
@@ -235,26 +246,34 @@ def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL
             if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
                 q, p, coordinates = q.base_dist, p.base_dist, q.reinterpreted_batch_ndims
         try:
-            return _KL(kl_divergence(q, p).to(site["value"].device), coordinates, scale, mask)
+            return _KL(kl_divergence(q, p).to(site["value"].device), plates, coordinates, scale, mask)
         except NotImplementedError:
             pass
-    return _KL(_scaled_log_prob(guided) - _scaled_log_prob(site), 0)
+    return _KL(_scaled_log_prob(guided).value - _scaled_log_prob(site).value, plates)
 
 
-def _scaled_log_prob(site: Site) -> Tensor:
-    return scale_and_mask(log_prob(site), site["scale"], site["mask"])
+def _scaled_log_prob(site: Site) -> Term:
+    return Term(scale_and_mask(log_prob(site), site["scale"], site["mask"]), plates_of(site))
 
 
-def _log_guide_of_copies(guide: Program, guide_trace: Trace, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def _log_guide_of_copies(
+    guide: Program,
+    guide_trace: Trace,
+    enumerated: Sequence[Enumerated],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Tensor:
     """Log q of cut-off copies of the draws: its gradient is the part of log q's that does not come through them."""
     sites = reparameterized(guide_trace, "gradient='stl'")
     trace = rerun(guide, guide_trace, {name: site["value"].detach() for name, site in sites.items()}, args, kwargs)
-    return sum_of(_scaled_log_prob(site).sum() for name, site in sample_sites(trace) if name in sites)
+    enumerated = [site.detach() for site in enumerated]
+    terms = [_scaled_log_prob(site) for name, site in sample_sites(trace) if name in sites]
+    return sum_of(expectation(term, enumerated).sum() for term in terms)
 
 
-def _score_functions(guide_trace: Trace) -> list[Tensor]:
-    """The score functions of the sites that are not, or not wholly, reparameterized."""
-    sites = [site for _, site in sample_sites(guide_trace) if not site["is_observed"]]
-    scores = [score_function(site["fn"], site["value"]) for site in sites]
+def _score_functions(guide_trace: Trace) -> list[Term]:
+    """The score functions of the draws that are not, or not wholly, reparameterized."""
+    sites = [site for _, site in sample_sites(guide_trace) if is_drawn(site)]
+    scores = [Term(score_function(site["fn"], site["value"]), plates_of(site)) for site in sites]
     # A mask leaves a site's density out, not the fact that the site was drawn.
-    return [score for score in scores if not is_identically_zero(score)]
+    return [score for score in scores if not is_identically_zero(score.value)]

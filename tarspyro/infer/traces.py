@@ -19,6 +19,7 @@ from tarspyro.modules import evaluating, preserved_rng
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
+Plates = frozenset[tuple[str, int]]  # names and dimensions
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro's own bounds give this plate
 
@@ -33,6 +34,11 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
             yield name, site
+
+
+def is_drawn(site: Site) -> bool:
+    """Whether the value of a site is random: neither given nor enumerated."""
+    return not site["is_observed"] and "_enumerate_dim" not in site["infer"]
 
 
 def particle_plate(program: Program, num_particles: int, plate_nesting: int) -> Program:
@@ -53,13 +59,17 @@ def trace_pair(
     *,
     num_particles: int = 1,
     plate_nesting: int = 0,
+    enumerate: bool = False,
 ) -> tuple[Trace, Trace]:
     """Runs the guide, then the model on the guide's draws; returns both traces.
 
-    With more than one particle both run once, inside a plate of particles.
+    With more than one particle both run once, inside a plate of particles. With ``enumerate`` the sites that the guide
+    marks for it take all their values, each site in a dimension of its own to the left of all plates.
     """
     if num_particles > 1:
         model, guide = (particle_plate(half, num_particles, plate_nesting) for half in (model, guide))
+    if enumerate:
+        guide = poutine.enum(guide, first_available_dim=-plate_nesting - 1 - (num_particles > 1))
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
@@ -71,7 +81,7 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
     Raises:
         PairError: If one of them is not, or not wholly, reparameterized.
     """
-    drawn = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    drawn = {name: site for name, site in sample_sites(guide_trace) if is_drawn(site)}
     for name, site in drawn.items():
         if not site["fn"].has_rsample or not is_identically_zero(score_function(site["fn"], site["value"])):
             raise PairError(f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'.")
@@ -207,8 +217,12 @@ def log_weights(
 
 def shared_plates(sites: Sequence[Site]) -> list[int]:
     """Returns the dimensions of the plates that all the sites lie in, the particles' apart."""
-    common = set.intersection(*({(f.name, f.dim) for f in _frames(site) if f.name != PARTICLES} for site in sites))
-    return sorted(dim for _, dim in common)
+    return sorted(dim for _, dim in frozenset.intersection(*map(plates_of, sites)))
+
+
+def plates_of(site: Site) -> Plates:
+    """Returns the plates around a site, the particles' apart."""
+    return frozenset((frame.name, frame.dim) for frame in _frames(site) if frame.name != PARTICLES)
 
 
 def reduce_to(value: Tensor, dims: Sequence[int]) -> Tensor:

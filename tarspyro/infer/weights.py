@@ -29,6 +29,7 @@ from torch import Tensor
 from tarspyro.infer.traces import (
     PARTICLES,
     PairError,
+    Plates,
     Program,
     Site,
     log_prob,
@@ -43,7 +44,6 @@ from tarspyro.modules import evaluating, preserved_rng
 
 GROUPS = "num_groups_vectorized"
 
-Plates = frozenset[tuple[str, int]]
 Signed = tuple[str, Site, int]  # a site of the model (+1) or of the guide (-1)
 
 

@@ -1,0 +1,87 @@
+"""The semi-supervised variational autoencoder: the guide."""
+
+__all__ = ["SemiSupervisedVAE"]
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from tarspyro.modules import StochasticModule
+
+
+class SemiSupervisedVAE(StochasticModule):
+    r"""The inference half of a semi-supervised variational autoencoder (M2), with a classifier.
+
+    .. math:: q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
+
+    Where labels are missing, a classifier of one-hot vectors has them summed out by the ``ELBO`` (and drawn by other
+    bounds); one of points of the simplex, such as ``GumbelSoftmax``, has them drawn with a derivative.
+
+    Sites:
+
+    - ``y``: the label, of K classes, where it is not given; ``z``: the latent variable; in the plate ``labelled``
+      where labels are given, else in the plate ``unlabelled``;
+    - ``y_unlabelled``, ``z_unlabelled``: the same of the rows ``unlabelled``, in the plate ``unlabelled``.
+
+    Arguments:
+        classifier: The classifier q(y | x), such as a ``Conditional`` of the family ``OneHotCategorical``.
+        posterior: The approximate posterior q(z | x, y), such as one with the trunk ``MLP([784, 10], [500])``.
+        num_labelled: See the model.
+        num_unlabelled: See the model.
+        enumerate: Whether labels may be summed out; False draws them under every bound.
+
+    References:
+        Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models,
+        arXiv:1406.5298.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from tarspyro import Conditional
+        >>> from tarspyro.nn import MLP
+        >>> classifier = Conditional(dist.OneHotCategorical, MLP(64, [32]), 10)
+        >>> SemiSupervisedVAE(classifier, Conditional(dist.Normal, MLP([64, 10], [32]), 2))
+        SemiSupervisedVAE: q(y, z | x) = q(y | x) q(z | x, y)
+          classifier: q(y | x) = OneHotCategorical(logits) of shape (10,) from MLP(64 -> 32, ReLU)
+          posterior: q(z | x, y) = Normal(loc, scale) of shape (2,) from MLP(74 -> 32, ReLU)
+    """
+
+    density = "q"
+    factors = {"classifier": "y | x", "posterior": "z | x, y"}
+
+    def __init__(
+        self,
+        classifier: Callable[[Tensor], Any],
+        posterior: Callable[[Tensor, Tensor], Any],
+        *,
+        num_labelled: int = 0,
+        num_unlabelled: int = 0,
+        enumerate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.posterior, self.enumerate = classifier, posterior, enumerate
+        self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
+
+    def forward(
+        self, x: Tensor | None = None, y: Tensor | None = None, unlabelled: Tensor | None = None
+    ) -> Tensor | None:
+        """Samples z given x and y, and y given x where it is not given."""
+        if unlabelled is not None:
+            with pyro.plate("unlabelled", max(self.num_unlabelled, len(unlabelled)), subsample=unlabelled):
+                self.latent(unlabelled, suffix="_unlabelled")
+        if x is None:
+            return None
+        if y is None:
+            with pyro.plate("unlabelled", max(self.num_unlabelled, len(x)), subsample=x):
+                return self.latent(x)
+        with pyro.plate("labelled", max(self.num_labelled, len(x)), subsample=x):
+            return self.latent(x, y)
+
+    def latent(self, x: Tensor, y: Tensor | None = None, suffix: str = "") -> Tensor:
+        """Samples z, and y if it is not given, of the rows of a plate."""
+        if y is None:
+            classes = self.classifier(x)
+            summed = self.enumerate and classes.has_enumerate_support
+            y = pyro.sample(f"y{suffix}", classes, infer={"enumerate": "parallel"} if summed else None)
+        return pyro.sample(f"z{suffix}", self.posterior(x, y))
