@@ -32,9 +32,9 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+from contestants import measure, ratio
 from pyro.infer import SVI, TraceEnum_ELBO
 from sklearn.linear_model import LogisticRegression
-from step_time import measure
 from torch import nn
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
@@ -248,12 +248,11 @@ def step_times(options):
         "tarspyro, eager": ours(arguments, False),
         "tarspyro, compiled": ours(arguments, True),
     }
-    times = measure(contestants, x, options.rounds, 4)
+    times = measure(contestants, x, options.rounds)
     report = {"threads": options.threads, "torch": torch.__version__, "rows": {}}
-    base = times["Pyro SVI, TraceEnum_ELBO"]
     for name, values in times.items():
-        ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
-        report["rows"][name] = {"ms": round(statistics.median(values), 1), "to Pyro": round(ratio, 2)}
+        to_pyro = round(ratio(times, name, "Pyro SVI, TraceEnum_ELBO"), 2)
+        report["rows"][name] = {"ms": round(statistics.median(values), 1), "to Pyro": to_pyro}
         print(f"{name:45} {report['rows'][name]}")
     options.out.mkdir(exist_ok=True)
     (options.out / "semi_supervised_time.json").write_text(json.dumps(report, indent=1) + "\n")
