@@ -27,14 +27,15 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
+from contestants import measure
 from pyro.infer import SVI, TraceEnum_ELBO
 from sklearn.linear_model import LogisticRegression
-from step_time import measure
 from torch import nn
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
@@ -238,6 +239,7 @@ def enumerated_by_pyro(arguments, concatenating):
 
 
 def step_times(options):
+    warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     x, y = torch.rand(100, 784).round(), torch.eye(10).repeat(10, 1)
@@ -248,7 +250,7 @@ def step_times(options):
         "tarspyro, eager": ours(arguments, False),
         "tarspyro, compiled": ours(arguments, True),
     }
-    times = measure(contestants, x, options.rounds, 4)
+    times = measure(contestants, x, options.rounds)
     report = {"threads": options.threads, "torch": torch.__version__, "rows": {}}
     base = times["Pyro SVI, TraceEnum_ELBO"]
     for name, values in times.items():
