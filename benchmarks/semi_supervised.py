@@ -27,6 +27,7 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import pyro
@@ -238,6 +239,7 @@ def enumerated_by_pyro(arguments, concatenating):
 
 
 def step_times(options):
+    warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     x, y = torch.rand(100, 784).round(), torch.eye(10).repeat(10, 1)

@@ -258,10 +258,13 @@ def batches(**options):
     return data.PartlyLabelled(*DIGITS, batch_size=50, labelled_batch_size=20, binarize=True, **options)
 
 
-@pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("family", ["Normal", "Gamma", "Dirichlet", "GumbelSoftmax"])
+FAMILIES = ["Normal", "Gamma", "Dirichlet", "GumbelSoftmax"]
+KINDS = [*((family, "enumerated") for family in FAMILIES), ("Normal", "relaxed"), ("Gamma", "straight through")]
+
+
+@pytest.mark.parametrize(("family", "labels"), KINDS)
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_trains(bound, family, labels, tmp_path):
+def test_trains(bound, family, labels):
     torch.manual_seed(0)
     (family_of_labels, options) = LABELS[labels]
     p, q = make_pair(family, family_of_labels, **options)
@@ -271,7 +274,7 @@ def test_trains(bound, family, labels, tmp_path):
             fit(p, q, batches(), loss=BOUNDS[bound](), epochs=1, progress=False)
         return
     history = fit(
-        p, q, batches(), loss=BOUNDS[bound](), epochs=5, optimizer_options={"lr": 0.01}, seed=0, progress=False
+        p, q, batches(), loss=BOUNDS[bound](), epochs=4, optimizer_options={"lr": 0.01}, seed=0, progress=False
     )
     assert history["loss"][-1] < history["loss"][0]
     x = data.digits().test.x[:20].round()
@@ -281,15 +284,15 @@ def test_trains(bound, family, labels, tmp_path):
     assert p(batch_size=3).shape == (3, 64) and p(y=torch.eye(10)).shape == (10, 64)
 
 
-@pytest.mark.parametrize("given", ["both", "labelled", "x alone"])
+@pytest.mark.parametrize("given", ["both", "x alone"])
 @pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("bound", ["ELBO", "ELBO, particles", "IWAE"])
+@pytest.mark.parametrize("bound", ["ELBO, particles", "IWAE"])
 def test_recorded_steps_are_the_eager_ones(bound, labels, given):
     torch.manual_seed(0)
     family, options = LABELS[labels]
     p, q = make_pair("Normal", family, **options)
     x = torch.rand(6, 64).round()
-    arguments = {"both": (x[:2], torch.eye(10)[:2], x[2:]), "labelled": (x, torch.eye(10)[:6]), "x alone": (x,)}[given]
+    arguments = (x[:2], torch.eye(10)[:2], x[2:]) if given == "both" else (x,)
     assert_same_step(BOUNDS[bound](), p, q, *arguments)
 
 
