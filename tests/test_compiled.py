@@ -158,6 +158,7 @@ def test_a_recurrence_that_both_halves_run_is_computed_once(cell):
     torch.manual_seed(0)
     pair, x, bound = Recurrent(cell), torch.rand(5, 4, 4).round(), ELBO(analytic_kl=False)
     with pyro.validation_enabled(False):
+        bound._structure(pair.model, pair.guide, (x,), {})  # a run of its own, as before every compilation
         recording = record(lambda x: bound.loss_and_terms(pair.model, pair.guide, x), (x,))
         torch.manual_seed(1)
         loss, _ = bound.loss_and_terms(pair.model, pair.guide, x)
