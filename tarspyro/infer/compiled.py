@@ -65,7 +65,7 @@ class Compiled(Bound):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(loc, 1.0))
         >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(ELBO(), backend="eager"))
-        >>> losses = [svi.step(torch.ones(50)) for _ in range(20)]
+        >>> losses = [svi.step(torch.full((50,), 4.0)) for _ in range(20)]
         >>> losses[-1] < losses[0]
         True
     """
