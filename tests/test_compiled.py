@@ -219,6 +219,10 @@ def test_functions_with_parameters_in_the_store():
     for _ in range(400):
         svi.step(x)
     assert abs(pyro.param("loc").item() - 1.5) < 0.1 and abs(pyro.param("scale").item() - 0.5**0.5) < 0.1
+    pyro.clear_param_store()  # other parameters under the same names: the old ones are trained no longer
+    for _ in range(20):
+        svi.step(x)
+    assert 0.5 < pyro.param("loc").item() < 1.2
     pyro.clear_param_store()
 
 
