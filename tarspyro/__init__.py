@@ -5,6 +5,7 @@ __all__ = [
     "Conditional",
     "Deterministic",
     "StochasticModule",
+    "Transformed",
     "__version__",
     "data",
     "distributions",
@@ -21,7 +22,7 @@ __all__ = [
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
 from tarspyro._version import __version__
-from tarspyro.conditional import Blocks, Conditional, Deterministic
+from tarspyro.conditional import Blocks, Conditional, Deterministic, Transformed
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
 from tarspyro.runs import load_run

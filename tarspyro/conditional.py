@@ -1,21 +1,25 @@
-"""A trunk and a family make a conditional distribution."""
+"""A trunk and a family make a conditional distribution, and transforms make another of it."""
 
-__all__ = ["Blocks", "Conditional", "Deterministic"]
+__all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions import ConditionalDistribution
+from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform, kl_divergence
+from torch.distributions import Distribution, Independent, Transform, kl_divergence
 
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
+from tarspyro.distributions.prior import as_prior
+from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable, evaluating
 from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
@@ -243,12 +247,108 @@ class Blocks(Configurable, _Interface):
         return " and ".join(getattr(block, "headline", repr(block)) for block in self.blocks)
 
 
+class Transformed(Configurable, _Interface):
+    r"""A distribution whose draws pass through invertible transforms: a normalizing flow.
+
+    .. math:: z = t_n(\dots t_1(z_0)), \quad z_0 \sim q_0(z_0 \mid c), \qquad
+              \log q(z \mid c) = \log q_0(z_0 \mid c) - \sum_i \log |\det J_{t_i}|
+
+    As a posterior or as a prior, according to what the base is. The transforms are those of
+    ``pyro.distributions.transforms``; the parameters of those that have some are trained, saved and moved with it. A
+    conditional transform gets the context, or what a network makes of it. Draws are scored without an inverse, other
+    values (as a model's prior gets them from the guide) with one; planar and radial transforms have none, so that in
+    a prior it is their ``.inv`` that stands, which then cannot be drawn from. (The determinant of Pyro 1.9's
+    ``Sylvester`` is not that of its map.)
+
+    There is no mean in closed form: ``embed`` wants ``num_samples``.
+
+    Arguments:
+        base: The distribution of the draws before: a ``Conditional``, a ``Prior``, or a distribution.
+        transforms: The transforms, the first to be applied first.
+        trunk: A network from the context values to what conditional transforms see; without one, they see the context
+            values side by side.
+
+    Raises:
+        TypeError: If ``base`` or a transform is none.
+        ValueError: When called, if a conditional transform has no context.
+
+    References:
+        Rezende and Mohamed (2015), Variational Inference with Normalizing Flows, arXiv:1505.05770, eq. 7.
+
+    Example:
+        >>> from pyro.distributions.transforms import Planar, conditional_planar
+        >>> from tarspyro.nn import MLP
+        >>> Transformed(Conditional(dist.Normal, MLP(64, [32]), 2), [Planar(2), Planar(2)])
+        Normal(loc, scale) of shape (2,) from MLP(64 -> 32, ReLU), through 2 Planar
+        >>> base, trunk = dist.Normal(torch.zeros(2), 1.0).to_event(1), MLP(64, [32])
+        >>> flow = Transformed(base, [conditional_planar(2, 32)], trunk=trunk)
+        >>> flow(torch.zeros(10, 64)).batch_shape
+        torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        transforms: Sequence[Transform | ConditionalTransform],
+        *,
+        trunk: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(base, (nn.Module, Distribution)):
+            raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {base!r}.")
+        for transform in transforms:
+            if not isinstance(transform, (Transform, ConditionalTransform)):
+                raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {transform!r}.")
+        self.base: Any = as_prior(base)
+        self.trunk = trunk
+        single = list(flattened(transforms))
+        self.transforms = nn.ModuleList(as_module(transform) for transform in single)
+        self._names = [type(transform).__name__ for transform in single]
+
+    def forward(self, *context: Tensor) -> Any:
+        """Returns the distribution given the context values."""
+        features: Tensor | None = None
+        transforms: list[Any] = []
+        for module in self.transforms:
+            transform: Any = module if isinstance(module, (Transform, ConditionalTransform)) else module()
+            if isinstance(transform, ConditionalTransform):
+                features = self._features(context) if features is None else features
+                transform = transform.condition(features)
+            transforms.append(transform)
+        base = self.base(*context)
+        if features is not None:  # rows of different contexts have draws of their own, whatever the base is
+            base = base.expand(torch.broadcast_shapes(base.batch_shape, features.shape[:-1]))
+        return TransformedDistribution(base, transforms)
+
+    def _features(self, context: tuple[Tensor, ...]) -> Tensor:
+        if not context:
+            raise ValueError("transforms has conditional ones, which need a context: call with its values.")
+        if self.trunk is None:
+            lead = torch.broadcast_shapes(*(value.shape[:-1] for value in context))
+            return torch.cat([value.expand(lead + value.shape[-1:]) for value in context], -1)
+        folded, lead = fold(context, event_shapes(self.trunk, context))
+        return unfold(self.trunk(*folded), lead)
+
+    @property
+    def headline(self) -> str:
+        """The base and the names of the transforms."""
+        return f"{getattr(self.base, 'headline', repr(self.base))}, through {self._summary}"
+
+    def __repr__(self) -> str:
+        return f"{self.base!r}, through {self._summary}"
+
+    @property
+    def _summary(self) -> str:
+        runs = [(name, len(list(run))) for name, run in itertools.groupby(self._names)]
+        return ", ".join(name if count == 1 else f"{count} {name}" for name, count in runs) or "nothing"
+
+
 def distribution_mean(distribution: Any) -> Tensor:
     """Returns the mean, or says for which family there is none in closed form."""
     try:
         return distribution.mean
     except NotImplementedError:
-        base = getattr(distribution, "base_dist", distribution)
+        base = distribution.base_dist if isinstance(distribution, Independent) else distribution
         raise NotImplementedError(
             f"{type(base).__name__} has no mean in closed form: draw with sample, or embed(..., num_samples=...)."
         ) from None
@@ -284,7 +384,9 @@ def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
 
 def _out_features(trunk: nn.Module) -> int | None:
     if isinstance(trunk, nn.Sequential):
-        sizes = (_out_features(layer) for layer in reversed(trunk) if type(layer).__module__ not in ELEMENTWISE)
+        # A gated linear unit is among the activations, and halves the number of features.
+        kept = [type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU) for layer in trunk]
+        sizes = (_out_features(layer) for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True) if not keeps)
         return next(sizes, None)
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

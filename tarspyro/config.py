@@ -1,13 +1,16 @@
 """A pair of programs as JSON: classes by import path, and the arguments they were built with."""
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "refers"]
 
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
+from pyro.distributions import transforms
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -22,8 +25,37 @@ _NAMEABLE = (*_BUILDABLE, Distribution)
 _PASSING = ("device", "dtype", "cache_size")
 
 
-def describe(value: Any) -> Any:
+# Where Pyro's flows keep an argument, if not under its own name.
+_KEPT: dict[type, dict[str, Callable[[Any], Any]]] = {
+    transforms.AffineCoupling: {"hypernet": attrgetter("nn")},
+    transforms.ConditionalAffineCoupling: {"hypernet": attrgetter("nn")},
+    transforms.AffineAutoregressive: {"autoregressive_nn": attrgetter("arn")},
+    transforms.ConditionalAffineAutoregressive: {"autoregressive_nn": attrgetter("nn")},
+    transforms.SplineCoupling: {
+        "input_dim": lambda flow: flow.split_dim + flow.upper_spline.input_dim,
+        "hypernet": attrgetter("upper_spline.nn"),
+        **{name: attrgetter(f"upper_spline.{name}") for name in ("count_bins", "bound", "order")},
+    },
+    transforms.SplineAutoregressive: {
+        "autoregressive_nn": attrgetter("arn"),
+        **{name: attrgetter(f"spline.{name}") for name in ("input_dim", "count_bins", "bound", "order")},
+    },
+    transforms.ConditionalSplineAutoregressive: {"autoregressive_nn": attrgetter("nn")},
+    type(transforms.ExpTransform().inv): {"transform": attrgetter("inv")},
+    type(transforms.ConditionalPlanar(nn.Identity()).inv): {"transform": attrgetter("inv")},
+}
+
+
+def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) -> Any:
     """Returns the value as JSON: numbers, strings and containers, small tensors, classes, and objects by constructor.
+
+    A module with parameters or buffers that stands in several places is described in the first. The others refer to
+    it by its JSON pointer (RFC 6901), so that it is built as one.
+
+    Arguments:
+        value: The value.
+        path: The pointer to where the description will stand.
+        seen: The modules that were described before it, each with its pointer; those of the value are added.
 
     Raises:
         TypeError: If an object cannot be built again from what it keeps; the message says how to change that.
@@ -35,24 +67,30 @@ def describe(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    seen = {} if seen is None else seen
     if isinstance(value, list):
-        return [describe(item) for item in value]
+        return [describe(item, f"{path}/{index}", seen) for index, item in enumerate(value)]
     if isinstance(value, tuple):
-        return {"tuple": [describe(item) for item in value]}
+        return {"tuple": describe(list(value), f"{path}/tuple", seen)}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: describe(item) for key, item in value.items()}}
+        return {"dict": {key: describe(item, f"{path}/dict/{_token(key)}", seen) for key, item in value.items()}}
     if isinstance(value, Tensor) and not value.is_complex():
         kind = "parameter" if isinstance(value, nn.Parameter) else "tensor"
         return {kind: value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, type):
         return {"class": _path(value)}
     if isinstance(value, _BUILDABLE):
+        if id(value) in seen:
+            return {"ref": seen[id(value)]}
         args, kwargs = _arguments(value)
-        return {
+        described = {
             "new": _path(type(value)),
-            "args": [describe(item) for item in args],
-            "kwargs": describe(kwargs)["dict"],
+            "args": describe(list(args), f"{path}/args", seen),
+            "kwargs": {key: describe(item, f"{path}/kwargs/{_token(key)}", seen) for key, item in kwargs.items()},
         }
+        if isinstance(value, nn.Module) and any(True for _ in (*value.parameters(), *value.buffers())):
+            seen[id(value)] = path
+        return described
     # No repr, which may hold an address: the sentence is compared when a run is resumed.
     function = getattr(value, "__qualname__", None)
     name = f"The function {function}" if function else f"An object of the class {type(value).__qualname__}"
@@ -62,32 +100,61 @@ def describe(value: Any) -> Any:
     )
 
 
-def build(described: Any) -> Any:
+def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) -> Any:
     """Returns the value that ``describe`` described, of the same classes.
+
+    Arguments:
+        described: The description.
+        path: The pointer to where it stands.
+        built: The objects that were built before it, by their pointers; those of the value are added.
 
     Raises:
         ImportError: If a class is not to be found, or its module is not imported yet.
-        TypeError: If the description names something other than a module, a transform, a bound or a family.
+        TypeError: If the description names something other than a module, a transform, a bound or a family, or refers
+            to what was not built before it.
     """
+    built = {} if built is None else built
+
+    def items(values: dict[str, Any], path: str) -> dict[str, Any]:
+        return {key: build(item, f"{path}/{_token(key)}", built) for key, item in values.items()}
+
     match described:
         case None | bool() | int() | float() | str():
             return described
         case list():
-            return [build(item) for item in described]
-        case {"tuple": list(items), **rest} if not rest:
-            return tuple(build(item) for item in items)
-        case {"dict": dict(items), **rest} if not rest:
-            return {key: build(item) for key, item in items.items()}
+            return [build(item, f"{path}/{index}", built) for index, item in enumerate(described)]
+        case {"tuple": list(values), **rest} if not rest:
+            return tuple(build(values, f"{path}/tuple", built))
+        case {"dict": dict(values), **rest} if not rest:
+            return items(values, f"{path}/dict")
         case {"tensor": numbers, "dtype": str(dtype), **rest} if not rest:
             return torch.tensor(numbers, dtype=_dtype(dtype))
         case {"parameter": numbers, "dtype": str(dtype), **rest} if not rest:
             return nn.Parameter(torch.tensor(numbers, dtype=_dtype(dtype)))
-        case {"class": str(path), **rest} if not rest:
-            return _find(path, _NAMEABLE)
-        case {"new": str(path), "args": list(args), "kwargs": dict(kwargs), **rest} if not rest:
-            cls = _find(path, _BUILDABLE)
-            return cls(*build(args), **{key: build(item) for key, item in kwargs.items()})
+        case {"class": str(name), **rest} if not rest:
+            return _find(name, _NAMEABLE)
+        case {"new": str(name), "args": list(args), "kwargs": dict(kwargs), **rest} if not rest:
+            cls = _find(name, _BUILDABLE)
+            built[path] = cls(*build(args, f"{path}/args", built), **items(kwargs, f"{path}/kwargs"))
+            return built[path]
+        case {"ref": str(target), **rest} if not rest:
+            if target not in built:
+                raise TypeError(f"The configuration refers to {target}, where nothing was built before.")
+            return built[target]
     raise TypeError(f"The configuration holds something unknown, with the keys {sorted(described)}.")
+
+
+def refers(described: Any, path: str) -> bool:
+    """Whether a description refers to something below a pointer."""
+    if isinstance(described, dict):
+        target = described.get("ref")
+        return isinstance(target, str) and target.startswith(f"{path}/") or refers(list(described.values()), path)
+    return isinstance(described, list) and any(refers(item, path) for item in described)
+
+
+def _token(key: str) -> str:
+    """A key as a part of a JSON pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -127,8 +194,8 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
 def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments that build the object: remembered, or kept as attributes of the same names."""
     if hasattr(value, "constructor_arguments"):
-        args, kwargs = value.constructor_arguments
-        return args, kwargs
+        remembered: tuple[tuple[Any, ...], dict[str, Any]] = value.constructor_arguments
+        return remembered
     cls, empty = type(value), inspect.Parameter.empty
     constructor: Any = cls.__init__
     if constructor is nn.Sequential.__init__:
@@ -137,11 +204,15 @@ def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (list(value),), {}
     if constructor in (nn.Module.__init__, nn.Identity.__init__):
         return (), {}
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
+    kept_elsewhere = _KEPT.get(cls, {})
     for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
         if name in _PASSING:
             continue
-        kept = getattr(value, name, empty)
+        kept = kept_elsewhere[name](value) if name in kept_elsewhere else getattr(value, name, empty)
+        if parameter.kind is parameter.VAR_KEYWORD and isinstance(kept, dict):
+            kwargs |= kept
+            continue
         if name == "bias" and isinstance(parameter.default, bool):
             kept = kept is not None and kept is not False  # torch's layers keep the tensor under the flag's name
         # Torch and Pyro do not keep what they no longer use; of another class nothing is known.

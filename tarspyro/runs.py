@@ -5,6 +5,7 @@ __all__ = ["History", "Run", "RunError", "load_run"]
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tarspyro.config import build, describe
+from tarspyro.config import build, describe, refers
 from tarspyro.modules import preserved_rng
 
 FORMAT = 1
@@ -246,64 +247,64 @@ def _digest(content: bytes, values: str) -> str:
 def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON.
 
-    Under ``shared``, modules that are part of both: the place in the guide, and that in the model.
+    A module that both halves hold is described in the model. Such halves can be built again together or not at all.
     """
-    described: dict[str, Any] = {"shared": _shared(model, guide)}
-    for half, program in (("model", model), ("guide", guide)):
+    halves: dict[str, Any] = {"model": model, "guide": guide}
+    described: dict[str, Any] = {}
+    seen: dict[int, str] = {}
+    built: dict[str, Any] = {}
+    for half, program in halves.items():
+        path, known = f"#/{half}", dict(seen)
         try:
-            described[half] = describe(program)
+            described[half] = describe(program, path, known)
             with preserved_rng():  # building draws initial weights
-                rebuilt = build(described[half])
+                rebuilt = build(described[half], path, built)
             # Lazy layers are described by what the first batch made of them.
             lazy = {name for name, layer in rebuilt.named_modules() if isinstance(layer, LazyModuleMixin)}
             if _structure(program, lazy) != _structure(rebuilt, lazy):
                 raise TypeError(f"{type(program).__name__} is not what its constructor makes, so it was changed later")
+            seen = known  # a half that failed has nothing to refer to
         except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
             described[half] = {"unavailable": str(error)}
+    shared = _shared(model, guide)
+    if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
+        alone = {"unavailable": "The halves share weights, and halves that do cannot be rebuilt one by one"}
+        described = {half: entry if "unavailable" in entry else alone for half, entry in described.items()}
     return described
 
 
-def _shared(model: Any, guide: Any) -> dict[str, str]:
-    if not (isinstance(model, nn.Module) and isinstance(guide, nn.Module)):
-        return {}
-    places = {module: name for name, module in model.named_modules() if next(module.parameters(), None) is not None}
-    found: dict[str, str] = {}
-    for name, module in guide.named_modules(remove_duplicate=False):
-        if name and places.get(module) and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = places[module]
-    return found
-
-
 def _structure(program: nn.Module, without: set[str]) -> list[Any]:
-    """What two networks share that compute the same once they have the same weights."""
+    """What two networks share that compute the same once they have the same weights, also after training."""
     layers = [(name, type(layer), layer.extra_repr()) for name, layer in program.named_modules() if name not in without]
     weights = [
         (name, tensor.shape, tensor.dtype)
         for name, tensor in program.state_dict().items()
         if name.rpartition(".")[0] not in without
     ]
-    return [layers, weights]
+    return [layers, weights, _shared(program, program)]
 
 
-def _rebuild(run: Run, half: str, described: Any) -> Any:
+def _shared(one: Any, other: Any) -> list[tuple[str, str]]:
+    """The names of weights that are one tensor in two networks, or under two names in one."""
+    if not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
+        return []
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for name, tensor in one.state_dict(keep_vars=True).items():
+        names[id(tensor)].append(name)
+    pairs = [(first, name) for name, tensor in other.state_dict(keep_vars=True).items() for first in names[id(tensor)]]
+    return [(first, name) for first, name in pairs if one is not other or first != name]
+
+
+def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:
     if isinstance(described, dict) and "unavailable" in described:
         reason = str(described["unavailable"]).rstrip(".")
         raise RunError(f"{run.folder} cannot rebuild its {half} ({reason}): pass {half}=...")
     try:
-        return build(described)
+        return build(described, f"#/{half}", built)
     except ImportError:
         raise
     except Exception as error:
         raise RunError(f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=...") from error
-
-
-def _share(run: Run, halves: Mapping[str, Any], shared: Any) -> None:
-    """Makes modules that were part of both halves part of both again."""
-    try:
-        for place, source in shared.items():
-            halves["guide"].set_submodule(place, halves["model"].get_submodule(source))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise RunError(f"{run.folder / 'config.json'} shares modules that are not there ({error}).") from error
 
 
 def _declared(run: Run, names: Iterable[str]) -> Declared:
@@ -332,7 +333,8 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
     """Reads a run: the same classes with the weights of the best or the last epoch.
 
     Classes of the user's own are found by their import path, in modules that are imported already; nothing in the
-    folder is ever executed. A half that the folder cannot describe is given: ``load_run(folder, model=p, guide=q)``.
+    folder is ever executed. A half that the folder cannot describe is given: ``load_run(folder, model=p, guide=q)``. A
+    module that both halves held is one module again; such halves are both given, or none of them.
 
     Arguments:
         folder: The run folder.
@@ -349,13 +351,13 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
     run = Run(folder)
     config = run.config()
     halves: dict[str, Any] = {"model": model, "guide": guide}
+    if (model is None) != (guide is None) and refers(config["guide"], "#/model"):
+        raise RunError(f"{folder} holds halves that share modules: pass both, model=... and guide=..., or neither.")
+    built: dict[str, Any] = {}
     with preserved_rng():  # building draws initial weights, which are overwritten
         for half in halves:
-            if halves[half] is not None:
-                continue
-            halves[half] = _rebuild(run, half, config[half])
-    if model is None and guide is None:
-        _share(run, halves, config.get("shared", {}))
+            if halves[half] is None:
+                halves[half] = _rebuild(run, half, config[half], built)
     states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
     if "params" in states:
         halves["params"] = _declared(run, states["params"])

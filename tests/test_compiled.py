@@ -158,6 +158,7 @@ def test_a_recurrence_that_both_halves_run_is_computed_once(cell):
     torch.manual_seed(0)
     pair, x, bound = Recurrent(cell), torch.rand(5, 4, 4).round(), ELBO(analytic_kl=False)
     with pyro.validation_enabled(False):
+        bound._structure(pair.model, pair.guide, (x,), {})  # a run of its own, as before every compilation
         recording = record(lambda x: bound.loss_and_terms(pair.model, pair.guide, x), (x,))
         torch.manual_seed(1)
         loss, _ = bound.loss_and_terms(pair.model, pair.guide, x)
@@ -218,6 +219,10 @@ def test_functions_with_parameters_in_the_store():
     for _ in range(400):
         svi.step(x)
     assert abs(pyro.param("loc").item() - 1.5) < 0.1 and abs(pyro.param("scale").item() - 0.5**0.5) < 0.1
+    pyro.clear_param_store()  # other parameters under the same names: the old ones are trained no longer
+    for _ in range(20):
+        svi.step(x)
+    assert 0.5 < pyro.param("loc").item() < 1.2
     pyro.clear_param_store()
 
 

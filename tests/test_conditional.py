@@ -151,6 +151,7 @@ def test_a_trunk_that_does_not_tell_its_size_is_asked_at_the_first_call():
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8)),
         lambda: nn.Sequential(MLP((1, 8, 8), [8]), nn.Dropout(0.1)),
         lambda: nn.Sequential(nn.Dropout(0.1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()),
+        lambda: nn.Sequential(MLP((1, 8, 8), [8]), nn.Linear(8, 6), nn.GLU(), nn.Dropout(0.1)),
     ],
 )
 def test_trunks_that_change_shapes_on_the_way(trunk):

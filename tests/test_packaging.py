@@ -13,16 +13,18 @@ import tarspyro
 ROOT = Path(__file__).parents[1]
 
 PROMISED = {
-    tarspyro: "Conditional Deterministic StochasticModule fit embed evaluate plot data models guides nn distributions "
+    tarspyro: "Blocks Transformed Conditional Deterministic StochasticModule fit embed evaluate plot data models guides nn distributions "
     "infer __version__",
-    tarspyro.distributions: "default_prior",
-    tarspyro.infer: "ELBO",
-    tarspyro.models: "Autoencoder VAE",
-    tarspyro.guides: "Autoencoder VAE",
-    tarspyro.data: "digits mnist frey_face",
+    tarspyro.distributions: "default_prior Gamma Beta Dirichlet GumbelSoftmax GumbelSigmoid Kumaraswamy ProductOfExperts "
+    "MixtureOfExperts VampPrior",
+    tarspyro.infer: "ELBO IWAE Renyi Compiled",
+    tarspyro.models: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE",
+    tarspyro.guides: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE",
+    tarspyro.data: "digits mnist frey_face quadrants PartlyLabelled labelled_subset",
     tarspyro.evaluate: "embed log_likelihood annealed_log_likelihood elbo gaps true_posterior posterior_kl log_densities "
-    "active_units reconstruct decode sample",
-    tarspyro.plot: "latents manifold reconstructions samples traversal curves gaps posteriors",
+    "active_units activity reconstruct decode sample conditional_log_likelihood reconstruction classify accuracy "
+    "knn_accuracy linear_probe",
+    tarspyro.plot: "latents manifold reconstructions samples traversal curves gaps posteriors interpolation active_units",
 }
 
 

@@ -49,6 +49,7 @@ FUNCTIONS = {
     "reconstructions": lambda pair, data, **options: plot.reconstructions(*pair, data, **options),
     "samples": lambda pair, data, **options: plot.samples(pair[0], num=9, **options),
     "traversal": lambda pair, data, **options: plot.traversal(pair[0], num=4, **options),
+    "interpolation": lambda pair, data, **options: plot.interpolation(*pair, data[:2], data[2:4], num=4, **options),
     "curves": lambda pair, data, **options: plot.curves(HISTORY, **options),
 }
 every_function = pytest.mark.parametrize("draw", FUNCTIONS.values(), ids=FUNCTIONS)

@@ -18,6 +18,7 @@ __all__ = [
     "StickBreakingBeta",
     "StickBreakingKumaraswamy",
     "StudentT",
+    "VampPrior",
     "as_discrete",
     "as_prior",
     "default_prior",
@@ -37,3 +38,4 @@ from tarspyro.distributions.kumaraswamy import (
 )
 from tarspyro.distributions.prior import Prior, as_prior, default_prior, has_context
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete
+from tarspyro.distributions.vamp import VampPrior

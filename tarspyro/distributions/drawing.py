@@ -17,6 +17,7 @@ __all__ = [
     "recall",
     "remember",
     "summed",
+    "unsqueezed",
 ]
 
 import math
@@ -35,12 +36,13 @@ _ZERO: Any = 0  # Pyro's word for a part that is not there
 
 
 class Draw(NamedTuple):
-    """What a draw remembers: its logarithm, that of its complement, its sampler's score, and what it was made of."""
+    """What a draw remembers: its logarithm, that of its complement, its score, what it was made of and by whom."""
 
     log: Tensor | None = None
     log1m: Tensor | None = None
     score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
+    maker: Any = (None, False)  # the transforms, and whether with gradients
 
 
 def remember(value: Tensor, **known: Any) -> Tensor:
@@ -109,6 +111,14 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
         value = full_precision(value)
         return value.log(), torch.log1p(-value)
     return draw.log, draw.log1m
+
+
+def unsqueezed(value: Tensor, dim: int) -> Tensor:
+    """Returns the value with one more dimension, which its logarithms get too."""
+    draw, more = recall(value), value.unsqueeze(dim)
+    if draw is None or draw.log is None:
+        return more
+    return remember(more, log=draw.log.unsqueeze(dim), log1m=None if draw.log1m is None else draw.log1m.unsqueeze(dim))
 
 
 def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:

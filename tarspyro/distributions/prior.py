@@ -1,6 +1,6 @@
 """Distributions without a context, as modules: priors, fixed or learned."""
 
-__all__ = ["Prior", "as_prior", "default_prior", "has_context"]
+__all__ = ["Prior", "as_prior", "default_prior", "has_context", "map_tensors"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,7 +101,7 @@ class _Constant(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Constant":
         super()._apply(fn, recurse)
-        _map_tensors(self.distribution, fn)
+        map_tensors(self.distribution, fn)
         return self
 
     def forward(self, *context: Tensor) -> td.Distribution:
@@ -111,12 +111,13 @@ class _Constant(nn.Module):
         return f"{self.distribution} of shape {tuple(self.distribution.batch_shape + self.distribution.event_shape)}"
 
 
-def _map_tensors(distribution: td.Distribution, fn: Callable[[Tensor], Tensor]) -> None:
-    for name, value in vars(distribution).items():
+def map_tensors(owner: Any, fn: Callable[[Tensor], Tensor]) -> None:
+    """Applies a function to the tensors that a distribution or a transform keeps."""
+    for name, value in vars(owner).items():
         if torch.is_tensor(value):
-            setattr(distribution, name, fn(value))
+            setattr(owner, name, fn(value))
         elif isinstance(value, td.Distribution):
-            _map_tensors(value, fn)
+            map_tensors(value, fn)
 
 
 def as_prior(prior: Any) -> Callable[..., Any]:

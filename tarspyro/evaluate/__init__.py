@@ -17,6 +17,8 @@ __all__ = [
     "elbo",
     "embed",
     "gaps",
+    "knn_accuracy",
+    "linear_probe",
     "log_densities",
     "log_likelihood",
     "posterior_kl",
@@ -40,3 +42,4 @@ from tarspyro.evaluate.likelihood import (
     reconstruction,
 )
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
+from tarspyro.evaluate.representation import knn_accuracy, linear_probe

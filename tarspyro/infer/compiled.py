@@ -65,7 +65,7 @@ class Compiled(Bound):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(loc, 1.0))
         >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(ELBO(), backend="eager"))
-        >>> losses = [svi.step(torch.ones(50)) for _ in range(20)]
+        >>> losses = [svi.step(torch.full((50,), 4.0)) for _ in range(20)]
         >>> losses[-1] < losses[0]
         True
     """
@@ -141,7 +141,7 @@ class Compiled(Bound):
             with poutine.trace(param_only=True) as trace:
                 loss, terms = self.original.loss_and_terms(model, guide, *args, **kwargs)
             (loss * scale).backward()
-            plan.names = list(trace.trace.nodes)
+            plan.names = _stored(trace.trace.nodes)
         if update is not None and not (compiled and plan.captured):
             update()
         plan.took(time.perf_counter() - start, compiled=compiled, device=_device(args))
@@ -159,7 +159,7 @@ class Compiled(Bound):
         described = [(v.shape, v.dtype, v.device) if torch.is_tensor(v) else repr(v) for v in (*args, *kwargs.values())]
         cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         key = (model, guide, *described, *kwargs, *attributes, cast, _state(model), _state(guide))
-        if key not in self._plans:
+        if key not in self._plans or self._plans[key].outdated():
             self._plans[key] = _Plan(self, model, guide, kwargs)
         return self._plans[key]
 
@@ -169,7 +169,7 @@ class _Plan:
 
     def __init__(self, owner: Compiled, model: Program, guide: Program, kwargs: Mapping[str, Any]) -> None:
         self.owner, self.halves, self.kwargs = owner, (model, guide), kwargs
-        self.names: list[str] = []
+        self.names: dict[str, int] = {}  # what the step reads from Pyro's store, and which tensors these were
         self.recording: Recording | None = None
         self.function: Callable[..., Any] | None = None
         self.given_up = False
@@ -183,6 +183,12 @@ class _Plan:
     def parameters(self) -> list[Tensor]:
         """What the gradients belong to."""
         return [] if self.recording is None else self.recording.parameters
+
+    def outdated(self) -> bool:
+        """Whether Pyro's store has other parameters than when the step was recorded, or none, under its names."""
+        if self.recording is None or not self.names:
+            return False
+        return _stored(self.names) != self.names
 
     def ready(self, args: Sequence[Any]) -> bool:
         """Whether this step runs compiled; compiles it when its time has come."""
@@ -311,6 +317,12 @@ def _built(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> Callab
 
 def _device(args: Sequence[Any]) -> torch.device:
     return next((value.device for value in args if torch.is_tensor(value)), torch.device("cpu"))
+
+
+def _stored(names: Iterable[str]) -> dict[str, int]:
+    """Which tensors Pyro's store has under some names."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    return {name: id(stored[name]) for name in names if name in stored}
 
 
 def _state(program: Program) -> tuple[Any, ...]:

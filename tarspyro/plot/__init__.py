@@ -8,6 +8,7 @@ __all__ = [
     "active_units",
     "curves",
     "gaps",
+    "interpolation",
     "latents",
     "manifold",
     "posteriors",
@@ -18,4 +19,13 @@ __all__ = [
 
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
-from tarspyro.plot.pictures import active_units, curves, latents, manifold, reconstructions, samples, traversal
+from tarspyro.plot.pictures import (
+    active_units,
+    curves,
+    interpolation,
+    latents,
+    manifold,
+    reconstructions,
+    samples,
+    traversal,
+)

@@ -1,6 +1,6 @@
 """Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
-__all__ = ["active_units", "curves", "latents", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = ["active_units", "curves", "interpolation", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -184,39 +184,104 @@ def traversal(
     code: Any = None,
     *,
     given: Mapping[str, Any] | None = None,
+    codes: Any = None,
     units: Sequence[int] | None = None,
     num: int = 11,
+    latent: str = "z",
+    site: str = "x",
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Draws, one row a latent unit, what changes as the unit runs through the prior's quantiles.
 
+    With the codes of data, the rows are sorted by activity, the variance of a unit's posterior means (Burda et al.
+    2015, section 2). In a hierarchy, variables between the latent one and the data are drawn.
+
     Arguments:
-        model: A model with a latent variable ``z`` that generates with ``batch_size``.
+        model: A model that generates with ``batch_size``.
         code: The values of the other units; the prior's medians if not given.
         given: What else the model needs, by name, in one row: ``{"y": y}`` for a ``ConditionalVAE``.
-        units: Which units; the first ten if not given.
+        codes: The posterior means of some data, as ``embed`` returns them.
+        units: Which units; if not given the ten most active ones, or the first ten without ``codes``.
         num: The number of steps.
+        latent: The name of the latent variable.
+        site: The observed site to draw.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
+
+    Raises:
+        ValueError: If ``codes`` have another shape than the latent variable.
     """
-    draws = _draws(model, given)
+    draws = _draws(model, given, latent)
     flat = draws.flatten(1)
     center = flat.median(0).values if code is None else torch.as_tensor(code, dtype=flat.dtype).flatten()
-    units = list(range(min(10, flat.shape[1]))) if units is None else list(units)
+    order = list(range(flat.shape[1]))
+    if codes is not None:
+        activity = as_array(codes).reshape(len(codes), -1).var(0)
+        if len(activity) != len(order):
+            raise ValueError(f"codes must have {len(order)} units as {latent!r} has, got {len(activity)}.")
+        order = np.argsort(-activity, kind="stable").tolist()
+    units = order[:10] if units is None else list(units)
     levels = torch.linspace(0.02, 0.98, num)
-    codes = center.repeat(len(units), num, 1)
+    grid = center.repeat(len(units), num, 1)
     for row, unit in enumerate(units):
         values = torch.quantile(flat[:, unit], levels)
         if _on_simplex(draws):  # the others share what the unit leaves
             group = slice(unit - unit % draws.shape[-1], unit - unit % draws.shape[-1] + draws.shape[-1])
-            rest = codes[row, :, group].sum(-1) - codes[row, :, unit]
-            codes[row, :, group] *= ((1 - values) / rest)[:, None]
-        codes[row, :, unit] = values
-    images = _decode(model, codes.reshape(-1, *draws.shape[1:]), given)
+            rest = grid[row, :, group].sum(-1) - grid[row, :, unit]
+            grid[row, :, group] *= ((1 - values) / rest)[:, None]
+        grid[row, :, unit] = values
+    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given, latent, site)
     figure, ax = axes_of(ax, (0.6 * num, 0.6 * len(units) + 0.6))
     show(ax, sheet_of(images, num, image_shape))
     ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, units))}")
+    return figure
+
+
+def interpolation(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    a: Any,
+    b: Any,
+    *,
+    num: int = 11,
+    latent: str = "z",
+    site: str = "x",
+    image_shape: Shape = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws what the model decodes along the straight line between the posterior means of two data points.
+
+    Each row has its own two: the data points themselves stand at the ends, and the decoded means between them.
+
+    Arguments:
+        model: A model that generates with ``batch_size``.
+        guide: The guide.
+        a: Data points where the rows begin, with shape ``(N, *x)``.
+        b: As many data points where they end.
+        num: The number of decoded means of a row, those of both ends included.
+        latent: The name of the latent variable.
+        site: The observed site to draw.
+        image_shape: The shape of an image, if it cannot be read off the data's.
+        ax: Where to draw.
+
+    Raises:
+        NotImplementedError: If the guide's family has no mean in closed form.
+        ValueError: If ``a`` and ``b`` differ in shape, or ``num`` is below 2.
+    """
+    ends = [torch.as_tensor(data.x if isinstance(data, Split) else data).cpu() for data in (a, b)]
+    if ends[0].shape != ends[1].shape:
+        raise ValueError(f"a and b must have the same shape (N, *x), got {[tuple(end.shape) for end in ends]}.")
+    if num < 2:
+        raise ValueError(f"num must be at least 2, got {num}.")
+    first, last = (torch.as_tensor(evaluate.embed(guide, end, site=latent)) for end in ends)
+    steps = torch.linspace(0, 1, num).reshape(-1, *[1] * (first.dim() - 1))
+    codes = torch.cat([torch.lerp(one, other, steps) for one, other in zip(first[:, None], last[:, None], strict=True)])
+    images = _decode(model, codes, None, latent, site).reshape(len(first), num, *ends[0].shape[1:])
+    rows = torch.cat([ends[0][:, None], images.cpu(), ends[1][:, None]], 1)
+    figure, ax = axes_of(ax, (0.6 * (num + 2), 0.6 * len(first) + 0.6))
+    show(ax, sheet_of(rows.flatten(0, 1), num + 2, image_shape))
+    ax.set(title="data (left and right), decoded means between them")
     return figure
 
 
@@ -293,19 +358,27 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
 
 
-def _decode(model: Callable[..., Any], codes: torch.Tensor, given: Mapping[str, Any] | None) -> torch.Tensor:
+def _decode(
+    model: Callable[..., Any],
+    codes: torch.Tensor,
+    given: Mapping[str, Any] | None = None,
+    latent: str = "z",
+    site: str = "x",
+) -> torch.Tensor:
     with preserved_rng():  # the model draws, although only its means are looked at
-        images: torch.Tensor = evaluate.decode(model, codes, given=given)
+        images: torch.Tensor = evaluate.decode(model, codes, given=given, latent=latent, site=site)
     return images
 
 
-def _draws(model: Callable[..., Any], given: Mapping[str, Any] | None, num: int = 10_000) -> torch.Tensor:
-    """Draws of z from the prior alone, whose quantiles make grids for any family."""
-    prior = getattr(model, "prior", None)
+def _draws(
+    model: Callable[..., Any], given: Mapping[str, Any] | None = None, latent: str = "z", num: int = 10_000
+) -> torch.Tensor:
+    """Draws of a latent variable, from the prior alone if it is the prior's, whose quantiles make grids."""
+    prior = getattr(model, "prior", None) if latent == "z" else None
     if prior is None or has_context(prior):
         try:
-            return evaluate.sample(model, num, given=given, site="z", seed=0).cpu()
-        except PairError:
+            return evaluate.sample(model, num, given=given, site=latent, seed=0).cpu()
+        except (PairError, NotImplementedError):
             raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
         return prior().sample((num,)).cpu()
