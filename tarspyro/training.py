@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from tarspyro.batches import Batches
+from tarspyro.batches import Batches, count_rows
 from tarspyro.checks import check_inputs
 from tarspyro.config import describe
 from tarspyro.infer import ELBO, Compiled, PairError, check_pair
@@ -195,7 +195,7 @@ def _check_arguments(
         raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
 
 
-def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[list[Tensor], Declared]:
+def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[list[Tensor], Declared]:
     """All parameters to train; and by name those that functions declare with ``pyro.param`` and ``pyro.module``."""
     own = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
@@ -208,12 +208,12 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[li
     return list(unique.values()), Declared(declared)
 
 
-def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | None:
+def _data_size(model: Any, guide: Any, arguments: Sequence[Any]) -> int | None:
     """N, where a plate makes the batch a subsample of N data points and the loss one of them all; else None."""
     with preserved_rng(), evaluating(model, guide):
         sites: Any = trace_pair(model, guide, arguments, {})[0].nodes.values()
     frames = [frame for site in sites for frame in site.get("cond_indep_stack", ())]
-    return next((f.full_size for f in frames if f.size == len(arguments[0]) < (f.full_size or f.size)), None)
+    return next((f.full_size for f in frames if f.size == count_rows(arguments) < (f.full_size or f.size)), None)
 
 
 def _optimizer(
