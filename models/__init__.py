@@ -1,10 +1,23 @@
 """Models: the generative halves, one file a method."""
 
-__all__ = ["VAE", "Autoencoder", "BayesianRegression", "ConditionalVAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = [
+    "CMMA",
+    "JMVAE",
+    "MVAE",
+    "VAE",
+    "Autoencoder",
+    "BayesianRegression",
+    "ConditionalVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+]
 
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
+from tarspyro.models.cmma import CMMA
 from tarspyro.models.conditional_vae import ConditionalVAE
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
+from tarspyro.models.jmvae import JMVAE
 from tarspyro.models.ladder_vae import LadderVAE
+from tarspyro.models.mvae import MVAE
 from tarspyro.models.vae import VAE
