@@ -10,13 +10,16 @@ __all__ = [
     "active_units",
     "activity",
     "annealed_log_likelihood",
+    "coherence",
     "conditional_log_likelihood",
     "decode",
     "elbo",
     "embed",
     "gaps",
+    "impute",
     "log_densities",
     "log_likelihood",
+    "multimodal_log_likelihood",
     "posterior_kl",
     "reconstruct",
     "reconstruction",
@@ -36,4 +39,5 @@ from tarspyro.evaluate.likelihood import (
     log_likelihood,
     reconstruction,
 )
+from tarspyro.evaluate.multimodal import coherence, impute, multimodal_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
