@@ -18,6 +18,7 @@ from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import name_of
 
 Arguments = tuple[Any, ...]  # tensors, and None for what is not observed
+_PART = (Tensor, np.ndarray, type(None))
 
 
 def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
@@ -47,7 +48,7 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
         parts = data.tensors
     elif isinstance(data, (Tensor, np.ndarray)):
         parts = [data]
-    elif isinstance(data, (tuple, list)) and _are_parts(data):
+    elif isinstance(data, (tuple, list)) and data and all(isinstance(part, _PART) for part in data):
         parts = data
     elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
         return None
@@ -55,17 +56,12 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
         raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {data!r}.")
     arguments = each(lambda part: as_float(torch.as_tensor(part)), parts)
     shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
-    if len({shape[0] for shape in shapes}) != 1:
+    if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"The parts of data differ in length: {shapes}.")
-    if shapes[0][0] == 0:
+    if not shapes or shapes[0][0] == 0:
         raise ValueError("data is empty: it has no rows.")
     check_count(arguments, program)
     return arguments
-
-
-def _are_parts(data: Sequence[Any]) -> bool:
-    given = [part for part in data if part is not None]
-    return bool(given) and all(isinstance(part, (Tensor, np.ndarray)) for part in given)
 
 
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:

@@ -393,12 +393,13 @@ def test_modality_kl_of_rows_that_lack_a_modality(double):
 
 def test_modality_kl_is_sampled_where_there_is_no_closed_form(double):
     toy = Exact(2, num=3, experts="mixture")
-    terms = [ModalityKL(ELBO()).loss_and_terms(toy.model, toy.guide, *toy.x)[1]["modality_kl"] for _ in range(2000)]
-    z = poutine.trace(toy.guide).get_trace(*toy.x).nodes["z"]["fn"].sample((200_000,))
+    many = [value.repeat(100, 1) for value in toy.x]
+    terms = [ModalityKL(ELBO()).loss_and_terms(toy.model, toy.guide, *many)[1]["modality_kl"] for _ in range(50)]
+    z = poutine.trace(toy.guide).get_trace(*toy.x).nodes["z"]["fn"].sample((100_000,))
     alone = [expert(x).log_prob(z) for expert, x in zip(toy.guide.posteriors, toy.x, strict=True)]
     joint = torch.stack(alone).logsumexp(0) - np.log(2)
     exact = (2 * joint - alone[0] - alone[1]).mean(0).sum()
-    assert_within(torch.stack(terms), exact)
+    assert_within(torch.stack(terms) / 100, exact)
 
 
 def test_modality_kl_teaches_the_single_guides_alone_nothing_else(double):
@@ -427,8 +428,9 @@ def test_modality_subsets_add_the_bounds_of_all_and_of_each(double, count):
     joint = toy.log_p(range(count)).sum()
     torch.testing.assert_close(loss, -joint - sum(toy.log_p([m]).sum() for m in range(count)))
     torch.testing.assert_close(terms["bound"], joint)
-    loss = ModalitySubsets(IWAE(2), 1).loss(toy.model, toy.guide, *toy.only([1]))
-    assert loss < -toy.log_p([1]).sum() + 1e-6  # of one modality the second term would be the first again
+    # Of one modality the second term would be the first again.
+    loss = ModalitySubsets(IWAE(2)).loss(toy.model, toy.guide, *toy.only([1]))
+    assert loss == pytest.approx(-toy.log_p([1]).sum().item())
 
 
 def test_random_subsets_are_uniform_and_drawn_for_every_row(double):
@@ -489,10 +491,10 @@ def test_what_the_losses_refuse():
 def test_imputed_draws_have_the_law_of_the_chain(double, num_rounds):
     """With the exact posterior as the guide already the first draw is one from p(x_2 | x_1), and stays one."""
     toy = Exact(2, num=2)
-    many = toy.x[0].repeat_interleave(20_000, 0)
+    many = toy.x[0].repeat_interleave(5000, 0)
     found = evaluate.impute(toy.model, toy.guide, (many, None), num_rounds=num_rounds, seed=0)
     assert torch.equal(found["x_1"], many)
-    x_2 = found["x_2"].reshape(2, 20_000, -1).transpose(0, 1)
+    x_2 = found["x_2"].reshape(2, 5000, -1).transpose(0, 1)
     code = toy.posterior([0])
     assert_within(x_2, code.mean @ toy.weights[1].T)
     centred = x_2 - code.mean @ toy.weights[1].T
@@ -512,10 +514,10 @@ def test_resampling_mends_what_zeros_spoil(double):
         posterior.heads["loc"].weight.copy_(torch.cat([gain.mean for gain in gains]).T)
         posterior.heads["loc"].bias.zero_()
     q = guides.JMVAE(posterior)
-    many = toy.x[0].expand(20_000, -1)
+    many = toy.x[0].expand(4000, -1)
     right = (toy.posterior([0]).mean @ toy.weights[1].T)[0]
     x_2, distances = torch.zeros(1, 3), []
-    for num_rounds in range(6):
+    for num_rounds in range(5):
         x_2 = posterior(toy.x[0], x_2).mean.detach() @ toy.weights[1].T
         found = evaluate.impute(toy.joint_model, q, (many, None), num_rounds=num_rounds, seed=0)["x_2"]
         assert_within(found, x_2[0])
@@ -544,12 +546,12 @@ def test_coherence_counts_agreement(double):
     )
     experts = [linear(torch.tensor([[1 / w]]), s / abs(w)) for w, s in zip(weights, scales, strict=True)]
     q = guides.MVAE(experts, p.prior)
-    x = [value.detach() for value in p(batch_size=20_000)]
+    x = [value.detach() for value in p(batch_size=8000)]
     classifiers = [lambda value: (value[:, 0] > 0).long(), lambda value: (value[:, 0] < 0).long()]
-    shares = evaluate.coherence(p, q, x, classifiers, num_samples=20_000, mean=False, seed=0)
+    shares = evaluate.coherence(p, q, x, classifiers, num_samples=8000, mean=False, seed=0)
     correlation = 2.0 / (1.25 * 5.0) ** 0.5
     exact = 0.5 + np.arcsin(correlation) / np.pi
-    error = (exact * (1 - exact) / 20_000) ** 0.5
+    error = (exact * (1 - exact) / 8000) ** 0.5
     assert shares.keys() == {"x_1, x_2", "x_2 | x_1", "x_1 | x_2"}
     # The guide is exact, so that a pair of a data point and its other half, drawn anew, has the law of the model.
     for name, share in shares.items():
@@ -651,7 +653,8 @@ def test_compiled_steps_follow_schedules_and_draw_subsets_anew():
     torch.manual_seed(0)
     with_kl = [loss.loss_and_terms(p, q, *data)[0].item() for _ in range(3)]
     assert len(set(without)) == 3 and all(b > a for a, b in zip(without, with_kl, strict=True))
-    history = fit(p, q, (data[0], None), loss=loss, epochs=2, batch_size=20, progress=False)
+    with pytest.warns(UserWarning, match="does not depend"):
+        history = fit(p, q, (data[0], None), loss=loss, epochs=2, batch_size=20, progress=False)
     assert np.isfinite(history["loss"]).all()
 
 
@@ -686,9 +689,9 @@ def test_the_prior_may_be_learned():
 def test_formulas():
     p, q = pair("product")
     assert p.formula == "p(x_1, x_2, z) = p(x_1 | z) p(x_2 | z) p(z)" and q.formula == "q(z | x_1, x_2)"
-    assert "q(z | x_1, x_2) ∝ Normal(loc, scale)" in repr(q) and repr(q).count(" * ") == 2
+    assert "q(z | x_1, x_2) ∝ Normal(loc, scale)" in repr(q) and repr(q).count(" * ") == 2 * 2
     _, mixed = pair("mixture")
-    assert repr(mixed).count(" + ") == 1 and " + " in mixed._repr_latex_() and r"\propto" in mixed._repr_latex_()
+    assert repr(mixed).count(" + ") == 1 * 2 and " + " in mixed._repr_latex_() and r"\propto" in mixed._repr_latex_()
     _, joint = pair("JMVAE-kl")
     assert joint.formula == "q(z | x_1, x_2)" and "posteriors.1: q_2(z | x_2) = Normal" in repr(joint)
     assert guides.JMVAE(lambda *x: None).formula == "q(z | x)"
@@ -742,7 +745,7 @@ def test_fit_takes_a_modality_that_is_none():
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     with pytest.raises(InputError, match="which is None: leave it out"):
         fit(p, q, (None, y), binarize=True, progress=False)
-    with pytest.raises(ValueError, match="data must be tensors|The parts|cannot"):
+    with pytest.raises(ValueError, match="data is empty: it has no rows"):
         fit(p, q, (None, None), progress=False)
     batches = [(x[:50], None), (x[50:], None)]
     with pytest.warns(UserWarning, match="does not depend"):

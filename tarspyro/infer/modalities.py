@@ -110,7 +110,7 @@ class ModalitySubsets(_Composed):
 
     (Wu and Goodman 2018, arXiv:1802.05335.) Each is a bound on log p of its subset; their sum is none. ``fit``
     writes the first down as ``bound``, with the terms of an ``ELBO``. The subsets X_j are drawn anew for every row,
-    uniformly among those that are not empty.
+    uniformly among those that are not empty, less what the row lacks.
 
     Arguments:
         bound: Any bound of ``tarspyro.infer``. What ``schedules`` of ``fit`` change, such as ``beta``, is set here.
