@@ -1,6 +1,9 @@
 """Guides: the inference halves, each the namesake of its model."""
 
 __all__ = [
+    "CMMA",
+    "JMVAE",
+    "MVAE",
     "VAE",
     "Autoencoder",
     "BayesianRegression",
@@ -12,8 +15,11 @@ __all__ = [
 
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.bayesian_regression import BayesianRegression
+from tarspyro.guides.cmma import CMMA
 from tarspyro.guides.conditional_vae import ConditionalVAE
 from tarspyro.guides.hierarchical_vae import HierarchicalVAE
+from tarspyro.guides.jmvae import JMVAE
 from tarspyro.guides.ladder_vae import LadderVAE
+from tarspyro.guides.mvae import MVAE
 from tarspyro.guides.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.guides.vae import VAE

@@ -1,6 +1,9 @@
 """Models: the generative halves, one file a method."""
 
 __all__ = [
+    "CMMA",
+    "JMVAE",
+    "MVAE",
     "VAE",
     "Autoencoder",
     "BayesianRegression",
@@ -12,8 +15,11 @@ __all__ = [
 
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
+from tarspyro.models.cmma import CMMA
 from tarspyro.models.conditional_vae import ConditionalVAE
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
+from tarspyro.models.jmvae import JMVAE
 from tarspyro.models.ladder_vae import LadderVAE
+from tarspyro.models.mvae import MVAE
 from tarspyro.models.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.models.vae import VAE

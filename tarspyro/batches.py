@@ -1,8 +1,9 @@
 """Data as the arguments of a program, in batches."""
 
-__all__ = ["Batches", "as_arguments", "binarized"]
+__all__ = ["Batches", "as_arguments", "binarized", "count_rows", "each"]
 
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -13,15 +14,20 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tarspyro.checks import check_binarizable
 from tarspyro.data import Split
+from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import name_of
 
+Arguments = tuple[Any, ...]  # tensors, and None for what is not observed
+_PART = (Tensor, np.ndarray, type(None))
 
-def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] | None:
+
+def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
     """Returns in-memory data as the tensors that the program takes, in its order; None for loaders and streams.
 
     Arguments:
-        data: A tensor or array; a tuple of them, in the program's order; a mapping from the names of the program's
-            arguments; a ``Split``, of which the program gets the parts (x, y) that it names; or a ``TensorDataset``.
+        data: A tensor or array; a tuple of them, in the program's order, with None for what is not observed; a mapping
+            from the names of the program's arguments; a ``Split``, of which the program gets the parts (x, y) that it
+            names; or a ``TensorDataset``.
         program: The model or guide that will be called.
 
     Raises:
@@ -42,20 +48,30 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> tuple[Tensor, ...] |
         parts = data.tensors
     elif isinstance(data, (Tensor, np.ndarray)):
         parts = [data]
-    elif isinstance(data, (tuple, list)) and data and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
+    elif isinstance(data, (tuple, list)) and data and all(isinstance(part, _PART) for part in data):
         parts = data
     elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
         return None
     else:
         raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {data!r}.")
-    tensors = tuple(as_float(torch.as_tensor(part)) for part in parts)
-    lengths = {len(tensor) for tensor in tensors}
-    if len(lengths) != 1:
-        raise ValueError(f"The parts of data differ in length: {[tuple(tensor.shape) for tensor in tensors]}.")
-    if lengths == {0}:
+    arguments = each(lambda part: as_float(torch.as_tensor(part)), parts)
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"The parts of data differ in length: {shapes}.")
+    if not shapes or shapes[0][0] == 0:
         raise ValueError("data is empty: it has no rows.")
-    check_count(tensors, program)
-    return tensors
+    check_count(arguments, program)
+    return arguments
+
+
+def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:
+    """Applies a function to the arguments that are given; None stays None."""
+    return tuple(None if part is None else function(part) for part in arguments)
+
+
+def count_rows(arguments: Sequence[Any]) -> int:
+    """Returns how many data points there are in some arguments."""
+    return len(tensors_of(arguments)[0])
 
 
 def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
@@ -128,7 +144,7 @@ class Batches:
         arguments = as_arguments(data, program)
         if binarize and arguments is not None:
             check_binarizable(arguments[0])
-        self.tensors = None if arguments is None else tuple(part.to(device) for part in arguments)
+        self.tensors = None if arguments is None else each(lambda part: part.to(device), arguments)
         self.source: Iterable[Any] = ()
         if self.tensors is None:
             is_dataset = isinstance(data, Dataset) or not isinstance(data, Iterable)
@@ -140,13 +156,13 @@ class Batches:
 
     def __len__(self) -> int:
         if self.tensors is not None:
-            return -(-len(self.tensors[0]) // self.batch_size)
+            return -(-count_rows(self.tensors) // self.batch_size)
         return len(self.source) if isinstance(self.source, Sized) else 0
 
-    def first(self) -> tuple[Tensor, ...]:
+    def first(self) -> Arguments:
         """Returns the first rows in their given order."""
         if self.tensors is not None:
-            return self._prepare(tuple(part[: self.batch_size] for part in self.tensors))
+            return self._prepare(each(lambda part: part[: self.batch_size], self.tensors))
         for batch in self.source:
             arguments = self._move(batch)
             if self.binarize:
@@ -154,7 +170,7 @@ class Batches:
             return self._prepare(arguments)
         raise ValueError("data is empty: it has no batches.")
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
         """Yields the batches of one epoch, in an order that the generator draws."""
         if self._pixels is not None and self.pixel_seed is not None:
             self._pixels.manual_seed(self.pixel_seed)
@@ -162,21 +178,21 @@ class Batches:
             for batch in self.source:
                 yield self._prepare(self._move(batch))
             return
-        size = len(self.tensors[0])
+        size = count_rows(self.tensors)
         order = torch.randperm(size, generator=generator).to(self.device) if self.shuffle else None
         for start in range(0, size, self.batch_size):
             rows = slice(start, start + self.batch_size)
             index = rows if order is None else order[rows]
-            yield self._prepare(tuple(part[index] for part in self.tensors))
+            yield self._prepare(each(operator.itemgetter(index), self.tensors))
 
-    def _move(self, batch: Any) -> tuple[Tensor, ...]:
+    def _move(self, batch: Any) -> Arguments:
         parts = batch if isinstance(batch, (tuple, list)) else (batch,)
         if isinstance(batch, Mapping):
             parts = _in_order(batch, positional_names(self.program))
         check_count(parts, self.program)
-        return tuple(as_float(torch.as_tensor(part)).to(self.device, non_blocking=True) for part in parts)
+        return each(lambda part: as_float(torch.as_tensor(part)).to(self.device, non_blocking=True), parts)
 
-    def _prepare(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _prepare(self, arguments: Arguments) -> Arguments:
         if not self.binarize:
             return arguments
         return binarized(arguments[0], self._pixels), *arguments[1:]

@@ -28,15 +28,13 @@ class NonFiniteError(FloatingPointError):
     """A loss was not a finite number."""
 
 
-def check_inputs(
-    model: Program, guide: Program, arguments: Sequence[Tensor], data: Sequence[Tensor] | None = None
-) -> None:
+def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data: Sequence[Any] | None = None) -> None:
     """Compares the data with the model's likelihoods, before the first step.
 
     Arguments:
         model: The model.
         guide: The guide.
-        arguments: A batch, as the pair gets it.
+        arguments: A batch, as the pair gets it, with None for what is not observed.
         data: All of the data, if it is in memory, of which the batch is the first rows.
 
     Raises:
@@ -58,7 +56,7 @@ def check_inputs(
             raise InputError(_shape_sentence(model, arguments, error)) from error
 
 
-def _check_observed(trace: Trace, arguments: Sequence[Tensor], data: Sequence[Tensor]) -> None:
+def _check_observed(trace: Trace, arguments: Sequence[Any], data: Sequence[Any]) -> None:
     for name, site in sample_sites(trace):
         value = site["value"]
         if not (site["is_observed"] and torch.is_tensor(value)):
@@ -72,8 +70,10 @@ def _check_observed(trace: Trace, arguments: Sequence[Tensor], data: Sequence[Te
             _check_support(name, site["fn"], whole[start : start + len(value)])
 
 
-def check_binarizable(part: Tensor) -> None:
+def check_binarizable(part: Tensor | None) -> None:
     """Raises unless the values are probabilities, as ``binarize=True`` needs."""
+    if part is None:
+        raise InputError("binarize=True draws the pixels of the first part of the data, which is None: leave it out.")
     _check_finite(part, 0)
     low, high = part.min().item(), part.max().item()
     if low < 0 or high > 1:
@@ -82,8 +82,8 @@ def check_binarizable(part: Tensor) -> None:
         )
 
 
-def _check_finite(part: Tensor, position: int) -> None:
-    if not part.is_floating_point():
+def _check_finite(part: Tensor | None, position: int) -> None:
+    if part is None or not part.is_floating_point():
         return
     rows = (~part.isfinite()).reshape(len(part), -1).any(1)
     if rows.any():
@@ -112,9 +112,9 @@ def _check_shape(name: str, distribution: Any, value: Tensor) -> None:
     raise InputError(f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}.")
 
 
-def _shape_sentence(model: Program, arguments: Sequence[Tensor], error: Exception) -> str:
+def _shape_sentence(model: Program, arguments: Sequence[Any], error: Exception) -> str:
     reason = str(error).partition("\n")[0]
-    shapes = ", ".join(str(tuple(part.shape)) for part in arguments)
+    shapes = ", ".join("None" if part is None else str(tuple(part.shape)) for part in arguments)
     return f"{name_of(model)} and its guide do not run on data of shape {shapes}: {reason}"
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "get_rng_states",
     "layers_of",
     "local_parameters",
+    "modalities_of",
     "own_store",
     "preserved_rng",
     "set_rng_states",
@@ -66,7 +67,8 @@ class StochasticModule(Configurable):
     Attributes:
         density: The letter of the factorization, p for models and q for guides.
         factors: What each attribute is, in the notation of the formula. ``"conditionals.0"`` names the first of a
-            list of modules, and ``"posterior * prior"`` two whose product is proportional to the factor.
+            list of modules, ``"posterior * prior"`` two whose product is proportional to the factor, and
+            ``"posteriors.0 + posteriors.1"`` two whose sum is.
 
     Example:
         >>> import pyro.distributions as dist
@@ -127,7 +129,8 @@ class StochasticModule(Configurable):
         lines = [self.latex] if len(self.factors) != 1 else []
         for name, factor in self.factors.items():
             parts = [rf"\mathrm{{{_headline(part)}}}" for part in _parts(self, name)]
-            sign, product = "=" if len(parts) == 1 else r"\propto", r" \cdot ".join(parts)
+            product = (" + " if "+" in name else r" \cdot ").join(parts)
+            sign = "=" if len(parts) == 1 else r"\propto"
             lines.append(rf"{self.density}({_latex(factor)}) {sign} {product}")
         rows = r" \\ & ".join(lines)
         return rf"$$\begin{{aligned}} & {rows} \end{{aligned}}$$"
@@ -139,7 +142,8 @@ class StochasticModule(Configurable):
         for name, factor in self.factors.items():
             parts = [repr(part).replace("\n", "\n    ") for part in _parts(self, name)]
             sign = "=" if len(parts) == 1 else "∝"
-            lines.append(f"  {name}: {self.density}({factor}) {sign} {' * '.join(parts)}")
+            product = (" + " if "+" in name else " * ").join(parts)
+            lines.append(f"  {name}: {self.density}({factor}) {sign} {product}")
         return "\n".join(lines)
 
 
@@ -155,9 +159,36 @@ def layers_of(name: str, layers: Any) -> nn.ModuleList:
     return nn.ModuleList(listed)
 
 
+def modalities_of(
+    half: nn.Module, data: Sequence[torch.Tensor | None], count: int
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+    """Returns the modalities among the arguments of a multimodal half, and which rows have each of them.
+
+    After the modalities may come the mask of shape ``(B, modalities)``. Rows that lack a modality get zeros in it.
+
+    Raises:
+        ValueError: If there are fewer or more modalities, or the mask has another shape.
+    """
+    if len(data) not in (0, count, count + 1):
+        raise ValueError(
+            f"{type(half).__name__} takes {count} modalities, and after them a mask where rows lack some, got "
+            f"{len(data)} arguments: give None in place of what is not observed."
+        )
+    values, mask = list(data[:count]) or [None] * count, data[count] if len(data) > count else None
+    if mask is None:
+        return values, [None] * count
+    if mask.dim() != 2 or mask.shape[1] != count:
+        raise ValueError(f"The mask must be of shape (rows, {count}), got {tuple(mask.shape)}.")
+    present: list[torch.Tensor | None] = [column.bool() for column in mask.unbind(1)]
+    for m, (value, rows) in enumerate(zip(values, present, strict=True)):
+        if value is not None and rows is not None:
+            values[m] = value.where(rows.reshape(-1, *[1] * (value.dim() - 1)), value.new_zeros(()))
+    return values, present
+
+
 def _parts(half: nn.Module, name: str) -> list[Any]:
-    """The attributes whose product a factor is."""
-    return [operator.attrgetter(path)(half) for path in name.split(" * ")]
+    """The attributes whose product or sum a factor is."""
+    return [operator.attrgetter(path)(half) for path in re.split(r" [*+] ", name)]
 
 
 def _split(factors: Any) -> tuple[list[str], list[str]]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from tarspyro.batches import Batches
+from tarspyro.batches import Arguments, Batches, count_rows
 from tarspyro.checks import NonFiniteError, check_trained, describe_nonfinite
 from tarspyro.infer import Compiled
+from tarspyro.infer.recording import tensors_of
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.runs import History, Run, RunError, get_states, set_states
 
@@ -124,28 +125,29 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for arguments in batches.epoch(self._order):
             _add(sums, self.step(arguments))
-            rows += len(arguments[0])
+            rows += count_rows(arguments)
             bar.update()
         self._read_losses()
         seconds = time.perf_counter() - start
         return {"epoch": self.epoch + 1, "steps": self.step_count, **_means(sums, rows), "seconds": round(seconds, 3)}
 
-    def step(self, arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def step(self, arguments: Arguments) -> dict[str, Tensor]:
         """One step; returns the loss and its terms, per data point times the rows, on the device."""
         for assign, schedule in self.schedules.values():
             assign(schedule(self.step_count))
-        rows = len(arguments[0])
+        tensors = tensors_of(arguments)
+        rows = len(tensors[0])
         size = self.data_size or rows
-        shapes = tuple(argument.shape for argument in arguments)
+        shapes = tuple(tensor.shape for tensor in tensors)
         new_shape = shapes not in self._shapes
         updated = False
         self.optimizer.zero_grad()
-        device_type = arguments[0].device.type
+        device_type = tensors[0].device.type
         cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
         with cast, pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
             if isinstance(self.loss, Compiled) and not new_shape:
                 # On a GPU the update is part of the compiled step; on a CPU the loss is looked at before it.
-                update = self._update if arguments[0].is_cuda else None
+                update = self._update if tensors[0].is_cuda else None
                 loss, terms = self.loss.accumulate_gradients(
                     self.model, self.guide, *arguments, scale=1 / size, update=update
                 )
@@ -180,7 +182,7 @@ class Trainer:
     def _bound(self) -> Any:
         return self.loss.original if isinstance(self.loss, Compiled) else self.loss
 
-    def _evaluate_loss(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate_loss(self, arguments: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
         bound = self._bound
         if hasattr(bound, "loss_and_terms"):
             loss, terms = bound.loss_and_terms(self.model, self.guide, *arguments)
@@ -194,13 +196,13 @@ class Trainer:
         if unreached and not ("beta" in self.schedules and self._bound.beta == 0):
             warnings.warn(f"The loss does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=5)
 
-    def _watch(self, loss: Tensor, arguments: tuple[Tensor, ...]) -> None:
+    def _watch(self, loss: Tensor, arguments: Arguments) -> None:
         """Notes the loss, and on a CPU stops before a step that would spoil the weights."""
         self._unread.append(loss)
         if loss.device.type == "cpu" or len(self._unread) >= _STEPS_BETWEEN_READINGS:
             self._read_losses(arguments)
 
-    def _read_losses(self, arguments: tuple[Tensor, ...] | None = None) -> None:
+    def _read_losses(self, arguments: Arguments | None = None) -> None:
         losses = torch.stack(self._unread).tolist() if self._unread else []
         self._unread.clear()
         for value in losses:
@@ -226,8 +228,9 @@ class Trainer:
                     loss, terms = self._evaluate_loss(arguments)
                 else:
                     loss, terms = torch.tensor(self.loss.loss(self.model, self.guide, *arguments)), {}
-                _add(sums, _by_rows({"loss": loss, **terms}, len(arguments[0]), self.held_out_size))
-                rows += len(arguments[0])
+                rows_here = count_rows(arguments)
+                _add(sums, _by_rows({"loss": loss, **terms}, rows_here, self.held_out_size))
+                rows += rows_here
         return _means(sums, rows)
 
     def _finish_epoch(self, row: dict[str, float], states: dict[str, dict[str, Tensor]]) -> None:
@@ -350,7 +353,7 @@ _SHOWN = ("loss", "elbo", "validation_loss", "validation_elbo")
 
 
 def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if terms else {}
+    return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if "kl" in terms else terms
 
 
 def _by_rows(values: dict[str, Tensor], rows: int, size: int | None) -> dict[str, Tensor]:

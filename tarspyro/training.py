@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from tarspyro.batches import Batches
+from tarspyro.batches import Batches, count_rows
 from tarspyro.checks import check_inputs
 from tarspyro.config import describe
 from tarspyro.infer import ELBO, Compiled, PairError, check_pair
+from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.runs import Declared, History, Run, describe_pair
@@ -197,7 +198,7 @@ def _check_arguments(
         raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
 
 
-def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[list[Tensor], Declared]:
+def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[list[Tensor], Declared]:
     """All parameters to train; and by name those that functions declare with ``pyro.param`` and ``pyro.module``."""
     own = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
@@ -210,7 +211,7 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Tensor]) -> tuple[li
     return list(unique.values()), Declared(declared)
 
 
-def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | None:
+def _data_size(model: Any, guide: Any, arguments: Sequence[Any]) -> int | None:
     """How many data points a loss stands for, where that is not the rows of the batch's first part; else None.
 
     N, where a plate makes the batch a subsample of N; and the sum over plates that stand side by side, such as those of
@@ -218,16 +219,17 @@ def _data_size(model: Any, guide: Any, arguments: Sequence[Tensor]) -> int | Non
     """
     with preserved_rng(), evaluating(model, guide):
         sites: Any = trace_pair(model, guide, arguments, {})[0].nodes.values()
-    lengths = {len(part) for part in arguments}
+    rows, tensors = count_rows(arguments), tensors_of(arguments)
+    lengths = {len(part) for part in tensors}
     frames = {f.name: f for site in sites for f in site.get("cond_indep_stack", ()) if f.size in lengths}
-    first = [f for f in frames.values() if f.size == len(arguments[0])]
+    first = [f for f in frames.values() if f.size == rows]
     subsampled = [f for f in first if f.size < (f.full_size or f.size)]
     if not first:
         return None
     chosen = (subsampled or first)[0]
-    beside = [f for f in frames.values() if f.dim == chosen.dim] if len(arguments) > 1 else [chosen]
+    beside = [f for f in frames.values() if f.dim == chosen.dim] if len(tensors) > 1 else [chosen]
     size = sum(f.full_size or f.size for f in beside)
-    return None if size == len(arguments[0]) else size
+    return None if size == rows else size
 
 
 def _optimizer(

@@ -12,6 +12,7 @@ __all__ = [
     "activity",
     "annealed_log_likelihood",
     "classify",
+    "coherence",
     "conditional_log_likelihood",
     "decode",
     "elbo",
@@ -19,8 +20,10 @@ __all__ = [
     "gaps",
     "knn_accuracy",
     "linear_probe",
+    "impute",
     "log_densities",
     "log_likelihood",
+    "multimodal_log_likelihood",
     "posterior_kl",
     "reconstruct",
     "reconstruction",
@@ -41,5 +44,6 @@ from tarspyro.evaluate.likelihood import (
     log_likelihood,
     reconstruction,
 )
+from tarspyro.evaluate.multimodal import coherence, impute, multimodal_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe

@@ -12,8 +12,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.batches import as_arguments, binarized
+from tarspyro.batches import as_arguments, binarized, count_rows, each
 from tarspyro.checks import check_binarizable, check_inputs
+from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import Program, guess_plate_nesting
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
 
@@ -49,7 +50,7 @@ def over_particles(
     def estimate(*arguments: Tensor) -> Tensor:
         nonlocal nesting
         nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
-        chunk = rows_at_once(len(arguments[0]))
+        chunk = rows_at_once(count_rows(arguments))
         counts = (min(chunk, num_particles - start) for start in range(0, num_particles, chunk))
         depth = nesting
         return functools.reduce(combine, (function(arguments, count, depth) for count in counts))
@@ -81,24 +82,25 @@ def by_batch(
     if binarize:
         check_binarizable(arguments[0])
     parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
-    device = arguments[0].device if parameter is None else parameter.device
+    origin = tensors_of(arguments)[0].device
+    device = origin if parameter is None else parameter.device
     results: list[Any] = []
     with seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
         # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
         pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         for batch in _split((*arguments, *beside), batch_size):
-            moved = [part.to(device) for part in batch]
+            moved = [*each(lambda part: part.to(device), batch)]
             if binarize:
                 moved[0] = binarized(moved[0], pixels)
             if check and program is not None and not results:
-                whole = None if binarize else [part.to(device) for part in arguments]
+                whole = None if binarize else each(lambda part: part.to(device), arguments)
                 check_inputs(program, like, moved[: len(arguments)], whole)
             results.append(function(*moved))
 
     def joined(parts: list[Any]) -> Any:
         if isinstance(parts[0], dict):
             return {name: joined([part[name] for part in parts]) for name in parts[0]}
-        result = torch.cat([part.to(arguments[0].device) for part in parts])
+        result = torch.cat([part.to(origin) for part in parts])
         return result.numpy() if _is_array(x) else result
 
     return joined(results)
@@ -109,11 +111,12 @@ def seeded(seed: int | None) -> Any:
     return contextlib.nullcontext() if seed is None else preserved_rng(seed)
 
 
-def _split(arguments: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(part.split(size) for part in arguments), strict=True)
+def _split(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+    count = -(-count_rows(arguments) // size)
+    return zip(*([None] * count if part is None else part.split(size) for part in arguments), strict=True)
 
 
 def _is_array(x: Any) -> bool:
     if isinstance(x, dict):
         x = tuple(x.values())
-    return isinstance(x[0] if isinstance(x, (tuple, list)) else x, np.ndarray)
+    return any(isinstance(part, np.ndarray) for part in (x if isinstance(x, (tuple, list)) else [x]))

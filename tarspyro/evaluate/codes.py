@@ -3,7 +3,7 @@
 __all__ = ["active_units", "activity", "decode", "embed", "reconstruct", "sample"]
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,10 +220,10 @@ def sample(
     num_samples: int,
     *,
     given: Mapping[str, Any] | None = None,
-    site: str = "x",
+    site: str | Sequence[str] = "x",
     mean: bool = False,
     seed: int | None = None,
-) -> Tensor:
+) -> Any:
     """Generates from the model, by ancestral sampling.
 
     Arguments:
@@ -231,7 +231,7 @@ def sample(
         num_samples: How many to generate.
         given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
             row for each sample, or one row for all.
-        site: The site to return.
+        site: The site to return; or several, which are returned in a mapping by their names.
         mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
             likelihoods.
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
@@ -246,11 +246,12 @@ def sample(
     others = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
-            node: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes[site]
+            nodes: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
-    value: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
-    return value
+    wanted = [site] if isinstance(site, str) else site
+    values = {name: distribution_mean(nodes[name]["fn"]) if mean else nodes[name]["value"] for name in wanted}
+    return values[site] if isinstance(site, str) else values
 
 
 def _rows(given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:

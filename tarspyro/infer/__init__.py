@@ -5,6 +5,8 @@ __all__ = [
     "Compiled",
     "ELBO",
     "IWAE",
+    "ModalityKL",
+    "ModalitySubsets",
     "PIWAE",
     "PairError",
     "RecordingError",
@@ -17,6 +19,7 @@ __all__ = [
 from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
 from tarspyro.infer.compiled import Compiled
 from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.traces import PairError, check_pair, log_weights
