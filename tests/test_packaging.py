@@ -18,8 +18,8 @@ PROMISED = {
     tarspyro.distributions: "default_prior Gamma Beta Dirichlet GumbelSoftmax GumbelSigmoid Kumaraswamy ProductOfExperts "
     "MixtureOfExperts VampPrior",
     tarspyro.infer: "ELBO IWAE Renyi Compiled",
-    tarspyro.models: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE",
-    tarspyro.guides: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE",
+    tarspyro.models: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE JMVAE MVAE CMMA",
+    tarspyro.guides: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE JMVAE MVAE CMMA",
     tarspyro.data: "digits mnist frey_face quadrants PartlyLabelled labelled_subset",
     tarspyro.evaluate: "embed log_likelihood annealed_log_likelihood elbo gaps true_posterior posterior_kl log_densities "
     "active_units activity reconstruct decode sample conditional_log_likelihood reconstruction classify accuracy "
