@@ -167,9 +167,9 @@ class ELBO(Bound):
             shared = shared_plates([site for trace in traces for _, site in sample_sites(trace)])
             # One bound for each data point (and particle) scores the draws that went into it, and no others.
             kept = [*shared, -nesting - 1] if particles > 1 else shared
-            likelihood = sum_of(reduce_to(value, kept) for value in observed.values())
-            divergence = sum_of(reduce_to(term.total, kept) for term in latent.values())
-            signal = (likelihood - self.beta * divergence).detach()
+            terms = [reduce_to(value, kept) for value in observed.values()]
+            terms += [-self.beta * reduce_to(term.total, kept) for term in latent.values()]
+            signal = sum_of(terms).detach()
             if particles > 1:
                 others = (signal.sum(-nesting - 1, keepdim=True) - signal) / (particles - 1)
                 signal = signal - others
