@@ -627,11 +627,20 @@ def test_other_families_train_with_both_guides(family, bound):
     assert evaluate.log_likelihood(p, q, (None, data[1][:5]), num_particles=5).isfinite().all()
 
 
-@each_bound
-@each_guide
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("JMVAE-zero", "Renyi"),
+        ("JMVAE-kl", "ELBO"),
+        ("JMVAE-kl", "IWAE, dreg"),
+        ("product", "ELBO"),
+        ("mixture", "ELBO, sampled"),
+        ("mixture", "IWAE, dreg"),
+    ],
+)
 def test_recorded_steps_are_the_eager_ones(kind, bound):
     p, q = pair(kind)
-    assert_same_step(loss_of(kind, bound()), p, q, *batch(6))
+    assert_same_step(loss_of(kind, BOUNDS[bound]()), p, q, *batch(6))
 
 
 @pytest.mark.parametrize("loss", [ModalityKL(ELBO()), ModalitySubsets(IWAE(2), 1)], ids=["KL", "subsets"])
@@ -783,7 +792,8 @@ def test_cmma_trains_and_records(tmp_path, bound):
     x, y = batch()
     p = models.CMMA(Conditional(dist.Normal, MLP(10, [8]), 3), Conditional(dist.Bernoulli, MLP(3, [16]), 64))
     q = guides.CMMA(Conditional(dist.Normal, MLP([64, 10], [16]), 3))
-    assert_same_step(bound(), p, q, x[:6], y[:6])
+    if bound in (ELBO, BOUNDS["IWAE, dreg"]):
+        assert_same_step(bound(), p, q, x[:6], y[:6])
     options = {"epochs": 3, "batch_size": 50, "optimizer_options": {"lr": 1e-2}, "seed": 0, "progress": False}
     history = fit(p, q, (x, y), loss=bound(), folder=tmp_path / "run", **options)
     assert history["loss"][-1] < history["loss"][0]

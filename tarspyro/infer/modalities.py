@@ -42,7 +42,8 @@ class _Composed(Bound):
         count = len(getattr(model, "likelihoods", args))
         if kwargs:
             model, guide = partial(model, **kwargs), partial(guide, **kwargs)
-        further, named = self.further(model, guide, args[:count], args[count:])
+        masks = [mask for mask in args[count:] if mask is not None]
+        further, named = self.further(model, guide, args[:count], masks)
         return loss + further, {"bound": -loss.detach(), **terms, **named}
 
     def further(
