@@ -1,10 +1,21 @@
 """Models: the generative halves, one file a method."""
 
-__all__ = ["VAE", "Autoencoder", "BayesianRegression", "ConditionalVAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = [
+    "VAE",
+    "VRNN",
+    "Autoencoder",
+    "BayesianRegression",
+    "ConditionalVAE",
+    "DeepMarkovModel",
+    "HierarchicalVAE",
+    "LadderVAE",
+]
 
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.conditional_vae import ConditionalVAE
+from tarspyro.models.deep_markov_model import DeepMarkovModel
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
 from tarspyro.models.ladder_vae import LadderVAE
 from tarspyro.models.vae import VAE
+from tarspyro.models.vrnn import VRNN

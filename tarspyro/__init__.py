@@ -17,6 +17,7 @@ __all__ = [
     "models",
     "nn",
     "plot",
+    "sequential",
 ]
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
@@ -25,4 +26,5 @@ from tarspyro.conditional import Blocks, Conditional, Deterministic
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
 from tarspyro.runs import load_run
+from tarspyro.steps import sequential
 from tarspyro.training import fit

@@ -3,6 +3,7 @@
 __all__ = [
     "Bound",
     "Estimate",
+    "Filtered",
     "Gaps",
     "LogDensities",
     "LogLikelihood",
@@ -11,12 +12,14 @@ __all__ = [
     "activity",
     "annealed_log_likelihood",
     "conditional_log_likelihood",
+    "continuations",
     "decode",
     "elbo",
     "embed",
     "gaps",
     "log_densities",
     "log_likelihood",
+    "particle_filter",
     "posterior_kl",
     "reconstruct",
     "reconstruction",
@@ -37,3 +40,4 @@ from tarspyro.evaluate.likelihood import (
     reconstruction,
 )
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
+from tarspyro.evaluate.sequences import Filtered, continuations, particle_filter

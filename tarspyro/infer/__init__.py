@@ -4,6 +4,7 @@ __all__ = [
     "CIWAE",
     "Compiled",
     "ELBO",
+    "FIVO",
     "IWAE",
     "PIWAE",
     "PairError",
@@ -17,6 +18,7 @@ __all__ = [
 from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
 from tarspyro.infer.compiled import Compiled
 from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.fivo import FIVO
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.traces import PairError, check_pair, log_weights

@@ -210,11 +210,13 @@ class _KL(NamedTuple):
     coordinates: int
     scale: Any = 1.0
     mask: Any = None
+    rest: Any = 0.0  # what the guide's mask leaves in where the model's does not, and the other way round
 
     @property
     def total(self) -> Tensor:
         """One number a row, with the site's scale and mask."""
-        return scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask)
+        total = scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask)
+        return total if is_identically_zero(self.rest) else total + self.rest
 
     def with_free_bits(self, free_bits: float) -> Tensor:
         """The sum over the rows, where each coordinate's mean over the rows counts as ``free_bits`` at least."""
@@ -222,22 +224,29 @@ class _KL(NamedTuple):
         weight = scale_and_mask(self.value.new_ones(rows), self.scale, self.mask)
         weighted = weight.reshape(rows + (1,) * self.coordinates) * self.value
         mean = weighted.sum(list(range(len(rows)))) / weight.sum()
-        return mean.clamp(min=free_bits).sum() * weight.sum()
+        return mean.clamp(min=free_bits).sum() * weight.sum() + torch.as_tensor(self.rest).sum()
 
 
 def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL:
     """KL(q || p) of a latent site, in closed form if there is one, else log q - log p of the draw."""
     scale, mask = site["scale"], site["mask"]
     same_scale = scale is guided["scale"] or (not torch.is_tensor(scale) and scale == guided["scale"])
-    if analytic and same_scale and mask is guided["mask"]:
+    if analytic and same_scale and (mask is None) == (guided["mask"] is None):
         q, p, coordinates = guided["fn"], site["fn"], 0
         if by_coordinate and isinstance(q, Independent) and isinstance(p, Independent):
             if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
                 q, p, coordinates = q.base_dist, p.base_dist, q.reinterpreted_batch_ndims
         try:
-            return _KL(kl_divergence(q, p).to(site["value"].device), coordinates, scale, mask)
+            divergence = kl_divergence(q, p).to(site["value"].device)
         except NotImplementedError:
             pass
+        else:
+            # Two masks cannot be compared without reading them back, but E[m_q log q - m_p log p] is m_p KL and
+            # E[(m_q - m_p) log q], which is zero where they are equal.
+            rest = (
+                0.0 if mask is guided["mask"] else _scaled_log_prob(guided) - _scaled_log_prob({**guided, "mask": mask})
+            )
+            return _KL(divergence, coordinates, scale, mask, rest)
     return _KL(_scaled_log_prob(guided) - _scaled_log_prob(site), 0)
 
 

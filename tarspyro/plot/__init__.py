@@ -10,6 +10,7 @@ __all__ = [
     "gaps",
     "latents",
     "manifold",
+    "piano_roll",
     "posteriors",
     "reconstructions",
     "samples",
@@ -19,3 +20,4 @@ __all__ = [
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.pictures import active_units, curves, latents, manifold, reconstructions, samples, traversal
+from tarspyro.plot.sequences import piano_roll
