@@ -327,51 +327,41 @@ def test_a_padded_batch_is_one_sequence_at_a_time(double, kind, count):
         torch.testing.assert_close(one[:, 0], together[:, row], rtol=1e-12, atol=1e-12)
 
 
-@each_bound
-def test_bounds_of_padded_sequences_are_the_sums_of_their_own(double, bound):
-    """In expectation, and the KL exactly: a longer padding changes nothing."""
-    toy = Kalman("VRNN", steps=4, num=2)
-    lengths = torch.tensor([4, 2])
-    longer = torch.cat([toy.x, torch.full((2, 3, 2), 5.0)], 1)
-    sums = []
-    for x, ends in ((toy.x, lengths), (longer, lengths)):
-        torch.manual_seed(0)
-        sums.append(torch.tensor([bound().loss(toy.p, toy.q, x, ends) for _ in range(150)]))
-    parts = [
-        torch.tensor([bound().loss(toy.p, toy.q, toy.x[n : n + 1, :length]) for _ in range(150)])
-        for n, length in enumerate((4, 2))
-    ]
-    apart = sum(parts)
-    for together in sums:
-        error = (together.var() / 150 + apart.var() / 150) ** 0.5
-        assert (together.mean() - apart.mean()).abs() < 4 * error
+def test_the_particle_filter_ends_where_a_sequence_does(double):
+    """With lengths the estimate is one of p(x) of the steps that count, whatever follows them."""
+    toy = Kalman("VRNN", steps=5, num=1)
+    lengths = torch.tensor([5, 1, 3]).repeat(1500)
+    x = toy.x.expand(4500, -1, -1) + 9.0 * (torch.arange(5) >= lengths.unsqueeze(1)).unsqueeze(-1)
+    found = evaluate.particle_filter(toy.p, toy.q, (x, lengths), num_particles=4, threshold=1.0, seed=0).log_likelihood
+    exact = torch.stack([toy.filter(toy.x[:, :length])[0][0] for length in (5, 1, 3)])
+    assert_within((found.reshape(1500, 3) - exact).exp(), torch.ones(3))
 
 
 def test_kl_in_closed_form_under_masks(double):
     """Masks that are equal, though two tensors, leave the KL in closed form; others add E[(m_q - m_p) log q]."""
-    p_loc, q_loc, q_scale = torch.zeros(3), torch.tensor([0.3, -0.5, 1.0]), torch.tensor(0.7)
-    exact = torch.distributions.kl_divergence(dist.Normal(q_loc, q_scale), dist.Normal(p_loc, 1.0))
+    q = dist.Normal(torch.tensor([0.3, -0.5, 1.0]), 0.7)
+    exact = torch.distributions.kl_divergence(q, dist.Normal(0.0, 1.0))
 
-    def half(loc, scale, mask, observe):
+    def half(d, mask, observed):
         def run(x):
-            with pyro.plate("data", 3), pyro.poutine.mask(mask=mask.clone()):
-                z = pyro.sample("z", dist.Normal(loc, scale))
-                if observe:
+            with pyro.plate("copies", len(x), dim=-2), pyro.plate("data", 3), pyro.poutine.mask(mask=mask.clone()):
+                z = pyro.sample("z", d)
+                if observed:
                     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
         return run
 
-    x, same = torch.zeros(3), torch.tensor([True, False, True])
-    model, guide = half(p_loc, 1.0, same, True), half(q_loc, q_scale, same, False)
-    kls = torch.stack([ELBO().loss_and_terms(model, guide, x)[1]["kl"] for _ in range(3)])
-    torch.testing.assert_close(kls, (same * exact).sum().expand(3))
-    guide = half(q_loc, q_scale, torch.tensor([True, True, False]), False)
-    kls = torch.stack([ELBO().loss_and_terms(model, guide, x)[1]["kl"] for _ in range(4000)])
-    entropy = dist.Normal(q_loc, q_scale).entropy()
-    cross = exact[2] + entropy[2]  # -E_q[log p], where the guide's mask leaves log q out
-    assert_within(kls, exact[0] - entropy[1] + cross)
-    free = ELBO(free_bits=0.5).loss_and_terms(half(p_loc, 1.0, same, True), half(q_loc, q_scale, same, False), x)
-    assert torch.isfinite(free[0])
+    x, seen = torch.zeros(4000, 3), torch.tensor([True, False, True])
+    model = half(dist.Normal(0.0, 1.0), seen, True)
+    terms = lambda guide, **how: ELBO(**how).terms_per_point(model, guide, (x,), num_particles=1, plate_nesting=2)[1]  # noqa: E731
+    torch.testing.assert_close(terms(half(q, seen, False)), (seen * exact).expand(4000, 3))
+    other = torch.tensor([True, True, False])
+    # -E_q[log q] and -E_q[log p] alone, where one of the masks leaves the other out
+    assert_within(terms(half(q, other, False)), torch.stack([exact[0], -q.entropy()[1], exact[2] + q.entropy()[2]]))
+    loss, named = ELBO(free_bits=0.5).loss_and_terms(model, half(q, seen, False), x)
+    assert loss + named["reconstruction"] >= named["kl"] and named["kl"] == pytest.approx(
+        4000 * (seen * exact).sum().item()
+    )
 
 
 @each_cell
@@ -380,7 +370,9 @@ def test_the_elbo_of_sequences_has_its_kl_in_closed_form(double, cell):
     p, q = pair(cell=cell)
     data = ragged(1, 1)
     kls = {
-        ELBO().loss_and_terms(p, q, data.x, lengths)[1]["kl"].item() for lengths in (None, data.lengths) for _ in "ab"
+        ELBO().loss_and_terms(p, q, data.x, lengths)[1]["kl"].item()
+        for lengths in (None, data.lengths)
+        for _ in range(2)
     }
     assert max(kls) - min(kls) < 1e-12
 
