@@ -5,9 +5,11 @@ __all__ = [
     "JMVAE",
     "MVAE",
     "VAE",
+    "VRNN",
     "Autoencoder",
     "BayesianRegression",
     "ConditionalVAE",
+    "DeepMarkovModel",
     "HierarchicalVAE",
     "LadderVAE",
     "SemiSupervisedVAE",
@@ -17,9 +19,11 @@ from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.cmma import CMMA
 from tarspyro.models.conditional_vae import ConditionalVAE
+from tarspyro.models.deep_markov_model import DeepMarkovModel
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
 from tarspyro.models.jmvae import JMVAE
 from tarspyro.models.ladder_vae import LadderVAE
 from tarspyro.models.mvae import MVAE
 from tarspyro.models.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.models.vae import VAE
+from tarspyro.models.vrnn import VRNN

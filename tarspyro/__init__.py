@@ -18,6 +18,7 @@ __all__ = [
     "models",
     "nn",
     "plot",
+    "sequential",
 ]
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
@@ -26,4 +27,5 @@ from tarspyro.conditional import Blocks, Conditional, Deterministic, Transformed
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
 from tarspyro.runs import load_run
+from tarspyro.steps import sequential
 from tarspyro.training import fit

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tarspyro.checks import check_binarizable
-from tarspyro.data import Split
+from tarspyro.data import Sequences, Split
 from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import name_of
 
@@ -26,18 +26,16 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
 
     Arguments:
         data: A tensor or array; a tuple of them, in the program's order, with None for what is not observed; a mapping
-            from the names of the program's arguments; a ``Split``, of which the program gets the parts (x, y) that it
-            names; or a ``TensorDataset``.
+            from the names of the program's arguments; a ``Split`` or ``Sequences``, of which the program gets the parts
+            (x, y, lengths) that it names; or a ``TensorDataset``.
         program: The model or guide that will be called.
 
     Raises:
         ValueError: If the parts differ in length, or are more than the program takes, or it lacks one of the names.
     """
     names = positional_names(program)
-    if isinstance(data, Split):
-        parts: Sequence[Any] = [
-            part for name, part in (("x", data.x), ("y", data.y)) if name in names and part is not None
-        ]
+    if isinstance(data, (Split, Sequences)):
+        parts: Sequence[Any] = [part for name, part in vars(data).items() if name in names and part is not None]
         parts = parts or [data.x]
     elif isinstance(data, Mapping):
         unknown = [name for name in data if name not in names]

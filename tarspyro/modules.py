@@ -104,8 +104,13 @@ class StochasticModule(Configurable):
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.parameters()):
             with local_parameters(), preserved_rng(), pyro.poutine.block():
                 super().__call__(*args, **kwargs)  # lazy layers get their sizes from a run that nobody sees
-        pyro.module(self.pyro_name, self)
+        self.register()
         return super().__call__(*args, **kwargs)
+
+    def register(self) -> None:
+        """Registers the parameters in Pyro's store, where ``SVI`` finds them; does nothing in ``local_parameters``."""
+        if _registering.get():
+            pyro.module(self.pyro_name, self)
 
     @property
     def factorization(self) -> str:

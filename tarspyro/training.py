@@ -67,8 +67,8 @@ def fit(
     Arguments:
         model: The model, a ``StochasticModule`` or any Pyro program.
         guide: The guide, likewise.
-        data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split``, a torch ``Dataset``, or
-            an iterable of batches such as a ``DataLoader``.
+        data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split`` or ``Sequences``, a torch
+            ``Dataset``, or an iterable of batches such as a ``DataLoader`` or ``Sequences.batches``.
         loss: Any bound: ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``.
         optimizer: The class of a torch optimizer, for all parameters together.
         optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given.

@@ -3,6 +3,7 @@
 __all__ = [
     "Bound",
     "Estimate",
+    "Filtered",
     "Gaps",
     "LogDensities",
     "LogLikelihood",
@@ -14,6 +15,7 @@ __all__ = [
     "classify",
     "coherence",
     "conditional_log_likelihood",
+    "continuations",
     "decode",
     "elbo",
     "embed",
@@ -24,6 +26,7 @@ __all__ = [
     "log_densities",
     "log_likelihood",
     "multimodal_log_likelihood",
+    "particle_filter",
     "posterior_kl",
     "reconstruct",
     "reconstruction",
@@ -47,3 +50,4 @@ from tarspyro.evaluate.likelihood import (
 from tarspyro.evaluate.multimodal import coherence, impute, multimodal_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe
+from tarspyro.evaluate.sequences import Filtered, continuations, particle_filter

@@ -4,6 +4,7 @@ __all__ = [
     "CIWAE",
     "Compiled",
     "ELBO",
+    "FIVO",
     "IWAE",
     "ModalityKL",
     "ModalitySubsets",
@@ -19,6 +20,7 @@ __all__ = [
 from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
 from tarspyro.infer.compiled import Compiled
 from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.fivo import FIVO
 from tarspyro.infer.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound

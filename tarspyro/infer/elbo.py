@@ -219,11 +219,13 @@ class _KL(NamedTuple):
     coordinates: int = 0
     scale: Any = 1.0
     mask: Any = None
+    rest: Any = 0.0  # what the guide's mask leaves in where the model's does not, and the other way round
 
     @property
     def total(self) -> Term:
         """One number a row, with the site's scale and mask."""
-        return Term(scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask), self.plates)
+        total = scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask)
+        return Term(total if is_identically_zero(self.rest) else total + self.rest, self.plates)
 
     def with_free_bits(self, free_bits: float, sites: Sequence[Enumerated]) -> Tensor:
         """The sum over the rows, where each coordinate's mean over the rows counts as ``free_bits`` at least."""
@@ -233,22 +235,34 @@ class _KL(NamedTuple):
         weighted = expectation(Term(weighted, self.plates), sites, self.coordinates)
         count = expectation(Term(weight, self.plates), sites).sum()
         mean = weighted.sum(list(range(weighted.dim() - self.coordinates))) / count
-        return mean.clamp(min=free_bits).sum() * count
+        least = mean.clamp(min=free_bits).sum() * count
+        if is_identically_zero(self.rest):
+            return least
+        return least + expectation(Term(self.rest, self.plates), sites).sum()
 
 
 def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL:
     """KL(q || p) of a latent site, in closed form if there is one, else log q - log p of the draw."""
     scale, mask, plates = site["scale"], site["mask"], plates_of(guided) | plates_of(site)
     same_scale = scale is guided["scale"] or (not torch.is_tensor(scale) and scale == guided["scale"])
-    if analytic and same_scale and mask is guided["mask"]:
+    if analytic and same_scale and (mask is None) == (guided["mask"] is None):
         q, p, coordinates = guided["fn"], site["fn"], 0
         if by_coordinate and isinstance(q, Independent) and isinstance(p, Independent):
             if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
                 q, p, coordinates = q.base_dist, p.base_dist, q.reinterpreted_batch_ndims
         try:
-            return _KL(kl_divergence(q, p).to(site["value"].device), plates, coordinates, scale, mask)
+            divergence = kl_divergence(q, p).to(site["value"].device)
         except NotImplementedError:
             pass
+        else:
+            # Two masks cannot be compared without reading them back, but E[m_q log q - m_p log p] is m_p KL and
+            # E[(m_q - m_p) log q], which is zero where they are equal.
+            rest = (
+                0.0
+                if mask is guided["mask"]
+                else _scaled_log_prob(guided).value - _scaled_log_prob({**guided, "mask": mask}).value
+            )
+            return _KL(divergence, plates, coordinates, scale, mask, rest)
     return _KL(_scaled_log_prob(guided).value - _scaled_log_prob(site).value, plates)
 
 

@@ -2,11 +2,13 @@
 
 __all__ = [
     "MLP",
+    "Backward",
     "ConvDecoder",
     "ConvEncoder",
     "GaussianNoise",
     "MaskingNoise",
     "RandomWeights",
+    "Recurrence",
     "event_ndims",
     "fold",
     "initialize",
@@ -18,4 +20,5 @@ from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
+from tarspyro.nn.recurrent import Backward, Recurrence
 from tarspyro.nn.weights import RandomWeights

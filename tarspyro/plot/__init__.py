@@ -11,6 +11,7 @@ __all__ = [
     "interpolation",
     "latents",
     "manifold",
+    "piano_roll",
     "posteriors",
     "reconstructions",
     "samples",
@@ -29,3 +30,4 @@ from tarspyro.plot.pictures import (
     samples,
     traversal,
 )
+from tarspyro.plot.sequences import piano_roll

@@ -5,33 +5,33 @@ __all__ = [
     "Dataset",
     "PartlyLabelled",
     "Regression",
+    "SequenceBatches",
+    "SequenceDataset",
+    "Sequences",
     "Split",
     "digits",
     "frey_face",
     "join_quadrants",
     "labelled_subset",
     "mnist",
+    "polyphonic_music",
     "quadrants",
     "uci",
 ]
 
-import contextlib
 import gzip
-import hashlib
-import http.client
 import io
 import math
-import os
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.data.music import polyphonic_music
+from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.labels import PartlyLabelled, labelled_subset
 
 # Where a download comes from, and the SHA-256 of the decoded bytes, so that any compression of them is accepted.
@@ -49,10 +49,6 @@ _UCI = {
     "concrete": "43d290fd2c2a399ad7e62c45cab5337ba94ece69ebdcf5875aa668cb886243de",
     "yacht": "00dfecc0fc01ddd4c90b558a3ac11b246df8ebcfea130724223475a9a67f0ea1",
 }
-
-
-class DataError(OSError):
-    """A data file is missing, cannot be fetched, or is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +173,8 @@ def mnist(*, validation: int = 10_000, flatten: bool = True, folder: str | Path 
     """
     if not 0 <= validation < 60_000:
         raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
-    place = _data_folder(folder) / "mnist"
-    arrays = [_idx(_fetch(place / name, _MNIST_URL + name, sha256, _gunzip), name) for name, sha256 in _MNIST.items()]
+    place = data_folder(folder) / "mnist"
+    arrays = [_idx(fetch(place / name, _MNIST_URL + name, sha256, _gunzip), name) for name, sha256 in _MNIST.items()]
     images, labels = (_as_images(arrays[0] / np.float32(255), flatten), torch.as_tensor(arrays[1].astype(np.int64)))
     test = Split(_as_images(arrays[2] / np.float32(255), flatten), torch.as_tensor(arrays[3].astype(np.int64)))
     count = len(images) - validation
@@ -203,7 +199,7 @@ def frey_face(*, test: int = 196, seed: int = 0, flatten: bool = True, folder: s
     """
     if not 0 < test < 1965:
         raise ValueError(f"test must be between 1 and 1,964, got {test}.")
-    raw = _fetch(_data_folder(folder) / "frey_face" / "frey_face.npz", _FREY_FACE_URL, _FREY_FACE, _frey_bytes)
+    raw = fetch(data_folder(folder) / "frey_face" / "frey_face.npz", _FREY_FACE_URL, _FREY_FACE, _frey_bytes)
     frames = np.frombuffer(raw, np.uint8).reshape(1965, 28, 20)
     frames = frames[np.random.default_rng(seed).permutation(len(frames))]
     images = _as_images(frames / np.float32(255), flatten)
@@ -229,7 +225,7 @@ def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regre
         raise ValueError(f"name must be one of {', '.join(_UCI)}, got {name!r}.")
     if split < 0:
         raise ValueError(f"split must not be negative, got {split}.")
-    content = _fetch(_data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
+    content = fetch(data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
     table = np.loadtxt(io.BytesIO(content))
     table = table[np.random.default_rng(split).permutation(len(table))]
     train = table[: round(0.9 * len(table))]
@@ -289,72 +285,6 @@ def _quadrant_order(num_pixels: int) -> Tensor:
 def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
     tensor = torch.as_tensor(images, dtype=torch.get_default_dtype())
     return tensor.flatten(1) if flatten else tensor.unsqueeze(1)
-
-
-def _data_folder(folder: str | Path | None) -> Path:
-    if folder is None:
-        folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
-    return Path(folder).expanduser()
-
-
-def _fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
-    """Returns the decoded content of the file, downloaded first where it is missing; checks its SHA-256."""
-    downloaded = url is not None and not path.exists()
-    if url is None and not path.exists():
-        raise DataError(f"{path} is missing: put the file there, or name the folder that holds it in TARSPYRO_DATA.")
-    if url is not None and downloaded:
-        encoded, source, advice = _download(url, path), url, f"try again, or put the right file at {path}"
-    else:
-        advice = "delete it to download it again" if url else "put the right file there"
-        encoded, source = _read(path), str(path)
-    try:
-        content = decode(encoded)
-    except Exception as error:  # decoders raise many kinds on bytes that are none of theirs
-        raise DataError(f"{source} cannot be decoded ({error}): {advice}.") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): {advice}.")
-    if downloaded:
-        _write(path, encoded)
-    return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
-
-
-def _download(url: str, path: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            size = int(response.headers.get("Content-Length", 0)) or None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-                pieces = []
-                while piece := response.read(1 << 16):
-                    pieces.append(piece)
-                    bar.update(len(piece))
-        return b"".join(pieces)
-    except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
-        raise DataError(
-            f"{path} is missing and {url} cannot be reached ({error}): put the file there, "
-            "or name the folder that holds it in TARSPYRO_DATA."
-        ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    # Under a name of this process alone, so that two that download at once do not write into one file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise DataError(
-            f"{path} was downloaded but cannot be written ({error.strerror}): name another folder in TARSPYRO_DATA."
-        ) from error
 
 
 def _gunzip(encoded: bytes) -> bytes:

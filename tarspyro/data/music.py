@@ -1,0 +1,63 @@
+"""Polyphonic music as piano rolls."""
+
+__all__ = ["polyphonic_music"]
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.data.sequences import SequenceDataset, Sequences
+
+# The file of each, and its SHA-256. Of no stable address of their own.
+_KNOWN = {
+    "jsb_chorales": ("JSB_Chorales.mat", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
+    "nottingham": ("Nottingham.mat", "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea"),
+}
+_PARTS = ("traindata", "validdata", "testdata")
+
+
+def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> SequenceDataset:
+    """Returns polyphonic music as piano rolls: at each step 88 notes, from A0 to C8, that sound (1) or not (0).
+
+    ``"jsb_chorales"``: 382 chorales by Bach, 229 / 76 / 77 for training, validation and testing. ``"nottingham"``:
+    1,037 folk tunes, 694 / 173 / 170. The split is that of Boulanger-Lewandowski et al. (2012), arXiv:1206.6392.
+    Results are given in nats for each step: ``log_likelihood(...).sum() / data.test.steps``.
+
+    Arguments:
+        name: Which one; or the path of any MATLAB file of the same form, with cell arrays ``traindata``, ``validdata``
+            and ``testdata`` of matrices with a row for each step.
+        folder: See ``mnist``; the file is ``polyphonic_music/JSB_Chorales.mat`` or ``Nottingham.mat``, which has to be
+            put there.
+
+    Raises:
+        DataError: If the file is missing, has the wrong content, or is not of the form.
+        ValueError: If there is no such data set.
+    """
+    if str(name) in _KNOWN:
+        file, sha256 = _KNOWN[str(name)]
+        path = data_folder(folder) / "polyphonic_music" / file
+        return _rolls(str(name), path, fetch(path, None, sha256, bytes))
+    path = Path(name).expanduser()
+    if path.suffix != ".mat":
+        raise ValueError(f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+    return _rolls(path.stem, path, content)
+
+
+def _rolls(name: str, path: Path, content: bytes) -> SequenceDataset:
+    from scipy.io import loadmat
+
+    try:
+        parts: Any = loadmat(io.BytesIO(content))
+        train, validation, test = (
+            Sequences.padded(np.asarray(roll, np.uint8) for roll in parts[part].ravel()) for part in _PARTS
+        )
+    except Exception as error:  # the decoder raises many kinds on bytes that are none of its own
+        raise DataError(f"{path} does not hold cell arrays {', '.join(_PARTS)} of piano rolls ({error}).") from error
+    return SequenceDataset(name, train, validation, test)

@@ -1,0 +1,126 @@
+"""Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen and the state before."""
+
+__all__ = ["Backward", "Recurrence"]
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarspyro.modules import Configurable
+from tarspyro.nn.folding import event_shapes, fold, unfold
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Recurrence(Configurable):
+    r"""A recurrent cell between the steps of a sequence, one module for both halves of a pair.
+
+    .. math:: s_t = \mathrm{cell}(\mathrm{trunk}(x_t, z_t), s_{t-1}), \qquad s_{-1} = 0
+
+    Inputs and state may have any leading dimensions, such as those of particles, which broadcast. What the
+    distributions of a step see of the state is h: the state of a ``GRUCell`` or ``RNNCell``, the first of the two
+    parts of an ``LSTMCell``'s.
+
+    Arguments:
+        cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, or any module that is called like one of them, with
+            features (N, F) and a state (a tensor (N, H) or a tuple of those), and has the attributes ``input_size``
+            and ``hidden_size``.
+        trunk: The network from the inputs to the features; if not given the inputs, vectors, are laid side by side.
+        learn_initial: Whether the initial state is a parameter, which starts at zero, and not zero.
+
+    Raises:
+        TypeError: If ``cell`` is not a module with these attributes.
+
+    References:
+        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data, arXiv:1506.02216, eq. 3, where
+        features of x and z have a network each.
+
+    Example:
+        >>> recurrence = Recurrence(nn.LSTMCell(88 + 16, 32))
+        >>> state = recurrence.initial(10)
+        >>> state = recurrence(state, torch.zeros(10, 88), torch.zeros(5, 10, 16))  # five particles
+        >>> recurrence.hidden(state).shape
+        torch.Size([5, 10, 32])
+    """
+
+    def __init__(self, cell: nn.Module, trunk: nn.Module | None = None, *, learn_initial: bool = False) -> None:
+        super().__init__()
+        if not isinstance(cell, nn.Module) or not all(hasattr(cell, name) for name in ("input_size", "hidden_size")):
+            raise TypeError(
+                f"cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), got {cell!r}."
+            )
+        self.cell, self.trunk = cell, trunk
+        parts = 2 if isinstance(cell, nn.LSTMCell) else 1
+        zeros = torch.zeros(parts, int(cell.hidden_size))  # type: ignore[arg-type]
+        if learn_initial:
+            self.start = nn.Parameter(zeros)
+        else:
+            self.register_buffer("start", zeros, persistent=False)
+
+    def initial(self, batch_size: int) -> State:
+        """Returns the state before the first step."""
+        parts = self.start.unsqueeze(1).expand(-1, batch_size, -1).unbind()
+        return parts if len(parts) > 1 else parts[0]
+
+    def hidden(self, state: State) -> Tensor:
+        """Returns what the distributions of a step see of the state."""
+        return state[0] if isinstance(state, tuple) else state
+
+    def forward(self, state: State, *inputs: Tensor) -> State:
+        """Returns the next state."""
+        parts = state if isinstance(state, tuple) else (state,)
+        count, shapes = len(inputs), [1] * len(inputs) if self.trunk is None else event_shapes(self.trunk, inputs)
+        folded, lead = fold([*inputs, *parts], [*shapes, *[1] * len(parts)])
+        seen = torch.cat(folded[:count], -1) if self.trunk is None else self.trunk(*folded[:count])
+        before = tuple(folded[count:])
+        after: Any = self.cell(seen, before if isinstance(state, tuple) else before[0])
+        return tuple(unfold(part, lead) for part in after) if isinstance(after, tuple) else unfold(after, lead)
+
+    def __repr__(self) -> str:
+        learned = ", initial state learned" if isinstance(self.start, nn.Parameter) else ""
+        trunk = "" if self.trunk is None else f" on {self.trunk!r}"
+        return f"{self.cell!r}{trunk}{learned}"
+
+
+class Backward(Configurable):
+    r"""Features of what a sequence still has in store, by a recurrent network that reads it from its end.
+
+    .. math:: g_t = \mathrm{rnn}(x_t, g_{t+1}), \qquad g_T = 0
+
+    With ``lengths`` a sequence is read from its own end, so that what it is padded with is never seen; the features
+    beyond are those of x repeated from there, and mean nothing.
+
+    Arguments:
+        rnn: ``torch.nn.GRU``, ``LSTM`` or ``RNN``, of one direction; ``batch_first`` or not.
+
+    Raises:
+        TypeError: If it is none of these, or bidirectional.
+
+    References:
+        Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State Space Models,
+        arXiv:1609.09869, section 4.
+
+    Example:
+        >>> Backward(nn.GRU(88, 32))(torch.zeros(5, 20, 88)).shape
+        torch.Size([5, 20, 32])
+    """
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        super().__init__()
+        if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
+            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {rnn!r}.")
+        self.rnn = rnn
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the features (B, T, H) of sequences (B, T, F)."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        last = x.shape[1] - 1 if lengths is None else lengths.unsqueeze(1) - 1
+        # Backwards from the last step, and round to the padding: its own inverse.
+        order = ((last - steps) % x.shape[1]).expand(x.shape[:2]).unsqueeze(-1)
+        backwards = torch.take_along_dim(x, order, 1)
+        features = self.rnn(backwards if self.rnn.batch_first else backwards.transpose(0, 1))[0]
+        return torch.take_along_dim(features if self.rnn.batch_first else features.transpose(0, 1), order, 1)
+
+    def __repr__(self) -> str:
+        return f"Backward({self.rnn!r})"
