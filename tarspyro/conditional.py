@@ -14,6 +14,7 @@ import torch
 from pyro.distributions import ConditionalDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
 
 from tarspyro.distributions.experts import Concatenate
@@ -92,7 +93,8 @@ class Conditional(FamilyModule, _Interface):
     with one linear head for each parameter that is not fixed, and :math:`t_i` torch's ``transform_to`` of the
     parameter's constraint. Called with context values of shapes :math:`(*, E_i)`, it returns a Pyro distribution with
     batch shape :math:`*` and the given event shape. All leading dimensions are folded into one batch around the
-    network, so that convolutions, recurrent cells and batch normalization work with any number of particles.
+    network, so that convolutions, recurrent cells and batch normalization work with any number of particles. Heads of
+    scales start with zero weights: a scale is first 1 for every context, and learns to differ.
 
     It is also a ``pyro.distributions.ConditionalDistribution``, and so drops into Pyro's conditional flows.
 
@@ -138,6 +140,8 @@ class Conditional(FamilyModule, _Interface):
             raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
         self.trunk = trunk
         self.heads = nn.ModuleDict({name: _head(trunk, shape) for name, (_, shape) in self.free.items()})
+        if "scale" in self.heads:
+            _forget_features(self.heads["scale"])
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""
@@ -380,6 +384,18 @@ def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     if len(shape) != 1:
         layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))
     return nn.Sequential(*layers) if len(layers) > 1 else linear
+
+
+def _forget_features(head: nn.Module) -> None:
+    """Makes a head the same for all contexts to begin with.
+
+    Exponentials of random features are scales apart by orders of magnitude: a likelihood's are then far off for some
+    rows, and chains of such distributions leave the range of numbers.
+    """
+    for layer in head.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter):
+            nn.init.zeros_(weight)
 
 
 def _out_features(trunk: nn.Module) -> int | None:
