@@ -10,7 +10,7 @@ from torch.distributions import SoftplusTransform
 
 from tarspyro import Conditional, Deterministic
 from tarspyro.distributions import Prior, as_prior, default_prior
-from tarspyro.nn import MLP, ConvDecoder
+from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
 FAMILIES = {
     "Normal": (dist.Normal, (2,), {}),
@@ -291,3 +291,22 @@ def test_printing_shows_families_and_networks():
 def test_errors_say_what_to_do(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("trunk", [MLP(6, [16], activation=nn.Softplus), ConvEncoder((1, 8, 8), [4, 8])])
+def test_scales_start_the_same_for_every_context(trunk):
+    torch.manual_seed(0)
+    conditional = Conditional(dist.Normal, trunk, 3)
+    normal = conditional(100 * torch.randn(5, *trunk.in_shapes[0]))
+    assert (normal.stddev == 1).all() and normal.mean.std(0).min() > 0
+    normal.stddev.log().sum().backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in conditional.heads["scale"].parameters())
+
+
+def test_a_chain_of_normals_starts_in_the_range_of_numbers():
+    torch.manual_seed(0)
+    links = [Conditional(dist.Normal, MLP(50, [300], activation=nn.Softplus), 50) for _ in range(8)]
+    value = torch.randn(100, 50)
+    for link in links:
+        value = link(value).sample()
+    assert value.abs().max() < 1e4
