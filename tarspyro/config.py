@@ -206,8 +206,14 @@ def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {}
     kwargs: dict[str, Any] = {}
     kept_elsewhere = _KEPT.get(cls, {})
+    passing: tuple[str, ...] = _PASSING
+    if isinstance(value, nn.RNNBase) and cls.__module__.partition(".")[0] == "torch":
+        # Their own constructors take anything, and pass it on with the kind of cell in front.
+        constructor, passing = nn.RNNBase.__init__, (*_PASSING, "mode")
+        if isinstance(value, nn.RNN):
+            kwargs["nonlinearity"] = value.nonlinearity
     for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
-        if name in _PASSING:
+        if name in passing:
             continue
         kept = kept_elsewhere[name](value) if name in kept_elsewhere else getattr(value, name, empty)
         if parameter.kind is parameter.VAR_KEYWORD and isinstance(kept, dict):

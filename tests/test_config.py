@@ -406,12 +406,28 @@ def test_a_distribution_as_argument_is_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize(
+    "network",
+    [
+        nn.LSTM(2, 3, num_layers=2, batch_first=True),
+        nn.GRU(2, 3, bias=False, num_layers=2, dropout=0.5),
+        nn.RNN(2, 3, nonlinearity="relu", bidirectional=True),
+    ],
+)
+def test_recurrent_networks_are_described_in_full(network):
+    again = build(json.loads(json.dumps(describe(network))))
+    assert repr(again) == repr(network) and getattr(again, "nonlinearity", "") == getattr(network, "nonlinearity", "")
+    again.load_state_dict(network.state_dict())
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 2)
+    torch.testing.assert_close(again.eval()(x)[0], network.eval()(x)[0])
+
+
+@pytest.mark.parametrize(
     ("module", "argument"),
     [
         (Forgetful(3), "features"),
         (ForgetfulOption(nn.Tanh), "activation"),  # built with the default it would be another network
         (Variadic(3, 3), "sizes"),
-        (nn.LSTM(2, 3), "args"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value,
 )

@@ -395,7 +395,7 @@ def test_a_compiled_ladder_trains_as_it_does_eagerly():
 def test_a_run_is_read_back(kind, tmp_path):
     p, q = pair(kind, normalization=nn.BatchNorm1d)
     x = pixels()
-    fit(p, q, x, epochs=2, batch_size=20, folder=tmp_path / "run", progress=False)
+    fit(p, q, x, epochs=2, batch_size=20, keep="best", folder=tmp_path / "run", progress=False)
     run = load_run(tmp_path / "run")
     assert repr(run.model) == repr(p) and repr(run.guide) == repr(q)
     assert type(run.guide) is type(q) and getattr(run.guide, "chain", None) == getattr(q, "chain", None)

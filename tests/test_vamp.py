@@ -348,7 +348,7 @@ def test_it_learns_clusters_that_a_standard_normal_does_not_have():
         posterior = Conditional(dist.Normal, MLP(6, [16]), 2)
         prior = VampPrior(posterior, x[:12]) if kind == "vamp" else distributions.default_prior(dist.Normal, 2)
         p, q = models.VAE(prior, Conditional(dist.Bernoulli, MLP(2, [16]), 6)), guides.VAE(posterior)
-        fit(p, q, x, epochs=60, batch_size=100, optimizer_options={"lr": 0.01}, seed=0, progress=False)
+        fit(p, q, x, epochs=120, batch_size=100, optimizer_options={"lr": 0.01}, seed=0, progress=False)
         found[kind] = evaluate.log_likelihood(p, q, x, num_particles=200, seed=0)
     difference = found["vamp"] - found["standard"]
     assert difference.mean() > 4 * difference.std() / len(x) ** 0.5

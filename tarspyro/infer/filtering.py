@@ -146,6 +146,7 @@ class _Half:
         except StopIteration:
             self.finished = True
         if len(_PYRO_STACK) != contexts:
+            self.steps.close()  # which leaves the context
             raise PairError(f"{self.name} yields inside of a plate or another context: leave it before the yield.")
 
     def spread(self, num_particles: int, shape: tuple[int, ...]) -> None:

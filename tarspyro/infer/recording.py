@@ -202,14 +202,27 @@ def merged(graph: GraphModule) -> GraphModule:
             continue
         if node in changed or changed.intersection(node.all_input_nodes):
             changed.add(node)  # it may be a view of what is changed
-        elif key in known:
-            node.replace_all_uses_with(known[key])
+        elif key in known or _returns_its_argument(node):
+            node.replace_all_uses_with(known[key] if key in known else node.args[0])  # type: ignore[arg-type]
             graph.graph.erase_node(node)
         else:
             known[key] = node
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _returns_its_argument(node: Node) -> bool:
+    """Whether a view is its argument as it is, such as a vector flattened: what is recorded then goes by its name."""
+    if not isinstance(node.target, OpOverload) or node.target is torch.ops.aten.detach.default:
+        return False
+    alias = node.target._schema.returns[0].alias_info if node.target._schema.returns else None
+    view, source = node.meta.get("val"), node.args[0] if node.args else None
+    value = source.meta.get("val") if isinstance(source, Node) else None
+    if alias is None or not torch.is_tensor(view) or not torch.is_tensor(value):
+        return False
+    same = [(tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype) for tensor in (view, value)]
+    return same[0] == same[1]
 
 
 def _aliases(node: Node, *, written: bool) -> Iterator[Node]:

@@ -35,11 +35,11 @@ def piano_roll(
     ax.imshow(
         roll.T, cmap="gray_r", vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="nearest", extent=edges
     )
-    sounding = roll.max(0).nonzero()[0]
-    if len(sounding):  # an octave holds twelve notes: leave half of one around what sounds
-        ax.set_ylim(max(edges[2], lowest + sounding[0] - 6.5), min(edges[3], lowest + sounding[-1] + 6.5))
     octaves = [note for note in range(lowest, lowest + roll.shape[1]) if note % 12 == 0]
     ax.set_yticks(octaves, [f"C{note // 12 - 1}" for note in octaves])
+    sounding = roll.max(0, initial=0).nonzero()[0]
+    if len(sounding):  # an octave holds twelve notes: leave half of one around what sounds
+        ax.set_ylim(max(edges[2], lowest + sounding[0] - 6.5), min(edges[3], lowest + sounding[-1] + 6.5))
     if known is not None:
         ax.axvline(known - 0.5, color="C3", linewidth=1)
     ax.set(xlabel="step", title=title)
