@@ -37,7 +37,6 @@ from contestants import measure, ratio
 from pyro.infer import SVI, TraceEnum_ELBO
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.distributions.transforms import SoftplusTransform
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import GumbelSoftmax, default_prior
@@ -66,17 +65,15 @@ def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlab
         return MLP(inputs, [hidden], activation=nn.Softplus)
 
     classifier = Conditional(family, trunk(features), 10, **options)
-    # With exp for the scales, a chain of two Normals starts from scales of 1e16.
-    softplus = {"transforms": {"scale": SoftplusTransform()}}
     model = models.SemiSupervisedVAE(
         default_prior(dist.Normal, 50),
         default_prior(family, 10, **options),
-        Conditional(likelihood, trunk([50, 10]), features, **(softplus if likelihood is dist.Normal else {})),
+        Conditional(likelihood, trunk([50, 10]), features),
         classifier=classifier,
         alpha=alpha,
         **sizes,
     )
-    posterior = Conditional(dist.Normal, trunk([features, 10]), 50, **softplus)
+    posterior = Conditional(dist.Normal, trunk([features, 10]), 50)
     return model, guides.SemiSupervisedVAE(classifier, posterior, **sizes)
 
 
