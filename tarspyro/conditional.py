@@ -21,7 +21,7 @@ from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable, evaluating
 from tarspyro.nn.folding import event_shapes, fold, unfold
-from tarspyro.nn.heads import forget_features, head_of, through_heads
+from tarspyro.nn.heads import forget_features, make_head, through_heads
 
 
 def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +137,7 @@ class Conditional(FamilyModule, _Interface):
         if not isinstance(trunk, nn.Module):
             raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
         self.trunk = trunk
-        self.heads = nn.ModuleDict({name: head_of(trunk, shape) for name, (_, shape) in self.free.items()})
+        self.heads = nn.ModuleDict({name: make_head(trunk, shape) for name, (_, shape) in self.free.items()})
         if "scale" in self.heads:
             forget_features(self.heads["scale"])
 
@@ -184,7 +184,7 @@ class Deterministic(Configurable, _Interface):
             raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
         self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
         self.trunk, self.transform = trunk, transform
-        self.heads = nn.ModuleDict({"value": head_of(trunk, self.event_shape)})
+        self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""

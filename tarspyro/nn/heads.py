@@ -1,6 +1,6 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["forget_features", "head_of", "through_heads"]
+__all__ = ["forget_features", "make_head", "through_heads"]
 
 import math
 from collections.abc import Callable
@@ -27,11 +27,11 @@ def through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor,
     return outputs
 
 
-def head_of(trunk: nn.Module, shape: torch.Size) -> nn.Module:
+def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     """Returns a layer from the trunk's features to one parameter of this shape."""
     if hasattr(trunk, "head"):
-        make_head: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
-        return initialize(make_head(tuple(shape)))
+        own: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
+        return initialize(own(tuple(shape)))
     size = math.prod(shape)
     features = _out_features(trunk)
     # Where the trunk does not tell its output size, the first call does.
