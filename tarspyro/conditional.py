@@ -4,7 +4,6 @@ __all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable, evaluating
-from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
-from tarspyro.nn.initialization import initialize
+from tarspyro.nn.folding import event_shapes, fold, unfold
+from tarspyro.nn.heads import make_head, through_heads
 
 
 def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +136,7 @@ class Conditional(FamilyModule, _Interface):
         if not isinstance(trunk, nn.Module):
             raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
         self.trunk = trunk
-        self.heads = nn.ModuleDict({name: _head(trunk, shape) for name, (_, shape) in self.free.items()})
+        self.heads = nn.ModuleDict({name: make_head(trunk, shape) for name, (_, shape) in self.free.items()})
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""
@@ -145,7 +144,7 @@ class Conditional(FamilyModule, _Interface):
 
     def outputs(self, *context: Tensor) -> dict[str, Tensor]:
         """Returns what the network computes: the free parameters before their transforms, as ``distribution`` takes."""
-        return _through_heads(self.trunk, self.heads, context)
+        return through_heads(self.trunk, self.heads, context)
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"
@@ -182,7 +181,7 @@ class Deterministic(Configurable, _Interface):
             raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
         self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
         self.trunk, self.transform = trunk, transform
-        self.heads = nn.ModuleDict({"value": _head(trunk, self.event_shape)})
+        self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the distribution given the context values."""
@@ -190,7 +189,7 @@ class Deterministic(Configurable, _Interface):
 
     def outputs(self, *context: Tensor) -> dict[str, Tensor]:
         """Returns what the network computes, before the transform."""
-        return _through_heads(self.trunk, self.heads, context)
+        return through_heads(self.trunk, self.heads, context)
 
     def distribution(self, outputs: Mapping[str, Tensor]) -> Any:
         """Returns the distribution that the network's outputs give."""
@@ -352,41 +351,3 @@ def distribution_mean(distribution: Any) -> Tensor:
         raise NotImplementedError(
             f"{type(base).__name__} has no mean in closed form: draw with sample, or embed(..., num_samples=...)."
         ) from None
-
-
-def _through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
-    if len(context) > 1 and getattr(trunk, "broadcasts", False):
-        (features,), lead = fold([trunk(*context)], [1])
-    else:
-        folded, lead = fold(context, event_shapes(trunk, context))
-        features = trunk(*folded)
-    outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
-    if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
-        # The networks may compute in half precision, the densities of what comes out of them not.
-        outputs = {name: output.float() for name, output in outputs.items()}
-    return outputs
-
-
-def _head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
-    if hasattr(trunk, "head"):
-        make_head: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
-        return initialize(make_head(tuple(shape)))
-    size = math.prod(shape)
-    features = _out_features(trunk)
-    # Where the trunk does not tell its output size, the first call does.
-    linear = nn.LazyLinear(size) if features is None else initialize(nn.Linear(features, size))
-    layers = [nn.Flatten(), linear] if features is None else [linear]
-    if len(shape) != 1:
-        layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))
-    return nn.Sequential(*layers) if len(layers) > 1 else linear
-
-
-def _out_features(trunk: nn.Module) -> int | None:
-    if isinstance(trunk, nn.Sequential):
-        # A gated linear unit is among the activations, and halves the number of features.
-        kept = [type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU) for layer in trunk]
-        sizes = (_out_features(layer) for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True) if not keeps)
-        return next(sizes, None)
-    size = getattr(trunk, "out_features", None)
-    return size if isinstance(size, int) else None

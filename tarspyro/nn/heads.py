@@ -1,0 +1,51 @@
+"""Heads: the last layer from a trunk's features to something of a given shape."""
+
+__all__ = ["make_head", "through_heads"]
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Size, Tensor, nn
+
+from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
+from tarspyro.nn.initialization import initialize
+
+
+def through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
+    if len(context) > 1 and getattr(trunk, "broadcasts", False):
+        (features,), lead = fold([trunk(*context)], [1])
+    else:
+        folded, lead = fold(context, event_shapes(trunk, context))
+        features = trunk(*folded)
+    outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
+    if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
+        # The networks may compute in half precision, the densities of what comes out of them not.
+        outputs = {name: output.float() for name, output in outputs.items()}
+    return outputs
+
+
+def make_head(trunk: nn.Module, shape: Size) -> nn.Module:
+    """Returns the layer from a trunk's features to the given shape: its own ``head(shape)``, or a linear one."""
+    if hasattr(trunk, "head"):
+        own: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
+        return initialize(own(tuple(shape)))
+    size = math.prod(shape)
+    features = _out_features(trunk)
+    # Where the trunk does not tell its output size, the first call does.
+    linear = nn.LazyLinear(size) if features is None else initialize(nn.Linear(features, size))
+    layers = [nn.Flatten(), linear] if features is None else [linear]
+    if len(shape) != 1:
+        layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))
+    return nn.Sequential(*layers) if len(layers) > 1 else linear
+
+
+def _out_features(trunk: nn.Module) -> int | None:
+    if isinstance(trunk, nn.Sequential):
+        # A gated linear unit is among the activations, and halves the number of features.
+        kept = [type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU) for layer in trunk]
+        sizes = (_out_features(layer) for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True) if not keeps)
+        return next(sizes, None)
+    size = getattr(trunk, "out_features", None)
+    return size if isinstance(size, int) else None
