@@ -19,7 +19,7 @@ from torch import nn
 
 from tarspyro import Conditional, distributions, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, Compiled
+from tarspyro.infer import ELBO, IWAE, Compiled, Player
 from tarspyro.modules import StochasticModule, local_parameters
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 from tarspyro.trainer import Trainer
@@ -249,7 +249,9 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: An
     bound = Compiled(program.bound(), choose=False, **options) if compiled else program.bound()
     captured = {"capturable": True, "lr": torch.tensor(1e-3, device=device)} if compiled and device == "cuda" else {}
     optimizer = torch.optim.Adam(parameters, **{"lr": 1e-3, "fused": True, **captured})  # as fit chooses
-    trainer = Trainer({"model": model, "guide": guide}, bound, parameters, optimizer, schedules={})
+    trainer = Trainer(
+        {"model": model, "guide": guide}, bound, [(Player("", bound, parameters), optimizer)], schedules={}
+    )
 
     def step(x):
         with local_parameters(), pyro.validation_enabled(False):

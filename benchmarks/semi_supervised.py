@@ -40,7 +40,7 @@ from torch import nn
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import GumbelSoftmax, default_prior
-from tarspyro.infer import ELBO, Compiled
+from tarspyro.infer import ELBO, Compiled, Player
 from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
@@ -214,7 +214,7 @@ def ours(arguments, compiled):
     optimizer = torch.optim.Adam(parameters, lr=3e-4, fused=True)  # as fit chooses
     bound = Compiled(ELBO(), choose=False) if compiled else ELBO()
     names = dict(zip(("model", "guide"), halves, strict=True))
-    trainer = Trainer(names, bound, parameters, optimizer, schedules={}, data_size=50_000)
+    trainer = Trainer(names, bound, [(Player("", bound, parameters), optimizer)], schedules={}, data_size=50_000)
 
     def step(_):
         with local_parameters(), pyro.validation_enabled(False):

@@ -2,12 +2,15 @@
 
 __all__ = [
     "CMMA",
+    "GAN",
     "JMVAE",
     "MVAE",
     "VAE",
     "VRNN",
     "Autoencoder",
     "BayesianRegression",
+    "Classifier",
+    "ConditionalGAN",
     "ConditionalVAE",
     "DeepMarkovModel",
     "HierarchicalVAE",
@@ -17,9 +20,12 @@ __all__ = [
 
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
+from tarspyro.models.classifier import Classifier
 from tarspyro.models.cmma import CMMA
+from tarspyro.models.conditional_gan import ConditionalGAN
 from tarspyro.models.conditional_vae import ConditionalVAE
 from tarspyro.models.deep_markov_model import DeepMarkovModel
+from tarspyro.models.gan import GAN
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
 from tarspyro.models.jmvae import JMVAE
 from tarspyro.models.ladder_vae import LadderVAE

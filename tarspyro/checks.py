@@ -1,6 +1,14 @@
 """What is wrong with the data, the pair or a loss, in one sentence each."""
 
-__all__ = ["InputError", "NonFiniteError", "check_binarizable", "check_inputs", "check_trained", "describe_nonfinite"]
+__all__ = [
+    "CollapseError",
+    "InputError",
+    "NonFiniteError",
+    "check_binarizable",
+    "check_inputs",
+    "check_trained",
+    "describe_nonfinite",
+]
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -9,7 +17,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Bernoulli, Independent, MaskedDistribution
+from pyro.distributions import Bernoulli, Delta, Independent, MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -26,6 +34,10 @@ class InputError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A loss was not a finite number."""
+
+
+class CollapseError(ArithmeticError):
+    """A player of a game has won, so that the others learn nothing any more."""
 
 
 def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data: Sequence[Any] | None = None) -> None:
@@ -150,8 +162,17 @@ def _rescaling(low: float, high: float) -> str:
     return "rescale the data or choose another likelihood"
 
 
-def check_trained(loss: Tensor, parameters: Iterable[Tensor], programs: Sequence[Program]) -> list[str]:
+def check_trained(
+    loss: Tensor, parameters: Iterable[Tensor], programs: Sequence[Program], others: Iterable[Tensor] | None = None
+) -> list[str]:
     """Compares what the loss depends on with what the optimizer holds, after the first forward pass.
+
+    Arguments:
+        loss: The loss.
+        parameters: What its optimizer holds.
+        programs: What the parameters are named after.
+        others: What all players of a game change, if the loss is one of a game. It may depend on all of them, and on
+            tensors of its own, such as points at which it takes slopes.
 
     Returns:
         The names of parameters that the optimizer holds and the loss does not depend on.
@@ -162,7 +183,10 @@ def check_trained(loss: Tensor, parameters: Iterable[Tensor], programs: Sequence
     """
     held = {id(parameter) for parameter in parameters}
     reached = {id(parameter): parameter for parameter in leaves_of(loss)}
-    strangers = [variable for key, variable in reached.items() if key not in held]
+    known = held | {id(other) for other in others or ()}
+    strangers = [variable for key, variable in reached.items() if key not in known]
+    if others is not None:
+        strangers = [variable for variable in strangers if isinstance(variable, nn.Parameter)]
     if strangers:
         shapes = ", ".join(str(tuple(variable.shape)) for variable in strangers[:3])
         raise PairError(
@@ -189,6 +213,8 @@ def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tenso
         for name, site in sample_sites(trace):
             if torch.is_tensor(site["value"]) and not site["value"].isfinite().all():
                 return f"the {half}'s draw of {name} is not finite ({_rows(site['value'])})"
+            if isinstance(site["fn"], Delta):
+                continue  # a point has no density
             value = site["fn"].log_prob(site["value"])
             if not value.isfinite().all():
                 return f"the {half}'s log-probability of {name} is not finite ({_rows(value)})"

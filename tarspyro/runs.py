@@ -22,7 +22,7 @@ from tarspyro.config import build, describe, refers
 from tarspyro.modules import preserved_rng
 
 FORMAT = 1
-States = dict[str, dict[str, Tensor]]  # "model" and "guide" -> state_dict
+States = dict[str, dict[str, Tensor]]  # "model", "guide", and "loss" of a game -> state_dict
 
 
 class RunError(OSError):
@@ -39,7 +39,7 @@ class History:
         best_epoch: The epoch with the best validation (else training) objective.
         in_hand: Which weights the model and guide hold now, ``"best"`` or ``"last"``.
         states: Both weights, to change what is in hand with ``use``.
-        declared: The parameters of halves that are functions.
+        others: What was trained beside the model and the guide: parameters that functions declared, a game's networks.
 
     Example:
         >>> history = History(rows=[{"epoch": 1, "elbo": -20.0}, {"epoch": 2, "elbo": -15.0}])
@@ -52,7 +52,7 @@ class History:
     best_epoch: int = 0
     in_hand: str = "last"
     states: dict[str, States] = field(default_factory=dict, repr=False)
-    declared: "Declared | None" = field(default=None, repr=False)
+    others: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -68,7 +68,7 @@ class History:
         """
         if which not in self.states:
             raise KeyError(f"This history holds the weights {sorted(self.states)}, not {which!r}.")
-        set_states({"model": model, "guide": guide, "params": self.declared}, self.states[which])
+        set_states({**self.others, "model": model, "guide": guide}, self.states[which])
         self.in_hand = which
 
 
@@ -254,6 +254,9 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     seen: dict[int, str] = {}
     built: dict[str, Any] = {}
     for half, program in halves.items():
+        if program is None:  # a model without a guide
+            described[half] = None
+            continue
         path, known = f"#/{half}", dict(seen)
         try:
             described[half] = describe(program, path, known)
@@ -269,7 +272,7 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     shared = _shared(model, guide)
     if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
         alone = {"unavailable": "The halves share weights, and halves that do cannot be rebuilt one by one"}
-        described = {half: entry if "unavailable" in entry else alone for half, entry in described.items()}
+        described = {half: entry if "unavailable" in (entry or "") else alone for half, entry in described.items()}
     return described
 
 
@@ -334,7 +337,8 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
 
     Classes of the user's own are found by their import path, in modules that are imported already; nothing in the
     folder is ever executed. A half that the folder cannot describe is given: ``load_run(folder, model=p, guide=q)``. A
-    module that both halves held is one module again; such halves are both given, or none of them.
+    module that both halves held is one module again; such halves are both given, or none of them. The networks of a
+    game are not among what is returned: ``fit(..., resume=True)`` puts their weights into those of its loss.
 
     Arguments:
         folder: The run folder.
@@ -359,6 +363,7 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
             if halves[half] is None:
                 halves[half] = _rebuild(run, half, config[half], built)
     states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
+    states.pop("loss", None)  # a game's networks belong to the training
     if "params" in states:
         halves["params"] = _declared(run, states["params"])
     try:

@@ -3,6 +3,7 @@
 __all__ = ["Trainer", "is_differentiable"]
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -16,10 +17,11 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from tarspyro.batches import Arguments, Batches, count_rows
-from tarspyro.checks import NonFiniteError, check_trained, describe_nonfinite
-from tarspyro.infer import Compiled
+from tarspyro.checks import CollapseError, NonFiniteError, check_trained, describe_nonfinite
+from tarspyro.infer import Compiled, Player
 from tarspyro.infer.recording import tensors_of
 from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.optimizers import load_states, states_of
 from tarspyro.runs import History, Run, RunError, get_states, set_states
 
 # On an accelerator the losses are read back only so often: each reading makes the device wait for the host.
@@ -32,13 +34,12 @@ def is_differentiable(loss: Any) -> bool:
 
 
 class Trainer:
-    """What ``fit`` runs: one step after the other on a pair and a loss, with one optimizer.
+    """What ``fit`` runs: one step after the other, in each of which every player moves whose turn it is.
 
     Arguments:
-        halves: The model and the guide.
-        loss: The bound.
-        parameters: What the optimizer holds.
-        optimizer: The optimizer.
+        halves: The model and the guide, and what else has a state.
+        loss: The bound or the game.
+        players: Who moves, each with an optimizer of its parameters; of a bound, its one player without a name.
         schedules: See ``fit``.
         clip_norm: See ``fit``.
         clip_value: See ``fit``.
@@ -51,8 +52,7 @@ class Trainer:
         self,
         halves: Mapping[str, Any],
         loss: Any,
-        parameters: Sequence[Tensor],
-        optimizer: Optimizer,
+        players: Sequence[tuple[Player, Optimizer]],
         *,
         schedules: Mapping[str, Callable[[int], float]],
         clip_norm: float | None = None,
@@ -62,16 +62,18 @@ class Trainer:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
-        self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]  # and "params" of functions
-        self.loss, self.parameters, self.optimizer = loss, parameters, optimizer
+        # Beside the halves there may be "params", which functions declared, and "loss", a game's networks.
+        self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
+        self.loss, self.players = loss, players
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.history = History(declared=halves.get("params"))
+        self.history = History(others={name: halves[name] for name in halves if name not in ("model", "guide")})
         self.epoch = self.step_count = self.epochs_since_best = 0
         self.run: Run | None = None
         self._order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        self._shapes: set[tuple[torch.Size, ...]] = set()
-        self._unread: list[Tensor] = []
+        self._shapes: dict[str, set[tuple[torch.Size, ...]]] = {player.name: set() for player, _ in players}
+        self._unread: list[tuple[Player, int, Tensor]] = []
+        self._below: dict[str, int] = {}  # for how many moves in a row the losses of players were below their floors
 
     def open(self, run: Run, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Makes the run's folder, or goes on where the run in it stopped."""
@@ -101,10 +103,10 @@ class Trainer:
                     row = self._train_epoch(batches, bar)
                     states = get_states(self.halves)
                     self._check_finite(states)
-                except NonFiniteError as error:
+                except (NonFiniteError, CollapseError) as error:
                     set_states(self.halves, last_good)
                     kept = f"the weights are those after epoch {self.epoch}"
-                    raise NonFiniteError(
+                    raise type(error)(
                         f"{error} Training stopped; {kept}. Try a smaller learning rate or clip_norm."
                     ) from None
                 except KeyboardInterrupt:
@@ -121,96 +123,112 @@ class Trainer:
         for program in self.halves.values():
             if isinstance(program, nn.Module):
                 program.train()
-        start, rows = time.perf_counter(), 0
-        sums: dict[str, Tensor] = {}
+        start, means = time.perf_counter(), _Means()
         for arguments in batches.epoch(self._order):
-            _add(sums, self.step(arguments))
-            rows += count_rows(arguments)
+            means.add(self.step(arguments), count_rows(arguments))
             bar.update()
         self._read_losses()
         seconds = time.perf_counter() - start
-        return {"epoch": self.epoch + 1, "steps": self.step_count, **_means(sums, rows), "seconds": round(seconds, 3)}
+        return {"epoch": self.epoch + 1, "steps": self.step_count, **means.read(), "seconds": round(seconds, 3)}
 
     def step(self, arguments: Arguments) -> dict[str, Tensor]:
-        """One step; returns the loss and its terms, per data point times the rows, on the device."""
+        """One step; returns the losses and their terms, per data point times the rows, on the device."""
         for assign, schedule in self.schedules.values():
             assign(schedule(self.step_count))
-        tensors = tensors_of(arguments)
+        values: dict[str, Tensor] = {}
+        for player, optimizer in self.players:
+            if player.moves(self.step_count):
+                values |= self._move(player, optimizer, arguments)
+        self.step_count += 1
+        return values
+
+    def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments) -> dict[str, Tensor]:
+        """One player changes its parameters once."""
+        tensors, loss_of = tensors_of(arguments), player.loss
         rows = len(tensors[0])
         size = self.data_size or rows
-        shapes = tuple(tensor.shape for tensor in tensors)
-        new_shape = shapes not in self._shapes
-        updated = False
-        self.optimizer.zero_grad()
+        shapes, known = tuple(tensor.shape for tensor in tensors), self._shapes[player.name]
+        new_shape, updated = shapes not in known, False
+        optimizer.zero_grad()
         device_type = tensors[0].device.type
         cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
         with cast, pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
-            if isinstance(self.loss, Compiled) and not new_shape:
+            if isinstance(loss_of, Compiled) and not new_shape:
                 # On a GPU the update is part of the compiled step; on a CPU the loss is looked at before it.
-                update = self._update if tensors[0].is_cuda else None
-                loss, terms = self.loss.accumulate_gradients(
+                update = functools.partial(self._update, player, optimizer) if tensors[0].is_cuda else None
+                loss, terms = loss_of.accumulate_gradients(
                     self.model, self.guide, *arguments, scale=1 / size, update=update
                 )
                 updated, terms = update is not None, _with_elbo(terms)
-                self._watch(loss / size, arguments)
-            elif is_differentiable(self.loss):
-                loss, terms = self._evaluate_loss(arguments)
-                if not self._shapes:
-                    self._check_trained(loss)
+                self._watch(player, loss / size, arguments)
+            elif is_differentiable(loss_of):
+                loss, terms = self._evaluate_loss(loss_of, arguments)
+                if not known:
+                    self._check_trained(player, loss)
                 mean = loss / size
-                self._watch(mean.detach(), arguments)
-                mean.backward()
+                self._watch(player, mean.detach(), arguments)
+                mean.backward(inputs=getattr(_original(loss_of), "parameters", None))
             else:
-                loss, terms = torch.tensor(self.loss.loss_and_grads(self.model, self.guide, *arguments)), {}
-                self._watch(loss / size, arguments)
-                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], size)
-        self._shapes.add(shapes)
+                loss, terms = torch.tensor(loss_of.loss_and_grads(self.model, self.guide, *arguments)), {}
+                self._watch(player, loss / size, arguments)
+                torch._foreach_div_([p.grad for p in player.parameters if p.grad is not None], size)
+        known.add(shapes)
         if not updated:
-            self._update()
-        self.step_count += 1
-        return _by_rows({"loss": loss.detach(), **terms}, rows, self.data_size)
+            self._update(player, optimizer)
+        values = _by_rows({_named(player, "loss"): loss.detach(), **terms}, rows, self.data_size)
+        if player.name:  # where several pull, the balance of their forces tells more than their losses
+            gradients = [p.grad for p in player.parameters if p.grad is not None]
+            values[_named(player, "gradient")] = nn.utils.get_total_norm(gradients) * rows
+        return values
 
-    def _update(self) -> None:
-        """Changes the parameters by their gradients."""
+    def _update(self, player: Player, optimizer: Optimizer) -> None:
+        """Changes a player's parameters by their gradients."""
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            nn.utils.clip_grad_norm_(player.parameters, self.clip_norm)
         if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        self.optimizer.step()
+            nn.utils.clip_grad_value_(player.parameters, self.clip_value)
+        optimizer.step()
 
-    @property
-    def _bound(self) -> Any:
-        return self.loss.original if isinstance(self.loss, Compiled) else self.loss
-
-    def _evaluate_loss(self, arguments: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
-        bound = self._bound
+    def _evaluate_loss(self, loss_of: Any, arguments: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
+        bound = _original(loss_of)
         if hasattr(bound, "loss_and_terms"):
             loss, terms = bound.loss_and_terms(self.model, self.guide, *arguments)
             return loss, _with_elbo(terms)
         compute = getattr(bound, "differentiable_loss", bound)
         return compute(self.model, self.guide, *arguments), {}
 
-    def _check_trained(self, loss: Tensor) -> None:
-        unreached = check_trained(loss, self.parameters, (self.model, self.guide))
+    def _check_trained(self, player: Player, loss: Tensor) -> None:
+        everyone = [p for other, _ in self.players for p in other.parameters] if player.name else None
+        unreached = check_trained(loss, player.parameters, list(self.halves.values()), everyone)
         # A warm-up from 0 leaves out, for a step, what only the latent terms depend on.
-        if unreached and not ("beta" in self.schedules and self._bound.beta == 0):
-            warnings.warn(f"The loss does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=5)
+        if unreached and not ("beta" in self.schedules and _original(self.loss).beta == 0):
+            whose = f"of the {player.name} " if player.name else ""
+            warnings.warn(
+                f"The loss {whose}does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=6
+            )
 
-    def _watch(self, loss: Tensor, arguments: Arguments) -> None:
+    def _watch(self, player: Player, loss: Tensor, arguments: Arguments) -> None:
         """Notes the loss, and on a CPU stops before a step that would spoil the weights."""
-        self._unread.append(loss)
+        self._unread.append((player, self.step_count + 1, loss))
         if loss.device.type == "cpu" or len(self._unread) >= _STEPS_BETWEEN_READINGS:
             self._read_losses(arguments)
 
     def _read_losses(self, arguments: Arguments | None = None) -> None:
-        losses = torch.stack(self._unread).tolist() if self._unread else []
+        losses = torch.stack([loss for *_, loss in self._unread]).tolist() if self._unread else []
+        moves = [(player, step) for player, step, _ in self._unread]
         self._unread.clear()
-        for value in losses:
+        for (player, step), value in zip(moves, losses, strict=True):
             self.history.step_losses.append(value)
+            whose, when = f"The {player.name}'s loss" if player.name else "The loss", f"(epoch {self.epoch + 1})"
             if not math.isfinite(value):
-                step = len(self.history.step_losses)
                 reason = "" if arguments is None else f": {describe_nonfinite(self.model, self.guide, arguments)}"
-                raise NonFiniteError(f"The loss was {value} at step {step} (epoch {self.epoch + 1}){reason}.")
+                raise NonFiniteError(f"{whose} was {value} at step {step} {when}{reason}.")
+            self._below[player.name] = self._below.get(player.name, 0) + 1 if value < player.floor else 0
+            if player.patience is not None and self._below[player.name] >= player.patience:
+                raise CollapseError(
+                    f"The {player.name} has won: its loss was below {player.floor:g} in {player.patience} moves in a "
+                    f"row, until step {step} {when}, and the others learn nothing from it any more."
+                )
 
     def _check_finite(self, states: dict[str, dict[str, Tensor]]) -> None:
         """Finds weights that an epoch's last step spoiled, before they are kept as good ones."""
@@ -221,24 +239,29 @@ class Trainer:
 
     def _judge(self, held_out: Batches) -> dict[str, float]:
         """The loss and its terms on held-out data, with the same noise every time."""
-        rows, sums = 0, dict[str, Tensor]()
-        with preserved_rng(seed=0), evaluating(self.model, self.guide):
+        means = _Means()
+        with preserved_rng(seed=0), evaluating(*self.halves.values()):
             for arguments in held_out.epoch(self._order):
-                if is_differentiable(self.loss):
-                    loss, terms = self._evaluate_loss(arguments)
-                else:
-                    loss, terms = torch.tensor(self.loss.loss(self.model, self.guide, *arguments)), {}
-                rows_here = count_rows(arguments)
-                _add(sums, _by_rows({"loss": loss, **terms}, rows_here, self.held_out_size))
-                rows += rows_here
-        return _means(sums, rows)
+                values: dict[str, Tensor] = {}
+                for player, _ in self.players:
+                    if is_differentiable(player.loss):
+                        loss, terms = self._evaluate_loss(player.loss, arguments)
+                    else:
+                        loss, terms = torch.tensor(player.loss.loss(self.model, self.guide, *arguments)), {}
+                    values |= {_named(player, "loss"): loss.detach(), **terms}
+                rows = count_rows(arguments)
+                means.add(_by_rows(values, rows, self.held_out_size), rows)
+        return means.read()
 
     def _finish_epoch(self, row: dict[str, float], states: dict[str, dict[str, Tensor]]) -> None:
         """Notes the epoch, keeps its weights if they are the best, and writes the checkpoint."""
         # With an annealed weight the losses of different epochs are not comparable, the bound itself is.
         annealed = "beta" in self.schedules and "elbo" in row
         prefix = "validation_" if "validation_loss" in row else ""
-        row["objective"] = row[f"{prefix}elbo"] if annealed else -row[f"{prefix}loss"]
+        if "loss" not in row:  # no loss of a game tells which of its weights are the best: the last ones are taken
+            row["objective"] = float(row["epoch"])
+        else:
+            row["objective"] = row[f"{prefix}elbo"] if annealed else -row[f"{prefix}loss"]
         if math.isnan(row["objective"]):
             row["objective"] = -math.inf  # never the best
         best = max((earlier["objective"] for earlier in self.history.rows), default=-math.inf)
@@ -261,17 +284,8 @@ class Trainer:
         if torch.cuda.is_initialized():
             tensors |= {f"rng.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
         tensors["step_losses"] = torch.tensor(self.history.step_losses, dtype=torch.float64)
-        optimizer, numbers = self.optimizer.state_dict(), {}
-        groups = [
-            {name: float(value) if torch.is_tensor(value) else value for name, value in group.items()}
-            for group in optimizer["param_groups"]
-        ]
-        for index, entries in optimizer["state"].items():
-            for name, value in entries.items():
-                if torch.is_tensor(value):
-                    tensors[f"optimizer.{index}.{name}"] = value
-                else:
-                    numbers[f"{index}.{name}"] = value
+        states_of_optimizers, values = states_of([optimizer for _, optimizer in self.players])
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in states_of_optimizers.items()}
         self.run.save_state(
             tensors,
             {
@@ -280,7 +294,7 @@ class Trainer:
                 "epochs_since_best": self.epochs_since_best,
                 "best_epoch": self.history.best_epoch,
                 "rows": self.history.rows,
-                "optimizer": {"param_groups": groups, "numbers": numbers},
+                "optimizer": values,
             },
         )
         self.run.save_weights("last", states)
@@ -290,23 +304,16 @@ class Trainer:
         assert self.run is not None
         tensors, values = self.run.load_state()
         states: dict[str, dict[str, Tensor]] = {}
-        optimizer: dict[int, dict[str, Any]] = {}
+        optimizer: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
             owner, _, name = rest.partition(".")
             if kind == "weights":
                 states.setdefault(owner, {})[name] = tensor
             elif kind == "optimizer":
-                optimizer.setdefault(int(owner), {})[name] = tensor
-        for key, value in values["optimizer"]["numbers"].items():
-            owner, _, name = key.partition(".")
-            optimizer.setdefault(int(owner), {})[name] = value
+                optimizer[rest] = tensor
         set_states(self.halves, states)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict({"state": optimizer, "param_groups": values["optimizer"]["param_groups"]})
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if torch.is_tensor(rate):
-                group["lr"] = rate.fill_(group["lr"])
+        load_states([optimizer for _, optimizer in self.players], optimizer, values["optimizer"])
         self._order.set_state(tensors["rng.order"])
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available():
@@ -321,17 +328,18 @@ class Trainer:
 
     def _setter(self, name: str) -> Callable[[float], None]:
         """Returns what assigns a scheduled value."""
-        if name == "lr":
+        rated = [optimizer for player, optimizer in self.players if name in ("lr", _named(player, "lr"))]
+        if rated:
 
             def set_rate(value: float) -> None:
-                for group in self.optimizer.param_groups:
+                for group in (group for optimizer in rated for group in optimizer.param_groups):
                     if torch.is_tensor(group["lr"]):  # what a captured step reads
                         group["lr"].fill_(value)
                     else:
                         group["lr"] = value
 
             return set_rate
-        bound = self._bound
+        bound = _original(self.loss)
         if hasattr(bound, name):
             return lambda value: setattr(bound, name, value)
         modules = [m for half in self.halves.values() if isinstance(half, nn.Module) for m in half.modules()]
@@ -349,11 +357,11 @@ class Trainer:
         return fill
 
 
-_SHOWN = ("loss", "elbo", "validation_loss", "validation_elbo")
+_SHOWN = ("loss", "elbo", "real", "fake", "validation_loss", "validation_elbo")
 
 
 def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if "kl" in terms else terms
+    return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if {"reconstruction", "kl"} <= set(terms) else terms
 
 
 def _by_rows(values: dict[str, Tensor], rows: int, size: int | None) -> dict[str, Tensor]:
@@ -361,10 +369,25 @@ def _by_rows(values: dict[str, Tensor], rows: int, size: int | None) -> dict[str
     return values if size is None else {name: value * rows / size for name, value in values.items()}
 
 
-def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        sums[name] = sums[name] + value if name in sums else value
+def _original(loss: Any) -> Any:
+    return loss.original if isinstance(loss, Compiled) else loss
 
 
-def _means(sums: Mapping[str, Tensor], rows: int) -> dict[str, float]:
-    return {name: float(value) / rows for name, value in sums.items()}
+def _named(player: Player, what: str) -> str:
+    return f"{player.name}_{what}" if player.name else what
+
+
+class _Means:
+    """Means over the data points; not every player moves in every step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor], rows: int) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.rows[name] = self.rows.get(name, 0) + rows
+
+    def read(self) -> dict[str, float]:
+        return {name: float(value) / self.rows[name] for name, value in self.sums.items()}

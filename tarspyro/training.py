@@ -1,10 +1,10 @@
-"""The training loop: one function over any bound."""
+"""The training loop: one function over any bound and any game."""
 
 __all__ = ["fit"]
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from tqdm.auto import tqdm
 from tarspyro.batches import Batches, count_rows
 from tarspyro.checks import check_inputs
 from tarspyro.config import describe
-from tarspyro.infer import ELBO, Compiled, PairError, check_pair
+from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
 from tarspyro.infer.recording import tensors_of
-from tarspyro.infer.traces import trace_pair
+from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
+from tarspyro.optimizers import make_optimizer
 from tarspyro.runs import Declared, History, Run, describe_pair
 from tarspyro.trainer import Trainer, is_differentiable
 
 
 def fit(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
-    data: Any,
+    guide: Callable[..., Any] | None = None,
+    data: Any = None,
     *,
     loss: Any = None,
     optimizer: Callable[..., Optimizer] = torch.optim.Adam,
@@ -61,25 +62,30 @@ def fit(
     subsample of N, ``pyro.plate("data", N, subsample=x)``; plates side by side count together. Pyro's global parameter
     store is not touched.
 
+    A game, such as ``tarspyro.infer.Adversarial``, has several players, which move in turn in every step, each with an
+    optimizer of its own parameters. None of their losses tells which weights are the best, so the last ones are.
+
     Before the first step the pair and the data are checked; Pyro's validation runs on the first step of every new
     shape and is off afterwards.
 
     Arguments:
         model: The model, a ``StochasticModule`` or any Pyro program.
-        guide: The guide, likewise.
+        guide: The guide, likewise; None for a model without latent variables, or a game that needs no guide.
         data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split`` or ``Sequences``, a torch
             ``Dataset``, or an iterable of batches such as a ``DataLoader`` or ``Sequences.batches``.
-        loss: Any bound: ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``.
-        optimizer: The class of a torch optimizer, for all parameters together.
-        optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given.
+        loss: Any bound, ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``; or a game.
+        optimizer: The class of a torch optimizer, for all parameters together, or all of a player.
+        optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given. Under the name
+            of a player, others for its own: ``{"lr": 2e-4, "discriminator": {"lr": 1e-4}}``.
         epochs: How many passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch; the last, shorter one of an epoch is trained on too.
         validation: Held-out data, judged after every epoch in evaluation mode with the same noise every time.
         binarize: Draw black and white pixels anew for every batch, on the device, with the grey values as
             probabilities. Held-out pixels are drawn once.
-        schedules: Functions of the step (0, 1, ...): ``"lr"`` for the learning rate, any other name for an attribute
-            of the loss such as ``"beta"``, or else for a fixed parameter such as ``"temperature"`` in the pair.
-        clip_norm: The largest norm of the whole gradient (applied first).
+        schedules: Functions of the step (0, 1, ...): ``"lr"`` for the learning rate, ``"generator_lr"`` for a player's,
+            any other name for an attribute of the loss such as ``"beta"``, or else for a fixed parameter such as
+            ``"temperature"`` in the pair.
+        clip_norm: The largest norm of the whole gradient, or of a player's (applied first).
         clip_value: The largest absolute value of a gradient's entry.
         patience: Stop after so many epochs without a better objective.
         keep: The weights in hand at the end, ``"best"`` or ``"last"``; the best if there is validation data.
@@ -100,12 +106,14 @@ def fit(
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
-        (while it trained) and with the prefix ``validation_`` on the held-out data.
+        (while it trained) and with the prefix ``validation_`` on the held-out data; of a game every player's loss and
+        the norm of its gradient, such as ``generator_loss`` and ``generator_gradient``, and what the game adds.
 
     Raises:
         InputError: If the data does not fit the likelihood.
         PairError: If the halves do not match, or a parameter would not be trained.
         NonFiniteError: If a loss is not finite; the weights are then those of the last good epoch.
+        CollapseError: If a player of a game has won, so that the others learn nothing; the weights likewise.
         RunError: If ``folder`` holds a run already, or a corrupted one is to be resumed.
         ValueError: If an argument is out of range.
 
@@ -122,19 +130,20 @@ def fit(
     """
     _check_arguments(epochs, batch_size, patience, keep, resume, folder, validation)
     device = find_device(device)
-    halves: dict[str, Any] = {"model": model, "guide": guide}
+    loss = ELBO() if loss is None else loss
+    if isinstance(loss, Game) and patience is not None:
+        raise ValueError(f"patience waits for a better objective, and a game has none, got {patience}: leave it out.")
+    described_guide, guide = guide, no_guide if guide is None else guide
+    halves: dict[str, Any] = {"model": model, "guide": guide} | ({"loss": loss} if isinstance(loss, Game) else {})
     for program in halves.values():
         if isinstance(program, nn.Module):
             program.to(device)
-    loss = ELBO() if loss is None else loss
-    if compile and not isinstance(loss, Compiled):
-        loss = Compiled(loss, report=tqdm.write if progress else None)
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng(seed))
         stack.enter_context(own_store())
         # Bounds without a differentiable loss train what they find in the store, so there it has to be.
-        if is_differentiable(loss):
+        if isinstance(loss, Game) or is_differentiable(loss):
             stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
         batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
@@ -146,17 +155,18 @@ def fit(
         if held_out is not None:
             check_inputs(model, guide, held_out.first(), None if binarize else held_out.tensors)
         with pyro.validation_enabled(True):
-            check_pair(model, guide, *first)
-        parameters, declared = _parameters(model, guide, first)
-        if not parameters:
-            raise PairError("The model and the guide have no parameters to train.")
+            (loss.check if isinstance(loss, Game) else check_pair)(model, guide, *first)
+        own, declared = _parameters(model, guide, first)
         if declared.tensors:
             halves["params"] = declared
+        players = _players(loss, *own)
+        if compile and not isinstance(loss, Compiled):
+            report = tqdm.write if progress else None
+            players = [replace(player, loss=Compiled(player.loss, report=report)) for player in players]
         trainer = Trainer(
             halves,
             loss,
-            parameters,
-            _optimizer(parameters, optimizer, dict(optimizer_options or {}), captured=isinstance(loss, Compiled)),
+            list(zip(players, _optimizers(players, optimizer, optimizer_options or {}), strict=True)),
             schedules=schedules or {},
             clip_norm=clip_norm,
             clip_value=clip_value,
@@ -166,7 +176,7 @@ def fit(
         )
         if folder is not None:
             described = {
-                **describe_pair(model, guide),
+                **describe_pair(model, described_guide),
                 "loss": _describe_loss(loss.original if isinstance(loss, Compiled) else loss),
                 "training": {"epochs": epochs, "batch_size": batch_size, "binarize": binarize, "seed": seed},
                 **(settings or {}),
@@ -198,17 +208,62 @@ def _check_arguments(
         raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
 
 
-def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[list[Tensor], Declared]:
-    """All parameters to train; and by name those that functions declare with ``pyro.param`` and ``pyro.module``."""
-    own = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
+def _players(loss: Any, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
+    """The players of a game, or a bound as the only one, without a name."""
+    players = loss.players(model, guide) if isinstance(loss, Game) else [Player("", loss, [*model, *guide])]
+    for player in players:
+        if not player.parameters:
+            who = f"The {player.name} has" if player.name else "The model and the guide have"
+            raise PairError(f"{who} no parameters to train.")
+    return players
+
+
+def _optimizers(
+    players: Sequence[Player], optimizer: Callable[..., Optimizer], options: Mapping[str, Any]
+) -> list[Optimizer]:
+    """An optimizer for every player, with its own options over those of all."""
+    of_players = {name: value for name, value in options.items() if isinstance(value, Mapping)}
+    names = [player.name for player in players]
+    for name in of_players:
+        if name not in names:
+            known = ", ".join(names) if any(names) else "those of a game, and a bound has none"
+            raise ValueError(f"optimizer_options has {name!r}, which is no player: the players are {known}.")
+    common = {name: value for name, value in options.items() if name not in of_players}
+    return [
+        make_optimizer(
+            player.parameters,
+            optimizer,
+            {**common, **of_players.get(player.name, {})},
+            captured=isinstance(player.loss, Compiled),
+        )
+        for player in players
+    ]
+
+
+def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[tuple[list[Tensor], list[Tensor]], Declared]:
+    """The parameters of the model and of the guide, those that both have among the model's; and, by name, what
+    functions declare with ``pyro.param`` and ``pyro.module``.
+    """
+    own = {id(p): p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()}
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
         trace_pair(model, guide, arguments, {})
+    with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as guided:
+        guide(*arguments)
     sites: dict[str, Any] = {name: site["value"] for name, site in capture.trace.nodes.items()}
     unconstrained = {name: value.unconstrained() for name, value in sites.items()}
-    held = {id(parameter) for parameter in own}
-    declared = {name: value for name, value in unconstrained.items() if id(value) not in held}
-    unique = {id(parameter): parameter for parameter in [*own, *declared.values()] if parameter.requires_grad}
-    return list(unique.values()), Declared(declared)
+    declared = {name: value for name, value in unconstrained.items() if id(value) not in own}
+    in_guide = {id(unconstrained[name]) for name in guided.trace.nodes if name in unconstrained}
+    if isinstance(guide, nn.Module):
+        in_guide |= {id(parameter) for parameter in guide.parameters()}
+    if isinstance(model, nn.Module):
+        in_guide -= {id(parameter) for parameter in model.parameters()}
+    everything = own | {id(value): value for value in declared.values()}
+    trained = {key: parameter for key, parameter in everything.items() if parameter.requires_grad}
+    halves = (
+        [parameter for key, parameter in trained.items() if key not in in_guide],
+        [parameter for key, parameter in trained.items() if key in in_guide],
+    )
+    return halves, Declared(declared)
 
 
 def _data_size(model: Any, guide: Any, arguments: Sequence[Any]) -> int | None:
@@ -230,20 +285,6 @@ def _data_size(model: Any, guide: Any, arguments: Sequence[Any]) -> int | None:
     beside = [f for f in frames.values() if f.dim == chosen.dim] if len(tensors) > 1 else [chosen]
     size = sum(f.full_size or f.size for f in beside)
     return None if size == rows else size
-
-
-def _optimizer(
-    parameters: Sequence[Tensor], optimizer: Callable[..., Optimizer], options: dict[str, Any], *, captured: bool
-) -> Optimizer:
-    options.setdefault("lr", 1e-3)
-    if optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "fused", "capturable"} & options.keys():
-        # One pass over all parameters instead of a dozen; torch has it for these two devices.
-        options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    device = parameters[0].device
-    if captured and device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
-        # Its step becomes part of a CUDA graph, which reads the rate and the count of steps on the device.
-        options |= {"capturable": True, "lr": torch.tensor(float(options["lr"]), device=device)}
-    return optimizer(parameters, **options)
 
 
 def _describe_loss(loss: Any) -> Any:

@@ -19,7 +19,7 @@ from tarspyro.distributions import (
     Kumaraswamy,
     default_prior,
 )
-from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Renyi
+from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Player, Renyi
 from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
@@ -117,7 +117,8 @@ def test_a_step_does_not_wait_for_the_device():
     model, guide = (half.cuda() for half in pair())
     parameters = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-    trainer = Trainer({"model": model, "guide": guide}, ELBO(), parameters, optimizer, schedules={})
+    halves, bound = {"model": model, "guide": guide}, ELBO()
+    trainer = Trainer(halves, bound, [(Player("", bound, parameters), optimizer)], schedules={})
     x = torch.rand(100, 64, device="cuda").round()
     trainer.step((x,))  # the first step of a shape validates, which reads values back
     torch.cuda.set_sync_debug_mode("error")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"_version", "modules", "labels"},
+    {"_version", "modules", "labels", "optimizers"},
     {"data", "nn", "config", "steps"},
     {"distributions"},
     {"conditional", "infer"},
@@ -90,7 +90,9 @@ def test_every_model_has_its_namesake_in_the_guides():
     import tarspyro.guides
     import tarspyro.models
 
-    for name in tarspyro.models.__all__:
+    alone = {"Classifier", "ConditionalGAN", "GAN"}  # without latent variables, or with some that nobody infers
+    assert not alone & set(tarspyro.guides.__all__)
+    for name in set(tarspyro.models.__all__) - alone:
         assert hasattr(tarspyro.guides, name)
         file = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() + ".py"
         assert (ROOT / "models" / file).exists() and (ROOT / "guides" / file).exists()

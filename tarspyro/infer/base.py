@@ -25,9 +25,13 @@ class Bound(pyro.infer.ELBO):
 
     Attributes:
         adjustable: The numbers that may change from step to step, and be tensors.
+        programs: What the loss runs beside the pair, such as a game with its networks.
+        parameters: What the loss is minimized in; None for all that it depends on.
     """
 
     adjustable: tuple[str, ...] = ()
+    programs: tuple[Program, ...] = ()
+    parameters: list[Tensor] | None = None
 
     def __init__(
         self,
@@ -69,6 +73,15 @@ class Bound(pyro.infer.ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Returns minus the bound, a tensor whose gradient is an unbiased estimate of the bound's."""
         return self.loss_and_terms(model, guide, *args, **kwargs)[0]
+
+    @property
+    def settings(self) -> Any:
+        """The object whose attributes decide what the loss is: the adjustable numbers and all others."""
+        return self
+
+    def prepare(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Does what the loss does only once for a pair, in a run of its own, before a step is recorded."""
+        self._structure(model, guide, args, kwargs)
 
     def _structure(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
         # What a pair samples may depend on which of its arguments it is given.

@@ -22,6 +22,7 @@ from tarspyro.infer.recording import Recording, RecordingError, record, tensors_
 from tarspyro.infer.traces import Program, name_of
 
 _TRIALS = 5  # steps of each kind that tell which is faster
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class Compiled(Bound):
@@ -140,7 +141,7 @@ class Compiled(Bound):
         else:
             with poutine.trace(param_only=True) as trace:
                 loss, terms = self.original.loss_and_terms(model, guide, *args, **kwargs)
-            (loss * scale).backward()
+            (loss * scale).backward(inputs=self.original.parameters)
             plan.names = _stored(trace.trace.nodes)
         if update is not None and not (compiled and plan.captured):
             update()
@@ -149,16 +150,21 @@ class Compiled(Bound):
 
     def _plan(self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "_Plan":
         """How steps of this kind run: with these programs, shapes and attributes of the bound."""
-        bound, device = self.original, _device(args)
+        bound, settings, device = self.original, self.original.settings, _device(args)
         for name in bound.adjustable:
-            value = getattr(bound, name)
+            value = getattr(settings, name)
             if name not in self._inputs:
                 self._inputs[name] = torch.tensor(float(value), device=device)
             self._inputs[name].fill_(value)
-        attributes = [repr(item) for item in vars(bound).items() if item[0] not in self._inputs and item[0][0] != "_"]
+        attributes = [
+            (name, repr(value) if isinstance(value, _PLAIN) else id(value))
+            for name, value in vars(settings).items()
+            if name not in self._inputs and name[0] != "_"
+        ]
         described = [(v.shape, v.dtype, v.device) if torch.is_tensor(v) else repr(v) for v in (*args, *kwargs.values())]
         cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        key = (model, guide, *described, *kwargs, *attributes, cast, _state(model), _state(guide))
+        states = [_state(program) for program in (model, guide, *bound.programs)]
+        key = (model, guide, *described, *kwargs, *attributes, cast, *states)
         if key not in self._plans or self._plans[key].outdated():
             self._plans[key] = _Plan(self, model, guide, kwargs)
         return self._plans[key]
@@ -276,15 +282,16 @@ class _Plan:
         bound, owner = self.owner.original, self.owner
 
         def step(scale: Tensor, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            with _attributes(bound, owner._inputs):
+            with _attributes(bound.settings, owner._inputs):
                 loss, terms = bound.loss_and_terms(*self.halves, *args, **self.kwargs)
             return loss * scale, {"loss": loss, **terms}
 
         start = time.perf_counter()
-        bound._structure(*self.halves, tuple(args), self.kwargs)  # a run of its own, and not part of the graph
-        buffers = [buffer for half in self.halves for module in _modules(half) for buffer in module.buffers(False)]
+        bound.prepare(*self.halves, tuple(args), self.kwargs)
+        programs = (*self.halves, *bound.programs)
+        buffers = [buffer for program in programs for module in _modules(program) for buffer in module.buffers(False)]
         scale = self._scale(1.0, args)
-        self.recording = record(step, (scale, *args), buffers=buffers)
+        self.recording = record(step, (scale, *args), buffers=buffers, parameters=bound.parameters)
         nodes = len(self.recording.graph.graph.nodes)
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(args))
         self._report(f"compiling the step for data of shape {shapes}: {nodes} operations ...")
@@ -340,11 +347,11 @@ def _modules(program: Program) -> Iterable[nn.Module]:
 
 
 @contextlib.contextmanager
-def _attributes(bound: Bound, values: Mapping[str, Any]) -> Iterator[None]:
-    """Gives a bound other attributes for a while."""
-    before = {name: getattr(bound, name) for name in values}
+def _attributes(settings: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Gives an object other attributes for a while."""
+    before = {name: getattr(settings, name) for name in values}
     try:
-        vars(bound).update(values)
+        vars(settings).update(values)
         yield
     finally:
-        vars(bound).update(before)
+        vars(settings).update(before)

@@ -6,7 +6,7 @@ import contextlib
 import operator
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,9 @@ class Recording(NamedTuple):
         return loss, dict(zip(self.terms, rest[:count], strict=True)), rest[count:]
 
 
-def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -> Recording:
+def record(
+    step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = (), parameters: Iterable[Tensor] | None = None
+) -> Recording:
     r"""Records a function of tensors, such as a bound's loss, together with the gradients of its result.
 
     The function runs on tensors without values, so that nothing moves: no parameters, statistics or random state.
@@ -71,6 +73,7 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         step: The function; it returns a number to differentiate and a dictionary of numbers to write down.
         args: Its arguments. Tensors are inputs of the graph, of fixed shapes; everything else is a constant.
         buffers: What the function changes in place, such as the statistics of batch normalization.
+        parameters: What to take gradients in, of all that the result depends on; all of it if not given.
 
     Raises:
         RecordingError: If the function reads a value back, or branches on one.
@@ -83,6 +86,7 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
         (tensor(4.), tensor([0., 4., 4.]))
     """
     buffers = list(buffers)
+    own = None if parameters is None else {id(parameter) for parameter in parameters}
     terms: list[str] = []
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -94,7 +98,7 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
     constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
     if any(isinstance(constant, FakeTensor) for constant in constants):
         # Derivatives inside the function were of values that are gone after the recording.
-        return record_as_it_stands(step, args, buffers)
+        return record_as_it_stands(step, args, buffers, own)
     work = _work(graph)
     relaid = _lay_out_convolutions(graph)
     if _work(merged(graph)) < work or relaid:
@@ -103,20 +107,22 @@ def record(step: Step, args: Sequence[Any], *, buffers: Iterable[Tensor] = ()) -
             loss, *values = graph(*tensors_of(args))
             return loss, dict(zip(terms, values, strict=True))
 
-        recording = record_as_it_stands(improved, args, buffers)
-        if _agree(recording, step, args, buffers):
+        recording = record_as_it_stands(improved, args, buffers, own)
+        if _agree(recording, step, args, buffers, own):
             return recording
-    return record_as_it_stands(step, args, buffers)
+    return record_as_it_stands(step, args, buffers, own)
 
 
-def record_as_it_stands(step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> Recording:
-    """Records a function and its derivatives as one graph."""
+def record_as_it_stands(
+    step: Step, args: Sequence[Any], buffers: Sequence[Tensor], own: Collection[int] | None = None
+) -> Recording:
+    """Records a function and its derivatives, in parameters of certain identities or in all, as one graph."""
     found: list[Tensor] = []
     terms: list[str] = []
 
     def both(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss, named = step(*_with_tensors(args, inputs))
-        found[:], terms[:] = leaves_of(loss), list(named)
+        found[:], terms[:] = _own(leaves_of(loss), own), list(named)
         derivatives = torch.autograd.grad(loss, found) if found else ()
         return loss.detach(), *(value.detach() for value in named.values()), *derivatives
 
@@ -149,14 +155,20 @@ def _kept(buffers: Sequence[Tensor]) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _agree(recording: Recording, step: Step, args: Sequence[Any], buffers: Sequence[Tensor]) -> bool:
+def _own(leaves: list[Tensor], identities: Collection[int] | None) -> list[Tensor]:
+    return [leaf for leaf in leaves if identities is None or id(leaf) in identities]
+
+
+def _agree(
+    recording: Recording, step: Step, args: Sequence[Any], buffers: Sequence[Tensor], own: Collection[int] | None
+) -> bool:
     """Whether a recording gives the loss and the gradients of the function, from the same noise."""
     with preserved_rng(seed=0), _kept(buffers):
         loss, _, gradients = recording(*args)
     with preserved_rng(seed=0), _kept(buffers), local_parameters(), pyro.validation_enabled(False):
         with torch.enable_grad():
             exact, _ = step(*args)
-            parameters = leaves_of(exact)
+            parameters = _own(leaves_of(exact), own)
             derivatives = torch.autograd.grad(exact, parameters) if parameters else ()
     known = dict(zip(map(id, recording.parameters), gradients, strict=True))
     return (

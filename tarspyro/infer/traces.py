@@ -1,6 +1,6 @@
 """Running a pair: its traces, whether its halves match, and its log weights."""
 
-__all__ = ["PairError", "check_pair", "guess_plate_nesting", "log_weights", "particle_plate", "trace_pair"]
+__all__ = ["PairError", "check_pair", "guess_plate_nesting", "log_weights", "no_guide", "particle_plate", "trace_pair"]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,10 @@ PARTICLES = "num_particles_vectorized"  # the name that Pyro's own bounds give t
 
 class PairError(ValueError):
     """The model and the guide do not belong together, or do not fit the data."""
+
+
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model whose latent variables nobody infers: it draws nothing."""
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:

@@ -40,7 +40,7 @@ class ConvEncoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        sizes = _pyramid(in_shape, channels)
+        sizes = pyramid(in_shape, channels)
         self.in_shapes = (sizes[0],)
         self.out_features = math.prod(sizes[-1])
         layers: list[nn.Module] = []
@@ -92,7 +92,7 @@ class ConvDecoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        image, *maps = _pyramid(out_shape, channels[::-1])
+        image, *maps = pyramid(out_shape, channels[::-1])
         sizes = [*maps[::-1], (channels[-1], *image[1:])]
         self.in_shapes = ((in_features,),)
         self.out_shape = image
@@ -126,7 +126,7 @@ class ConvDecoder(Configurable):
         return f"{type(self).__name__}({self._summary})"
 
 
-def _pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
+def pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
     """The shapes of the maps when every layer halves the image, rounding up."""
     if len(shape) != 3:
         raise ValueError(f"An image has the shape (channels, height, width), got {tuple(shape)}.")

@@ -20,9 +20,9 @@ __all__ = [
 
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
+from tarspyro.plot.learning import curves
 from tarspyro.plot.pictures import (
     active_units,
-    curves,
     interpolation,
     latents,
     manifold,

@@ -1,6 +1,6 @@
 """Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
-__all__ = ["active_units", "curves", "interpolation", "latents", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = ["active_units", "interpolation", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,6 @@ from tarspyro.distributions import has_context
 from tarspyro.infer.traces import PairError, name_of
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.plot.figures import Shape, as_array, axes_of, sheet_of, show
-from tarspyro.runs import History
 
 
 def latents(
@@ -282,35 +281,6 @@ def interpolation(
     figure, ax = axes_of(ax, (0.6 * (num + 2), 0.6 * len(first) + 0.6))
     show(ax, sheet_of(rows.flatten(0, 1), num + 2, image_shape))
     ax.set(title="data (left and right), decoded means between them")
-    return figure
-
-
-def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axes | None = None) -> Figure:
-    """Draws the learning curves: the first of the names that was measured, in training and on held-out data.
-
-    Arguments:
-        history: What ``fit`` returned.
-        names: What to draw, by order of preference.
-        ax: Where to draw.
-
-    Raises:
-        ValueError: If none of the names was measured.
-    """
-    name = next((name for name in names if history[name]), None)
-    if name is None:
-        raise ValueError(
-            f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs."
-        )
-    figure, ax = axes_of(ax, (6.4, 4.0))
-    for key, label in ((name, "training"), (f"validation_{name}", "held out")):
-        if history[key]:
-            epochs = [row["epoch"] for row in history.rows if key in row]  # a resumed run may measure more
-            ax.plot(epochs, history[key], label=label, marker="." if len(history) < 30 else None)
-    if history.best_epoch:
-        ax.axvline(history.best_epoch, color="0.7", linewidth=1, linestyle=":", label="best epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats per data point)")
-    ax.legend(frameon=False)
     return figure
 
 

@@ -1,0 +1,192 @@
+"""Adversarial training: a generator against a discriminator."""
+
+__all__ = ["Adversarial", "AdversarialGame", "Draws", "draw"]
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor, nn
+
+from tarspyro.infer.divergences import Divergence, JensenShannon
+from tarspyro.infer.games import Game, Player
+from tarspyro.infer.traces import PairError, Program, Site, name_of, sample_sites
+from tarspyro.modules import evaluating, preserved_rng
+
+
+class Draws(NamedTuple):
+    """What a model draws at a site in place of what it observes there."""
+
+    site: Site
+    real: Tensor  # what it observes
+    conditions: tuple[Tensor, ...]  # the rest of the data, which no site observes
+
+    def total(self, values: Tensor) -> Tensor:
+        """Adds up the rows, with the site's scale and mask; of several numbers in a row, such as patches, the mean."""
+        rows = values.reshape(len(self.real), -1).mean(1)
+        return scale_and_mask(rows, self.site["scale"], self.site["mask"]).sum()
+
+
+def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Draws:
+    """Runs a model on data that it does not look at, and returns what it draws in its place.
+
+    Raises:
+        PairError: If the model observes nothing at the site.
+    """
+    sites = dict(sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)))
+    observed = {name: node["infer"]["obs"] for name, node in sites.items() if node["infer"].get("was_observed")}
+    if site not in observed:
+        raise PairError(f"{name_of(model)} observes nothing at {site!r}: site must be one of {sorted(observed)}.")
+    known = {id(value) for value in observed.values()}
+    given = (value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and id(value) not in known)
+    return Draws(sites[site], observed[site], tuple(given))
+
+
+class AdversarialGame(Game):
+    """What games with a discriminator have in common: telling real from fake.
+
+    Arguments:
+        discriminator: A network from a data point and its conditions to a number, or to several.
+        divergence: What both sides minimize; ``JensenShannon()`` if not given.
+        patience: After so many moves in a row of a discriminator that has won, a training stops; None for never.
+    """
+
+    def __init__(self, discriminator: nn.Module, divergence: Divergence | None, patience: int | None) -> None:
+        super().__init__()
+        if not isinstance(discriminator, nn.Module):
+            raise TypeError(f"discriminator must be a torch.nn.Module, got {discriminator!r}.")
+        if divergence is not None and not isinstance(divergence, Divergence):
+            raise TypeError(f"divergence must be one of tarspyro.infer, such as Hinge(), got {divergence!r}.")
+        self.discriminator, self.patience = discriminator, patience
+        self.divergence: Divergence = divergence or JensenShannon()
+
+    def against(self, loss: Callable[..., Any]) -> Player:
+        """The discriminator as a player with the given loss."""
+        floor = self.divergence.floor
+        return self.player("discriminator", loss, self.discriminator.parameters(), floor=floor, patience=self.patience)
+
+    def tell_apart(
+        self, real: Tensor, fakes: Sequence[Tensor], conditions: Sequence[Tensor], total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, and its outputs for real data and for fakes."""
+        divergence, scores = self.divergence, self.discriminator(real, *conditions)
+        loss, outputs = total(divergence.real(scores)), []
+        for fake in fakes:
+            fake_scores = self.discriminator(fake, *conditions)
+            loss = loss + total(divergence.fake(fake_scores))
+            outputs.append(total(divergence.output(fake_scores.detach())))
+            penalty = divergence.penalty(lambda x: self.discriminator(x, *conditions), real, fake)
+            if penalty is not None:
+                loss = loss + total(penalty)
+        real_output = total(divergence.output(scores.detach()))
+        return loss, {"real": real_output, "fake": torch.stack(outputs).mean(0)}
+
+    def convince(
+        self, fakes: Sequence[Tensor], conditions: Sequence[Tensor], total: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The generator's loss."""
+        losses = [total(self.divergence.generator(self.discriminator(fake, *conditions))) for fake in fakes]
+        return torch.stack(losses).sum()
+
+
+class Adversarial(AdversarialGame):
+    r"""A generative adversarial network: the model generates, the discriminator tells what is real.
+
+    .. math:: \min_G \max_D \; \mathbb{E}_x[\log \sigma(D(x))] + \mathbb{E}_{z \sim p(z)}[\log(1 - \sigma(D(G(z))))]
+
+    or another ``divergence``. The generator is any model that observes x, with a ``Deterministic`` likelihood, or any
+    other whose draws have a derivative; it is drawn from and never scored, and needs no guide. What it takes and does
+    not observe, such as a label y, is a condition, which the discriminator sees too: D(x, y).
+
+    In every step the discriminator moves first, then the generator, each against noise of its own (Algorithm 1 of the
+    paper). The history has ``discriminator_loss`` and ``generator_loss``, the discriminator's mean outputs ``real``
+    and ``fake`` before its moves (probabilities of being real in a game of ``JensenShannon``), and the norms of the
+    gradients, ``discriminator_gradient`` and ``generator_gradient``.
+
+    Arguments:
+        discriminator: A network from a data point (and conditions) to its score, such as ``nn.Discriminator``. Of
+            several scores, such as those of the patches of an image, the mean loss counts.
+        divergence: ``JensenShannon()`` if not given, ``LeastSquares()``, ``Hinge()`` or ``Wasserstein()``.
+        site: The observed site that is told from the data.
+        every: The generator moves in one of so many steps, after as many moves of the discriminator on fresh data.
+        l1: The weight of the mean absolute difference between x and its fake in the generator's loss: pix2pix, whose
+            paper has 100. (Isola et al. 2017, arXiv:1611.07004, eq. 4.)
+        patience: A training stops after so many moves in a row of a discriminator with a loss below 0.001 (of a
+            Wasserstein distance there is no such limit); None for never.
+
+    Raises:
+        TypeError: If ``discriminator`` or ``divergence`` is none.
+        ValueError: If ``every`` is below 1, or ``l1`` negative.
+        PairError: In ``fit``, if the model observes nothing at the site, or draws there without a derivative.
+
+    References:
+        Goodfellow et al. (2014), Generative Adversarial Networks, arXiv:1406.2661; Mirza and Osindero (2014),
+        Conditional Generative Adversarial Nets, arXiv:1411.1784.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from tarspyro import Deterministic, fit, models
+        >>> from tarspyro.distributions import default_prior
+        >>> from tarspyro.infer import Hinge
+        >>> from tarspyro.nn import MLP, Discriminator
+        >>> p = models.GAN(default_prior(dist.Normal, 2), Deterministic(MLP(2, [16]), 3))
+        >>> loss = Adversarial(Discriminator(MLP(3, [16])), Hinge())
+        >>> history = fit(p, data=torch.randn(200, 3), loss=loss, epochs=2, seed=0, progress=False)
+        >>> sorted(name for name in history.rows[0] if "_" in name)
+        ['discriminator_gradient', 'discriminator_loss', 'generator_gradient', 'generator_loss']
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        divergence: Divergence | None = None,
+        *,
+        site: str = "x",
+        every: int = 1,
+        l1: float = 0.0,
+        patience: int | None = 1000,
+    ) -> None:
+        super().__init__(discriminator, divergence, patience)
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}.")
+        if l1 < 0:
+            raise ValueError(f"l1 must not be negative, got {l1}.")
+        self.site, self.every, self.l1 = site, every, l1
+
+    def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
+        generator = self.player("generator", self.generator_loss, model, every=self.every)
+        return [self.against(self.discriminator_loss), generator]
+
+    def discriminator_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of telling x from a fake."""
+        with torch.no_grad():
+            draws = draw(model, self.site, args, kwargs)
+        return self.tell_apart(draws.real, [draws.site["value"]], draws.conditions, draws.total)
+
+    def generator_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a fake that does not pass for real, and of its distance from x."""
+        draws = draw(model, self.site, args, kwargs)
+        fake = draws.site["value"]
+        loss, terms = self.convince([fake], draws.conditions, draws.total), {}
+        if self.l1:
+            terms["l1"] = draws.total((fake - draws.real).abs())
+            loss = loss + self.l1 * terms["l1"]
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
+        """Raises a ``PairError`` unless the model's draws at the site have a derivative."""
+        with preserved_rng(), evaluating(model, self):
+            draws = draw(model, self.site, args, kwargs)
+        family: Any = draws.site["fn"]
+        if not family.has_rsample:
+            family = getattr(family, "base_dist", family)
+            raise PairError(
+                f"{name_of(model)} draws {self.site!r} from a {type(family).__name__}, without a derivative: "
+                "take a Deterministic as its likelihood."
+            )
