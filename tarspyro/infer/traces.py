@@ -1,14 +1,6 @@
 """Running a pair: its traces, whether its halves match, and its log weights."""
 
-__all__ = [
-    "PairError",
-    "check_pair",
-    "guess_plate_nesting",
-    "log_weights",
-    "particle_plate",
-    "trace_pair",
-    "weights_of_traces",
-]
+__all__ = ["PairError", "check_pair", "guess_plate_nesting", "log_weights", "particle_plate", "trace_pair"]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -198,13 +190,6 @@ def log_weights(
     model_trace, guide_trace = trace_pair(
         model, guide, args, kwargs, num_particles=num_particles, plate_nesting=plate_nesting
     )
-    return weights_of_traces(model, model_trace, guide_trace, num_particles=num_particles, plate_nesting=plate_nesting)
-
-
-def weights_of_traces(
-    model: Program, model_trace: Trace, guide_trace: Trace, *, num_particles: int = 1, plate_nesting: int
-) -> Tensor:
-    """Returns the log weights of one run of a pair, see ``log_weights``."""
     signed = [
         (name, site, sign)
         for trace, sign in ((model_trace, 1), (guide_trace, -1))
