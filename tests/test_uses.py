@@ -165,7 +165,7 @@ class Whole:
 def test_the_expectation_of_a_stream_s_loss_is_the_bound_of_all_data(rows, shared):
     toy = Whole(shared)
     torch.manual_seed(1)
-    batches = [toy.x[torch.randperm(N)[:rows]] for _ in range(600)]
+    batches = [toy.x[torch.randperm(N)[:rows]] for _ in range(300)]
     losses = [ELBO().loss(toy.model, toy.guide, batch) for batch in batches]
     whole = [ELBO().loss(toy.model, toy.guide, toy.x) for _ in range(200)]
     exact = float(np.mean(whole))
