@@ -3,6 +3,7 @@
 __all__ = ["Batches", "as_arguments", "binarized", "count_rows", "each"]
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
@@ -112,17 +113,41 @@ def binarized(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.bernoulli(x, generator=generator)
 
 
+class _Stream:
+    """Batches that come once, so many of them an epoch."""
+
+    def __init__(self, batches: Iterator[Any], steps: int) -> None:
+        self.batches, self.steps = batches, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.batches, self.steps)
+
+    def ahead(self) -> list[Any]:
+        """Returns the next batch, if there is one, without taking it out of the stream."""
+        following = list(itertools.islice(self.batches, 1))
+        self.batches = itertools.chain(following, self.batches)
+        return following
+
+
 class Batches:
     """Batches of data on a device: in-memory data is kept and indexed there, loaders are read.
 
     Arguments:
-        data: See ``as_arguments``; else a torch ``Dataset``, or an iterable of batches such as a ``DataLoader``.
+        data: See ``as_arguments``; else a torch ``Dataset``, or an iterable of batches such as a ``DataLoader``; or an
+            iterator of them, with ``steps_per_epoch``.
         program: The model that will be called.
         batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
         device: Where the batches are.
         shuffle: Whether each epoch has another order (loaders keep their own).
         binarize: Whether to draw the pixels of the first part anew for every batch.
         pixel_seed: Draw the same pixels in every epoch instead, whatever else draws random numbers meanwhile.
+        steps_per_epoch: How many batches of an iterator make an epoch.
+
+    Raises:
+        ValueError: If data is an iterator and ``steps_per_epoch`` is not given, or the other way round.
     """
 
     def __init__(
@@ -135,6 +160,7 @@ class Batches:
         shuffle: bool = True,
         binarize: bool = False,
         pixel_seed: int | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.pixel_seed, self._pixels = pixel_seed, None if pixel_seed is None else torch.Generator(device)
         self.program, self.device, self.binarize = program, device, binarize
@@ -148,20 +174,33 @@ class Batches:
             is_dataset = isinstance(data, Dataset) or not isinstance(data, Iterable)
             self.source = DataLoader(data, batch_size, shuffle=shuffle) if is_dataset else data
             if iter(self.source) is self.source:
-                raise ValueError(
-                    "data is an iterator, which an epoch exhausts: give an iterable, such as a DataLoader."
-                )
+                if steps_per_epoch is None:
+                    raise ValueError(
+                        "data is an iterator, which an epoch exhausts: say how many of its batches make one, "
+                        "steps_per_epoch=1000 (for held-out data give an iterable, such as a DataLoader)."
+                    )
+                self.source = _Stream(iter(self.source), steps_per_epoch)
+        if steps_per_epoch is not None and not isinstance(self.source, _Stream):
+            raise ValueError(
+                "steps_per_epoch is for an iterator of batches, and this data has epochs of its own: leave it out, or "
+                "give iter(data)."
+            )
 
     def __len__(self) -> int:
         if self.tensors is not None:
             return -(-count_rows(self.tensors) // self.batch_size)
         return len(self.source) if isinstance(self.source, Sized) else 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is no further epoch, because a stream has ended; waits for its next batch."""
+        return isinstance(self.source, _Stream) and not self.source.ahead()
+
     def first(self) -> Arguments:
         """Returns the first rows in their given order."""
         if self.tensors is not None:
             return self._prepare(each(lambda part: part[: self.batch_size], self.tensors))
-        for batch in self.source:
+        for batch in self.source.ahead() if isinstance(self.source, _Stream) else self.source:
             arguments = self._move(batch)
             if self.binarize:
                 check_binarizable(arguments[0])

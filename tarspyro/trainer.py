@@ -92,13 +92,13 @@ class Trainer:
     def train(
         self, batches: Batches, held_out: Batches | None, epochs: int, patience: int | None, progress: bool
     ) -> None:
-        """Trains until so many epochs are done in all, or none of the last ``patience`` was the best."""
+        """Trains until so many epochs are done in all, a stream ends, or none of the last ``patience`` was the best."""
         last_good = get_states(self.halves)
         bar = tqdm(
             total=epochs * len(batches) or None, initial=self.step_count, disable=not progress, unit="step", leave=True
         )
         with bar:
-            while self.epoch < epochs and not (patience and self.epochs_since_best >= patience):
+            while not (self.epoch >= epochs or patience and self.epochs_since_best >= patience or batches.exhausted):
                 try:
                     row = self._train_epoch(batches, bar)
                     states = get_states(self.halves)

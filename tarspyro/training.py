@@ -37,6 +37,7 @@ def fit(
     optimizer_options: Mapping[str, Any] | None = None,
     epochs: int = 10,
     batch_size: int = 100,
+    steps_per_epoch: int | None = None,
     validation: Any = None,
     binarize: bool = False,
     schedules: Mapping[str, Callable[[int], float]] | None = None,
@@ -72,13 +73,18 @@ def fit(
         model: The model, a ``StochasticModule`` or any Pyro program.
         guide: The guide, likewise; None for a model without latent variables, or a game that needs no guide.
         data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split`` or ``Sequences``, a torch
-            ``Dataset``, or an iterable of batches such as a ``DataLoader`` or ``Sequences.batches``.
+            ``Dataset``, or an iterable of batches such as a ``DataLoader`` or ``Sequences.batches``; or a stream, an
+            iterator of batches of any sizes, single rows too, which may never end (see ``steps_per_epoch``).
         loss: Any bound, ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``; or a game.
         optimizer: The class of a torch optimizer, for all parameters together, or all of a player.
         optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given. Under the name
             of a player, others for its own: ``{"lr": 2e-4, "discriminator": {"lr": 1e-4}}``.
         epochs: How many passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch; the last, shorter one of an epoch is trained on too.
+        steps_per_epoch: How many batches of a stream are called an epoch, after which there is a row of the history,
+            a look at the held-out data and a checkpoint. Each batch is seen once; with the stream the training ends. A
+            resumed run goes on with whatever comes next. Where N is known, the plate of the model says so (see above),
+            so that every batch estimates the bound of all N.
         validation: Held-out data, judged after every epoch in evaluation mode with the same noise every time.
         binarize: Draw black and white pixels anew for every batch, on the device, with the grey values as
             probabilities. Held-out pixels are drawn once.
@@ -128,7 +134,8 @@ def fit(
         >>> history["elbo"][1] > history["elbo"][0]
         True
     """
-    _check_arguments(epochs, batch_size, patience, keep, resume, folder, validation)
+    counts = {"epochs": epochs, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch, "patience": patience}
+    _check_arguments(counts, keep, resume, folder)
     device = find_device(device)
     loss = ELBO() if loss is None else loss
     if isinstance(loss, Game) and patience is not None:
@@ -146,7 +153,9 @@ def fit(
         if isinstance(loss, Game) or is_differentiable(loss):
             stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
-        batches = Batches(data, model, batch_size, device, shuffle=shuffle, binarize=binarize)
+        batches = Batches(
+            data, model, batch_size, device, shuffle=shuffle, binarize=binarize, steps_per_epoch=steps_per_epoch
+        )
         held_out = None
         if validation is not None:
             held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize, pixel_seed=0)
@@ -191,15 +200,9 @@ def fit(
 
 
 def _check_arguments(
-    epochs: int,
-    batch_size: int,
-    patience: int | None,
-    keep: str | None,
-    resume: bool,
-    folder: str | Path | None,
-    validation: Any,
+    counts: Mapping[str, int | None], keep: str | None, resume: bool, folder: str | Path | None
 ) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if keep not in (None, "best", "last"):

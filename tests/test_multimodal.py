@@ -492,7 +492,7 @@ def test_imputed_draws_have_the_law_of_the_chain(double, num_rounds):
     """With the exact posterior as the guide already the first draw is one from p(x_2 | x_1), and stays one."""
     toy = Exact(2, num=2)
     many = toy.x[0].repeat_interleave(5000, 0)
-    found = evaluate.impute(toy.model, toy.guide, (many, None), num_rounds=num_rounds, seed=0)
+    found = evaluate.impute_modalities(toy.model, toy.guide, (many, None), num_rounds=num_rounds, seed=0)
     assert torch.equal(found["x_1"], many)
     x_2 = found["x_2"].reshape(2, 5000, -1).transpose(0, 1)
     code = toy.posterior([0])
@@ -519,7 +519,7 @@ def test_resampling_mends_what_zeros_spoil(double):
     x_2, distances = torch.zeros(1, 3), []
     for num_rounds in range(5):
         x_2 = posterior(toy.x[0], x_2).mean.detach() @ toy.weights[1].T
-        found = evaluate.impute(toy.joint_model, q, (many, None), num_rounds=num_rounds, seed=0)["x_2"]
+        found = evaluate.impute_modalities(toy.joint_model, q, (many, None), num_rounds=num_rounds, seed=0)["x_2"]
         assert_within(found, x_2[0])
         distances.append((x_2[0] - right).norm().item())
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.2 * distances[0]
@@ -527,15 +527,15 @@ def test_resampling_mends_what_zeros_spoil(double):
 
 def test_imputed_means_rows_and_arrays(double):
     toy = Exact(3, num=6)
-    means = evaluate.impute(toy.model, toy.guide, [toy.x[0].numpy(), None, None], mean=True, seed=0)
+    means = evaluate.impute_modalities(toy.model, toy.guide, [toy.x[0].numpy(), None, None], mean=True, seed=0)
     assert isinstance(means["x_2"], np.ndarray) and means["x_3"].shape == (6, 5)
     mask = torch.tensor([[1, 0, 1], [0, 1, 1]]).repeat(3, 1)
-    filled = evaluate.impute(toy.model, toy.guide, (*toy.x, mask), num_rounds=1, seed=0)
+    filled = evaluate.impute_modalities(toy.model, toy.guide, (*toy.x, mask), num_rounds=1, seed=0)
     for m, value in enumerate(toy.x):
         kept = (filled[f"x_{m + 1}"] == value).all(1)
         assert torch.equal(kept, mask[:, m].bool())
     with pytest.raises(ValueError, match="num_rounds must not be negative, got -1"):
-        evaluate.impute(toy.model, toy.guide, toy.x, num_rounds=-1)
+        evaluate.impute_modalities(toy.model, toy.guide, toy.x, num_rounds=-1)
 
 
 def test_coherence_counts_agreement(double):

@@ -13,9 +13,12 @@ __all__ = [
     "frey_face",
     "join_quadrants",
     "labelled_subset",
+    "lower_half",
     "mnist",
+    "off_grid",
     "polyphonic_music",
     "quadrants",
+    "random_pixels",
     "uci",
 ]
 
@@ -30,6 +33,7 @@ import torch
 from torch import Tensor
 
 from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.data.masks import lower_half, off_grid, random_pixels
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.labels import PartlyLabelled, labelled_subset

@@ -1,4 +1,4 @@
-"""What a trained pair is worth: log-likelihoods, bounds and their gaps, posteriors, codes and pictures' data."""
+"""What a trained pair is worth: log-likelihoods, bounds and their gaps, posteriors, codes; and what it is for."""
 
 __all__ = [
     "Bound",
@@ -7,11 +7,15 @@ __all__ = [
     "Gaps",
     "LogDensities",
     "LogLikelihood",
+    "Neighbours",
     "PosteriorKL",
     "accuracy",
     "active_units",
     "activity",
     "annealed_log_likelihood",
+    "anomaly_score",
+    "arithmetic",
+    "auroc",
     "classify",
     "coherence",
     "conditional_log_likelihood",
@@ -22,10 +26,13 @@ __all__ = [
     "gaps",
     "knn_accuracy",
     "linear_probe",
+    "imputation_log_likelihood",
     "impute",
+    "impute_modalities",
     "log_densities",
     "log_likelihood",
     "multimodal_log_likelihood",
+    "nearest_neighbours",
     "particle_filter",
     "posterior_kl",
     "reconstruct",
@@ -36,9 +43,12 @@ __all__ = [
 
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
+from tarspyro.evaluate.anomalies import anomaly_score, auroc
 from tarspyro.evaluate.classes import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
+from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
+from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (
     Bound,
     LogLikelihood,
@@ -47,7 +57,7 @@ from tarspyro.evaluate.likelihood import (
     log_likelihood,
     reconstruction,
 )
-from tarspyro.evaluate.multimodal import coherence, impute, multimodal_log_likelihood
+from tarspyro.evaluate.multimodal import coherence, impute_modalities, multimodal_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe
 from tarspyro.evaluate.sequences import Filtered, continuations, particle_filter

@@ -1,6 +1,6 @@
 """Functions of a batch, over all of the data and over any number of particles, in bounded memory."""
 
-__all__ = ["by_batch", "over_particles", "rows_at_once", "seeded"]
+__all__ = ["by_batch", "chunks_of", "over_particles", "rows_at_once", "seeded"]
 
 import contextlib
 import functools
@@ -27,6 +27,13 @@ def rows_at_once(copies: int) -> int:
     return max(1, _ROWS // copies)
 
 
+def chunks_of(num_particles: int, rows: int) -> Iterator[int]:
+    """Yields how many particles of so many rows each may be in memory together, until there were all."""
+    chunk = rows_at_once(rows)
+    for start in range(0, num_particles, chunk):
+        yield min(chunk, num_particles - start)
+
+
 def over_particles(
     function: Callable[[tuple[Tensor, ...], int, int], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor],
@@ -50,9 +57,7 @@ def over_particles(
     def estimate(*arguments: Tensor) -> Tensor:
         nonlocal nesting
         nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
-        chunk = rows_at_once(count_rows(arguments))
-        counts = (min(chunk, num_particles - start) for start in range(0, num_particles, chunk))
-        depth = nesting
+        depth, counts = nesting, chunks_of(num_particles, count_rows(arguments))
         return functools.reduce(combine, (function(arguments, count, depth) for count in counts))
 
     return estimate

@@ -5,8 +5,11 @@ __all__ = [
     "LogLikelihood",
     "conditional_log_likelihood",
     "elbo",
+    "from_moments",
     "from_weights",
+    "given_by",
     "log_likelihood",
+    "moments_of",
     "reconstruction",
 ]
 
@@ -14,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +41,16 @@ class LogLikelihood(NamedTuple):
     log_likelihood: Any
     standard_error: Any
     effective_sample_size: Any
+
+
+def given_by(joint: LogLikelihood, condition: LogLikelihood) -> LogLikelihood:
+    """Returns log p(a | b) = log p(a, b) - log p(b) of two independent estimates: their errors add up."""
+    smaller: Any = torch.minimum if torch.is_tensor(joint.log_likelihood) else np.minimum
+    return LogLikelihood(
+        joint.log_likelihood - condition.log_likelihood,
+        (joint.standard_error**2 + condition.standard_error**2) ** 0.5,
+        smaller(joint.effective_sample_size, condition.effective_sample_size),
+    )
 
 
 def log_likelihood(
@@ -188,21 +202,30 @@ def from_weights(
         raise ValueError(f"errors=True needs at least 2 particles or chains, got {num_particles}.")
 
     def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        log_w = weights(arguments, count, nesting)
-        return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)], -1)
+        return moments_of(weights(arguments, count, nesting))
 
     total = over_particles(moments, torch.logaddexp, model, guide, num_particles)
 
     def estimates(*arguments: Tensor) -> Tensor:
-        log_sum, log_sum_of_squares = total(*arguments).unbind(-1)
-        effective = (2 * log_sum - log_sum_of_squares).exp()
-        # Rounding takes equal weights below zero.
-        error = (1 / effective - 1 / num_particles).clamp(min=0).sqrt()
-        return torch.stack([log_sum - math.log(num_particles), error, effective], -1)
+        return from_moments(total(*arguments), num_particles)
 
     columns = by_batch(estimates, model, guide, x, binarize=binarize, seed=seed, check=True)
     result = LogLikelihood(columns[..., 0], columns[..., 1], columns[..., 2])
     return result if errors else result.log_likelihood
+
+
+def moments_of(log_w: Tensor) -> Tensor:
+    """Returns the logarithms of the sums of weights and of their squares over the first dimension, in a last one."""
+    return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)], -1)
+
+
+def from_moments(moments: Tensor, num_particles: int) -> Tensor:
+    """Returns the three columns of a ``LogLikelihood``, in a last dimension, for ``moments_of`` so many weights."""
+    log_sum, log_sum_of_squares = moments.unbind(-1)
+    effective = (2 * log_sum - log_sum_of_squares).exp()
+    # Rounding takes equal weights below zero.
+    error = (1 / effective - 1 / num_particles).clamp(min=0).sqrt()
+    return torch.stack([log_sum - math.log(num_particles), error, effective], -1)
 
 
 def elbo(

@@ -1,11 +1,10 @@
 """Multimodal pairs: log-likelihoods of some modalities given others, what is missing drawn, and whether it agrees."""
 
-__all__ = ["coherence", "impute", "multimodal_log_likelihood"]
+__all__ = ["coherence", "impute_modalities", "multimodal_log_likelihood"]
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from tarspyro.batches import count_rows, each
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.evaluate.codes import sample
-from tarspyro.evaluate.likelihood import LogLikelihood, log_likelihood
+from tarspyro.evaluate.likelihood import LogLikelihood, given_by, log_likelihood
 from tarspyro.infer.traces import Program, name_of
 from tarspyro.modules import modalities_of
 
@@ -95,16 +94,11 @@ def multimodal_log_likelihood(
     if below:
         # Other draws than those of the first term, so that the errors are independent and add up.
         less = estimate(below, None if seed is None else seed + 1)
-        smaller: Any = np.minimum if isinstance(result.log_likelihood, np.ndarray) else torch.minimum
-        result = LogLikelihood(
-            result.log_likelihood - less.log_likelihood,
-            (result.standard_error**2 + less.standard_error**2) ** 0.5,
-            smaller(result.effective_sample_size, less.effective_sample_size),
-        )
+        result = given_by(result, less)
     return result if errors else result.log_likelihood
 
 
-def impute(
+def impute_modalities(
     model: Program,
     guide: Program,
     x: Sequence[Any],
@@ -173,8 +167,8 @@ def coherence(
     """Returns how often modalities that are generated together, or one from another, are of the same class.
 
     Joint coherence is the share of draws from the model in which all modalities are of one class, cross-coherence that
-    of data points of which another modality, drawn by ``impute`` from one alone, is of the class that this one has.
-    (Shi et al. 2019, arXiv:1911.03393.)
+    of data points of which another modality, drawn by ``impute_modalities`` from one alone, is of the class that this
+    one has. (Shi et al. 2019, arXiv:1911.03393.)
 
     Arguments:
         model: The model, such as ``models.MVAE``.
@@ -183,7 +177,7 @@ def coherence(
         classifiers: For each modality a function from its rows to classes, integers of shape (N,).
         labels: The classes of the data points; what the classifier of the given modality says if None.
         num_samples: How many draws from the model.
-        num_rounds: See ``impute``.
+        num_rounds: See ``impute_modalities``.
         mean: Whether to classify the means of what is generated, as papers do, in place of draws.
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
 
@@ -202,7 +196,7 @@ def coherence(
     tensors = each(torch.as_tensor, x)
     for m, source in enumerate(names):
         alone = [value if i == m else None for i, value in enumerate(tensors)]
-        other = impute(model, guide, alone, num_rounds=num_rounds, mean=mean, seed=seed)
+        other = impute_modalities(model, guide, alone, num_rounds=num_rounds, mean=mean, seed=seed)
         wanted = (classifiers[m](other[source]) if labels is None else torch.as_tensor(labels)).cpu()
         for i, name in enumerate(names):
             if i != m:

@@ -67,7 +67,7 @@ def particle_filter(
         >>> from tarspyro import Conditional, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
-        >>> between, out, first = (Conditional(dist.Normal, MLP(2, []), size) for size in (2, 3, 2))
+        >>> between, out = (Conditional(dist.Normal, MLP(2, []), size, scale=0.5) for size in (2, 3))
         >>> p = models.DeepMarkovModel(default_prior(dist.Normal, 2), between, out)
         >>> q = guides.DeepMarkovModel(lambda x: p.prior(), lambda x, z: p.transition(z))  # a bootstrap filter
         >>> particle_filter(p, q, torch.zeros(5, 4, 3)).mean.shape

@@ -6,11 +6,14 @@ What is a single picture is drawn into ``ax`` if one is given.
 __all__ = [
     "Picture",
     "active_units",
+    "arithmetic",
     "curves",
     "gaps",
+    "imputations",
     "interpolation",
     "latents",
     "manifold",
+    "neighbours",
     "piano_roll",
     "posteriors",
     "reconstructions",
@@ -18,6 +21,7 @@ __all__ = [
     "traversal",
 ]
 
+from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.learning import curves
