@@ -331,7 +331,9 @@ def test_errors_of_the_likelihood():
 # --- a trained pair
 
 
-@pytest.mark.parametrize("loss", [ELBO(), IWAE(3), Renyi(0.5, 3), IWAE(3, gradient="dreg")], ids=["ELBO", "IWAE", "Renyi", "dreg"])
+@pytest.mark.parametrize(
+    "loss", [ELBO(), IWAE(3), Renyi(0.5, 3), IWAE(3, gradient="dreg")], ids=["ELBO", "IWAE", "Renyi", "dreg"]
+)
 def test_trained_pairs_impute_better_than_the_mean_image(loss, tmp_path):
     digits = data.digits()
     torch.manual_seed(0)
