@@ -105,7 +105,7 @@ def codes(mnist, options, epochs, seed):
     posterior = halves[1].posterior.cpu().eval()
     with torch.no_grad():
         found = {}
-        for part, rows in (("train", mnist.train), ("test", mnist.test)):
+        for part, rows in (("train", mnist.train), ("validation", mnist.validation), ("test", mnist.test)):
             spread = [posterior(batch) for batch in rows.x.split(1000)]
             moments = [torch.cat([getattr(q, name) for q in spread]) for name in ("mean", "stddev")]
             found[part] = torch.stack(moments, 1)
