@@ -38,6 +38,11 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+def trained(model, guide, x):
+    """The parameters that ``fit`` trains."""
+    return [parameter for half in _parameters(model, guide, (x,))[0] for parameter in half]
+
+
 # --- two layers, linear and Gaussian
 
 
@@ -162,7 +167,7 @@ def test_the_bound_and_its_gradient_are_the_closed_forms(kind, options, double):
     case, p, q = toy(kind)
     case.x = case.x.repeat(4, 1)
     value, reconstruction = (term.sum() for term in case.elbo(q))
-    parameters = _parameters(p, q, (case.x,))[0]
+    parameters = trained(p, q, case.x)
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
     values, terms, gradients = [], [], []
     for _ in range(120):
@@ -210,7 +215,7 @@ def test_the_bounds_are_ordered(kind, double):
 @each_guide
 def test_the_doubly_reparameterized_gradient_is_that_of_the_bound(kind, double):
     case, p, q = toy(kind)
-    parameters = _parameters(p, q, (case.x,))[0]
+    parameters = trained(p, q, case.x)
     draws = {}
     for gradient in ("pathwise", "dreg"):
         loss = IWAE(4, gradient=gradient)
@@ -281,7 +286,7 @@ def test_the_merge_is_weighted_by_precisions(double):
 
 def test_shared_parameters_are_trained_once(double):
     case, p, q = toy("ladder")
-    parameters = _parameters(p, q, (case.x,))[0]
+    parameters = trained(p, q, case.x)
     assert len(parameters) == len({id(parameter) for parameter in parameters})
     shared = {id(parameter) for parameter in p.conditionals.parameters()}
     assert shared and shared <= {id(parameter) for parameter in q.parameters()}
@@ -301,7 +306,7 @@ def test_svi_trains_shared_parameters_as_torch_does(double):
             svi = SVI(p, q, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
             losses.append([svi.step(case.x) for _ in range(5)])
         else:
-            optimizer = torch.optim.Adam(_parameters(p, q, (case.x,))[0], lr=0.01)
+            optimizer = torch.optim.Adam(trained(p, q, case.x), lr=0.01)
             losses.append([])
             for _ in range(5):
                 loss = Trace_ELBO().differentiable_loss(p, q, case.x)
