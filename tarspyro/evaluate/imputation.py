@@ -184,7 +184,9 @@ def imputation_log_likelihood(
     if (trust.dtype != torch.bool) != (corrupted is not None):
         raise ValueError("corrupted is what was observed in place of x where the mask holds probabilities: give both.")
     first = (as_arguments(x, model) or ())[0]
-    seen = first if corrupted is None else torch.as_tensor(corrupted, dtype=first.dtype).expand_as(first)
+    seen = first if corrupted is None else torch.as_tensor(corrupted, dtype=first.dtype)
+    if seen.shape != first.shape:
+        raise ValueError(f"corrupted must be of the shape of x, {tuple(first.shape)}, got {tuple(seen.shape)}.")
 
     def of_observed(*arguments: Tensor) -> Tensor:
         *data, observed, trust = arguments
