@@ -177,9 +177,10 @@ def modalities_of(
             as in the checks before training and evaluation, if it holds anything but zeros and ones.
     """
     if len(data) not in (0, count, count + 1):
+        name = getattr(half, "__name__", type(half).__name__)
         raise ValueError(
-            f"{getattr(half, '__name__', type(half).__name__)} takes {count} modalities, and after them a mask where rows "
-            f"lack some, got {len(data)} arguments: give None in place of what is not observed."
+            f"{name} takes {count} modalities, and after them a mask where rows lack some, got {len(data)} arguments: "
+            "give None in place of what is not observed."
         )
     values, mask = list(data[:count]) or [None] * count, data[count] if len(data) > count else None
     if mask is None:

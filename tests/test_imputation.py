@@ -369,8 +369,7 @@ def test_errors_of_the_likelihood():
     noise, options = torch.full((16,), 0.5), {"num_particles": 2}
     for corrupted, message in (
         (0.5 * x, "for a Bernoulli 'x' of zeros and ones"),  # noise that leaves the support
-        (x[:4], r"corrupted must be of the shape of x, \(16, 16\), got \(4, 16\)"),
-        (x[0], r"corrupted must be of the shape of x, \(16, 16\), got \(16,\)"),
+        (x[:4], r"corrupted must be of the shape of x, \(16, 16\), or of a row, got \(4, 16\)"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.imputation_log_likelihood(p, q, x, noise, corrupted=corrupted, **options)

@@ -1,6 +1,6 @@
 """A pair of which some elements of the data are missing: chains, weighted codes, and the likelihood of the rest."""
 
-__all__ = ["Missing", "log_noise", "trust_of"]
+__all__ = ["Missing", "expanded", "log_noise", "trust_of"]
 
 import math
 from collections.abc import Iterable, Sequence
@@ -221,15 +221,20 @@ def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
     if arguments[0] is None:
         raise ValueError("x must not be None, its elements may be missing: whole modalities are for impute_modalities.")
-    shape = tuple(arguments[0].shape)
-    try:
-        given = given.expand(shape)
-    except RuntimeError:
-        raise ValueError(f"mask must be of the shape of x, {shape}, or of a row, got {tuple(given.shape)}.") from None
+    given = expanded("mask", given, arguments[0])
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError("mask must hold booleans, or probabilities from 0 to 1: true where an element is observed.")
     whole = (given == 0) | (given == 1)
     return given.bool() if bool(whole.all()) else given.to(arguments[0].dtype)
+
+
+def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
+    """The value, or a row of it for all, in the shape of x."""
+    try:
+        return value.expand(x.shape)
+    except RuntimeError:
+        shapes = f"{tuple(x.shape)}, or of a row, got {tuple(value.shape)}"
+        raise ValueError(f"{argument} must be of the shape of x, {shapes}.") from None
 
 
 def _site(trace: Trace, name: str) -> Any:
