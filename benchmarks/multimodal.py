@@ -1,6 +1,6 @@
 """Images with labels in the set-up of JMVAE, and images with other images of the same digit: coherence.
 
-    TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --compile    (40 epochs: an hour on one core)
+    TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --compile    (40 epochs: 20 minutes of a core)
     TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method zero --compile
     TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method product --compile
     TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --full --compile      (500 epochs: for a GPU)
@@ -101,6 +101,8 @@ def trained(arguments, p, q, train, **options):
     )
     shown = ("loss", "bound", "modality_kl")
     measured = {f"train {name}": round(history[name][-1], 2) for name in shown if history[name]}
+    curve = history["elbo"] or [-loss for loss in history["loss"]]
+    measured["train elbo by epoch" if history["elbo"] else "minus train loss by epoch"] = [round(v, 2) for v in curve]
     return measured | {"seconds of training": round(sum(history["seconds"]), 1)}
 
 

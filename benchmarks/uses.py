@@ -1,9 +1,10 @@
-"""What a VAE of MNIST is good for: finding digits that it has never seen, and filling in what is missing of others.
+"""What a VAE of MNIST is good for: finding digits it has not seen, filling in what is missing, learning from streams.
 
     TARSPYRO_DATA=... python benchmarks/uses.py anomalies --compile            (10 pairs of 5 epochs each)
     TARSPYRO_DATA=... python benchmarks/uses.py anomalies --full --compile     (10 pairs of 50 epochs each)
     TARSPYRO_DATA=... python benchmarks/uses.py imputation --compile           (20 epochs, 200 test images)
     TARSPYRO_DATA=... python benchmarks/uses.py imputation --full --compile    (200 epochs, 1,000 test images)
+    TARSPYRO_DATA=... python benchmarks/uses.py streaming --compile            (50,000 images once, in six ways)
 
 Networks 784-400-400-20 and back, ReLU, binarized dynamically, batches of 100, Adam with a learning rate of 1e-3.
 
@@ -18,7 +19,14 @@ flipped); by the VAE with importance sampling, and by two baselines without a mo
 training images' means, and with those of the k nearest of 10,000 training images, in the distance of what is observed,
 with one white and one black image added to them; k is the best of 5, 10, 20, 50, 100 on as many validation images.
 Each also gets the noise's likelihood where pixels are noisy. Below that the mean squared error of the imputed means, in
-units of a missing pixel, for each method of ``evaluate.impute``. Results and pictures go to ``benchmarks/results/``.
+units of a missing pixel, for each method of ``evaluate.impute``.
+
+streaming: every image is seen once and never again, by ``fit`` on an iterator that does not say how many there are: in
+the order of the file in batches of 100 and of 10 and one by one, against one epoch of shuffled batches of 100; and, as
+the worst order of arrival, digit after digit, in batches of 100 and of 10. Single images have a learning rate of 1e-4,
+all others 1e-3. Figures are log p of the test images, of all, of the zeros (seen first) and of the nines (seen last).
+
+Results and pictures go to ``benchmarks/results/``.
 """
 
 import argparse
@@ -35,6 +43,7 @@ from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
 LATENT, HIDDEN = 20, [400, 400]
+EPOCHS = {"anomalies": (5, 50), "imputation": (20, 200), "streaming": (1, 1)}  # of the short form, and the full one
 NEIGHBOURS = (5, 10, 20, 50, 100)
 TASKS = {
     "lower half": data.lower_half,
@@ -45,7 +54,7 @@ TASKS = {
 }
 
 
-def trained(x, arguments):
+def trained(x, arguments, **options):
     torch.manual_seed(arguments.seed)
     p = models.VAE(default_prior(dist.Normal, LATENT), Conditional(dist.Bernoulli, MLP(LATENT, HIDDEN), 784))
     q = guides.VAE(Conditional(dist.Normal, MLP(784, HIDDEN), LATENT))
@@ -59,6 +68,7 @@ def trained(x, arguments):
         device=arguments.device,
         compile=arguments.compile,
         progress=False,
+        **options,
     )
     return p, q, round(sum(history["seconds"]), 1)
 
@@ -178,9 +188,44 @@ def mean_and_error(values):
     return [round(values.mean().item(), 2), round(values.std().item() / len(values) ** 0.5, 2)]
 
 
+def streaming(arguments, mnist):
+    train, count = mnist.train[: arguments.images], arguments.images or (10_000 if arguments.full else 1000)
+    test, particles = mnist.test[:count], 1000 if arguments.full else 100
+    x, by_digit = train.x, train.x[train.y.argsort(stable=True)]
+    streams = {
+        "one shuffled epoch, batches of 100": (x, 100, None),
+        "order of the file, batches of 100": (x, 100, 1e-3),
+        "order of the file, batches of 10": (x, 10, 1e-3),
+        "order of the file, one by one": (x, 1, 1e-4),
+        "digit after digit, batches of 100": (by_digit, 100, 1e-3),
+        "digit after digit, batches of 10": (by_digit, 10, 1e-3),
+    }
+    rows = {}
+    for name, (images, size, rate) in streams.items():
+        if rate is None:
+            p, q, seconds = trained(images, arguments, batch_size=size)
+        else:
+            batches = images.split(size)
+            arrive = {"steps_per_epoch": len(batches), "optimizer_options": {"lr": rate}}
+            p, q, seconds = trained(iter(batches), arguments, **arrive)
+        scores = evaluate.log_likelihood(p, q, test.x, binarize=True, num_particles=particles, seed=0)
+        rows[name] = {
+            "log p(x)": mean_and_error(scores),
+            "log p(x), zeros": mean_and_error(scores[test.y == 0]),
+            "log p(x), nines": mean_and_error(scores[test.y == 9]),
+            "steps": -(-len(images) // size),
+            "seconds of training": seconds,
+        }
+        print(name, rows[name], flush=True)
+    return {"test images": count, "particles": particles, "streams": rows}
+
+
+USES = {"anomalies": anomalies, "imputation": imputation, "streaming": streaming}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("use", choices=["anomalies", "imputation"])
+    parser.add_argument("use", choices=list(USES))
     parser.add_argument("--full", action="store_true", help="more epochs, images and draws")
     parser.add_argument("--epochs", type=int, help="in place of those of the short or the full form")
     parser.add_argument("--digit", type=int, choices=range(10), help="hold out this digit alone")
@@ -191,8 +236,8 @@ def main():
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="where the results are kept")
     arguments = parser.parse_args()
     if arguments.epochs is None:
-        arguments.epochs = {"anomalies": (5, 50), "imputation": (20, 200)}[arguments.use][arguments.full]
-    result = {"anomalies": anomalies, "imputation": imputation}[arguments.use](arguments, data.mnist())
+        arguments.epochs = EPOCHS[arguments.use][arguments.full]
+    result = USES[arguments.use](arguments, data.mnist())
     report = {**{k: v for k, v in vars(arguments).items() if k != "out"}, "torch": torch.__version__, **result}
     print(json.dumps(report, indent=1))
     if arguments.images is None:

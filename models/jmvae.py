@@ -20,7 +20,7 @@ class JMVAE(StochasticModule):
 
     Called with the modalities, in order; what is None is not observed, and integrates out: ``p(x_1, None)`` is the
     model of x_1 alone, p(x_1, z). Where rows differ in what they have, a mask of shape ``(B, M)`` comes last, true
-    where a row has the modality. What stands in the data where it has not is never looked at.
+    where a row has the modality. What stands in the data where it has not makes no difference, but has to be finite.
 
     Sites, in the plate ``data`` of size :math:`B`:
 

@@ -19,11 +19,12 @@ import contextvars
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -165,25 +166,30 @@ def layers_of(name: str, layers: Any) -> nn.ModuleList:
 
 
 def modalities_of(
-    half: nn.Module, data: Sequence[torch.Tensor | None], count: int
+    half: Callable[..., Any], data: Sequence[torch.Tensor | None], count: int
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
     """Returns the modalities among the arguments of a multimodal half, and which rows have each of them.
 
     After the modalities may come the mask of shape ``(B, modalities)``. Rows that lack a modality get zeros in it.
 
     Raises:
-        ValueError: If there are fewer or more modalities, or the mask has another shape.
+        ValueError: If there are fewer or more modalities, or the mask has another shape; where Pyro's validation is on,
+            as in the checks before training and evaluation, if it holds anything but zeros and ones.
     """
     if len(data) not in (0, count, count + 1):
+        name = getattr(half, "__name__", type(half).__name__)
         raise ValueError(
-            f"{type(half).__name__} takes {count} modalities, and after them a mask where rows lack some, got "
-            f"{len(data)} arguments: give None in place of what is not observed."
+            f"{name} takes {count} modalities, and after them a mask where rows lack some, got {len(data)} arguments: "
+            "give None in place of what is not observed."
         )
     values, mask = list(data[:count]) or [None] * count, data[count] if len(data) > count else None
     if mask is None:
         return values, [None] * count
     if mask.dim() != 2 or mask.shape[1] != count:
         raise ValueError(f"The mask must be of shape (rows, {count}), got {tuple(mask.shape)}.")
+    # To look at the values waits for the device, which a step must not.
+    if is_validation_enabled() and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("The mask must hold booleans, or zeros and ones: true where a row has the modality.")
     present: list[torch.Tensor | None] = [column.bool() for column in mask.unbind(1)]
     for m, (value, rows) in enumerate(zip(values, present, strict=True)):
         if value is not None and rows is not None:

@@ -300,6 +300,7 @@ ERRORS = {
     "range": ({"mask": 2 * torch.ones(5)}, ValueError, "mask must hold booleans, or probabilities"),
     "noise": ({"mask": torch.full((5,), 0.5)}, ValueError, "for a Bernoulli 'x' of zeros and ones"),
     "site": ({"site": "y"}, PairError, r"observes \['x'\] and no 'y'"),
+    "NaN in the mask": ({"mask": torch.full((5,), torch.nan)}, ValueError, "mask must hold booleans, or probabilities"),
     "NaN": ({"x": torch.full((6, 5), torch.nan, dtype=torch.float64)}, InputError, "NaN"),
     "size": ({"x": torch.zeros(6, 4, dtype=torch.float64), "mask": torch.ones(4)}, InputError, "rows of shape"),
 }
@@ -313,6 +314,48 @@ def test_errors_name_the_argument(change, error, message):
         evaluate.impute(toy.model, toy.guide, options.pop("x"), options.pop("mask"), **options)
 
 
+def test_elements_that_the_likelihood_leaves_out_are_as_good_as_missing():
+    """A mask inside the likelihood, of each element or of the whole row, is one on what is observed too."""
+    toy = LinearGaussian(num=10)
+    kept = torch.tensor([1, 0, 1, 1, 1]).bool()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", toy.prior())
+            elements = dist.Normal(z @ toy.weight.T, toy.scale).mask(kept).to_event(1)
+            pyro.sample("x", elements.mask(x[:, 0] > 0), obs=x)
+
+    def guide(x):  # of bounded weights, also where nothing is left
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", toy.prior())
+
+    found = evaluate.imputation_log_likelihood(model, guide, toy.x, MASK, num_particles=10_000, errors=True, seed=0)
+    covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
+    of_all, of_observed = (
+        torch.distributions.MultivariateNormal(torch.zeros(int(m.sum())), covariance[m][:, m]).log_prob(toy.x[:, m])
+        for m in (kept, kept & MASK)
+    )
+    exact = (of_all - of_observed).where(toy.x[:, 0] > 0, 0)
+    assert ((found.log_likelihood - exact).abs() <= 4 * found.standard_error + 1e-9).all()
+    assert found.standard_error.max() < 0.5
+
+
+@pytest.mark.parametrize("family", [dist.LogNormal, Gamma], ids=lambda f: f.__name__)
+def test_missing_elements_may_stand_outside_the_support(family):
+    """Zeros, which take the place of what is missing at first, are no positive numbers."""
+    torch.manual_seed(0)
+    p = models.VAE(default_prior(dist.Normal, 2), Conditional(family, MLP(2, [8]), 16))
+    q = guides.VAE(Conditional(dist.Normal, MLP(16, [8], activation=torch.nn.Tanh), 2))  # of bounded codes
+    x = torch.rand(4, 16) + 0.1
+    mask = data.random_pixels(x, 0.5, seed=0)
+    for method in METHODS:
+        found = evaluate.impute(p, q, x.where(mask, -1), mask, method=method, num_rounds=2, num_particles=5, seed=0)
+        assert (found > 0).all() and torch.equal(found[mask], x[mask])
+    assert evaluate.imputation_log_likelihood(p, q, x, mask, num_particles=5, seed=0).isfinite().all()
+    with pytest.raises(InputError, match="outside|support"):
+        evaluate.impute(p, q, -x, mask)
+
+
 def test_errors_of_the_likelihood():
     p, q = pair(dist.Normal, dist.OneHotCategorical)
     x = torch.eye(16)
@@ -323,6 +366,20 @@ def test_errors_of_the_likelihood():
         evaluate.imputation_log_likelihood(p, q, x, torch.full((16,), 0.5), num_particles=2)
     with pytest.raises(InputError, match="grey values"):
         evaluate.impute(p, q, 0.5 * x, torch.ones(16))
+    noise, options = torch.full((16,), 0.5), {"num_particles": 2}
+    for corrupted, message in (
+        (0.5 * x, "for a Bernoulli 'x' of zeros and ones"),  # noise that leaves the support
+        (x[:4], r"corrupted must be of the shape of x, \(16, 16\), or of a row, got \(4, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.imputation_log_likelihood(p, q, x, noise, corrupted=corrupted, **options)
+    # What is known for certain and is not so is impossible.
+    certain = torch.cat([torch.ones(1), noise[1:]])
+    found = evaluate.imputation_log_likelihood(p, q, x, certain, corrupted=1 - x, **options)
+    assert (found == -math.inf).all()
+    several = models.MVAE(p.prior, [p.likelihood, p.likelihood])
+    with pytest.raises(ValueError, match="x must not be None"):
+        evaluate.impute(several, guides.MVAE([q.posterior] * 2, p.prior), (None, x), torch.ones(16), site="x_2")
     auto = models.Autoencoder(Conditional(dist.Bernoulli, MLP(3, [8]), 16), 3)
     with pytest.raises(PairError, match="no prior that can be drawn from"):
         evaluate.impute(auto, q, x, torch.ones(16))

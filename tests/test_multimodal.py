@@ -329,7 +329,18 @@ def test_the_guide_of_all_modalities_may_serve_a_marginal(double):
         toy.model, toy.guide, toy.x, of="x_1", encoded=["x_1", "x_2"], num_particles=20_000, errors=True, seed=0
     )
     assert ((exact.log_likelihood - toy.log_p([0])).abs() < 4 * exact.standard_error).all()
-    assert (exact.standard_error > 0).all()  # unlike with its own guide, which is exact here
+    assert (exact.standard_error > 1e-3).all()  # unlike with its own guide, which is exact here
+
+
+def test_the_terms_of_a_conditional_log_likelihood_have_draws_of_their_own(double):
+    """Otherwise their errors would not add up."""
+    toy = Exact(2, num=8, shift=0.3)
+    joint, marginal, conditional = (
+        evaluate.multimodal_log_likelihood(toy.model, toy.guide, toy.x, num_particles=20, errors=True, **options)
+        for options in ({"seed": 0}, {"of": "x_1", "seed": 1}, {"of": "x_2", "given": "x_1", "seed": 0})
+    )
+    torch.testing.assert_close(conditional.log_likelihood, joint.log_likelihood - marginal.log_likelihood)
+    torch.testing.assert_close(conditional.standard_error, joint.standard_error.hypot(marginal.standard_error))
 
 
 def test_what_the_log_likelihoods_refuse():
@@ -565,6 +576,24 @@ def test_coherence_counts_agreement(double):
         evaluate.coherence(p, q, x, classifiers[:1])
 
 
+@each_guide
+def test_rows_with_nothing_observed_are_draws_of_the_model(kind):
+    """Their log-likelihood is that of nothing, 0; what is imputed for them has the right support."""
+    p, q = pair(kind)
+    x, y = batch(6)
+    mask = torch.tensor([[1, 1], [0, 0], [1, 0]]).bool().repeat(2, 1)
+    found = evaluate.log_likelihood(p, q, (x, y, mask), num_particles=4000, errors=True, seed=0)
+    empty = ~mask.any(1)
+    assert (found.log_likelihood[empty].abs() <= 4 * found.standard_error[empty] + 1e-5).all()
+    assert (found.log_likelihood[~empty] < -10).all()
+    filled = evaluate.impute_modalities(p, q, (x, y, mask), num_rounds=1, seed=0)
+    assert torch.equal(filled["x_2"].sum(1), torch.ones(6)) and set(filled["x_1"].unique().tolist()) == {0.0, 1.0}
+    for loss in (loss_of(kind, ELBO()), loss_of(kind, IWAE(2))):
+        assert np.isfinite(fit(p, q, (x, y, mask), loss=loss, epochs=1, progress=False)["loss"]).all()
+    with pytest.raises(ValueError, match="data is empty"):
+        evaluate.impute_modalities(p, q, (None, None))
+
+
 # --- any family, any bound
 
 
@@ -719,6 +748,18 @@ def test_the_number_of_modalities_is_checked():
     for mask in (torch.ones(5), torch.ones(5, 3)):
         with pytest.raises(ValueError, match=r"The mask must be of shape \(rows, 2\), got"):
             p(x, y, mask)
+    for mask in (torch.full((5, 2), 0.5), 2 * torch.ones(5, 2), -torch.ones(5, 2)):
+        for call in (
+            lambda mask=mask: fit(p, q, (x, y, mask), progress=False),
+            lambda mask=mask: evaluate.log_likelihood(p, q, (x, y, mask), num_particles=2),
+            lambda mask=mask: evaluate.impute_modalities(p, q, (x, y, mask)),
+        ):
+            with pytest.raises(ValueError, match="The mask must hold booleans, or zeros and ones"):
+                call()
+    with pytest.raises(ValueError, match="MVAE takes 2 modalities"):
+        evaluate.impute_modalities(p, q, (x,))
+    with pytest.raises(InputError, match="grey values"):
+        evaluate.impute_modalities(p, q, (0.5 * x, None))
     for half, data in ((q, (None, None)), (pair("JMVAE-zero")[1], (None, None))):
         with pytest.raises(ValueError, match="infers z from at least one modality, got none"):
             half(*data)

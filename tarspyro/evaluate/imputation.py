@@ -13,7 +13,7 @@ from torch import Tensor
 from tarspyro.batches import as_arguments, count_rows, each
 from tarspyro.evaluate.batching import by_batch, chunks_of, rows_at_once
 from tarspyro.evaluate.likelihood import LogLikelihood, from_moments, given_by, log_likelihood, moments_of
-from tarspyro.evaluate.missing import Missing, log_noise, trust_of
+from tarspyro.evaluate.missing import Missing, expanded, log_noise, trust_of
 from tarspyro.infer.traces import Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
@@ -162,7 +162,8 @@ def imputation_log_likelihood(
         guide: The guide.
         x: The complete, true data, in any form that ``fit`` takes in memory; its first part is x.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or probabilities.
-        corrupted: What was observed of x in place of it, if the mask holds probabilities.
+        corrupted: What was observed of x in place of it, if the mask holds probabilities; of the shape of x or of one
+            row of it.
         num_particles: K, the number of draws for each data point, in both terms.
         num_rounds: The number of rounds of the chains, of which there are 20, or fewer with fewer particles.
         errors: Whether to return a tuple (log_likelihood, standard_error, effective_sample_size), with the smaller of
@@ -184,7 +185,7 @@ def imputation_log_likelihood(
     if (trust.dtype != torch.bool) != (corrupted is not None):
         raise ValueError("corrupted is what was observed in place of x where the mask holds probabilities: give both.")
     first = (as_arguments(x, model) or ())[0]
-    seen = first if corrupted is None else torch.as_tensor(corrupted, dtype=first.dtype).expand_as(first)
+    seen = first if corrupted is None else expanded("corrupted", torch.as_tensor(corrupted, dtype=first.dtype), first)
 
     def of_observed(*arguments: Tensor) -> Tensor:
         *data, observed, trust = arguments

@@ -1,6 +1,6 @@
 """A pair of which some elements of the data are missing: chains, weighted codes, and the likelihood of the rest."""
 
-__all__ = ["Missing", "log_noise", "trust_of"]
+__all__ = ["Missing", "expanded", "log_noise", "trust_of"]
 
 import math
 from collections.abc import Iterable, Sequence
@@ -130,8 +130,7 @@ class Missing:
     def _observed(self, trace: Trace, x: Tensor, trust: Tensor) -> Tensor:
         """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row."""
         sites = dict(sample_sites(trace))
-        fn = sites[self.site]["fn"]
-        part = {**sites[self.site], "fn": _Observed(_elements(self.model, fn), x, trust, fn.event_dim)}
+        part = {**sites[self.site], "fn": _Observed(self.model, sites[self.site]["fn"], x, trust)}
         return self._density({**sites, self.site: part}.values())
 
     def _run(self, half: Program, data: Sequence[Any], count: int, codes: dict[str, Tensor] | None = None) -> Trace:
@@ -185,8 +184,8 @@ class Missing:
 class _Observed:
     """The likelihood of what is observed, in the place of that of all elements."""
 
-    def __init__(self, elements: Any, x: Tensor, trust: Tensor, event_dim: int) -> None:
-        self.elements, self.x, self.trust, self.event_dim = elements, x, trust, event_dim
+    def __init__(self, model: Program, fn: Any, x: Tensor, trust: Tensor) -> None:
+        self.elements, self.fn, self.x, self.trust = _elements(model, fn), fn, x, trust
 
     def log_prob(self, _: Tensor) -> Tensor:
         """Returns log p(x_o | z), or log p(corrupted x | z), in nats."""
@@ -195,7 +194,17 @@ class _Observed:
             each = torch.where(self.trust, each, 0)
         else:
             each = torch.logaddexp(self.trust.log() + each, (1 - self.trust).log() + _COIN)
-        return sum_rightmost(each, self.event_dim)
+        return sum_rightmost(self._masked(each), self.fn.event_dim)
+
+    def _masked(self, each: Tensor) -> Tensor:
+        """Without the elements that the likelihood itself leaves out."""
+        fn: Any = self.fn
+        while isinstance(fn, (Independent, MaskedDistribution)):
+            if isinstance(fn, MaskedDistribution):
+                mask = torch.as_tensor(fn._mask, device=each.device)
+                each = torch.where(mask.reshape(*mask.shape, *[1] * fn.event_dim), each, 0)
+            fn = fn.base_dist
+        return each
 
 
 def log_noise(x: Tensor, observed: Tensor, trust: Tensor) -> Tensor:
@@ -210,15 +219,22 @@ def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
     arguments, given = as_arguments(x, model), torch.as_tensor(mask)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
-    try:
-        given = given.expand(arguments[0].shape)
-    except RuntimeError:
-        shape = tuple(arguments[0].shape)
-        raise ValueError(f"mask must be of the shape of x, {shape}, or of a row, got {tuple(given.shape)}.") from None
+    if arguments[0] is None:
+        raise ValueError("x must not be None, its elements may be missing: whole modalities are for impute_modalities.")
+    given = expanded("mask", given, arguments[0])
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError("mask must hold booleans, or probabilities from 0 to 1: true where an element is observed.")
     whole = (given == 0) | (given == 1)
     return given.bool() if bool(whole.all()) else given.to(arguments[0].dtype)
+
+
+def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
+    """The value, or a row of it for all, in the shape of x."""
+    try:
+        return value.expand(x.shape)
+    except RuntimeError:
+        shapes = f"{tuple(x.shape)}, or of a row, got {tuple(value.shape)}"
+        raise ValueError(f"{argument} must be of the shape of x, {shapes}.") from None
 
 
 def _site(trace: Trace, name: str) -> Any:

@@ -129,6 +129,7 @@ def impute_modalities(
         All modalities by name, with what is given as it was: arrays for arrays, tensors for tensors.
 
     Raises:
+        InputError: If the data or the mask does not fit the pair.
         NotImplementedError: If a mean is asked for that has no closed form.
         ValueError: If ``num_rounds`` is negative.
     """
@@ -137,7 +138,7 @@ def impute_modalities(
     names = _names(model, x)
 
     def drawn(*data: Tensor | None) -> dict[str, Tensor]:
-        given, present = modalities_of(nn.Module(), data, len(names))
+        given, present = modalities_of(model, data, len(names))
         complete: Any = data
         for _ in range(num_rounds + 1):
             code = poutine.trace(guide).get_trace(*complete)
@@ -148,7 +149,7 @@ def impute_modalities(
             complete = _filled(given, present, [distribution_mean(trace.nodes[name]["fn"]) for name in names])
         return dict(zip(names, complete, strict=True))
 
-    found: dict[str, Any] = by_batch(drawn, model, guide, tuple(x), seed=seed)
+    found: dict[str, Any] = by_batch(drawn, model, guide, tuple(x), seed=seed, check=True)
     return found
 
 
