@@ -30,7 +30,8 @@ class Window(NamedTuple):
         r"""Places the filters, for numbers of shape (B, 5) of any size (Gregor et al. 2015, eqs. 19 to 26)."""
         height, width = shape[-2:]
         across, down, log_variance, log_stride, log_intensity = placing.split(1, -1)
-        x, y = (width - 1) / 2 * (across + 1), (height - 1) / 2 * (down + 1)
+        # The paper counts pixels from 1, so that the centre of an image is at half of A + 1.
+        x, y = (width + 1) / 2 * (across + 1) - 1, (height + 1) / 2 * (down + 1) - 1
         stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
         steps = torch.arange(size, dtype=placing.dtype, device=placing.device) - (size - 1) / 2
 
