@@ -247,7 +247,7 @@ def recurrent(batch, length):
     return Program(Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round())
 
 
-def draw(batch, steps):
+def painting(batch, steps):
     """DRAW without attention."""
     return Program(
         lambda: HandWrittenDRAW(steps),

@@ -12,7 +12,7 @@ has maps of 32 x 7 x 7, a z of 4 x 7 x 7 and a learned prior. (Gregor et al. 201
 784-400-400-100-400-400-784. All are trained on 60,000 images in batches of 100 by Adam at 1e-3, with gradients clipped
 to a norm of 5.
 
-The short form, the default, takes 10 steps and 8 epochs. The full form, with the paper's bounds of 80.97 and 87.40 as its targets:
+The short form, the default, takes 10 steps and 8 epochs. The full form, towards the paper's 80.97 and 87.40,
 
     python benchmarks/draw_mnist.py attention --full --compile --device cuda
     python benchmarks/draw_mnist.py whole --full --compile --device cuda
