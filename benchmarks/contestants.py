@@ -21,7 +21,7 @@ from tarspyro import Conditional, distributions, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE, Compiled, Player
 from tarspyro.modules import StochasticModule, local_parameters
-from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
+from tarspyro.nn import MLP, Canvas, ConvDecoder, ConvEncoder, Read, Recurrence, Unchanged, Write
 from tarspyro.trainer import Trainer
 
 Step = Callable[[torch.Tensor], object]
@@ -153,6 +153,40 @@ class Recurrent(nn.Module):
         return total / len(x)
 
 
+class HandWrittenDRAW(nn.Module):
+    """DRAW without attention (Gregor et al. 2015), the decoder and the canvas computed once."""
+
+    def __init__(self, steps, pixels=784, hidden=256, latent=100):
+        super().__init__()
+        self.steps, self.hidden, self.latent = steps, hidden, latent
+        self.encoder, self.decoder = nn.LSTMCell(2 * pixels + hidden, hidden), nn.LSTMCell(latent, hidden)
+        self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        self.write, self.start = nn.Linear(hidden, pixels), nn.Parameter(torch.zeros(pixels))
+
+    def forward(self, x):
+        zeros = x.new_zeros(len(x), self.hidden)
+        read, painted, canvas, kl = (zeros, zeros), (zeros, zeros), self.start.expand_as(x), 0.0
+        for _ in range(self.steps):
+            read = self.encoder(torch.cat([x, x - canvas.sigmoid(), painted[0]], -1), read)
+            loc, log_scale = self.loc(read[0]), self.log_scale(read[0])
+            z = loc + log_scale.exp() * torch.randn_like(loc)
+            kl = kl + 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
+            painted = self.decoder(z, painted)
+            canvas = canvas + self.write(painted[0])
+        return (cross_entropy(canvas, x, reduction="sum") + kl) / len(x)
+
+
+def draw_pair(steps, pixels=784, hidden=256, latent=100):
+    """DRAW without attention as a pair."""
+    shape = (1, 28, 28)
+    canvas = Canvas(Recurrence(nn.LSTMCell(latent, hidden)), Write(hidden, shape))
+    likelihood = Conditional(dist.Bernoulli, Unchanged(shape), pixels)
+    encoder = Recurrence(nn.LSTMCell(2 * pixels + hidden, hidden))
+    posterior = Conditional(dist.Normal, MLP(hidden, []), latent)
+    p = models.DRAW(default_prior(dist.Normal, latent), canvas, likelihood, steps)
+    return p, guides.DRAW(posterior, encoder, Read(shape), canvas, likelihood, steps)
+
+
 def vae_pair(pixels, hidden, latent, family=dist.Normal):
     """The VAE of two hidden layers as a pair."""
     likelihood = Conditional(dist.Bernoulli, MLP(latent, [hidden, hidden]), pixels)
@@ -211,6 +245,17 @@ def recurrent(batch, length):
         return network.model, network.guide
 
     return Program(Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round())
+
+
+def painting(batch, steps):
+    """DRAW without attention."""
+    return Program(
+        lambda: HandWrittenDRAW(steps),
+        lambda: draw_pair(steps),
+        ELBO,
+        Trace_ELBO,
+        lambda: torch.rand(batch, 784).round(),
+    )
 
 
 def gamma(pixels, hidden, latent, batch):

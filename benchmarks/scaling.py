@@ -20,12 +20,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from contestants import elbo, hand_written, iwae, measure, ours, recurrent
+from contestants import elbo, hand_written, iwae, measure, ours, painting, recurrent
 
 AXES = {
     "batch": ([25, 100, 400, 1600, 6400], lambda size, **how: elbo(784, 512, 50, size)),
     "particles": ([1, 4, 16, 64, 256], lambda size, **how: iwae(784, 200, 50, 20, size, **how)),
     "time steps": ([7, 14, 28, 56, 112], lambda size, **how: recurrent(64, size)),
+    "steps of DRAW": ([4, 8, 16, 32, 64], lambda size, **how: painting(100, size)),
     "width": ([64, 128, 256, 512, 1024, 2048], lambda size, **how: elbo(784, size, 50, 100)),
 }
 RESULTS = Path(__file__).parent / "results"

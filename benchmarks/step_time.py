@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pyro
 import torch
-from contestants import convolutional, elbo, gamma, hand_written, iwae, measure, ours, ratio, recurrent, svi
+from contestants import convolutional, elbo, gamma, hand_written, iwae, measure, ours, painting, ratio, recurrent, svi
 
 PROGRAMS = {
     "MLP VAE 784-512-512-50, batch 100": elbo(784, 512, 50, 100),
     "IWAE K=50, 784-200-200-50, batch 20": iwae(784, 200, 50, 20, 50),
     "convolutional VAE, batch 64": convolutional(64),
     "VRNN T=28, batch 64": recurrent(64, 28),
+    "DRAW T=10, batch 100": painting(100, 10),
     "Gamma VAE 784-512-512-50, batch 100": gamma(784, 512, 50, 100),
     "MLP VAE 784-8-8-50, batch 100 (host cost)": elbo(784, 8, 50, 100),
 }

@@ -2,13 +2,16 @@
 
 __all__ = [
     "CMMA",
+    "DRAW",
     "JMVAE",
     "MVAE",
     "VAE",
     "VRNN",
     "Autoencoder",
     "BayesianRegression",
+    "ConditionalDRAW",
     "ConditionalVAE",
+    "ConvDRAW",
     "DeepMarkovModel",
     "HierarchicalVAE",
     "LadderVAE",
@@ -18,8 +21,11 @@ __all__ = [
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.bayesian_regression import BayesianRegression
 from tarspyro.guides.cmma import CMMA
+from tarspyro.guides.conditional_draw import ConditionalDRAW
 from tarspyro.guides.conditional_vae import ConditionalVAE
+from tarspyro.guides.conv_draw import ConvDRAW
 from tarspyro.guides.deep_markov_model import DeepMarkovModel
+from tarspyro.guides.draw import DRAW
 from tarspyro.guides.hierarchical_vae import HierarchicalVAE
 from tarspyro.guides.jmvae import JMVAE
 from tarspyro.guides.ladder_vae import LadderVAE

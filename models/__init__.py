@@ -2,6 +2,7 @@
 
 __all__ = [
     "CMMA",
+    "DRAW",
     "GAN",
     "JMVAE",
     "MVAE",
@@ -11,7 +12,9 @@ __all__ = [
     "BayesianRegression",
     "Classifier",
     "ConditionalGAN",
+    "ConditionalDRAW",
     "ConditionalVAE",
+    "ConvDRAW",
     "DeepMarkovModel",
     "HierarchicalVAE",
     "LadderVAE",
@@ -22,9 +25,12 @@ from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.classifier import Classifier
 from tarspyro.models.cmma import CMMA
+from tarspyro.models.conditional_draw import ConditionalDRAW
 from tarspyro.models.conditional_gan import ConditionalGAN
 from tarspyro.models.conditional_vae import ConditionalVAE
+from tarspyro.models.conv_draw import ConvDRAW
 from tarspyro.models.deep_markov_model import DeepMarkovModel
+from tarspyro.models.draw import DRAW
 from tarspyro.models.gan import GAN
 from tarspyro.models.hierarchical_vae import HierarchicalVAE
 from tarspyro.models.jmvae import JMVAE

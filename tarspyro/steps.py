@@ -1,6 +1,14 @@
 """Programs over sequences: loops over time that can also be run step by step."""
 
-__all__ = ["sequence_plate", "sequence_sizes", "sequential", "stacked", "steps_of"]
+__all__ = [
+    "at_least_one_step",
+    "sequence_plate",
+    "sequence_sizes",
+    "sequential",
+    "stacked",
+    "states_of",
+    "steps_of",
+]
 
 import contextlib
 import functools
@@ -73,6 +81,35 @@ def steps_of(program: Callable[..., Any]) -> Steps | None:
         return bound(*args, **kwargs)
 
     return registered
+
+
+def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    """Runs a ``sequential`` program with its arguments; returns the states that it yields.
+
+    Raises:
+        TypeError: If the program is not sequential.
+    """
+    steps = steps_of(program)
+    if steps is None:
+        raise TypeError(f"program must be sequential, decorated with tarspyro.sequential, got {program!r}.")
+    states: list[Any] = []
+    run, state = steps(*args, **kwargs), None
+    with contextlib.suppress(StopIteration):
+        while True:
+            state = run.send(state)
+            states.append(state)
+    return states
+
+
+def at_least_one_step(steps: int) -> int:
+    """Returns the number of steps.
+
+    Raises:
+        ValueError: If it is below one.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}: how many times to draw on the canvas.")
+    return steps
 
 
 def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], Any]:

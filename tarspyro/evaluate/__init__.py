@@ -2,6 +2,7 @@
 
 __all__ = [
     "Bound",
+    "Canvases",
     "Estimate",
     "Filtered",
     "Gaps",
@@ -16,6 +17,7 @@ __all__ = [
     "anomaly_score",
     "arithmetic",
     "auroc",
+    "canvases",
     "classify",
     "coherence",
     "conditional_log_likelihood",
@@ -44,6 +46,7 @@ __all__ = [
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
+from tarspyro.evaluate.canvases import Canvases, canvases
 from tarspyro.evaluate.classes import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities

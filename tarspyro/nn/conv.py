@@ -1,6 +1,6 @@
 """Convolutional encoders and decoders for small images."""
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "dimensions", "image_of", "pyramid"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class ConvEncoder(Configurable):
                 layers.append(normalization(next_size))
             layers.append(activation())
         self.layers = initialize(nn.Sequential(*layers, nn.Flatten()), activation())
-        self._summary = f"{' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
+        self._summary = f"{' -> '.join(map(dimensions, sizes))}, {type(activation()).__name__}"
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the features of the last layer, flattened."""
@@ -106,7 +106,7 @@ class ConvDecoder(Configurable):
             if normalization is not None:
                 layers.append(normalization(next_size))
         self.layers = initialize(nn.Sequential(*layers, activation()), activation())
-        self._summary = f"{in_features} -> {' -> '.join(map(_by, sizes))}, {type(activation()).__name__}"
+        self._summary = f"{in_features} -> {' -> '.join(map(dimensions, sizes))}, {type(activation()).__name__}"
 
     def forward(self, code: Tensor) -> Tensor:
         """Returns the map of features on the image's grid."""
@@ -128,9 +128,7 @@ class ConvDecoder(Configurable):
 
 def pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
     """The shapes of the maps when every layer halves the image, rounding up."""
-    if len(shape) != 3:
-        raise ValueError(f"An image has the shape (channels, height, width), got {tuple(shape)}.")
-    sizes = [tuple(shape)]
+    sizes = [image_of(shape)]
     for channel in channels:
         _, height, width = sizes[-1]
         if min(height, width) < 2:
@@ -139,5 +137,13 @@ def pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ..
     return sizes
 
 
-def _by(shape: Sequence[int]) -> str:
+def image_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of an image, if it is one."""
+    if len(shape) != 3:
+        raise ValueError(f"An image has the shape (channels, height, width), got {tuple(shape)}.")
+    return tuple(shape)
+
+
+def dimensions(shape: Sequence[int]) -> str:
+    """Returns a shape in words, such as 1x28x28."""
     return "x".join(map(str, shape))

@@ -1,6 +1,6 @@
 """Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen and the state before."""
 
-__all__ = ["Backward", "Recurrence"]
+__all__ = ["Backward", "ConvLSTMCell", "Recurrence"]
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold
+from tarspyro.nn.initialization import initialize
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -20,13 +21,14 @@ class Recurrence(Configurable):
 
     Inputs and state may have any leading dimensions, such as those of particles, which broadcast. What the
     distributions of a step see of the state is h: the state of a ``GRUCell`` or ``RNNCell``, the first of the two
-    parts of an ``LSTMCell``'s.
+    parts of an ``LSTMCell``'s. The state of a ``ConvLSTMCell`` is made of maps (C, H, W), as are its inputs.
 
     Arguments:
-        cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, or any module that is called like one of them, with
-            features (N, F) and a state (a tensor (N, H) or a tuple of those), and has the attributes ``input_size``
-            and ``hidden_size``.
-        trunk: The network from the inputs to the features; if not given the inputs, vectors, are laid side by side.
+        cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, ``ConvLSTMCell``, or any module that is called like one
+            of them, with features (N, F) and a state (a tensor (N, H) or a tuple of those), and has the attributes
+            ``input_size`` and ``hidden_size``.
+        trunk: The network from the inputs to the features; if not given the inputs, vectors (or maps of a
+            ``ConvLSTMCell``), are laid side by side.
         learn_initial: Whether the initial state is a parameter, which starts at zero, and not zero.
 
     Raises:
@@ -51,8 +53,9 @@ class Recurrence(Configurable):
                 f"cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), got {cell!r}."
             )
         self.cell, self.trunk = cell, trunk
-        parts = 2 if isinstance(cell, nn.LSTMCell) else 1
-        zeros = torch.zeros(parts, int(cell.hidden_size))  # type: ignore[arg-type]
+        parts = 2 if isinstance(cell, (nn.LSTMCell, ConvLSTMCell)) else 1
+        size: Any = cell.hidden_size
+        zeros = torch.zeros(parts, *(size if isinstance(size, tuple) else (size,)))
         if learn_initial:
             self.start = nn.Parameter(zeros)
         else:
@@ -60,7 +63,7 @@ class Recurrence(Configurable):
 
     def initial(self, batch_size: int) -> State:
         """Returns the state before the first step."""
-        parts = self.start.unsqueeze(1).expand(-1, batch_size, -1).unbind()
+        parts = self.start.unsqueeze(1).expand(-1, batch_size, *self.start.shape[1:]).unbind()
         return parts if len(parts) > 1 else parts[0]
 
     def hidden(self, state: State) -> Tensor:
@@ -70,9 +73,10 @@ class Recurrence(Configurable):
     def forward(self, state: State, *inputs: Tensor) -> State:
         """Returns the next state."""
         parts = state if isinstance(state, tuple) else (state,)
-        count, shapes = len(inputs), [1] * len(inputs) if self.trunk is None else event_shapes(self.trunk, inputs)
-        folded, lead = fold([*inputs, *parts], [*shapes, *[1] * len(parts)])
-        seen = torch.cat(folded[:count], -1) if self.trunk is None else self.trunk(*folded[:count])
+        count, ndims = len(inputs), self.start.dim() - 1
+        shapes = [ndims] * count if self.trunk is None else event_shapes(self.trunk, inputs)
+        folded, lead = fold([*inputs, *parts], [*shapes, *[ndims] * len(parts)])
+        seen = torch.cat(folded[:count], 1) if self.trunk is None else self.trunk(*folded[:count])
         before = tuple(folded[count:])
         after: Any = self.cell(seen, before if isinstance(state, tuple) else before[0])
         return tuple(unfold(part, lead) for part in after) if isinstance(after, tuple) else unfold(after, lead)
@@ -81,6 +85,55 @@ class Recurrence(Configurable):
         learned = ", initial state learned" if isinstance(self.start, nn.Parameter) else ""
         trunk = "" if self.trunk is None else f" on {self.trunk!r}"
         return f"{self.cell!r}{trunk}{learned}"
+
+
+class ConvLSTMCell(Configurable):
+    r"""An LSTM whose inputs, gates and states are maps, and whose products are convolutions.
+
+    .. math:: (i, f, o, g) = W * [x, h] + b, \qquad c' = \sigma(f) \, c + \sigma(i) \tanh(g), \qquad
+              h' = \sigma(o) \tanh(c')
+
+    It is called like ``torch.nn.LSTMCell``, with an input of shape (N, C, H, W) and the pair (h, c). The gates f start
+    open, with a bias of one. It has no peepholes.
+
+    Arguments:
+        in_channels: The number of channels of the input.
+        shape: The shape of h and c: (channels, height, width).
+        kernel_size: The side of a filter, an odd number.
+
+    Raises:
+        ValueError: If ``kernel_size`` is even.
+
+    References:
+        Shi et al. (2015), Convolutional LSTM Network, arXiv:1506.04214, eq. 3.
+
+    Example:
+        >>> h, c = ConvLSTMCell(3, (16, 7, 7))(torch.zeros(5, 3, 7, 7), (torch.zeros(5, 16, 7, 7),) * 2)
+        >>> h.shape
+        torch.Size([5, 16, 7, 7])
+    """
+
+    def __init__(self, in_channels: int, shape: tuple[int, int, int], kernel_size: int = 3) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}.")
+        self.hidden_size, self.input_size = tuple(shape), (in_channels, *shape[1:])
+        channels = shape[0]
+        self.gates = nn.Conv2d(in_channels + channels, 4 * channels, kernel_size, padding=kernel_size // 2)
+        initialize(self.gates)
+        with torch.no_grad():
+            self.gates.bias[channels : 2 * channels] = 1.0  # type: ignore[index]
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the next h and c."""
+        hidden, cell = state
+        i, f, o, g = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        return o.sigmoid() * cell.tanh(), cell
+
+    def __repr__(self) -> str:
+        sizes = ("x".join(map(str, size)) for size in (self.input_size, self.hidden_size))
+        return f"ConvLSTMCell({' -> '.join(sizes)})"
 
 
 class Backward(Configurable):

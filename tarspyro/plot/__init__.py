@@ -6,7 +6,9 @@ What is a single picture is drawn into ``ax`` if one is given.
 __all__ = [
     "Picture",
     "active_units",
+    "animation",
     "arithmetic",
+    "canvases",
     "curves",
     "gaps",
     "imputations",
@@ -21,6 +23,7 @@ __all__ = [
     "traversal",
 ]
 
+from tarspyro.plot.canvases import animation, canvases
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.figures import Picture
 from tarspyro.plot.inference import gaps, posteriors

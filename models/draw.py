@@ -1,0 +1,85 @@
+"""DRAW: the model."""
+
+__all__ = ["DRAW"]
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from tarspyro.distributions import as_prior, has_context
+from tarspyro.modules import StochasticModule
+from tarspyro.nn import Canvas
+from tarspyro.steps import at_least_one_step, sequential
+
+
+class DRAW(StochasticModule):
+    r"""The generative half of DRAW, which paints an image in T steps.
+
+    .. math:: p(x, z_{0:T}) = p(x \mid c_{T-1}) \prod_{t=0}^{T-1} p(z_t), \qquad
+              h_t = \mathrm{cell}(z_t, h_{t-1}), \quad c_t = c_{t-1} + \mathrm{write}(h_t)
+
+    The canvas c is a function of the draws, and x is drawn from the last one. The prior may be learned,
+    p(z_t | h_{t-1}), as that of ``ConvDRAW`` is. Sites, in the plate ``data`` of size :math:`B`:
+
+    - ``z_{t}``: the latent variable, of the prior's event shape, for t from 0 to T - 1;
+    - ``x``: the observation, of the likelihood's event shape.
+
+    Arguments:
+        prior: The prior p(z_t) of each step: a distribution, or a module that returns one; or p(z_t | h_{t-1}), such as
+            a ``Conditional`` of the decoder's hidden units.
+        canvas: The canvas with the decoder that paints on it, the same module as the guide's.
+        likelihood: The likelihood p(x | c_{T-1}), such as a ``Conditional`` on an ``Unchanged`` canvas.
+        steps: T, the number of steps (the paper's glimpses).
+
+    Raises:
+        ValueError: If ``steps`` is below 1.
+
+    References:
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 3 to 18.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from torch import nn
+        >>> from tarspyro import Conditional
+        >>> from tarspyro.distributions import default_prior
+        >>> from tarspyro.nn import AttentionWrite, Recurrence, Unchanged
+        >>> canvas = Canvas(Recurrence(nn.LSTMCell(10, 32)), AttentionWrite(32, (1, 8, 8), size=3))
+        >>> likelihood = Conditional(dist.Bernoulli, Unchanged((1, 8, 8)), 64)
+        >>> p = DRAW(default_prior(dist.Normal, 10), canvas, likelihood, steps=4)
+        >>> p
+        DRAW: p(x, z_t, c_t | c_{t-1}) = p(x | c_t) p(z_t) p(c_t | z_t, c_{t-1})
+          likelihood: p(x | c_t) = Bernoulli(logits) of shape (64,) from Unchanged(1x8x8)
+          prior: p(z_t) = Normal(loc=0, scale=1) of shape (10,)
+          canvas: p(c_t | z_t, c_{t-1}) = AttentionWrite(3x3 on 1x8x8) after LSTMCell(10, 32)
+        >>> p(batch_size=5).shape
+        torch.Size([5, 64])
+    """
+
+    density = "p"
+
+    def __init__(self, prior: Any, canvas: Canvas, likelihood: Callable[[Tensor], Any], steps: int) -> None:
+        super().__init__()
+        self.prior, self.canvas, self.likelihood = as_prior(prior), canvas, likelihood
+        self.steps = at_least_one_step(steps)
+        given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
+        self.factors = {"likelihood": "x | c_t", "prior": given, "canvas": "c_t | z_t, c_{t-1}"}
+
+    @sequential
+    def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Any:
+        """Samples the z_t and observes x; without x, generates ``batch_size`` of them."""
+        return (yield from self.paint(x, batch_size))
+
+    def paint(self, x: Tensor | None, batch_size: int, *given: Tensor) -> Generator[Any, Any, Tensor]:
+        """Yields the state of the canvas before each step and after the last one."""
+        size = batch_size if x is None else len(x)
+        data, state = pyro.plate("data", size), self.canvas.initial(size)
+        for t in range(self.steps):
+            state = yield state
+            with data:
+                z = pyro.sample(f"z_{t}", self.prior(self.canvas.hidden(state)))
+            state = self.canvas(state, z, *given)
+        state = yield state
+        with data:
+            return pyro.sample("x", self.likelihood(self.canvas.painted(state)), obs=x)

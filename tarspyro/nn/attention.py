@@ -1,0 +1,221 @@
+"""What DRAW reads of an image and writes on a canvas: all of it, or a window of Gaussian filters that it places."""
+
+__all__ = ["AttentionRead", "AttentionWrite", "Read", "Write"]
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tarspyro.modules import Configurable
+from tarspyro.nn.conv import dimensions, image_of
+from tarspyro.nn.folding import fold, unfold
+from tarspyro.nn.initialization import initialize
+
+_NUM_PLACING = 5  # numbers that place a window
+
+
+class Window(NamedTuple):
+    """A grid of N x N Gaussian filters on an image of height H and width W, for each of B rows."""
+
+    rows: Tensor  # the filters along the height, (B, N, H); each sums to one
+    columns: Tensor  # the filters along the width, (B, N, W)
+    intensity: Tensor  # (B, 1)
+    boxes: Tensor  # centre x, centre y, width from the first filter to the last, filters' scale: (B, 4), in pixels
+
+    @classmethod
+    def of(cls, placing: Tensor, size: int, shape: Sequence[int]) -> "Window":
+        r"""Places the filters, for numbers of shape (B, 5) of any size (Gregor et al. 2015, eqs. 19 to 26)."""
+        height, width = shape[-2:]
+        across, down, log_variance, log_stride, log_intensity = placing.split(1, -1)
+        # The paper counts pixels from 1, so that the centre of an image is at half of A + 1.
+        x, y = (width + 1) / 2 * (across + 1) - 1, (height + 1) / 2 * (down + 1) - 1
+        stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
+        steps = torch.arange(size, dtype=placing.dtype, device=placing.device) - (size - 1) / 2
+
+        def filters(center: Tensor, length: int) -> Tensor:
+            pixels = torch.arange(length, dtype=placing.dtype, device=placing.device)
+            distance = pixels - (center + stride * steps).unsqueeze(-1)
+            # Normalized in log space: a filter far outside of the image has a sum that underflows.
+            return (-0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)).softmax(-1)
+
+        boxes = torch.cat([x, y, stride * (size - 1), (0.5 * log_variance).exp()], -1)
+        return cls(filters(y, height), filters(x, width), log_intensity.exp(), boxes)
+
+
+class Read(Configurable):
+    r"""Reads the whole image: x and the error image :math:`\hat{x}`, side by side in one vector.
+
+    .. math:: \mathrm{read}(x, \hat{x}, h) = [x, \hat{x}]
+
+    Both inputs have the shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`), the output :math:`(*, 2CHW)`. What
+    reads is called with the decoder's hidden units h too; this does not look at them.
+
+    Arguments:
+        shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
+
+    Raises:
+        ValueError: If ``shape`` has no channel axis; when called, if an image has another shape.
+
+    References:
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eq. 17.
+
+    Example:
+        >>> Read((1, 28, 28))(torch.zeros(5, 784), torch.zeros(5, 784), torch.zeros(5, 256)).shape
+        torch.Size([5, 1568])
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = image_of(shape)
+        self.out_features = 2 * math.prod(self.shape)
+
+    def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
+        """Returns the two images as one vector."""
+        images, lead = fold([x, error], [self.shape] * 2)
+        return unfold(torch.cat(images, 1).flatten(1), lead)
+
+    def __repr__(self) -> str:
+        return f"Read({dimensions(self.shape)})"
+
+
+class Write(Configurable):
+    r"""Writes on the whole canvas, by a linear layer.
+
+    .. math:: \mathrm{write}(h) = W h + b
+
+    The input has the shape :math:`(*, F)`, the output :math:`(*, C, H, W)`.
+
+    Arguments:
+        in_features: The number of the decoder's hidden units.
+        shape: The shape of the canvas, channels first, such as ``(1, 28, 28)``.
+
+    Raises:
+        ValueError: If ``shape`` has no channel axis.
+
+    References:
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eq. 18.
+
+    Example:
+        >>> Write(256, (1, 28, 28))(torch.zeros(5, 256)).shape
+        torch.Size([5, 1, 28, 28])
+    """
+
+    def __init__(self, in_features: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = image_of(shape)
+        self.linear = initialize(nn.Linear(in_features, math.prod(self.shape)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns what to add to the canvas."""
+        return self.linear(hidden).reshape(*hidden.shape[:-1], *self.shape)
+
+    def __repr__(self) -> str:
+        return f"Write({dimensions(self.shape)})"
+
+
+class AttentionRead(Configurable):
+    r"""Reads a window of x and the error image :math:`\hat{x}`: N x N Gaussian filters that the decoder's state places.
+
+    .. math:: \mathrm{read}(x, \hat{x}, h) = \gamma [F_Y x F_X^\top, F_Y \hat{x} F_X^\top], \qquad
+              F_X[i, a] \propto \exp\left(-\frac{(a - \mu_i)^2}{2 \sigma^2}\right), \quad
+              \mu_i = g_X + (i - N/2 - 1/2) \delta
+
+    A linear layer of h gives the centre :math:`g`, the stride :math:`\delta`, the variance :math:`\sigma^2` and the
+    intensity :math:`\gamma`; where it gives zeros the window is the whole image. All channels have one window. Images
+    have the shape :math:`(*, C, H, W)` (or flattened), h the shape :math:`(*, F)`, the output :math:`(*, 2CN^2)`.
+
+    Arguments:
+        in_features: The number of the decoder's hidden units.
+        shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
+        size: N, the number of filters along each side.
+
+    Raises:
+        ValueError: If ``shape`` has no channel axis, ``size`` is below 1, or an image has another shape.
+
+    References:
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 19 to 27.
+
+    Example:
+        >>> read = AttentionRead(256, (1, 28, 28), size=2)
+        >>> read(torch.zeros(5, 784), torch.zeros(5, 784), torch.zeros(5, 256)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.shape, self.size = image_of(shape), _positive(size)
+        self.out_features = 2 * self.shape[0] * size**2
+        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+
+    def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
+        """Returns what the filters see of the two images."""
+        (*images, hidden), lead = fold([x, error, hidden], [self.shape, self.shape, 1])
+        window = Window.of(self.placing(hidden), self.size, self.shape)
+        seen = window.rows.unsqueeze(1) @ torch.cat(images, 1) @ window.columns.mT.unsqueeze(1)
+        return unfold(seen.flatten(1) * window.intensity, lead)
+
+    def boxes(self, hidden: Tensor) -> Tensor:
+        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*, 4)``."""
+        return _boxes(self.placing(hidden), self.size, self.shape)
+
+    def __repr__(self) -> str:
+        return f"AttentionRead({self.size}x{self.size} of {dimensions(self.shape)})"
+
+
+class AttentionWrite(Configurable):
+    r"""Writes a patch of N x N numbers through Gaussian filters that the decoder's state places.
+
+    .. math:: \mathrm{write}(h) = \frac{1}{\gamma} F_Y^\top w F_X, \qquad w = W h + b
+
+    with filters as in ``AttentionRead``, of a linear layer of their own. The input has the shape :math:`(*, F)`, the
+    output :math:`(*, C, H, W)`.
+
+    Arguments:
+        in_features: The number of the decoder's hidden units.
+        shape: The shape of the canvas, channels first, such as ``(1, 28, 28)``.
+        size: N, the number of filters along each side.
+
+    Raises:
+        ValueError: If ``shape`` has no channel axis, or ``size`` is below 1.
+
+    References:
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 28 and 29.
+
+    Example:
+        >>> write = AttentionWrite(256, (1, 28, 28), size=5)
+        >>> write(torch.zeros(5, 256)).shape, write.boxes(torch.zeros(256)).tolist()
+        (torch.Size([5, 1, 28, 28]), [13.5, 13.5, 27.0, 1.0])
+    """
+
+    def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.shape, self.size = image_of(shape), _positive(size)
+        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        self.patch = initialize(nn.Linear(in_features, self.shape[0] * size**2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns what to add to the canvas."""
+        (hidden,), lead = fold([hidden], [1])
+        window = Window.of(self.placing(hidden), self.size, self.shape)
+        patch = (self.patch(hidden) / window.intensity).unflatten(1, (self.shape[0], self.size, self.size))
+        return unfold(window.rows.mT.unsqueeze(1) @ patch @ window.columns.unsqueeze(1), lead)
+
+    def boxes(self, hidden: Tensor) -> Tensor:
+        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*, 4)``."""
+        return _boxes(self.placing(hidden), self.size, self.shape)
+
+    def __repr__(self) -> str:
+        return f"AttentionWrite({self.size}x{self.size} on {dimensions(self.shape)})"
+
+
+def _boxes(placing: Tensor, size: int, shape: Sequence[int]) -> Tensor:
+    return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(*placing.shape[:-1], 4)
+
+
+def _positive(size: int) -> int:
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}: how many filters there are along each side.")
+    return size
