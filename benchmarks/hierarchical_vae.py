@@ -122,6 +122,7 @@ def train(options):
     name = f"hierarchical_{options.network}_{options.bound}_{options.particles}"
     name += "_dreg" * (options.gradient == "dreg") + "_bn" * options.batch_norm
     name += f"_warm{options.warm_up}" * (options.warm_up > 0) + f"_seed{options.seed}" * (options.seed > 0)
+    name += f"_{options.epochs}epochs" * (paper and options.epochs != 13)
     history = fit(
         p,
         q,
