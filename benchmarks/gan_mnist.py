@@ -1,9 +1,9 @@
 """Adversarial training on MNIST: what samples are worth, by Parzen windows and by a classifier of the library's own.
 
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile            (30 epochs: four minutes on one core)
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile            (25 epochs: six minutes on one core)
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile    (40 epochs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile         (20 epochs of each of two pairs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile      (20 epochs of each of two pairs)
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile         (12 epochs of each of two pairs)
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile      (12 epochs of each of two pairs)
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix                  (4 epochs of 10,000 images)
 
 ``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training unless said otherwise,
@@ -259,7 +259,7 @@ def pix2pix(arguments, mnist, judge, pictures):
 
 
 USES = {"gan": gan, "conditional": conditional, "vaegan": vaegan, "jmvae-gan": jmvae_gan, "pix2pix": pix2pix}
-EPOCHS = {"gan": 30, "conditional": 40, "vaegan": 20, "jmvae-gan": 20, "pix2pix": 4}
+EPOCHS = {"gan": 25, "conditional": 40, "vaegan": 12, "jmvae-gan": 12, "pix2pix": 4}
 
 
 def main():
