@@ -8,7 +8,7 @@
 
 ``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training unless said otherwise,
 batches of 100; MLPs with ReLU in encoders, ReLU and batch normalization in generators and decoders, LeakyReLU(0.2) and
-dropout of 0.3 in discriminators, 784-512-256-1. GANs have Adam at 2e-4 with betas of 0.5 and 0.999.
+dropout of 0.3 in discriminators, 784-512-256-1. GANs have Adam at 5e-4 with betas of 0.5 and 0.999.
 
 gan: noise of 100 dimensions, 100-256-512-784 with a sigmoid. Its figure is the log-likelihood of test images under a
 Parzen window around each of 10,000 samples, sigma chosen on 1,000 validation images, as Goodfellow et al. (2014) report
@@ -49,7 +49,7 @@ from tarspyro.nn import MLP, ConvEncoder, Discriminator, PatchGAN, UNet
 from tarspyro.plot.figures import axes_of, sheet_of, show
 
 SHAPE = (1, 28, 28)
-ADVERSARIAL = {"lr": 2e-4, "betas": (0.5, 0.999)}
+ADVERSARIAL = {"lr": 5e-4, "betas": (0.5, 0.999)}
 HYBRID = {"lr": 1e-3, "betas": (0.5, 0.999), "discriminator": {"lr": 2e-4}}
 
 
