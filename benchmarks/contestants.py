@@ -1,7 +1,8 @@
 """The same training steps written three ways: by hand in PyTorch, as pairs for TarsPyro, and for Pyro's own SVI.
 
 Each ``Program`` holds what the benchmarks of speed compare: a module whose forward pass is the loss as a PyTorch user
-writes it, a model and a guide with the same networks, the bound, Pyro's bound, and a batch.
+writes it (or whose ``moves`` are the losses of several players), a model and a guide with the same networks, the bound
+or the game, Pyro's bound where it has one, and a batch.
 """
 
 import math
@@ -9,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,11 +19,12 @@ import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch import nn
 
-from tarspyro import Conditional, distributions, guides, models
+from tarspyro import Conditional, Deterministic, distributions, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, Compiled, Player
+from tarspyro.infer import ELBO, IWAE, Adversarial, Compiled, Game, Player
+from tarspyro.infer.traces import no_guide
 from tarspyro.modules import StochasticModule, local_parameters
-from tarspyro.nn import MLP, Canvas, ConvDecoder, ConvEncoder, Read, Recurrence, Unchanged, Write
+from tarspyro.nn import MLP, Canvas, ConvDecoder, ConvEncoder, Discriminator, Read, Recurrence, Unchanged, Write
 from tarspyro.trainer import Trainer
 
 Step = Callable[[torch.Tensor], object]
@@ -34,7 +37,7 @@ class Program(NamedTuple):
     by_hand: Callable[[], nn.Module]
     pair: Callable[[], tuple[Any, Any]]
     bound: Callable[[], Any]
-    pyro_bound: Callable[[], Any]
+    pyro_bound: Callable[[], Any] | None
     batch: Callable[[], torch.Tensor]
 
 
@@ -106,6 +109,37 @@ class HandWrittenGammaVAE(HandWrittenVAE):
         prior = torch.distributions.Gamma(torch.ones_like(q.rate), torch.ones_like(q.rate), validate_args=False)
         kl = torch.distributions.kl_divergence(q, prior).sum()
         return (cross_entropy(self.decoder(q.rsample()), x, reduction="sum") + kl) / len(x)
+
+
+class HandWrittenGAN(nn.Module):
+    """The two losses of a generative adversarial network, on logits, each with noise of its own."""
+
+    def __init__(self, pixels, hidden, latent):
+        super().__init__()
+        self.latent = latent
+        self.generator = nn.Sequential(
+            nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels)
+        )
+        self.generator.append(nn.Sigmoid())
+        self.discriminator = nn.Sequential(
+            nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+
+    def discriminator_loss(self, x):
+        with torch.no_grad():
+            fake = self.generator(torch.randn(len(x), self.latent, device=x.device))
+        real, fake = self.discriminator(x), self.discriminator(fake)
+        return cross_entropy(real, torch.ones_like(real)) + cross_entropy(fake, torch.zeros_like(fake))
+
+    def generator_loss(self, x):
+        score = self.discriminator(self.generator(torch.randn(len(x), self.latent, device=x.device)))
+        return cross_entropy(score, torch.ones_like(score))
+
+    def moves(self):
+        return [
+            (self.discriminator_loss, self.discriminator.parameters()),
+            (self.generator_loss, self.generator.parameters()),
+        ]
 
 
 class Recurrent(nn.Module):
@@ -270,17 +304,38 @@ def gamma(pixels, hidden, latent, batch):
     )
 
 
+def adversarial(pixels, hidden, latent, batch):
+    """The generative adversarial network, which Pyro has no loss for."""
+    sizes = (pixels, hidden, latent)
+
+    def pair():
+        generator = Deterministic(MLP(latent, [hidden, hidden]), pixels, transform=nn.Sigmoid())
+        return models.GAN(default_prior(dist.Normal, latent), generator), no_guide
+
+    def game():
+        return Adversarial(Discriminator(MLP(pixels, [hidden, hidden])))
+
+    return Program(lambda: HandWrittenGAN(*sizes), pair, game, None, lambda: torch.rand(batch, pixels).round())
+
+
 def hand_written(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
     """The training step of a PyTorch user."""
     module = program.by_hand().to(device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, **options)
-    loss_of = torch.compile(module, dynamic=False) if compiled else module
+    moves = module.moves() if hasattr(module, "moves") else [(module, module.parameters())]
+    players = [
+        (
+            torch.compile(loss_of, dynamic=False) if compiled else loss_of,
+            torch.optim.Adam(parameters, lr=1e-3, **options),
+        )
+        for loss_of, parameters in moves
+    ]
 
     def step(x):
-        optimizer.zero_grad()
-        loss = loss_of(x)
-        loss.backward()
-        optimizer.step()
+        for loss_of, optimizer in players:
+            optimizer.zero_grad()
+            loss = loss_of(x)
+            loss.backward()
+            optimizer.step()
         return loss
 
     return step
@@ -289,14 +344,22 @@ def hand_written(program: Program, device: str, *, compiled: bool = False, **opt
 def ours(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
     """The step that ``fit`` runs, its bookkeeping included."""
     model, guide = program.pair()
-    modules = [module.to(device) for module in _modules(model, guide)]
+    modules, loss = [module.to(device) for module in _modules(model, guide)], program.bound()
     parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
-    bound = Compiled(program.bound(), choose=False, **options) if compiled else program.bound()
+    halves = {"model": model, "guide": guide}
+    if isinstance(loss, Game):
+        halves["loss"] = loss.to(device)
+        players = loss.players(parameters, [])
+    else:
+        players = [Player("", loss, parameters)]
     captured = {"capturable": True, "lr": torch.tensor(1e-3, device=device)} if compiled and device == "cuda" else {}
-    optimizer = torch.optim.Adam(parameters, **{"lr": 1e-3, "fused": True, **captured})  # as fit chooses
-    trainer = Trainer(
-        {"model": model, "guide": guide}, bound, [(Player("", bound, parameters), optimizer)], schedules={}
-    )
+    if compiled:
+        players = [replace(player, loss=Compiled(player.loss, choose=False, **options)) for player in players]
+    optimized = [
+        (player, torch.optim.Adam(player.parameters, **{"lr": 1e-3, "fused": True, **captured}))  # as fit chooses
+        for player in players
+    ]
+    trainer = Trainer(halves, loss, optimized, schedules={})
 
     def step(x):
         with local_parameters(), pyro.validation_enabled(False):
@@ -331,7 +394,8 @@ def registered(half: Any, name: str, module: nn.Module) -> Any:
 
 
 def _modules(*halves: Any) -> list[nn.Module]:
-    return list({id(owner): owner for owner in (getattr(half, "__self__", half) for half in halves)}.values())
+    owners = (getattr(half, "__self__", half) for half in halves)
+    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
 
 
 def measure(contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1) -> dict[str, list[float]]:

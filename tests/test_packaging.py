@@ -17,13 +17,13 @@ PROMISED = {
     "infer __version__",
     tarspyro.distributions: "default_prior Gamma Beta Dirichlet GumbelSoftmax GumbelSigmoid Kumaraswamy ProductOfExperts "
     "MixtureOfExperts VampPrior",
-    tarspyro.infer: "ELBO IWAE Renyi Compiled",
+    tarspyro.infer: "ELBO IWAE Renyi Compiled Adversarial VAEGAN AdversarialAutoencoder WAE",
     tarspyro.models: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE JMVAE MVAE CMMA",
     tarspyro.guides: "Autoencoder VAE ConditionalVAE HierarchicalVAE LadderVAE SemiSupervisedVAE JMVAE MVAE CMMA",
     tarspyro.data: "digits mnist frey_face quadrants PartlyLabelled labelled_subset",
     tarspyro.evaluate: "embed log_likelihood annealed_log_likelihood elbo gaps true_posterior posterior_kl log_densities "
     "active_units activity reconstruct decode sample conditional_log_likelihood reconstruction classify accuracy "
-    "knn_accuracy linear_probe",
+    "knn_accuracy linear_probe frechet_distance precision_recall agreement parzen_log_likelihood mode_coverage",
     tarspyro.plot: "latents manifold reconstructions samples traversal curves gaps posteriors interpolation active_units",
 }
 

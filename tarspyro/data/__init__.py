@@ -3,6 +3,7 @@
 __all__ = [
     "DataError",
     "Dataset",
+    "Modes",
     "PartlyLabelled",
     "Regression",
     "SequenceBatches",
@@ -11,6 +12,7 @@ __all__ = [
     "Split",
     "digits",
     "frey_face",
+    "grid",
     "join_quadrants",
     "labelled_subset",
     "lower_half",
@@ -19,6 +21,7 @@ __all__ = [
     "polyphonic_music",
     "quadrants",
     "random_pixels",
+    "ring",
     "uci",
 ]
 
@@ -33,6 +36,7 @@ import torch
 from torch import Tensor
 
 from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.masks import lower_half, off_grid, random_pixels
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences

@@ -3,16 +3,20 @@
 __all__ = [
     "Bound",
     "Canvases",
+    "Coverage",
     "Estimate",
     "Filtered",
     "Gaps",
     "LogDensities",
     "LogLikelihood",
     "Neighbours",
+    "ParzenLogLikelihood",
     "PosteriorKL",
+    "PrecisionRecall",
     "accuracy",
     "active_units",
     "activity",
+    "agreement",
     "annealed_log_likelihood",
     "anomaly_score",
     "arithmetic",
@@ -25,6 +29,7 @@ __all__ = [
     "decode",
     "elbo",
     "embed",
+    "frechet_distance",
     "gaps",
     "knn_accuracy",
     "linear_probe",
@@ -33,10 +38,13 @@ __all__ = [
     "impute_modalities",
     "log_densities",
     "log_likelihood",
+    "mode_coverage",
     "multimodal_log_likelihood",
     "nearest_neighbours",
     "particle_filter",
+    "parzen_log_likelihood",
     "posterior_kl",
+    "precision_recall",
     "reconstruct",
     "reconstruction",
     "sample",
@@ -50,6 +58,14 @@ from tarspyro.evaluate.canvases import Canvases, canvases
 from tarspyro.evaluate.classes import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
 from tarspyro.evaluate.densities import LogDensities, log_densities
+from tarspyro.evaluate.generation import (
+    Coverage,
+    PrecisionRecall,
+    agreement,
+    frechet_distance,
+    mode_coverage,
+    precision_recall,
+)
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (
@@ -61,6 +77,7 @@ from tarspyro.evaluate.likelihood import (
     reconstruction,
 )
 from tarspyro.evaluate.multimodal import coherence, impute_modalities, multimodal_log_likelihood
+from tarspyro.evaluate.parzen import ParzenLogLikelihood, parzen_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe
 from tarspyro.evaluate.sequences import Filtered, continuations, particle_filter

@@ -2,14 +2,17 @@
 
 __all__ = [
     "Adversarial",
+    "AdversarialAutoencoder",
     "CIWAE",
     "Compiled",
     "Divergence",
     "ELBO",
     "FIVO",
     "Game",
+    "GaussianKernel",
     "Hinge",
     "IWAE",
+    "InverseMultiquadratic",
     "JensenShannon",
     "LeastSquares",
     "ModalityKL",
@@ -19,15 +22,19 @@ __all__ = [
     "Player",
     "RecordingError",
     "Renyi",
+    "VAEGAN",
+    "WAE",
     "Wasserstein",
     "check_pair",
     "log_weights",
+    "mmd",
     "renyi_bound",
 ]
 
 from tarspyro.infer.adversarial import Adversarial
 from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
 from tarspyro.infer.compiled import Compiled
+from tarspyro.infer.discrepancy import GaussianKernel, InverseMultiquadratic, mmd
 from tarspyro.infer.divergences import Divergence, Hinge, JensenShannon, LeastSquares, Wasserstein
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.fivo import FIVO
@@ -36,3 +43,5 @@ from tarspyro.infer.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.traces import PairError, check_pair, log_weights
+from tarspyro.infer.vaegan import VAEGAN
+from tarspyro.infer.wasserstein_autoencoders import WAE, AdversarialAutoencoder

@@ -1,8 +1,8 @@
 """Adversarial training: a generator against a discriminator."""
 
-__all__ = ["Adversarial", "AdversarialGame", "Draws", "draw"]
+__all__ = ["Adversarial", "AdversarialGame", "Draws", "conditions_of", "draw"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,13 +39,20 @@ def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, An
     observed = {name: node["infer"]["obs"] for name, node in sites.items() if node["infer"].get("was_observed")}
     if site not in observed:
         raise PairError(f"{name_of(model)} observes nothing at {site!r}: site must be one of {sorted(observed)}.")
-    known = {id(value) for value in observed.values()}
-    given = (value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and id(value) not in known)
-    return Draws(sites[site], observed[site], tuple(given))
+    return Draws(sites[site], observed[site], conditions_of(observed.values(), args, kwargs))
+
+
+def conditions_of(observed: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Returns the tensors among the data that are none of the observed ones."""
+    known = {id(value) for value in observed}
+    return tuple(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and id(value) not in known)
 
 
 class AdversarialGame(Game):
     """What games with a discriminator have in common: telling real from fake.
+
+    Fakes of several kinds count by their mean, so that all of them together weigh as much as what is real: otherwise a
+    score without bounds, such as that of a Wasserstein distance, would go down for ever.
 
     Arguments:
         discriminator: A network from a data point and its conditions to a number, or to several.
@@ -72,23 +79,22 @@ class AdversarialGame(Game):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss, and its outputs for real data and for fakes."""
         divergence, scores = self.divergence, self.discriminator(real, *conditions)
-        loss, outputs = total(divergence.real(scores)), []
+        losses, outputs = [], []
         for fake in fakes:
             fake_scores = self.discriminator(fake, *conditions)
-            loss = loss + total(divergence.fake(fake_scores))
-            outputs.append(total(divergence.output(fake_scores.detach())))
+            loss = total(divergence.fake(fake_scores))
             penalty = divergence.penalty(lambda x: self.discriminator(x, *conditions), real, fake)
-            if penalty is not None:
-                loss = loss + total(penalty)
-        real_output = total(divergence.output(scores.detach()))
-        return loss, {"real": real_output, "fake": torch.stack(outputs).mean(0)}
+            losses.append(loss if penalty is None else loss + total(penalty))
+            outputs.append(total(divergence.output(fake_scores.detach())))
+        loss = total(divergence.real(scores)) + torch.stack(losses).mean()
+        return loss, {"real": total(divergence.output(scores.detach())), "fake": torch.stack(outputs).mean()}
 
     def convince(
         self, fakes: Sequence[Tensor], conditions: Sequence[Tensor], total: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """The generator's loss."""
         losses = [total(self.divergence.generator(self.discriminator(fake, *conditions))) for fake in fakes]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).mean()
 
 
 class Adversarial(AdversarialGame):
