@@ -63,9 +63,17 @@ SUMMED_OUT = (dist.OneHotCategorical, {})
 LABELS = {"m2": SUMMED_OUT, "m2-conv": SUMMED_OUT, "m2-gumbel": (GumbelSoftmax, {"hard": True, "temperature": 1.0})}
 
 
-def convolutions():
-    layers = [ConvEncoder((1, 28, 28)), nn.Dropout(0.5), MLP(64 * 7 * 7, [128]), nn.Dropout(0.5)]
-    return nn.Sequential(*layers)
+class Convolutions(nn.Module):
+    """Two halving layers and one of 128 units, half of which are dropped in training."""
+
+    def __init__(self):
+        super().__init__()
+        encoder = ConvEncoder((1, 28, 28))
+        self.layers = nn.Sequential(encoder, nn.Dropout(), MLP(encoder.out_features, [128]), nn.Dropout())
+        self.in_shapes, self.out_features = encoder.in_shapes, 128
+
+    def forward(self, image):
+        return self.layers(image)
 
 
 def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlabelled=0, alpha=0.1):
@@ -76,7 +84,7 @@ def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlab
     def trunk(inputs):
         return MLP(inputs, [hidden], activation=nn.Softplus)
 
-    seen = convolutions() if labels == "m2-conv" else trunk(features)
+    seen = Convolutions() if labels == "m2-conv" else trunk(features)
     classifier = Conditional(family, seen, 10, **options)
     model = models.SemiSupervisedVAE(
         default_prior(dist.Normal, 50),
