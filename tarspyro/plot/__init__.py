@@ -11,6 +11,7 @@ __all__ = [
     "canvases",
     "curves",
     "gaps",
+    "graph",
     "imputations",
     "interpolation",
     "latents",
@@ -26,6 +27,7 @@ __all__ = [
 from tarspyro.plot.canvases import animation, canvases
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.figures import Picture
+from tarspyro.plot.graph import graph
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.learning import curves
 from tarspyro.plot.pictures import (
