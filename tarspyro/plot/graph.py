@@ -62,15 +62,19 @@ def graph(program: Callable[..., Any], *args: Any, ax: Axes | None = None, **kwa
     figure, ax = axes_of(ax, (right - left, top - bottom))
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.axis("off")
+    faces = {name: "0.8" if name in found["observed"] else "white" for name in places}
+    circles = {
+        name: Ellipse(place, 2 * _RADIUS, 2 * _RADIUS, facecolor=faces[name], edgecolor="black", zorder=2)
+        for name, place in places.items()
+    }
     for name, (x, y) in places.items():
-        face = "0.8" if name in found["observed"] else "white"
-        ax.add_patch(Ellipse((x, y), 2 * _RADIUS, 2 * _RADIUS, facecolor=face, edgecolor="black", zorder=2))
+        ax.add_patch(circles[name])
         ax.text(x, y, _formula(name), ha="center", va="center", fontsize=11 if len(name) < 6 else 8, zorder=3)
         beside: Any = {"ha": "left", "va": "top", "fontsize": 7, "color": "0.4"}
         ax.text(x + 0.7 * _RADIUS, y - 0.8 * _RADIUS, found["sample_dist"][name], **beside)
         for parent in parents[name]:
             others = [place for other, place in places.items() if other not in (name, parent)]
-            _arrow(ax, places[parent], (x, y), others)
+            _arrow(ax, circles[parent], circles[name], others)
     for name, members in plates.items():
         _plate(ax, name.removesuffix("__CLONE"), members, plates, places)
     return figure
@@ -96,19 +100,21 @@ def _places(parents: Mapping[str, Sequence[str]], plates: Mapping[str, Sequence[
     return places
 
 
-def _arrow(ax: Axes, start: Place, end: Place, others: Sequence[Place]) -> None:
+def _arrow(ax: Axes, source: Ellipse, target: Ellipse, others: Sequence[Place]) -> None:
+    start, end = source.center, target.center
     # Round what stands between the two, on the side where fewer arrows go.
     bend = 0.0 if not any(_between(place, start, end) for place in others) else -0.2 if end[0] > start[0] else 0.2
-    points = 72 * _RADIUS + 1
     ax.add_patch(
         FancyArrowPatch(
             start,
             end,
+            patchA=source,
+            patchB=target,
+            shrinkA=0,
+            shrinkB=0,
             arrowstyle="-|>",
-            mutation_scale=12,
+            mutation_scale=10,
             color="black",
-            shrinkA=points,
-            shrinkB=points,
             connectionstyle=f"arc3,rad={bend}",
         )
     )
