@@ -200,14 +200,37 @@ def check_trained(
     return [name for key, name in names.items() if key in held and key not in reached]
 
 
-def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tensor]) -> str:
-    """Says where a loss that is not finite came from: a parameter, or a site and the rows of the batch."""
-    for program in (guide, model):
-        if isinstance(program, nn.Module):
-            for name, parameter in program.named_parameters():
-                if not parameter.isfinite().all():
-                    return f"the parameter {name} of {name_of(program)} is not finite, so the step before it went wrong"
+def describe_nonfinite(
+    model: Program,
+    guide: Program,
+    arguments: Sequence[Any],
+    others: Iterable[nn.Module] = (),
+    noise: Tensor | None = None,
+) -> str:
+    """Says where a loss or a gradient that is not finite came from.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: The batch.
+        others: More modules with parameters.
+        noise: The random state of the CPU from which the loss was drawn, if it is known.
+
+    Returns:
+        What is not finite: the data, a parameter, a draw or log-probability at a site with the rows of the batch, or
+        the gradient of a parameter.
+    """
+    for position, part in enumerate(arguments):
+        if torch.is_tensor(part) and not part.isfinite().all():
+            return f"data[{position}] is not finite ({_rows(part)})"
+    modules = {id(program): program for program in (guide, model, *others) if isinstance(program, nn.Module)}
+    named = [(name, p, name_of(program)) for program in modules.values() for name, p in program.named_parameters()]
+    for name, parameter, owner in named:
+        if not parameter.isfinite().all():
+            return f"the parameter {name} of {owner} is not finite, so the step before it went wrong"
     with torch.no_grad(), pyro.validation_enabled(False), preserved_rng():
+        if noise is not None:
+            torch.set_rng_state(noise)
         model_trace, guide_trace = trace_pair(model, guide, arguments, {})
     for half, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in sample_sites(trace):
@@ -218,6 +241,9 @@ def describe_nonfinite(model: Program, guide: Program, arguments: Sequence[Tenso
             value = site["fn"].log_prob(site["value"])
             if not value.isfinite().all():
                 return f"the {half}'s log-probability of {name} is not finite ({_rows(value)})"
+    for name, parameter, owner in named:
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name} of {owner} is not finite, while the densities at all sites are"
     return "no single site shows it again with fresh draws"
 
 

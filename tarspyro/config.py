@@ -1,10 +1,11 @@
 """A pair of programs as JSON: classes by import path, and the arguments they were built with."""
 
-__all__ = ["build", "describe", "refers"]
+__all__ = ["build", "describe", "describe_pair", "refers"]
 
 import importlib
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,9 @@ from pyro.distributions import transforms
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from tarspyro.modules import preserved_rng
 
 # Only the public modules of these are imported because a file says so. Any other module must have been imported by the
 # user already, so that a stranger's file cannot choose code to run.
@@ -150,6 +154,60 @@ def refers(described: Any, path: str) -> bool:
         target = described.get("ref")
         return isinstance(target, str) and target.startswith(f"{path}/") or refers(list(described.values()), path)
     return isinstance(described, list) and any(refers(item, path) for item in described)
+
+
+def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
+    """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON.
+
+    A module that both halves hold is described in the model. Such halves can be built again together or not at all.
+    """
+    halves: dict[str, Any] = {"model": model, "guide": guide}
+    described: dict[str, Any] = {}
+    seen: dict[int, str] = {}
+    built: dict[str, Any] = {}
+    for half, program in halves.items():
+        if program is None:  # a model without a guide
+            described[half] = None
+            continue
+        path, known = f"#/{half}", dict(seen)
+        try:
+            described[half] = describe(program, path, known)
+            with preserved_rng():  # building draws initial weights
+                rebuilt = build(described[half], path, built)
+            # Lazy layers are described by what the first batch made of them.
+            lazy = {name for name, layer in rebuilt.named_modules() if isinstance(layer, LazyModuleMixin)}
+            if _structure(program, lazy) != _structure(rebuilt, lazy):
+                raise TypeError(f"{type(program).__name__} is not what its constructor makes, so it was changed later")
+            seen = known  # a half that failed has nothing to refer to
+        except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
+            described[half] = {"unavailable": str(error)}
+    shared = _shared(model, guide)
+    if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
+        alone = {"unavailable": "The halves share weights, and halves that do cannot be rebuilt one by one"}
+        described = {half: entry if "unavailable" in (entry or "") else alone for half, entry in described.items()}
+    return described
+
+
+def _structure(program: nn.Module, without: set[str]) -> list[Any]:
+    """What two networks share that compute the same once they have the same weights, also after training."""
+    layers = [(name, type(layer), layer.extra_repr()) for name, layer in program.named_modules() if name not in without]
+    weights = [
+        (name, tensor.shape, tensor.dtype)
+        for name, tensor in program.state_dict().items()
+        if name.rpartition(".")[0] not in without
+    ]
+    return [layers, weights, _shared(program, program)]
+
+
+def _shared(one: Any, other: Any) -> list[tuple[str, str]]:
+    """The names of weights that are one tensor in two networks, or under two names in one."""
+    if not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
+        return []
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for name, tensor in one.state_dict(keep_vars=True).items():
+        names[id(tensor)].append(name)
+    pairs = [(first, name) for name, tensor in other.state_dict(keep_vars=True).items() for first in names[id(tensor)]]
+    return [(first, name) for first, name in pairs if one is not other or first != name]
 
 
 def _token(key: str) -> str:

@@ -2,10 +2,10 @@
 
 __all__ = ["History", "Run", "RunError", "load_run"]
 
+import contextlib
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from tarspyro.config import build, describe, refers
+from tarspyro.config import build, refers
 from tarspyro.modules import preserved_rng
 
-FORMAT = 1
+FORMAT = 2
 States = dict[str, dict[str, Tensor]]  # "model", "guide", and "loss" of a game -> state_dict
 
 
@@ -127,17 +126,32 @@ class Run:
 
     def create(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Makes the folder and writes the configuration; an existing run is kept unless ``overwrite``."""
-        if (self.folder / "config.json").exists() and not overwrite:
+        if self.exists and not overwrite:
             raise RunError(
                 f"{self.folder} holds a run already: give another folder, go on with resume=True, or overwrite=True."
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file: give the name of a folder.")
         content = json.dumps({"format": FORMAT, **config}, indent=1).encode()  # may fail: before anything is deleted
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "state.safetensors", "best.safetensors", "last.safetensors"):
-            (self.folder / name).unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "best.safetensors", "last.safetensors"):
+                (self.folder / name).unlink(missing_ok=True)
+            for path in self.folder.glob("state*.safetensors"):
+                path.unlink()
+        except OSError as error:
+            raise RunError(f"{self.folder} could not be written ({error.strerror}): give another folder.") from error
         self._write("config.json", content)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a training has begun to write the folder."""
+        return (self.folder / "config.json").exists()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.folder / "state.safetensors").exists()
 
     def config(self) -> dict[str, Any]:
         """Returns the configuration."""
@@ -154,10 +168,10 @@ class Run:
             )
         return config
 
-    def save_weights(self, which: str, states: States) -> None:
-        """Writes the ``"best"`` or ``"last"`` weights."""
+    def save_weights(self, which: str, states: States, *, epoch: int = 0) -> None:
+        """Writes the ``"best"`` or ``"last"`` weights, those after an epoch."""
         flat = {f"{half}.{name}": tensor for half, state in states.items() for name, tensor in state.items()}
-        self._save(f"{which}.safetensors", flat)
+        self._save(f"{which}.safetensors", flat, {"epoch": epoch})
 
     def load_weights(self, which: str) -> States:
         """Reads the ``"best"`` or ``"last"`` weights."""
@@ -167,9 +181,22 @@ class Run:
             states.setdefault(half, {})[key] = tensor
         return {half: state for half, state in states.items() if state}
 
-    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Writes what a training needs to go on exactly, in one file: tensors, and values as JSON."""
-        self._save("state.safetensors", tensors, values)
+    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, keep: int = 1) -> None:
+        """Writes what a training needs to go on exactly, in one file: tensors, and values as JSON.
+
+        The files before it are kept as ``state-1.safetensors``, the last one, and so on, so that there are ``keep``.
+        """
+        content = self._packed(tensors, values)
+        files = [
+            self.folder / "state.safetensors",
+            *(self.folder / f"state-{age}.safetensors" for age in range(1, keep)),
+        ]
+        for newer, older in zip(files[-2:0:-1], files[:1:-1], strict=True):
+            with contextlib.suppress(FileNotFoundError):
+                newer.replace(older)
+        if keep > 1 and self.has_state:
+            self._write(files[1].name, files[0].read_bytes())  # a copy: the newest stays until another takes its place
+        self._write(files[0].name, content)
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Reads what ``save_state`` wrote."""
@@ -189,11 +216,14 @@ class Run:
             raise self._corrupted("metrics.jsonl", "a line is not that of an epoch")
         return rows
 
-    def _save(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+    def _save(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        self._write(name, self._packed(tensors, values))
+
+    def _packed(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        described = json.dumps({"format": FORMAT, **(values or {})})
+        described = json.dumps({"format": FORMAT, **values})
         digest = _digest(save_safetensors(tensors), described)
-        self._write(name, save_safetensors(tensors, {"values": described, "sha256": digest}))
+        return save_safetensors(tensors, {"values": described, "sha256": digest})
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = self._read(name)
@@ -224,11 +254,16 @@ class Run:
     def _write(self, name: str, content: bytes) -> None:
         # Written beside and moved, so that a crash leaves the old file or the new one, never half of one.
         partial = self.folder / (name + ".part")
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / name)
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.folder / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # what it holds takes room that the next attempt needs
+            raise RunError(f"{self.folder / name} could not be written ({error.strerror}).") from error
 
 
 def _header(content: bytes) -> dict[str, Any]:
@@ -242,60 +277,6 @@ def _digest(content: bytes, values: str) -> str:
     start = 8 + int.from_bytes(content[:8], "little")
     described = json.dumps([header, values], sort_keys=True)
     return hashlib.sha256(described.encode() + content[start:]).hexdigest()
-
-
-def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
-    """Returns the halves as JSON, or for each the reason why it cannot be built again from JSON.
-
-    A module that both halves hold is described in the model. Such halves can be built again together or not at all.
-    """
-    halves: dict[str, Any] = {"model": model, "guide": guide}
-    described: dict[str, Any] = {}
-    seen: dict[int, str] = {}
-    built: dict[str, Any] = {}
-    for half, program in halves.items():
-        if program is None:  # a model without a guide
-            described[half] = None
-            continue
-        path, known = f"#/{half}", dict(seen)
-        try:
-            described[half] = describe(program, path, known)
-            with preserved_rng():  # building draws initial weights
-                rebuilt = build(described[half], path, built)
-            # Lazy layers are described by what the first batch made of them.
-            lazy = {name for name, layer in rebuilt.named_modules() if isinstance(layer, LazyModuleMixin)}
-            if _structure(program, lazy) != _structure(rebuilt, lazy):
-                raise TypeError(f"{type(program).__name__} is not what its constructor makes, so it was changed later")
-            seen = known  # a half that failed has nothing to refer to
-        except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
-            described[half] = {"unavailable": str(error)}
-    shared = _shared(model, guide)
-    if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
-        alone = {"unavailable": "The halves share weights, and halves that do cannot be rebuilt one by one"}
-        described = {half: entry if "unavailable" in (entry or "") else alone for half, entry in described.items()}
-    return described
-
-
-def _structure(program: nn.Module, without: set[str]) -> list[Any]:
-    """What two networks share that compute the same once they have the same weights, also after training."""
-    layers = [(name, type(layer), layer.extra_repr()) for name, layer in program.named_modules() if name not in without]
-    weights = [
-        (name, tensor.shape, tensor.dtype)
-        for name, tensor in program.state_dict().items()
-        if name.rpartition(".")[0] not in without
-    ]
-    return [layers, weights, _shared(program, program)]
-
-
-def _shared(one: Any, other: Any) -> list[tuple[str, str]]:
-    """The names of weights that are one tensor in two networks, or under two names in one."""
-    if not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
-        return []
-    names: defaultdict[int, list[str]] = defaultdict(list)
-    for name, tensor in one.state_dict(keep_vars=True).items():
-        names[id(tensor)].append(name)
-    pairs = [(first, name) for name, tensor in other.state_dict(keep_vars=True).items() for first in names[id(tensor)]]
-    return [(first, name) for first, name in pairs if one is not other or first != name]
 
 
 def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from tarspyro.batches import Arguments, Batches, count_rows
-from tarspyro.checks import CollapseError, NonFiniteError, check_trained, describe_nonfinite
+from tarspyro.checkpoints import Checkpoints, Means, Progress
+from tarspyro.checks import CollapseError, NonFiniteError, check_trained
 from tarspyro.infer import Compiled, Player
 from tarspyro.infer.recording import tensors_of
+from tarspyro.interrupts import Interrupts
 from tarspyro.modules import evaluating, preserved_rng
-from tarspyro.optimizers import load_states, states_of
-from tarspyro.runs import History, Run, RunError, get_states, set_states
-
-# On an accelerator the losses are read back only so often: each reading makes the device wait for the host.
-_STEPS_BETWEEN_READINGS = 50
+from tarspyro.processes import ProcessError, Processes
+from tarspyro.runs import Declared, History, Run, RunError, get_states
+from tarspyro.watch import Watch
 
 
 def is_differentiable(loss: Any) -> bool:
@@ -46,6 +46,11 @@ class Trainer:
         data_size: How many data points a loss stands for, if not the rows of its batch.
         held_out_size: The same of held-out data.
         autocast: See ``fit``.
+        on_nonfinite: See ``fit``.
+        checkpoint_steps: See ``fit``.
+        keep_checkpoints: See ``fit``.
+        run: The folder to write.
+        processes: Those that train together.
     """
 
     def __init__(
@@ -60,131 +65,205 @@ class Trainer:
         data_size: int | None = None,
         held_out_size: int | None = None,
         autocast: torch.dtype | None = None,
+        on_nonfinite: str = "stop",
+        checkpoint_steps: int | None = None,
+        keep_checkpoints: int = 1,
+        run: Run | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
         # Beside the halves there may be "params", which functions declared, and "loss", a game's networks.
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
         self.loss, self.players = loss, players
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
-        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.clip_norm, self.clip_value, self.on_nonfinite = clip_norm, clip_value, on_nonfinite
+        self.checkpoint_steps, self.processes = checkpoint_steps, processes or Processes()
         self.history = History(others={name: halves[name] for name in halves if name not in ("model", "guide")})
-        self.epoch = self.step_count = self.epochs_since_best = 0
-        self.run: Run | None = None
-        self._order = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self.progress, self.means, self.run = Progress(), Means(), run
+        optimizers = [optimizer for _, optimizer in players]
+        self.checkpoints = Checkpoints(run, halves, optimizers, self.history, keep_checkpoints, self.processes)
+        self.watch = Watch(halves, optimizers, self.history, self.progress, on_nonfinite)
+        seed = torch.randint(2**62, (), dtype=torch.int64)
+        self.processes.broadcast([seed])
+        self.checkpoints.order.manual_seed(int(seed))
         self._shapes: dict[str, set[tuple[torch.Size, ...]]] = {player.name: set() for player, _ in players}
-        self._unread: list[tuple[Player, int, Tensor]] = []
-        self._below: dict[str, int] = {}  # for how many moves in a row the losses of players were below their floors
+        self._interrupts: Interrupts | None = None
+        self._agreed = False  # whether all processes know that one of them shall stop
 
-    def open(self, run: Run, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def open(self, config: Mapping[str, Any], *, resume: bool | str, overwrite: bool) -> None:
         """Makes the run's folder, or goes on where the run in it stopped."""
-        self.run = run
-        if not resume:
-            run.create(config, overwrite=overwrite)
+        assert self.run is not None
+        if not resume or (resume == "auto" and not self.run.exists):
+            if self.processes.first:
+                self.run.create(config, overwrite=overwrite)
+            self.processes.wait()
             return
-        stored = run.config()
+        stored = self.run.config()
         for half in ("model", "guide"):
             if stored[half] != config[half]:
                 raise RunError(
-                    f"{run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
+                    f"{self.run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
                 )
-        self._restore()
+        if self.run.has_state:  # it may have stopped before its first checkpoint
+            self.checkpoints.restore(self.progress, self.means)
 
     def train(
         self, batches: Batches, held_out: Batches | None, epochs: int, patience: int | None, progress: bool
     ) -> None:
         """Trains until so many epochs are done in all, a stream ends, or none of the last ``patience`` was the best."""
-        last_good = get_states(self.halves)
+        self.processes.broadcast(_tensors_of(self.halves))
+        self.processes.check_equal("The number of batches of an epoch", len(batches))
+        now = self.progress
         bar = tqdm(
-            total=epochs * len(batches) or None, initial=self.step_count, disable=not progress, unit="step", leave=True
+            total=epochs * len(batches) or None,
+            initial=now.step,
+            disable=not (progress and self.processes.first),
+            unit="step",
+            leave=True,
         )
-        with bar:
-            while not (self.epoch >= epochs or patience and self.epochs_since_best >= patience or batches.exhausted):
+        self.watch.keep_good(get_states(self.halves))
+        with bar, contextlib.ExitStack() as stack:
+            if self.run is not None:
+                self._interrupts = stack.enter_context(Interrupts())
+            while not (now.epoch >= epochs or patience and now.epochs_since_best >= patience or batches.exhausted):
                 try:
                     row = self._train_epoch(batches, bar)
                     states = get_states(self.halves)
-                    self._check_finite(states)
+                    self.watch.check(states)
+                    if held_out is not None:
+                        row |= {f"validation_{name}": value for name, value in self._judge(held_out).items()}
+                    self._finish_epoch(row, states)
+                    self._stop_if_asked()
                 except (NonFiniteError, CollapseError) as error:
-                    set_states(self.halves, last_good)
-                    kept = f"the weights are those after epoch {self.epoch}"
                     raise type(error)(
-                        f"{error} Training stopped; {kept}. Try a smaller learning rate or clip_norm."
+                        f"{error} Training stopped; {self.watch.go_back()}. Try a smaller learning rate or clip_norm."
                     ) from None
-                except KeyboardInterrupt:
-                    if self.run is not None:
-                        tqdm.write(f"interrupted; {self.run.folder} holds epoch {self.epoch}: go on with resume=True")
+                except ProcessError as error:
+                    raise ProcessError(f"{error} Training stopped{self._way_on()}.") from error
+                except (KeyboardInterrupt, SystemExit):
+                    tqdm.write(f"interrupted{self._way_on()}")
                     raise
-                if held_out is not None:
-                    row |= {f"validation_{name}": value for name, value in self._judge(held_out).items()}
-                last_good = states
-                self._finish_epoch(row, states)
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
 
     def _train_epoch(self, batches: Batches, bar: Any) -> dict[str, float]:
         for program in self.halves.values():
             if isinstance(program, nn.Module):
                 program.train()
-        start, means = time.perf_counter(), _Means()
-        for arguments in batches.epoch(self._order):
-            means.add(self.step(arguments), count_rows(arguments))
+        now = self.progress
+        start = time.perf_counter() - now.seconds
+        for arguments, rows in self._epoch(batches):
+            self.means.add(self.step(arguments, rows), rows)
+            now.position += 1
+            now.seconds = time.perf_counter() - start
             bar.update()
-        self._read_losses()
-        seconds = time.perf_counter() - start
-        return {"epoch": self.epoch + 1, "steps": self.step_count, **means.read(), "seconds": round(seconds, 3)}
+            if self._stopping or self.checkpoint_steps and now.step % self.checkpoint_steps == 0:
+                self.watch.read()
+                states = get_states(self.halves)
+                self.watch.check(states)
+                self.watch.keep_good(states)
+                self.checkpoints.save(now, self.means, states)
+            self._stop_if_asked()
+        self.watch.read()
+        row = {"epoch": now.epoch + 1, "steps": now.step, **self.means.read(self.processes)}
+        return row | ({"skipped": now.skipped} if now.skipped else {}) | {"seconds": round(now.seconds, 3)}
 
-    def step(self, arguments: Arguments) -> dict[str, Tensor]:
-        """One step; returns the losses and their terms, per data point times the rows, on the device."""
+    def _epoch(self, batches: Batches) -> Iterator[tuple[Arguments, int]]:
+        """The batches of an epoch, or those that are left of the one in which a run was stopped."""
+        now, order = self.progress, self.checkpoints.order
+        if now.position == 0:
+            self.checkpoints.begin_epoch()
+            return batches.epoch(order, now.epoch)
+        with self.checkpoints.at_the_start():  # what drew the order of the data draws it again
+            return batches.epoch(order, now.epoch, now.position)
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether this process, or with several all of them, shall stop after this step."""
+        asked = self._interrupts is not None and self._interrupts.received is not None
+        return asked if self.processes.size == 1 else self._agreed
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupts is not None and self._stopping:
+            self._interrupts.stop()
+
+    def _way_on(self) -> str:
+        if self.run is None:
+            return ""
+        return f"; {self.run.folder} holds {self.checkpoints.saved or 'no step yet'}: go on with resume=True"
+
+    def step(self, arguments: Arguments, rows: int | None = None) -> dict[str, Tensor]:
+        """One step; returns the losses and their terms, per data point times the rows, on the device.
+
+        Arguments:
+            arguments: The batch, or this process's share of it.
+            rows: How many of its rows count, if not all of them.
+        """
         for assign, schedule in self.schedules.values():
-            assign(schedule(self.step_count))
+            assign(schedule(self.progress.step))
         values: dict[str, Tensor] = {}
         for player, optimizer in self.players:
-            if player.moves(self.step_count):
-                values |= self._move(player, optimizer, arguments)
-        self.step_count += 1
+            if player.moves(self.progress.step):
+                values |= self._move(player, optimizer, arguments, count_rows(arguments) if rows is None else rows)
+        self.progress.step += 1
         return values
 
-    def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments) -> dict[str, Tensor]:
+    def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments, rows: int) -> dict[str, Tensor]:
         """One player changes its parameters once."""
         tensors, loss_of = tensors_of(arguments), player.loss
-        rows = len(tensors[0])
-        size = self.data_size or rows
+        size = self.data_size or len(tensors[0])
         shapes, known = tuple(tensor.shape for tensor in tensors), self._shapes[player.name]
         new_shape, updated = shapes not in known, False
         optimizer.zero_grad()
-        device_type = tensors[0].device.type
-        cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
+        device = tensors[0].device.type
+        noise = torch.get_rng_state() if device == "cpu" else None
+        cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(device, self.autocast)
         with cast, pyro.validation_enabled(True) if new_shape else contextlib.nullcontext():
             if isinstance(loss_of, Compiled) and not new_shape:
-                # On a GPU the update is part of the compiled step; on a CPU the loss is looked at before it.
-                update = functools.partial(self._update, player, optimizer) if tensors[0].is_cuda else None
+                # On a GPU the update is part of the compiled step, unless the gradient is looked at or sent before it.
+                fused = device == "cuda" and self.on_nonfinite == "stop" and self.processes.size == 1
                 loss, terms = loss_of.accumulate_gradients(
-                    self.model, self.guide, *arguments, scale=1 / size, update=update
+                    self.model,
+                    self.guide,
+                    *arguments,
+                    scale=1 / size,
+                    update=functools.partial(self._update, player, optimizer) if fused else None,
                 )
-                updated, terms = update is not None, _with_elbo(terms)
-                self._watch(player, loss / size, arguments)
+                updated, terms = fused, _with_elbo(terms)
             elif is_differentiable(loss_of):
                 loss, terms = self._evaluate_loss(loss_of, arguments)
                 if not known:
                     self._check_trained(player, loss)
-                mean = loss / size
-                self._watch(player, mean.detach(), arguments)
-                mean.backward(inputs=getattr(_original(loss_of), "parameters", None))
+                (loss / size).backward(inputs=getattr(_original(loss_of), "parameters", None))
             else:
                 loss, terms = torch.tensor(loss_of.loss_and_grads(self.model, self.guide, *arguments)), {}
-                self._watch(player, loss / size, arguments)
-                torch._foreach_div_([p.grad for p in player.parameters if p.grad is not None], size)
+                torch._foreach_div_(_gradients(player), size)
         known.add(shapes)
-        if not updated:
-            self._update(player, optimizer)
-        values = _by_rows({_named(player, "loss"): loss.detach(), **terms}, rows, self.data_size)
-        if player.name:  # where several pull, the balance of their forces tells more than their losses
-            gradients = [p.grad for p in player.parameters if p.grad is not None]
-            values[_named(player, "gradient")] = nn.utils.get_total_norm(gradients) * rows
+        mean = self._averaged(player, loss.detach() / size, rows)
+        norm = None if updated else nn.utils.get_total_norm(_gradients(player))
+        if not self.watch.note(player, mean, norm, arguments, noise):
+            optimizer.zero_grad()
+            return {}
+        if norm is not None:
+            self._update(player, optimizer, norm)
+        values = _by_rows({_named(player, "loss"): loss.detach(), **terms}, rows, size)
+        if player.name and norm is not None:  # where several pull, the balance of forces tells more than their losses
+            values[_named(player, "gradient")] = norm * rows
         return values
 
-    def _update(self, player: Player, optimizer: Optimizer) -> None:
-        """Changes a player's parameters by their gradients."""
+    def _averaged(self, player: Player, mean: Tensor, rows: int) -> Tensor:
+        """Makes the gradients, and a loss, those of all processes; and learns whether one of them shall stop."""
+        if self.processes.size == 1:
+            return mean
+        asked = self._interrupts is not None and self._interrupts.received is not None
+        mean, asked_by = self.processes.average(player.parameters, torch.stack([mean, mean.new_tensor(asked)]), rows)
+        self._agreed = self._agreed or bool(asked_by > 0)
+        return mean
+
+    def _update(self, player: Player, optimizer: Optimizer, norm: Tensor | None = None) -> None:
+        """Changes a player's parameters by their gradients, whose norm may be known."""
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(player.parameters, self.clip_norm)
+            norm = norm if norm is not None else nn.utils.get_total_norm(_gradients(player))
+            nn.utils.clip_grads_with_norm_(player.parameters, self.clip_norm, norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(player.parameters, self.clip_value)
         optimizer.step()
@@ -207,41 +286,11 @@ class Trainer:
                 f"The loss {whose}does not depend on {', '.join(unreached)}: they keep their values.", stacklevel=6
             )
 
-    def _watch(self, player: Player, loss: Tensor, arguments: Arguments) -> None:
-        """Notes the loss, and on a CPU stops before a step that would spoil the weights."""
-        self._unread.append((player, self.step_count + 1, loss))
-        if loss.device.type == "cpu" or len(self._unread) >= _STEPS_BETWEEN_READINGS:
-            self._read_losses(arguments)
-
-    def _read_losses(self, arguments: Arguments | None = None) -> None:
-        losses = torch.stack([loss for *_, loss in self._unread]).tolist() if self._unread else []
-        moves = [(player, step) for player, step, _ in self._unread]
-        self._unread.clear()
-        for (player, step), value in zip(moves, losses, strict=True):
-            self.history.step_losses.append(value)
-            whose, when = f"The {player.name}'s loss" if player.name else "The loss", f"(epoch {self.epoch + 1})"
-            if not math.isfinite(value):
-                reason = "" if arguments is None else f": {describe_nonfinite(self.model, self.guide, arguments)}"
-                raise NonFiniteError(f"{whose} was {value} at step {step} {when}{reason}.")
-            self._below[player.name] = self._below.get(player.name, 0) + 1 if value < player.floor else 0
-            if player.patience is not None and self._below[player.name] >= player.patience:
-                raise CollapseError(
-                    f"The {player.name} has won: its loss was below {player.floor:g} in {player.patience} moves in a "
-                    f"row, until step {step} {when}, and the others learn nothing from it any more."
-                )
-
-    def _check_finite(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Finds weights that an epoch's last step spoiled, before they are kept as good ones."""
-        for half, state in states.items():
-            for name, tensor in state.items():
-                if not tensor.isfinite().all():
-                    raise NonFiniteError(f"The {half}'s {name} is not finite after step {self.step_count}.")
-
     def _judge(self, held_out: Batches) -> dict[str, float]:
         """The loss and its terms on held-out data, with the same noise every time."""
-        means = _Means()
+        means = Means()
         with preserved_rng(seed=0), evaluating(*self.halves.values()):
-            for arguments in held_out.epoch(self._order):
+            for arguments, rows in held_out.epoch(self.checkpoints.order):
                 values: dict[str, Tensor] = {}
                 for player, _ in self.players:
                     if is_differentiable(player.loss):
@@ -249,9 +298,8 @@ class Trainer:
                     else:
                         loss, terms = torch.tensor(player.loss.loss(self.model, self.guide, *arguments)), {}
                     values |= {_named(player, "loss"): loss.detach(), **terms}
-                rows = count_rows(arguments)
-                means.add(_by_rows(values, rows, self.held_out_size), rows)
-        return means.read()
+                means.add(_by_rows(values, rows, self.held_out_size or count_rows(arguments)), rows)
+        return means.read(self.processes)
 
     def _finish_epoch(self, row: dict[str, float], states: dict[str, dict[str, Tensor]]) -> None:
         """Notes the epoch, keeps its weights if they are the best, and writes the checkpoint."""
@@ -265,66 +313,17 @@ class Trainer:
         if math.isnan(row["objective"]):
             row["objective"] = -math.inf  # never the best
         best = max((earlier["objective"] for earlier in self.history.rows), default=-math.inf)
-        self.epoch += 1
+        now = self.progress
+        now.epoch, now.position, now.seconds, now.skipped = now.epoch + 1, 0, 0.0, 0
+        self.means.clear()
         self.history.rows.append(row)
         self.history.states["last"] = states
-        self.epochs_since_best += 1
+        now.epochs_since_best += 1
         if row["objective"] > best or "best" not in self.history.states:
-            self.epochs_since_best, self.history.best_epoch = 0, self.epoch
+            now.epochs_since_best, self.history.best_epoch = 0, now.epoch
             self.history.states["best"] = states
-        if self.run is not None:
-            if self.epochs_since_best == 0:
-                self.run.save_weights("best", states)
-            self._checkpoint(states)
-
-    def _checkpoint(self, states: dict[str, dict[str, Tensor]]) -> None:
-        assert self.run is not None
-        tensors = {f"weights.{half}.{name}": t for half, state in states.items() for name, t in state.items()}
-        tensors |= {"rng.order": self._order.get_state(), "rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_initialized():
-            tensors |= {f"rng.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-        tensors["step_losses"] = torch.tensor(self.history.step_losses, dtype=torch.float64)
-        states_of_optimizers, values = states_of([optimizer for _, optimizer in self.players])
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in states_of_optimizers.items()}
-        self.run.save_state(
-            tensors,
-            {
-                "epoch": self.epoch,
-                "step": self.step_count,
-                "epochs_since_best": self.epochs_since_best,
-                "best_epoch": self.history.best_epoch,
-                "rows": self.history.rows,
-                "optimizer": values,
-            },
-        )
-        self.run.save_weights("last", states)
-        self.run.write_metrics(self.history.rows)
-
-    def _restore(self) -> None:
-        assert self.run is not None
-        tensors, values = self.run.load_state()
-        states: dict[str, dict[str, Tensor]] = {}
-        optimizer: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
-            kind, _, rest = key.partition(".")
-            owner, _, name = rest.partition(".")
-            if kind == "weights":
-                states.setdefault(owner, {})[name] = tensor
-            elif kind == "optimizer":
-                optimizer[rest] = tensor
-        set_states(self.halves, states)
-        load_states([optimizer for _, optimizer in self.players], optimizer, values["optimizer"])
-        self._order.set_state(tensors["rng.order"])
-        torch.set_rng_state(tensors["rng.cpu"])
-        if torch.cuda.is_available():
-            for index in range(torch.cuda.device_count()):
-                if f"rng.cuda.{index}" in tensors:
-                    torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
-        self.epoch, self.step_count = values["epoch"], values["step"]
-        self.epochs_since_best = values["epochs_since_best"]
-        self.history.rows, self.history.best_epoch = values["rows"], values["best_epoch"]
-        self.history.step_losses = tensors["step_losses"].tolist()
-        self.history.states = {"last": states, "best": self.run.load_weights("best")}
+        self.watch.keep_good(states)
+        self.checkpoints.save(now, self.means, states, best=now.epochs_since_best == 0)
 
     def _setter(self, name: str) -> Callable[[float], None]:
         """Returns what assigns a scheduled value."""
@@ -364,9 +363,20 @@ def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if {"reconstruction", "kl"} <= set(terms) else terms
 
 
-def _by_rows(values: dict[str, Tensor], rows: int, size: int | None) -> dict[str, Tensor]:
+def _by_rows(values: dict[str, Tensor], rows: int, size: int) -> dict[str, Tensor]:
     """What is summed over so many data points as if it were summed over the rows."""
-    return values if size is None else {name: value * rows / size for name, value in values.items()}
+    return values if size == rows else {name: value * rows / size for name, value in values.items()}
+
+
+def _gradients(player: Player) -> list[Tensor]:
+    return [parameter.grad for parameter in player.parameters if parameter.grad is not None]
+
+
+def _tensors_of(halves: Mapping[str, Any]) -> list[Tensor]:
+    """What a training changes: parameters and buffers."""
+    modules = [half for half in halves.values() if isinstance(half, nn.Module)]
+    declared = [tensor for half in halves.values() if isinstance(half, Declared) for tensor in half.tensors.values()]
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())] + declared
 
 
 def _original(loss: Any) -> Any:
@@ -375,19 +385,3 @@ def _original(loss: Any) -> Any:
 
 def _named(player: Player, what: str) -> str:
     return f"{player.name}_{what}" if player.name else what
-
-
-class _Means:
-    """Means over the data points; not every player moves in every step."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.rows: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor], rows: int) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.rows[name] = self.rows.get(name, 0) + rows
-
-    def read(self) -> dict[str, float]:
-        return {name: float(value) / self.rows[name] for name, value in self.sums.items()}

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 
 from tarspyro.batches import Batches, count_rows
 from tarspyro.checks import check_inputs
-from tarspyro.config import describe
+from tarspyro.config import describe, describe_pair
 from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
 from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.optimizers import make_optimizer
-from tarspyro.runs import Declared, History, Run, describe_pair
+from tarspyro.processes import Processes, joined
+from tarspyro.runs import Declared, History, Run
 from tarspyro.trainer import Trainer, is_differentiable
 
 
@@ -46,7 +47,7 @@ def fit(
     patience: int | None = None,
     keep: str | None = None,
     folder: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
@@ -55,6 +56,9 @@ def fit(
     progress: bool = True,
     compile: bool = False,
     autocast: torch.dtype | None = None,
+    on_nonfinite: str = "stop",
+    checkpoint_steps: int | None = None,
+    keep_checkpoints: int = 1,
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
@@ -65,6 +69,11 @@ def fit(
 
     A game, such as ``tarspyro.infer.Adversarial``, has several players, which move in turn in every step, each with an
     optimizer of its own parameters. None of their losses tells which weights are the best, so the last ones are.
+
+    Ctrl-C and SIGTERM end the training of a run after the step that is under way, with a checkpoint. Under
+    ``torchrun``, or wherever processes have joined with ``torch.distributed``, they train together: ``batch_size``
+    counts the rows of all, each takes its share of every batch with noise of its own, and gradients and measurements
+    are those of the whole batch; the first process writes the run, in a folder that all can read.
 
     Before the first step the pair and the data are checked; Pyro's validation runs on the first step of every new
     shape and is off afterwards.
@@ -96,7 +105,9 @@ def fit(
         patience: Stop after so many epochs without a better objective.
         keep: The weights in hand at the end, ``"best"`` or ``"last"``; the best if there is validation data.
         folder: A run folder to write; see ``load_run``.
-        resume: Go on with the run in ``folder`` where it stopped.
+        resume: Go on with the run in ``folder`` where it stopped, in the middle of an epoch too; with ``"auto"``, or
+            begin it if there is none. On a CPU and without ``compile`` the finished run is then bit by bit what it
+            would have been without the stop, if the data's own randomness, such as that of a loader, is torch's.
         overwrite: Replace the run in ``folder``.
         settings: More entries for the run's ``config.json``.
         device: Where to train; ``"auto"`` takes a GPU if there is one.
@@ -109,6 +120,12 @@ def fit(
             has paid. On a GPU a step, the optimizer's part included, is then one CUDA graph.
         autocast: The type in which networks compute while they train, such as ``torch.bfloat16``. Parameters, draws,
             densities and evaluations stay as they are.
+        on_nonfinite: What to do when a loss or a gradient is not finite: ``"stop"``, or ``"skip"`` the step, with a
+            warning that names what went wrong, from the last good weights if it has spoiled them; twenty such steps in
+            a row stop too. On a GPU ``"skip"`` reads every loss back before the step, where ``"stop"`` reads now and
+            then.
+        checkpoint_steps: Write a checkpoint after every so many steps too, not only after every epoch.
+        keep_checkpoints: How many checkpoints to keep: ``state.safetensors``, before it ``state-1.safetensors``, ....
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
@@ -120,6 +137,7 @@ def fit(
         PairError: If the halves do not match, or a parameter would not be trained.
         NonFiniteError: If a loss is not finite; the weights are then those of the last good epoch.
         CollapseError: If a player of a game has won, so that the others learn nothing; the weights likewise.
+        ProcessError: If another process of the training has died.
         RunError: If ``folder`` holds a run already, or a corrupted one is to be resumed.
         ValueError: If an argument is out of range.
 
@@ -134,31 +152,42 @@ def fit(
         >>> history["elbo"][1] > history["elbo"][0]
         True
     """
-    counts = {"epochs": epochs, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch, "patience": patience}
-    _check_arguments(counts, keep, resume, folder)
-    device = find_device(device)
+    counts = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "steps_per_epoch": steps_per_epoch,
+        "patience": patience,
+        "checkpoint_steps": checkpoint_steps,
+        "keep_checkpoints": keep_checkpoints,
+    }
+    _check_arguments(counts, keep, resume, folder, on_nonfinite)
     loss = ELBO() if loss is None else loss
     if isinstance(loss, Game) and patience is not None:
         raise ValueError(f"patience waits for a better objective, and a game has none, got {patience}: leave it out.")
     described_guide, guide = guide, no_guide if guide is None else guide
     halves: dict[str, Any] = {"model": model, "guide": guide} | ({"loss": loss} if isinstance(loss, Game) else {})
-    for program in halves.values():
-        if isinstance(program, nn.Module):
-            program.to(device)
     with contextlib.ExitStack() as stack:
-        if seed is not None:
+        device = stack.enter_context(joined(find_device(device)))
+        processes = Processes()
+        for program in halves.values():
+            if isinstance(program, nn.Module):
+                program.to(device)
+        if seed is not None or processes.size > 1:
             stack.enter_context(preserved_rng(seed))
+            processes.vary_noise()
         stack.enter_context(own_store())
         # Bounds without a differentiable loss train what they find in the store, so there it has to be.
         if isinstance(loss, Game) or is_differentiable(loss):
             stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
-        batches = Batches(
-            data, model, batch_size, device, shuffle=shuffle, binarize=binarize, steps_per_epoch=steps_per_epoch
-        )
-        held_out = None
-        if validation is not None:
-            held_out = Batches(validation, model, batch_size, device, shuffle=False, binarize=binarize, pixel_seed=0)
+        common: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "binarize": binarize,
+            "processes": processes,
+        }
+        batches = Batches(data, model, shuffle=shuffle, steps_per_epoch=steps_per_epoch, **common)
+        held_out = None if validation is None else Batches(validation, model, shuffle=False, pixel_seed=0, **common)
         first = batches.first()
         check_inputs(model, guide, first, None if binarize else batches.tensors)
         if held_out is not None:
@@ -182,6 +211,11 @@ def fit(
             data_size=_data_size(model, guide, first),
             held_out_size=None if held_out is None else _data_size(model, guide, held_out.first()),
             autocast=autocast,
+            on_nonfinite=on_nonfinite,
+            checkpoint_steps=checkpoint_steps,
+            keep_checkpoints=keep_checkpoints,
+            run=None if folder is None else Run(folder),
+            processes=processes,
         )
         if folder is not None:
             described = {
@@ -190,25 +224,33 @@ def fit(
                 "training": {"epochs": epochs, "batch_size": batch_size, "binarize": binarize, "seed": seed},
                 **(settings or {}),
             }
-            trainer.open(Run(folder), described, resume=resume, overwrite=overwrite)
+            trainer.open(described, resume=resume, overwrite=overwrite)
         trainer.train(batches, held_out, epochs, patience, progress)
         history = trainer.history
         history.use(keep or ("last" if validation is None else "best"), model, guide)
-    if progress:
+    if progress and processes.first:
         tqdm.write(f"weights in hand: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})")
     return history
 
 
 def _check_arguments(
-    counts: Mapping[str, int | None], keep: str | None, resume: bool, folder: str | Path | None
+    counts: Mapping[str, int | None],
+    keep: str | None,
+    resume: bool | str,
+    folder: str | Path | None,
+    on_nonfinite: str,
 ) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if keep not in (None, "best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}.")
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume must be True, False or 'auto', got {resume!r}.")
     if resume and folder is None:
-        raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
+        raise ValueError(f"resume={resume!r} needs the folder of the run to go on with, folder=...")
 
 
 def _players(loss: Any, model: list[Tensor], guide: list[Tensor]) -> list[Player]:

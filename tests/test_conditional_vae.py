@@ -441,7 +441,7 @@ def test_one_hot():
 def test_shuffling_keeps_data_and_condition_together():
     x = torch.arange(100.0).reshape(100, 1)
     batches = Batches((x, 10 * x), pair()[0], 7, torch.device("cpu"))
-    rows = [torch.cat(both, 1) for both in batches.epoch(torch.Generator().manual_seed(0))]
+    rows = [torch.cat(both, 1) for both, _ in batches.epoch(torch.Generator().manual_seed(0))]
     seen = torch.cat(rows)
     assert torch.equal(seen[:, 1], 10 * seen[:, 0]) and not torch.equal(seen[:, 0], x[:, 0])
     assert torch.equal(seen[:, 0].sort().values, x[:, 0])

@@ -9,12 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"_version", "modules", "labels", "optimizers"},
+    {"_version", "modules", "labels", "optimizers", "processes", "interrupts"},
     {"data", "nn", "config", "steps"},
     {"distributions"},
     {"conditional", "infer"},
     {"models", "guides", "checks", "runs"},
-    {"batches"},
+    {"batches", "checkpoints"},
+    {"watch"},
     {"trainer"},
     {"training", "evaluate"},
     {"plot"},
@@ -82,8 +83,8 @@ def test_files_stay_short():
     # What all methods share; the methods, the data sets, and what only looks at trained pairs are apart.
     apart = ("models", "guides", "data", "labels", "evaluate", "plot", "__main__")
     core = [path for path in FILES if _unit(path) not in apart]
-    # Five thousand was the aim before there were sequences and games.
-    assert sum(_lines_of_code(path) for path in core) < 6500
+    # Five thousand was the aim before there were sequences, games and several processes.
+    assert sum(_lines_of_code(path) for path in core) < 7000
 
 
 def test_every_model_has_its_namesake_in_the_guides():

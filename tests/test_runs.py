@@ -162,7 +162,7 @@ def test_the_files(trained):
     folder, _, history = trained
     assert {path.name for path in folder.iterdir()} == FILES
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 1 and config["note"] == [1, "two"]
+    assert config["format"] == 2 and config["note"] == [1, "two"]
     assert config["loss"]["new"] == "tarspyro.infer.elbo:ELBO"
     assert config["training"] == {"epochs": EPOCHS, "batch_size": 20, "binarize": True, "seed": 0}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -406,7 +406,7 @@ def test_overwrite_leaves_nothing_of_the_old_run(folder):
     (folder / "notes.txt").write_text("the user's")
     Run(folder).create({"model": None, "guide": None}, overwrite=True)
     assert {path.name for path in folder.iterdir()} == {"config.json", "notes.txt"}
-    assert Run(folder).config() == {"format": 1, "model": None, "guide": None}
+    assert Run(folder).config() == {"format": 2, "model": None, "guide": None}
 
 
 def test_settings_that_json_cannot_hold_delete_nothing(folder):
@@ -457,19 +457,19 @@ def test_a_missing_file_is_named(name, folder):
     ("content", "sentence"),
     [
         (b"", r"config\.json is not valid JSON"),
-        (b'{"format": 1, "model"', r"config\.json is not valid JSON"),
+        (b'{"format": 2, "model"', r"config\.json is not valid JSON"),
         (b"\xff\xfe\x00", r"config\.json is not valid JSON"),
         (b"[" * 100_000, r"config\.json is not valid JSON"),
         (b"[1, 2]", r"config\.json is not the configuration of a run"),
         (b"null", r"config\.json is not the configuration of a run"),
         (b"{}", r"config\.json is not the configuration of a run"),
-        (b'{"format": 2, "model": 1, "guide": 1}', "has format 2, this version of tarspyro reads format 1"),
-        (b'{"format": 1, "model": {"neu": 1}, "guide": 1}', r"config\.json does not describe a model"),
+        (b'{"format": 3, "model": 1, "guide": 1}', "has format 3, this version of tarspyro reads format 2"),
+        (b'{"format": 2, "model": {"neu": 1}, "guide": 1}', r"config\.json does not describe a model"),
         (
-            b'{"format": 1, "model": {"new": "torch.nn:Linear", "args": [-1, 2], "kwargs": {}}, "guide": 1}',
+            b'{"format": 2, "model": {"new": "torch.nn:Linear", "args": [-1, 2], "kwargs": {}}, "guide": 1}',
             r"config\.json does not describe a model",
         ),
-        (b'{"format": 1, "model": 5, "guide": 1}', "weights do not fit the model and the guide"),
+        (b'{"format": 2, "model": 5, "guide": 1}', "weights do not fit the model and the guide"),
     ],
     ids=["empty", "half", "bytes", "deep", "list", "null", "nothing", "format", "description", "arguments", "number"],
 )
@@ -636,7 +636,7 @@ def test_state_comes_back_with_its_values(tmp_path):
     values = {"rows": [{"loss": 0.1}], "text": "ä", "nested": {"x": None}}
     run.save_state(tensors, values)
     loaded, back = run.load_state()
-    assert back == {"format": 1, **values}
+    assert back == {"format": 2, **values}
     assert loaded.keys() == tensors.keys()
     assert all(
         torch.equal(loaded[name], tensors[name]) and loaded[name].dtype == tensors[name].dtype for name in loaded

@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_site(x, t
     with pytest.raises(NonFiniteError) as error:
         train(model, guide, data, epochs=5, folder=tmp_path / "run")
     message = str(error.value)
-    assert "step 6 (epoch 2)" in message and "log-probability of x" in message and "rows [2]" in message
+    assert "step 6 (epoch 2, batch 3)" in message and "log-probability of x" in message and "rows [2]" in message
     assert "weights are those after epoch 1" in message
     from tarspyro.runs import Run
 
