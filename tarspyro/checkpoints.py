@@ -172,7 +172,7 @@ class Checkpoints:
         # Sums over all processes go on in the first one.
         device = next((p.device for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]), None)
         means.rows = {name: rows * self.processes.first for name, rows in values["rows_of_sums"].items()}
-        means.sums = {name: (t * self.processes.first).to(device) for name, t in groups["sums"].items()}
+        means.sums = {name: (groups["sums"][name] * self.processes.first).to(device) for name in means.rows}
         self._restore_weights(progress, states)
         self._start = self._own(groups["rng"], "start")
         self._set_random(self._own(groups["rng"], "now"))
@@ -191,18 +191,17 @@ class Checkpoints:
         self._set_random({**now, "order": self.order.get_state()})
 
     def _restore_weights(self, progress: Progress, states: States) -> None:
-        """Puts the best and the last weights into the history; mends what a crash left between two files."""
+        """Puts the best and the last weights into the history; writes what a crash after the checkpoint left out."""
         assert self.run is not None
-        history = self.history
-        history.states = {"last": states} if progress.position == 0 else {}
-        if progress.epoch and "last" not in history.states:
-            history.states["last"] = self.run.load_weights("last")
-        if progress.position == 0 and history.best_epoch == progress.epoch:
-            history.states["best"] = states
-            if self.processes.first:
-                self.run.save_weights("best", states, epoch=progress.epoch)
-        elif history.best_epoch:
-            history.states["best"] = self.run.load_weights("best")
+        epochs = {"last": progress.epoch, "best": self.history.best_epoch}
+        for which, epoch in epochs.items():
+            if progress.position or epoch != progress.epoch:
+                if epoch:
+                    self.history.states[which] = self.run.load_weights(which)
+                continue
+            self.history.states[which] = states
+            if self.processes.first and self.run.epoch_of(which) != epoch:
+                self.run.save_weights(which, states, epoch=epoch)
 
     def _random(self) -> dict[str, Tensor]:
         """The random states of this process."""

@@ -181,6 +181,11 @@ class Run:
             states.setdefault(half, {})[key] = tensor
         return {half: state for half, state in states.items() if state}
 
+    def epoch_of(self, which: str) -> int | None:
+        """Returns after which epoch the ``"best"`` or ``"last"`` weights are; None if there are none."""
+        name = f"{which}.safetensors"
+        return self._load(name)[1].get("epoch") if (self.folder / name).exists() else None
+
     def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, keep: int = 1) -> None:
         """Writes what a training needs to go on exactly, in one file: tensors, and values as JSON.
 

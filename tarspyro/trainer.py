@@ -106,6 +106,7 @@ class Trainer:
                 )
         if self.run.has_state:  # it may have stopped before its first checkpoint
             self.checkpoints.restore(self.progress, self.means)
+            self._follow_schedules(max(self.progress.step - 1, 0))  # the epoch's end may need no step
 
     def train(
         self, batches: Batches, held_out: Batches | None, epochs: int, patience: int | None, progress: bool
@@ -198,14 +199,17 @@ class Trainer:
             arguments: The batch, or this process's share of it.
             rows: How many of its rows count, if not all of them.
         """
-        for assign, schedule in self.schedules.values():
-            assign(schedule(self.progress.step))
+        self._follow_schedules(self.progress.step)
         values: dict[str, Tensor] = {}
         for player, optimizer in self.players:
             if player.moves(self.progress.step):
                 values |= self._move(player, optimizer, arguments, count_rows(arguments) if rows is None else rows)
         self.progress.step += 1
         return values
+
+    def _follow_schedules(self, step: int) -> None:
+        for assign, schedule in self.schedules.values():
+            assign(schedule(step))
 
     def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments, rows: int) -> dict[str, Tensor]:
         """One player changes its parameters once."""

@@ -603,7 +603,8 @@ def test_a_loss_that_is_not_finite_names_its_player():
     p, game = gan()
     start = weights(p)
     with pytest.raises(
-        NonFiniteError, match=r"The (generator|discriminator)'s loss was (nan|inf) at step \d+ \(epoch 1, batch \d+\): the parameter"
+        NonFiniteError,
+        match=r"The (generator|discriminator)'s loss was (nan|inf) at step \d+ \(epoch 1, batch \d+\): the parameter",
     ):
         train(p, torch.randn(500, 3), game, batch_size=10, optimizer_options={"lr": 1e38})
     assert equal(start, weights(p))
