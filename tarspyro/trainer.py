@@ -46,6 +46,7 @@ class Trainer:
         data_size: How many data points a loss stands for, if not the rows of its batch.
         held_out_size: The same of held-out data.
         autocast: See ``fit``.
+        callback: See ``fit``.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Trainer:
         data_size: int | None = None,
         held_out_size: int | None = None,
         autocast: torch.dtype | None = None,
+        callback: Callable[[dict[str, float]], Any] | None = None,
     ) -> None:
+        self.callback = callback
         self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
         # Beside the halves there may be "params", which functions declared, and "loss", a game's networks.
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
@@ -117,6 +120,9 @@ class Trainer:
                     row |= {f"validation_{name}": value for name, value in self._judge(held_out).items()}
                 last_good = states
                 self._finish_epoch(row, states)
+                if self.callback is not None:
+                    with preserved_rng():  # what it draws changes nothing in the training
+                        self.callback(dict(row))
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
 
     def _train_epoch(self, batches: Batches, bar: Any) -> dict[str, float]:

@@ -55,6 +55,7 @@ def fit(
     progress: bool = True,
     compile: bool = False,
     autocast: torch.dtype | None = None,
+    callback: Callable[[dict[str, float]], Any] | None = None,
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
@@ -109,6 +110,9 @@ def fit(
             has paid. On a GPU a step, the optimizer's part included, is then one CUDA graph.
         autocast: The type in which networks compute while they train, such as ``torch.bfloat16``. Parameters, draws,
             densities and evaluations stay as they are.
+        callback: A function that is called after every epoch, once its checkpoint is written, with the epoch's row of
+            the history, such as ``TensorBoard(folder)``. It may evaluate the pair, and draw what it likes: the
+            training stays the same.
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
@@ -182,6 +186,7 @@ def fit(
             data_size=_data_size(model, guide, first),
             held_out_size=None if held_out is None else _data_size(model, guide, held_out.first()),
             autocast=autocast,
+            callback=callback,
         )
         if folder is not None:
             described = {
