@@ -173,7 +173,7 @@ class Batches:
         if self.tensors is None:
             is_dataset = isinstance(data, Dataset) or not isinstance(data, Iterable)
             self.source = DataLoader(data, batch_size, shuffle=shuffle) if is_dataset else data
-            if iter(self.source) is self.source:
+            if isinstance(self.source, Iterator):  # asking for iter() would start the workers of a loader
                 if steps_per_epoch is None:
                     raise ValueError(
                         "data is an iterator, which an epoch exhausts: say how many of its batches make one, "
