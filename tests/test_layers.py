@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"_version", "modules", "labels", "optimizers"},
+    {"_version", "modules", "labels", "optimizers", "callbacks"},
     {"data", "nn", "config", "steps"},
     {"distributions"},
     {"conditional", "infer"},
@@ -17,7 +17,7 @@ LAYERS = (
     {"batches"},
     {"trainer"},
     {"training", "evaluate"},
-    {"plot"},
+    {"plot", "estimators"},
     {"__init__"},
     {"__main__"},
 )
