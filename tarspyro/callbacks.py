@@ -29,11 +29,11 @@ class TensorBoard:
                 name=error.name,
             ) from error
         self.folder = Path(folder)
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Writes one epoch, whose number is ``row["epoch"]``."""
         for name, value in row.items():
             if name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
