@@ -71,5 +71,6 @@ def _pictures(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, byte
 
 
 def _as_mathml(text: str) -> str:
-    inline, block = _FORMULA.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
+    text = text.strip().replace(r"\arg", r"\mathrm{arg}\,")  # the converter makes one unknown word of \arg\max
+    inline, block = _FORMULA.fullmatch(text).groups()  # type: ignore[union-attr]
     return convert(inline) if block is None else convert(block, display="block")
