@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"^```(python|pycon)[^\n]*\n(.*?)^```", flags=re.DOTALL | re
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-@pytest.mark.filterwarnings("default")  # other libraries warn of each other
+@pytest.mark.filterwarnings("ignore:::lightning")  # its advice, and deprecations inside it
 def test_code_of_the_pages_runs(page, tmp_path, monkeypatch):
     """Blocks of ``python`` run, and those of ``pycon`` print what they say, one after the other in one namespace."""
     for package in NEEDS.get(page.stem, ()):

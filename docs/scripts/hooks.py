@@ -46,12 +46,17 @@ def gallery() -> tuple[str, dict[str, bytes]]:
     """Returns the page with the pictures of the notebooks' stored outputs, and the pictures by their names."""
     lines, contents = ["# Gallery", "", "The pictures of the notebooks, as their last complete runs stored them."], {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        title, pictures = "", list(_pictures(json.loads(path.read_text("utf-8"))["cells"]))
-        for index, (title, heading, suffix, content) in enumerate(pictures):
+        above = ""
+        for index, (title, heading, suffix, content) in enumerate(
+            _pictures(json.loads(path.read_text("utf-8"))["cells"])
+        ):
             name = f"gallery/{path.stem}_{index:02d}.{suffix}"
             contents[name] = content
             if index == 0:
                 lines += ["", f"## {title}", "", f"`notebooks/{path.name}`"]
+            if heading not in (title, above):
+                lines += ["", f"### {heading}"]
+            above = heading
             lines += ["", f"![{heading}]({name})"]
     return "\n".join(lines) + "\n", contents
 
