@@ -5,6 +5,7 @@ __all__ = [
     "Conditional",
     "Deterministic",
     "StochasticModule",
+    "TensorBoard",
     "Transformed",
     "__version__",
     "data",
@@ -23,6 +24,7 @@ __all__ = [
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
 from tarspyro._version import __version__
+from tarspyro.callbacks import TensorBoard
 from tarspyro.conditional import Blocks, Conditional, Deterministic, Transformed
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule

@@ -217,7 +217,7 @@ class Batches:
             self.source = DataLoader(data, batch_sampler=self._rows)
         else:
             self.source = data
-        if self.tensors is None and iter(self.source) is self.source:
+        if isinstance(self.source, Iterator):  # asking for iter() would start the workers of a loader
             if steps_per_epoch is None:
                 raise ValueError(
                     "data is an iterator, which an epoch exhausts: say how many of its batches make one, "

@@ -51,6 +51,7 @@ class Trainer:
         keep_checkpoints: See ``fit``.
         run: The folder to write.
         processes: Those that train together.
+        callback: See ``fit``.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Trainer:
         keep_checkpoints: int = 1,
         run: Run | None = None,
         processes: Processes | None = None,
+        callback: Callable[[dict[str, float]], Any] | None = None,
     ) -> None:
+        self.callback = callback
         self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
         # Beside the halves there may be "params", which functions declared, and "loss", a game's networks.
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
@@ -134,6 +137,9 @@ class Trainer:
                     if held_out is not None:
                         row |= {f"validation_{name}": value for name, value in self._judge(held_out).items()}
                     self._finish_epoch(row, states)
+                    if self.callback is not None and self.processes.first:
+                        with preserved_rng():  # what it draws changes nothing in the training
+                            self.callback(dict(row))
                     self._stop_if_asked()
                 except (NonFiniteError, CollapseError) as error:
                     raise type(error)(

@@ -59,6 +59,7 @@ def fit(
     on_nonfinite: str = "stop",
     checkpoint_steps: int | None = None,
     keep_checkpoints: int = 1,
+    callback: Callable[[dict[str, float]], Any] | None = None,
 ) -> History:
     """Trains a model and a guide, in place, and returns what was measured.
 
@@ -126,6 +127,9 @@ def fit(
             then.
         checkpoint_steps: Write a checkpoint after every so many steps too, not only after every epoch.
         keep_checkpoints: How many checkpoints to keep: ``state.safetensors``, before it ``state-1.safetensors``, ....
+        callback: A function that is called after every epoch, once its checkpoint is written, with the epoch's row of
+            the history, such as ``TensorBoard(folder)``. It may evaluate the pair, and draw what it likes: the
+            training stays the same.
 
     Returns:
         The history: for every epoch the loss, and for ``ELBO`` the elbo and its two terms, on the training data
@@ -216,6 +220,7 @@ def fit(
             keep_checkpoints=keep_checkpoints,
             run=None if folder is None else Run(folder),
             processes=processes,
+            callback=callback,
         )
         if folder is not None:
             described = {

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"_version", "modules", "labels", "optimizers", "processes", "interrupts"},
+    {"_version", "modules", "labels", "optimizers", "processes", "interrupts", "callbacks"},
     {"data", "nn", "config", "steps"},
     {"distributions"},
     {"conditional", "infer"},
@@ -18,7 +18,7 @@ LAYERS = (
     {"watch"},
     {"trainer"},
     {"training", "evaluate"},
-    {"plot"},
+    {"plot", "estimators"},
     {"__init__"},
     {"__main__"},
 )

@@ -13,8 +13,8 @@ import tarspyro
 ROOT = Path(__file__).parents[1]
 
 PROMISED = {
-    tarspyro: "Blocks Transformed Conditional Deterministic StochasticModule fit embed evaluate plot data models guides nn distributions "
-    "infer __version__",
+    tarspyro: "Blocks Transformed Conditional Deterministic StochasticModule TensorBoard fit embed evaluate plot data models guides nn "
+    "distributions infer __version__",
     tarspyro.distributions: "default_prior Gamma Beta Dirichlet GumbelSoftmax GumbelSigmoid Kumaraswamy ProductOfExperts "
     "MixtureOfExperts VampPrior",
     tarspyro.infer: "ELBO IWAE Renyi Compiled Adversarial VAEGAN AdversarialAutoencoder WAE",

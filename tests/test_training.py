@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from tarspyro import Conditional, Deterministic, fit, guides, models
+from tarspyro import Conditional, Deterministic, evaluate, fit, guides, models
 from tarspyro.checks import NonFiniteError
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, PairError
 from tarspyro.nn import MLP
-from tarspyro.runs import RunError
+from tarspyro.runs import Run, RunError
 
 
 def pair(seed=0, **options):
@@ -148,6 +148,31 @@ def test_every_row_is_seen_once_an_epoch_in_a_new_order(x):
     first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == data.tolist()
     assert first.tolist() != second.tolist()
+
+
+def test_the_callback_sees_every_row_and_changes_nothing(x, tmp_path):
+    """It may draw, evaluate the pair and write into its row; the epoch's checkpoint is there before it."""
+    plain = pair()
+    history = train(*plain, x, epochs=3)
+    observed, seen = pair(), []
+
+    def look(row):
+        seen.append(dict(row))
+        torch.randn(7)
+        evaluate.log_likelihood(*observed, x[:20], num_particles=2)
+        assert Run(tmp_path).load_state()[1]["epoch"] == row["epoch"]
+        row.clear()
+
+    watched = train(*observed, x, epochs=3, folder=tmp_path, callback=look)
+    assert seen == watched.rows and [row["epoch"] for row in seen] == [1, 2, 3]
+    assert watched.step_losses == history.step_losses and equal(weights(*plain), weights(*observed))
+
+
+def test_a_callback_of_a_resumed_run_sees_the_new_rows_alone(x, tmp_path):
+    seen = []
+    train(*pair(), x, epochs=1, folder=tmp_path)
+    train(*pair(), x, epochs=3, folder=tmp_path, resume=True, callback=seen.append)
+    assert [row["epoch"] for row in seen] == [2, 3]
 
 
 # Data in every form.
