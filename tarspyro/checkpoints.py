@@ -124,7 +124,9 @@ class Checkpoints:
                 tensors |= {f"rng.{moment}.{rank}.{name}": state for rank, state in enumerate(gathered)}
         tensors |= {f"sums.{name}": self.processes.total(value) for name, value in means.sums.items()}
         rows = self.processes.total(torch.tensor(list(means.rows.values())))
+        name = f"step {progress.step}" if progress.position else f"epoch {progress.epoch}"
         if not self.processes.first:
+            self.saved = name
             return
         tensors["step_losses"] = torch.tensor(self.history.step_losses, dtype=torch.float64)
         states_of_optimizers, values = states_of(self.optimizers)
@@ -143,7 +145,7 @@ class Checkpoints:
                     self.run.save_weights("best", states, epoch=progress.epoch)
                 self.run.save_weights("last", states, epoch=progress.epoch)
                 self.run.write_metrics(self.history.rows)
-            self.saved = f"step {progress.step}" if progress.position else f"epoch {progress.epoch}"
+            self.saved = name
         except RunError as error:
             warnings.warn(
                 f"{error} Training goes on after step {progress.step}, and so will the next checkpoint be tried.",

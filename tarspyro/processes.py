@@ -1,11 +1,11 @@
 """The processes of one training, one a device, with ``torch.distributed``."""
 
-__all__ = ["ProcessError", "Processes", "joined"]
+__all__ = ["ProcessError", "Processes", "join"]
 
-import contextlib
+import atexit
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 import torch
@@ -94,7 +94,9 @@ class Processes:
     def vary_noise(self) -> None:
         """Gives every process random numbers of its own, by the state of the first one, whose own stay."""
         if self.size > 1:
+            state = torch.get_rng_state()
             seed = torch.randint(2**62, (), dtype=torch.int64)
+            torch.set_rng_state(state)
             self.broadcast([seed])
             if self.rank > 0:
                 torch.manual_seed(int(seed) + self.rank)
@@ -124,20 +126,18 @@ class Processes:
         return copy.to(tensor.device)
 
 
-@contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that ``torchrun`` has started, unless this one has joined them; yields its device.
+def join(device: torch.device) -> torch.device:
+    """Joins the processes that ``torchrun`` has started, unless this one has joined them; returns its device.
 
-    The backend is NCCL on GPUs, of which each process takes the one of its local rank, and gloo elsewhere.
+    The backend is NCCL on GPUs, of which each process takes the one of its local rank, and gloo elsewhere. A process
+    stays among them until it ends: groups made again under the same names would meet what is left of the first.
     """
-    if not (distributed.is_available() and distributed.is_torchelastic_launched()) or distributed.is_initialized():
-        yield device
-        return
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
+        return device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-    try:
-        yield device
-    finally:
-        distributed.destroy_process_group()
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        atexit.register(distributed.destroy_process_group)
+    return device

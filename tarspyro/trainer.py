@@ -24,7 +24,7 @@ from tarspyro.infer.recording import tensors_of
 from tarspyro.interrupts import Interrupts
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.processes import ProcessError, Processes
-from tarspyro.runs import Declared, History, Run, RunError, get_states
+from tarspyro.runs import History, Run, RunError, get_states
 from tarspyro.watch import Watch
 
 
@@ -96,7 +96,10 @@ class Trainer:
     def open(self, config: Mapping[str, Any], *, resume: bool | str, overwrite: bool) -> None:
         """Makes the run's folder, or goes on where the run in it stopped."""
         assert self.run is not None
-        if not resume or (resume == "auto" and not self.run.exists):
+        begins = not resume or (resume == "auto" and not self.run.exists)
+        found = torch.tensor([begins, not begins and self.run.has_state])
+        self.processes.broadcast([found])  # what the first process sees in the folder, before it writes there
+        if found[0]:
             if self.processes.first:
                 self.run.create(config, overwrite=overwrite)
             self.processes.wait()
@@ -107,7 +110,7 @@ class Trainer:
                 raise RunError(
                     f"{self.run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
                 )
-        if self.run.has_state:  # it may have stopped before its first checkpoint
+        if found[1]:  # a run may have stopped before its first checkpoint
             self.checkpoints.restore(self.progress, self.means)
             self._follow_schedules(max(self.progress.step - 1, 0))  # the epoch's end may need no step
 
@@ -115,7 +118,10 @@ class Trainer:
         self, batches: Batches, held_out: Batches | None, epochs: int, patience: int | None, progress: bool
     ) -> None:
         """Trains until so many epochs are done in all, a stream ends, or none of the last ``patience`` was the best."""
-        self.processes.broadcast(_tensors_of(self.halves))
+        declared = self.halves["params"].tensors.values() if "params" in self.halves else ()
+        self.processes.broadcast(
+            [*(t for half in self._modules() for t in (*half.parameters(), *half.buffers())), *declared]
+        )
         self.processes.check_equal("The number of batches of an epoch", len(batches))
         now = self.progress
         bar = tqdm(
@@ -153,9 +159,8 @@ class Trainer:
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
 
     def _train_epoch(self, batches: Batches, bar: Any) -> dict[str, float]:
-        for program in self.halves.values():
-            if isinstance(program, nn.Module):
-                program.train()
+        for half in self._modules():
+            half.train()
         now = self.progress
         start = time.perf_counter() - now.seconds
         for arguments, rows in self._epoch(batches):
@@ -171,8 +176,12 @@ class Trainer:
                 self.checkpoints.save(now, self.means, states)
             self._stop_if_asked()
         self.watch.read()
+        self.processes.broadcast(buffer for half in self._modules() for buffer in half.buffers())
         row = {"epoch": now.epoch + 1, "steps": now.step, **self.means.read(self.processes)}
         return row | ({"skipped": now.skipped} if now.skipped else {}) | {"seconds": round(now.seconds, 3)}
+
+    def _modules(self) -> list[nn.Module]:
+        return [half for half in self.halves.values() if isinstance(half, nn.Module)]
 
     def _epoch(self, batches: Batches) -> Iterator[tuple[Arguments, int]]:
         """The batches of an epoch, or those that are left of the one in which a run was stopped."""
@@ -380,13 +389,6 @@ def _by_rows(values: dict[str, Tensor], rows: int, size: int) -> dict[str, Tenso
 
 def _gradients(player: Player) -> list[Tensor]:
     return [parameter.grad for parameter in player.parameters if parameter.grad is not None]
-
-
-def _tensors_of(halves: Mapping[str, Any]) -> list[Tensor]:
-    """What a training changes: parameters and buffers."""
-    modules = [half for half in halves.values() if isinstance(half, nn.Module)]
-    declared = [tensor for half in halves.values() if isinstance(half, Declared) for tensor in half.tensors.values()]
-    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())] + declared
 
 
 def _original(loss: Any) -> Any:

@@ -23,7 +23,7 @@ from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.optimizers import make_optimizer
-from tarspyro.processes import Processes, joined
+from tarspyro.processes import Processes, join
 from tarspyro.runs import Declared, History, Run
 from tarspyro.trainer import Trainer, is_differentiable
 
@@ -170,9 +170,9 @@ def fit(
         raise ValueError(f"patience waits for a better objective, and a game has none, got {patience}: leave it out.")
     described_guide, guide = guide, no_guide if guide is None else guide
     halves: dict[str, Any] = {"model": model, "guide": guide} | ({"loss": loss} if isinstance(loss, Game) else {})
+    device = join(find_device(device))
+    processes = Processes()
     with contextlib.ExitStack() as stack:
-        device = stack.enter_context(joined(find_device(device)))
-        processes = Processes()
         for program in halves.values():
             if isinstance(program, nn.Module):
                 program.to(device)

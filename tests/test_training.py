@@ -160,7 +160,7 @@ def test_the_callback_sees_every_row_and_changes_nothing(x, tmp_path):
         seen.append(dict(row))
         torch.randn(7)
         evaluate.log_likelihood(*observed, x[:20], num_particles=2)
-        assert Run(tmp_path).load_state()[1]["epoch"] == row["epoch"]
+        assert Run(tmp_path).load_state()[1]["progress"]["epoch"] == row["epoch"]
         row.clear()
 
     watched = train(*observed, x, epochs=3, folder=tmp_path, callback=look)
