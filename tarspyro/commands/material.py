@@ -43,8 +43,8 @@ SOURCES = {
     "nottingham": Source("music", lambda: data.polyphonic_music("nottingham"), 30, f"1,037 folk tunes, {_PUT}"),
     "ring": Source("points", lambda: (data.ring(10_000), data.ring(1_000, seed=1)), 100, "8 Gaussians on a circle"),
     "grid": Source("points", lambda: (data.grid(10_000), data.grid(1_000, seed=1)), 100, "25 Gaussians on a grid"),
-    "concrete": Source("table", lambda: data.uci("concrete"), 500, f"1,030 mixtures and their strengths, {_PUT}"),
-    "yacht": Source("table", lambda: data.uci("yacht"), 500, f"308 hulls and their resistances, {_PUT}"),
+    "concrete": Source("a table", lambda: data.uci("concrete"), 500, f"1,030 mixtures and their strengths, {_PUT}"),
+    "yacht": Source("a table", lambda: data.uci("yacht"), 500, f"308 hulls and their resistances, {_PUT}"),
 }
 
 
@@ -116,7 +116,7 @@ def listed(names: Sequence[str], last: str = "or") -> str:
 
 
 def shares(dataset: Dataset) -> tuple[Split, Split, Split]:
-    """Returns the parts for training, validation and testing; where the second is missing it is a tenth of the first."""
+    """Returns the parts for training, validation and testing; a missing second one is a tenth of the first."""
     if dataset.validation is not None:
         return dataset.train, dataset.validation, dataset.test
     count = len(dataset.train) * 9 // 10
@@ -186,9 +186,9 @@ FORMS = {
     "images": Form("images", ("labelled images", "images"), _images),
     "labelled images": Form("images with labels", ("labelled images",), _labelled_images),
     "few labels": Form("images with labels", ("labelled images",), _few_labels),
-    "sequences": Form("sequences: music, or images row by row", ("music", "labelled images", "images"), _sequences),
+    "sequences": Form("music, or images row by row", ("music", "labelled images", "images"), _sequences),
     "images or points": Form(
         "images, or points in the plane", ("labelled images", "images", "points"), _images_or_points
     ),
-    "targets": Form("tables with a target, or images with labels", ("table", "labelled images"), _targets),
+    "targets": Form("tables with a target, or images with labels", ("a table", "labelled images"), _targets),
 }

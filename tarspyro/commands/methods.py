@@ -65,8 +65,6 @@ def completed(method: Method, data: str, given: Mapping[str, Any]) -> Namespace:
     defaults = {name: default[0] if isinstance(default, OneOf) else default for name, default in method.options.items()}
     o = Namespace(**{"grey": True, **method.fixed, **defaults, **given})
     images = "images" in SOURCES[data].kind
-    if given.get("grey") and not images:
-        raise ValueError(f"--grey is for images, and {data} is {SOURCES[data].kind}: leave it out.")
     if "likelihood" in method.settings:
         o.likelihood = o.likelihood or SOURCES[data].likelihood
     if "grey" in method.settings:

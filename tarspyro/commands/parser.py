@@ -4,7 +4,7 @@ __all__ = ["UsageError", "parse"]
 
 import argparse
 import difflib
-import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +21,13 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are raised, as one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+        message = message.removeprefix("argument ")
+        wrong = re.match("METHOD: invalid choice: '([^']*)'", message)
+        if wrong:
+            close = difflib.get_close_matches(wrong[1], METHODS, 1)
+            hint = f"perhaps {close[0]}" if close else "give one of tarspyro list, then its options"
+            message = f"there is no method {wrong[1]!r}, {hint}"
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def count(text: str) -> int:
@@ -97,20 +103,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
-        raise UsageError(_unknown(unknown, getattr(options, "method", None)))
+        raise UsageError(_unknown(unknown, options.parser, getattr(options, "method", None)))
     return options
 
 
-def _unknown(unknown: Sequence[str], method: str | None) -> str:
+def _unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, method: str | None) -> str:
     """The sentence on arguments that a command does not have."""
     name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
-    helped = "(see tarspyro --help)" if method is None else f"(see tarspyro train {method} --help)"
-    setting = name.lstrip("-").replace("-", "_")
-    if method is not None and setting in _SETTINGS:
-        applies = ", ".join(_flag(other) for other in METHODS[method].options)
+    helped = f"(see {parser.prog} --help)"
+    if method is not None and name.lstrip("-").replace("-", "_") in _SETTINGS:
+        applies = ", ".join(_flag(setting) for setting in METHODS[method].options)
         return f"{name} does not apply to {method}, whose options are {applies} {helped}"
-    close = difflib.get_close_matches(name, [_flag(other) for other in (*_SETTINGS, "run", "data", "device")], 1)
-    return f"there is no option {name}{f', perhaps {close[0]}' if close else ''} {helped}"
+    close = difflib.get_close_matches(name, re.findall("--[a-z-]+", parser.format_help()), 1)
+    kind = "option" if name.startswith("-") else "argument"
+    return f"there is no {kind} {name}{f', perhaps {close[0]}' if close else ''} {helped}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         return _new(commands.add_parser, name, text, *examples, help=text)
 
     listing = command("list", "show the methods with their papers, settings and commands", "tarspyro list")
-    listing.set_defaults(command=list_methods)
+    listing.set_defaults(command=list_methods, parser=listing)
 
     training = command(
         "train",
@@ -175,7 +181,7 @@ def _new(make: Callable[..., Any], name: str, text: str, *examples: str, **optio
 
 def _run_command(command: Callable[..., Any], name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = command(name, text, f"tarspyro {name} runs/vae-digits")
-    parser.set_defaults(command=RUN_COMMANDS[name])
+    parser.set_defaults(command=RUN_COMMANDS[name], parser=parser)
     parser.add_argument("run", help="the run folder")
     parser.add_argument(
         "--which", choices=("best", "last"), default="best", help="the epoch whose weights to use (default: best)"
@@ -191,20 +197,20 @@ def _add_method(make: Callable[..., Any], name: str, method: Method) -> None:
     names = method.form.names
     examples = [f"tarspyro train {name}", f"tarspyro train {name} --data {names[-1]} --epochs 5 --lr 0.002"]
     parser = _new(make, name, f"{method.title} ({method.paper})", *examples, help=method.title)
-    parser.set_defaults(command=train, method=name, given={})
+    parser.set_defaults(command=train, parser=parser, method=name, given={})
     groups: dict[str, Any] = {}
 
     def group(title: str) -> Any:
         return groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
 
     group(_DATA).add_argument(
-        "--data", type=_data(name, method.form), default=names[0], help=f"{listed(names)} (default: {names[0]})"
+        "--data", type=_data(name, method.form), metavar="NAME", help=f"{listed(names)} (default: {names[0]})"
     )
     for setting, default in method.options.items():
         _add_setting(group, name, method, setting, default)
     folder = group("the run folder")
     folder.add_argument("--run", help="where it is (default: runs/METHOD-DATA)")
-    folder.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    folder.add_argument("--resume", action="store_true", help="go on with the run that is there, and its options")
     folder.add_argument("--overwrite", action="store_true", help="replace the run that is there")
     group(_TRAINING).add_argument("--device", default="auto", help="such as cpu or cuda (default: auto)")
     group(_TRAINING).add_argument("--quiet", action="store_true", help="no progress bar")
@@ -252,8 +258,8 @@ def _data(name: str, form: Form) -> Callable[[str], str]:
     def data(text: str) -> str:
         if text in form.names:
             return text
-        found = f"{text} is {SOURCES[text].kind}" if text in SOURCES else f"there is no data set {json.dumps(text)}"
-        raise argparse.ArgumentTypeError(f"{found}: {name} takes {form.what}, {listed(form.names)}")
+        found = f"{text} holds {SOURCES[text].kind}" if text in SOURCES else f"there is no data set {text!r}"
+        raise argparse.ArgumentTypeError(f"{found}, and {name} takes {form.what}: {listed(form.names)}")
 
     return data
 

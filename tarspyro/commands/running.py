@@ -15,7 +15,7 @@ from tarspyro.commands.material import SOURCES
 from tarspyro.commands.methods import METHODS, Method, OneOf, completed
 from tarspyro.commands.reports import Trained
 from tarspyro.modules import find_device
-from tarspyro.runs import LoadedRun
+from tarspyro.runs import LoadedRun, Run
 
 
 def list_methods(options: Namespace) -> None:
@@ -34,16 +34,26 @@ def list_methods(options: Namespace) -> None:
 
 def train(options: Namespace) -> None:
     """Trains a method on a data set; leaves a run folder with its report and pictures."""
-    method, given = METHODS[options.method], dict(options.given)
-    o = completed(method, options.data, given)
+    method = METHODS[options.method]
+    data = options.data or method.form.names[0]
+    run = Path(options.run or f"runs/{options.method}-{data}")
+    kept: dict[str, Any] = {}
+    if options.resume:
+        known, trained_on, kept = _settings(Run(run).config(), run)
+        if known != options.method or options.data not in (None, trained_on["name"]):
+            asked = f"{options.method} on {options.data or trained_on['name']}"
+            raise ValueError(f"{run} holds a run of {known} on {trained_on['name']}, not {asked}: give another --run.")
+        data = trained_on["name"]
+    if options.given.get("grey") and "images" not in SOURCES[data].kind:
+        raise ValueError(f"--grey is for images, and {data} holds {SOURCES[data].kind}: leave it out.")
+    o = completed(method, data, {**kept, **options.given})
     _check_device(options.device)
-    material = method.form.material(options.data, o)
+    material = method.form.material(data, o)
     torch.manual_seed(o.seed)
     model, guide, loss = method.build(o, material)
     print(*(half for half in (model, guide) if half is not None), sep="\n")
     counts = f"{len(material.train[0])} training {material.unit}s, {len(material.test[0])} held out"
-    print(", ".join([f"{options.data}: {counts}", *_pixels(material.image_shape, o.grey)]))
-    run = Path(options.run or f"runs/{options.method}-{options.data}")
+    print(", ".join([f"{data}: {counts}", *_pixels(material.image_shape, o.grey)]))
     fit(
         model,
         guide,
@@ -61,7 +71,7 @@ def train(options: Namespace) -> None:
         overwrite=options.overwrite,
         settings={
             "method": options.method,
-            "data": {"name": options.data, "grey": o.grey},
+            "data": {"name": data, "grey": o.grey},
             "options": {name: getattr(o, name) for name in method.options},
         },
         device=options.device,
@@ -106,16 +116,20 @@ RUN_COMMANDS = {"evaluate": evaluate_run, "sample": sample_run, "plot": plot_run
 def _open(options: Namespace) -> tuple[Method, Trained]:
     """Reads a run of ``train``, with the data that it was trained on."""
     loaded = load_run(options.run, options.which)
-    config = loaded.config
-    method, trained_on = config.get("method"), config.get("data")
-    if method not in METHODS or not isinstance(trained_on, dict) or trained_on.get("name") not in SOURCES:
-        raise ValueError(f"{options.run} does not say which data it was trained on: it was not made by tarspyro train.")
-    known, data = METHODS[method], trained_on["name"]
-    given = config.get("options")
-    kept = {name: value for name, value in given.items() if name in known.options} if isinstance(given, Mapping) else {}
-    o = completed(known, data, kept)
-    o.method, o.grey = method, bool(trained_on.get("grey", o.grey))
-    return known, _trained(known, _place(loaded, options.device), known.form.material(data, o), o)
+    name, trained_on, kept = _settings(loaded.config, options.run)
+    method, data = METHODS[name], trained_on["name"]
+    o = completed(method, data, kept)
+    o.method, o.grey = name, bool(trained_on.get("grey", o.grey))
+    return method, _trained(method, _place(loaded, options.device), method.form.material(data, o), o)
+
+
+def _settings(config: Mapping[str, Any], run: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The method, the data and the options that ``train`` has written down."""
+    name, trained_on, kept = config.get("method"), config.get("data"), config.get("options", {})
+    known = isinstance(name, str) and name in METHODS and isinstance(trained_on, dict) and isinstance(kept, dict)
+    if not known or trained_on.get("name") not in METHODS[name].form.names:
+        raise ValueError(f"{run} does not say which data it was trained on: it was not made by tarspyro train.")
+    return name, trained_on, {setting: value for setting, value in kept.items() if setting in METHODS[name].options}
 
 
 def _trained(method: Method, loaded: LoadedRun, material: Any, o: Namespace) -> Trained:
