@@ -207,7 +207,7 @@ def ladder_vae(o: Any, m: Material) -> Built:
     encoders = [network(m.shape if i == 0 else width) for i in range(len(o.latent))]
     posteriors = [Conditional(dist.Normal, MLP(width, []), size) for size in o.latent]
     model = _chain(o, m, models.LadderVAE)
-    return Built(model, guides.LadderVAE(encoders, posteriors, model.conditionals), bound_of(o))
+    return Built(model, guides.LadderVAE(encoders, posteriors, list(model.conditionals)), bound_of(o))
 
 
 # --- with labels
@@ -231,7 +231,7 @@ def cmma(o: Any, m: Material) -> Built:
 def semi_supervised_vae(o: Any, m: Material) -> Built:
     """SemiSupervisedVAE."""
     classifier = Conditional(dist.OneHotCategorical, _encoder(o, m.shape), m.num_classes)
-    sizes = dict(zip(("num_labelled", "num_unlabelled"), m.sizes, strict=True))
+    sizes: Any = dict(zip(("num_labelled", "num_unlabelled"), m.sizes, strict=True))
     model = models.SemiSupervisedVAE(
         default_prior(dist.Normal, o.latent),
         default_prior(dist.OneHotCategorical, m.num_classes),

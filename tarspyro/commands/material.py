@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tarspyro import data
 from tarspyro.batches import binarized
-from tarspyro.data import Dataset, PartlyLabelled, Sequences, Split, labelled_subset
+from tarspyro.data import Dataset, PartlyLabelled, Split, labelled_subset
 
 Part = tuple[Tensor, ...]  # the arguments of the programs, in their order
 
@@ -156,15 +156,14 @@ def _few_labels(name: str, dataset: Dataset, options: Any) -> Material:
 def _sequences(name: str, dataset: Any, options: Any) -> Material:
     if isinstance(dataset, Dataset):  # the rows of an image, from the top, are the steps
         channels, height, width = dataset.image_shape
-        train, validation, test = ((part.x.movedim(1, 2).flatten(2),) for part in shares(dataset))
+        rows, held_out, judging = ((part.x.movedim(1, 2).flatten(2),) for part in shares(dataset))
         shape = (channels * width,)
-        return Material(name, "image", shape, train, train, test, validation, (1, height, *shape), dataset.test.y)
-    parts: list[Sequences] = [dataset.train, dataset.validation, dataset.test]
+        return Material(name, "image", shape, rows, rows, judging, held_out, (1, height, *shape), dataset.test.y)
     # A compiled step is made for each length: few of them.
     multiple = 32 if options.compile else 1
-    batches, validation, _ = (part.batches(options.batch_size, multiple_of=multiple) for part in parts)
-    validation.shuffle = False
-    train, test = ((part.x, part.lengths) for part in (parts[0], parts[2]))
+    batches = dataset.train.batches(options.batch_size, multiple_of=multiple)
+    validation = dataset.validation.batches(options.batch_size, shuffle=False, multiple_of=multiple)
+    train, test = ((part.x, part.lengths) for part in (dataset.train, dataset.test))
     return Material(name, "sequence", tuple(train[0].shape[2:]), batches, train, test, validation)
 
 

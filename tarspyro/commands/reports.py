@@ -159,7 +159,7 @@ def game(t: Trained) -> Iterator[Finding]:
     row = t.history.rows[-1]
     measured = [name for name in row if name.endswith("_loss") and not name.startswith("validation_")]
     losses = {name.removesuffix("_loss"): row[name] for name in measured}
-    outputs = {name: row[name] for name in ("real", "fake") if name in row}
+    outputs: dict[str, Any] = {name: row[name] for name in ("real", "fake") if name in row}
     parts = [f"{name} {value:.3f}" for name, value in {**losses, **outputs}.items()]
     yield f"last epoch: losses {', '.join(parts)}", {"losses": losses, **outputs}
     truth = t.material.truth

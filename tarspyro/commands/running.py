@@ -123,13 +123,14 @@ def _open(options: Namespace) -> tuple[Method, Trained]:
     return method, _trained(method, _place(loaded, options.device), method.form.material(data, o), o)
 
 
-def _settings(config: Mapping[str, Any], run: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _settings(config: Mapping[str, Any], run: Any) -> tuple[Any, Any, dict[str, Any]]:
     """The method, the data and the options that ``train`` has written down."""
     name, trained_on, kept = config.get("method"), config.get("data"), config.get("options", {})
-    known = isinstance(name, str) and name in METHODS and isinstance(trained_on, dict) and isinstance(kept, dict)
-    if not known or trained_on.get("name") not in METHODS[name].form.names:
-        raise ValueError(f"{run} does not say which data it was trained on: it was not made by tarspyro train.")
-    return name, trained_on, {setting: value for setting, value in kept.items() if setting in METHODS[name].options}
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if method and isinstance(trained_on, dict) and isinstance(kept, dict):
+        if trained_on.get("name") in method.form.names:
+            return name, trained_on, {setting: kept[setting] for setting in method.options if setting in kept}
+    raise ValueError(f"{run} does not say which data it was trained on: it was not made by tarspyro train.")
 
 
 def _trained(method: Method, loaded: LoadedRun, material: Any, o: Namespace) -> Trained:
