@@ -56,6 +56,8 @@ _DIVERGENCES: dict[str, Callable[[], Any]] = {
     "hinge": Hinge,
     "wasserstein": Wasserstein,
 }
+# The paper's number of moves of the discriminator for one of the generator, under the Wasserstein distance.
+_CRITIC_STEPS = 5
 
 
 class Built(NamedTuple):
@@ -338,11 +340,16 @@ def _generator(o: Any, m: Material, *inputs: Any) -> Deterministic:
     return Deterministic(network, m.shape, transform=nn.Sigmoid())
 
 
+def _against(o: Any, discriminator: Discriminator) -> Adversarial:
+    every = _CRITIC_STEPS if o.divergence == "wasserstein" else 1
+    return Adversarial(discriminator, _DIVERGENCES[o.divergence](), every=every)
+
+
 def gan(o: Any, m: Material) -> Built:
     """GAN."""
     model = models.GAN(default_prior(dist.Normal, o.latent), _generator(o, m, o.latent))
     discriminator = _discriminator(o, m.shape, dropout=0.0 if m.image_shape is None else 0.3)
-    return Built(model, None, Adversarial(discriminator, _DIVERGENCES[o.divergence]()))
+    return Built(model, None, _against(o, discriminator))
 
 
 def conditional_gan(o: Any, m: Material) -> Built:
@@ -350,7 +357,7 @@ def conditional_gan(o: Any, m: Material) -> Built:
     generator = _generator(o, m, o.latent, m.num_classes)
     model = models.ConditionalGAN(default_prior(dist.Normal, o.latent), generator)
     discriminator = _discriminator(o, m.shape, m.num_classes, dropout=0.3)
-    return Built(model, None, Adversarial(discriminator, _DIVERGENCES[o.divergence]()))
+    return Built(model, None, _against(o, discriminator))
 
 
 def _plain_vae(o: Any, m: Material, posterior: Any) -> tuple[models.VAE, guides.VAE]:

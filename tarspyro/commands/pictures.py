@@ -144,12 +144,12 @@ def of_each_class(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
 
 
 def sequences(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
-    """Draws a sheet of images, or pieces of music one below the other."""
+    """Draws a sheet of images, or pieces of music one below the other: their notes are drawn, since means are none."""
     shape, x = t.material.image_shape, t.material.test[0]
     if shape is not None:
         return plot.samples(t.model, num=num or 64, seed=seed, mean=mean, length=x.shape[1], image_shape=shape)
     count = num or 4
-    pieces = evaluate.sample(t.model, count, length=min(x.shape[1], 100), mean=mean, seed=seed)
+    pieces = evaluate.sample(t.model, count, length=min(x.shape[1], 100), seed=seed)
     figure = Picture(figsize=(9.0, 2.4 * count), layout="constrained")
     for piece, ax in zip(pieces, figure.subplots(count, 1, squeeze=False)[:, 0], strict=True):
         plot.piano_roll(piece, ax=ax)
