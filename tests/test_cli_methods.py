@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tarspyro import data, evaluate, load_run
 from tarspyro.commands import METHODS, main
 from tarspyro.commands.material import SOURCES
+from tarspyro.commands.methods import completed
 from tarspyro.data import Dataset, SequenceDataset, Sequences
 
 BOUND = {"nats per image", "log-likelihood", "particles"}
@@ -191,6 +192,26 @@ def test_losses(name, options, loss, tmp_path, called):
         assert used["loss"].alpha == 0.5
     if name == "jmvae":
         assert type(used["loss"].bound).__name__ == "IWAE" and used["loss"].alpha == 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "loss" in METHODS[name].settings])
+def test_every_loss_of_a_method(name):
+    """What ``--loss`` may say is finite on a batch, with particles."""
+    method, data_name = METHODS[name], METHODS[name].form.names[0]
+    tiny_settings = {setting: 6 for setting in ("units", "steps") if setting in method.settings} | {"batch_size": 50}
+    for loss in method.settings["loss"]:
+        torch.manual_seed(0)
+        o = completed(
+            method,
+            data_name,
+            {"loss": loss, "num_particles": 3, **tiny_settings}
+            | ({"labels": 20} if "labels" in method.settings else {}),
+        )
+        material = method.form.material(data_name, o)
+        model, guide, bound = method.build(o, material)
+        batch = material.train if isinstance(material.batches, tuple) else next(iter(material.batches))
+        value = bound.loss(model, guide, *(part[:10] for part in batch))
+        assert math.isfinite(value), loss
 
 
 def test_the_training_s_options(tmp_path, called):

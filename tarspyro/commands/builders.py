@@ -1,6 +1,6 @@
 """Pairs as the command line builds them: for each method a function from options and data to its halves and loss."""
 
-__all__ = ["LOSSES", "Built", "bound_of"]
+__all__ = ["LOSSES", "Built", "bound_of", "decoder_of", "encoder_of", "likelihood", "mlp", "normal"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,28 +15,12 @@ import tarspyro.distributions
 from tarspyro import Conditional, Deterministic, Transformed, guides, models
 from tarspyro.commands.material import Material
 from tarspyro.distributions import Prior, VampPrior, default_prior
-from tarspyro.infer import (
-    ELBO,
-    FIVO,
-    IWAE,
-    VAEGAN,
-    WAE,
-    Adversarial,
-    AdversarialAutoencoder,
-    Hinge,
-    JensenShannon,
-    LeastSquares,
-    ModalityKL,
-    ModalitySubsets,
-    Renyi,
-    Wasserstein,
-)
+from tarspyro.infer import ELBO, FIVO, IWAE, ModalityKL, ModalitySubsets, Renyi
 from tarspyro.nn import (
     MLP,
     Backward,
     ConvDecoder,
     ConvEncoder,
-    Discriminator,
     GaussianNoise,
     MaskingNoise,
     RandomWeights,
@@ -50,14 +34,6 @@ LOSSES: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "renyi": (Renyi, ("alpha", "num_particles")),
     "fivo": (FIVO, ("num_particles",)),
 }
-_DIVERGENCES: dict[str, Callable[[], Any]] = {
-    "jensen-shannon": JensenShannon,
-    "least-squares": LeastSquares,
-    "hinge": Hinge,
-    "wasserstein": Wasserstein,
-}
-# The paper's number of moves of the discriminator for one of the generator, under the Wasserstein distance.
-_CRITIC_STEPS = 5
 
 
 class Built(NamedTuple):
@@ -86,25 +62,24 @@ def bound_of(o: Any) -> Any:
 # --- parts
 
 
-def _leaky() -> nn.Module:
-    return nn.LeakyReLU(0.2)
-
-
-def _network(hidden: Sequence[int], *inputs: Any, **options: Any) -> MLP:
+def mlp(hidden: Sequence[int], *inputs: Any, **options: Any) -> MLP:
+    """Returns a network of one input or of several."""
     return MLP(inputs[0] if len(inputs) == 1 else list(inputs), hidden, **options)
 
 
-def _encoder(o: Any, *inputs: Any) -> MLP:
-    return _network(o.hidden, *inputs)
+def encoder_of(o: Any, *inputs: Any) -> MLP:
+    """Returns the network of a guide's half."""
+    return mlp(o.hidden, *inputs)
 
 
-def _decoder(o: Any, *inputs: Any) -> MLP:
-    return _network(o.hidden[::-1], *inputs)
+def decoder_of(o: Any, *inputs: Any) -> MLP:
+    """Returns the network of a model's half, with the layers in reverse."""
+    return mlp(o.hidden[::-1], *inputs)
 
 
 def _trunks(o: Any, m: Material) -> tuple[nn.Module, nn.Module]:
     if o.trunk == "mlp":
-        return _encoder(o, m.shape), _decoder(o, o.latent)
+        return encoder_of(o, m.shape), decoder_of(o, o.latent)
     return ConvEncoder(m.shape, [32, 64]), ConvDecoder(o.latent, m.shape, [64, 32])
 
 
@@ -125,7 +100,8 @@ def family_of(o: Any) -> Any:
     return family
 
 
-def _normal(trunk: nn.Module, o: Any) -> Conditional:
+def normal(trunk: nn.Module, o: Any) -> Conditional:
+    """Returns a Normal distribution of the latent variable."""
     return Conditional(dist.Normal, trunk, o.latent)
 
 
@@ -168,7 +144,7 @@ def _posterior(o: Any, encoder: nn.Module) -> nn.Module:
 
 
 def vae(o: Any, m: Material) -> Built:
-    """VAE."""
+    """Builds the pair of ``VAE``."""
     encoder, decoder = _trunks(o, m)
     posterior = _posterior(o, encoder)
     model = models.VAE(_prior(o, m, posterior), likelihood(o, m.shape, decoder))
@@ -176,7 +152,7 @@ def vae(o: Any, m: Material) -> Built:
 
 
 def autoencoder(o: Any, m: Material) -> Built:
-    """Autoencoder."""
+    """Builds the pair of ``Autoencoder``."""
     encoder, decoder = _trunks(o, m)
     model = models.Autoencoder(likelihood(o, m.shape, decoder), o.latent)
     return Built(model, guides.Autoencoder(Deterministic(encoder, o.latent), _corruption(o)), ELBO())
@@ -196,7 +172,7 @@ def _chain(o: Any, m: Material, kind: type[models.HierarchicalVAE]) -> models.Hi
 
 
 def hierarchical_vae(o: Any, m: Material) -> Built:
-    """HierarchicalVAE."""
+    """Builds the pair of ``HierarchicalVAE``."""
     network, inputs = _layers(o), [m.shape, *o.latent]
     posteriors = [Conditional(dist.Normal, network(x), z) for x, z in zip(inputs, o.latent, strict=False)]
     model = _chain(o, m, models.HierarchicalVAE)
@@ -204,7 +180,7 @@ def hierarchical_vae(o: Any, m: Material) -> Built:
 
 
 def ladder_vae(o: Any, m: Material) -> Built:
-    """LadderVAE."""
+    """Builds the pair of ``LadderVAE``."""
     network, width = _layers(o), o.hidden[-1]
     encoders = [network(m.shape if i == 0 else width) for i in range(len(o.latent))]
     posteriors = [Conditional(dist.Normal, MLP(width, []), size) for size in o.latent]
@@ -216,47 +192,47 @@ def ladder_vae(o: Any, m: Material) -> Built:
 
 
 def conditional_vae(o: Any, m: Material) -> Built:
-    """ConditionalVAE."""
+    """Builds the pair of ``ConditionalVAE``."""
     standard = o.prior == "standard"
-    prior = default_prior(dist.Normal, o.latent) if standard else _normal(_decoder(o, m.num_classes), o)
-    model = models.ConditionalVAE(prior, likelihood(o, m.shape, _decoder(o, o.latent, m.num_classes)))
-    return Built(model, guides.ConditionalVAE(_normal(_encoder(o, m.shape, m.num_classes), o)), bound_of(o))
+    prior = default_prior(dist.Normal, o.latent) if standard else normal(decoder_of(o, m.num_classes), o)
+    model = models.ConditionalVAE(prior, likelihood(o, m.shape, decoder_of(o, o.latent, m.num_classes)))
+    return Built(model, guides.ConditionalVAE(normal(encoder_of(o, m.shape, m.num_classes), o)), bound_of(o))
 
 
 def cmma(o: Any, m: Material) -> Built:
-    """CMMA."""
-    prior = _normal(_decoder(o, m.num_classes), o)
-    model = models.CMMA(prior, likelihood(o, m.shape, _decoder(o, o.latent)))
-    return Built(model, guides.CMMA(_normal(_encoder(o, m.shape, m.num_classes), o)), bound_of(o))
+    """Builds the pair of ``CMMA``."""
+    prior = normal(decoder_of(o, m.num_classes), o)
+    model = models.CMMA(prior, likelihood(o, m.shape, decoder_of(o, o.latent)))
+    return Built(model, guides.CMMA(normal(encoder_of(o, m.shape, m.num_classes), o)), bound_of(o))
 
 
 def semi_supervised_vae(o: Any, m: Material) -> Built:
-    """SemiSupervisedVAE."""
-    classifier = Conditional(dist.OneHotCategorical, _encoder(o, m.shape), m.num_classes)
+    """Builds the pair of ``SemiSupervisedVAE``."""
+    classifier = Conditional(dist.OneHotCategorical, encoder_of(o, m.shape), m.num_classes)
     sizes: Any = dict(zip(("num_labelled", "num_unlabelled"), m.sizes, strict=True))
     model = models.SemiSupervisedVAE(
         default_prior(dist.Normal, o.latent),
         default_prior(dist.OneHotCategorical, m.num_classes),
-        likelihood(o, m.shape, _decoder(o, o.latent, m.num_classes)),
+        likelihood(o, m.shape, decoder_of(o, o.latent, m.num_classes)),
         classifier=classifier,
         alpha=o.classifier_weight,
         **sizes,
     )
-    posterior = _normal(_encoder(o, m.shape, m.num_classes), o)
+    posterior = normal(encoder_of(o, m.shape, m.num_classes), o)
     return Built(model, guides.SemiSupervisedVAE(classifier, posterior, **sizes), bound_of(o))
 
 
 def _modalities(o: Any, m: Material) -> tuple[list[nn.Module], list[nn.Module]]:
     """The likelihoods of image and label, and the posteriors given one of them."""
-    label = Conditional(dist.OneHotCategorical, _decoder(o, o.latent), m.num_classes)
-    singles: list[nn.Module] = [_normal(_encoder(o, size), o) for size in (m.shape, m.num_classes)]
-    return [likelihood(o, m.shape, _decoder(o, o.latent)), label], singles
+    label = Conditional(dist.OneHotCategorical, decoder_of(o, o.latent), m.num_classes)
+    singles: list[nn.Module] = [normal(encoder_of(o, size), o) for size in (m.shape, m.num_classes)]
+    return [likelihood(o, m.shape, decoder_of(o, o.latent)), label], singles
 
 
 def jmvae(o: Any, m: Material) -> Built:
-    """JMVAE, with a posterior of its own for each modality."""
+    """Builds the pair of ``JMVAE``, with a posterior of its own for each modality."""
     likelihoods, singles = _modalities(o, m)
-    joint = _normal(_encoder(o, m.shape, m.num_classes), o)
+    joint = normal(encoder_of(o, m.shape, m.num_classes), o)
     model = models.JMVAE(default_prior(dist.Normal, o.latent), likelihoods)
     return Built(model, guides.JMVAE(joint, singles), ModalityKL(bound_of(o), alpha=o.modality_weight))
 
@@ -271,18 +247,18 @@ def mvae(o: Any, m: Material) -> Built:
 
 
 def classifier(o: Any, m: Material) -> Built:
-    """Classifier."""
+    """Builds the pair of ``Classifier``."""
     return Built(
-        models.Classifier(Conditional(dist.OneHotCategorical, _encoder(o, m.shape), m.num_classes)), None, ELBO()
+        models.Classifier(Conditional(dist.OneHotCategorical, encoder_of(o, m.shape), m.num_classes)), None, ELBO()
     )
 
 
 def bayesian_regression(o: Any, m: Material) -> Built:
     """BayesianRegression: of a number, with noise that is learned, or of a class."""
     if m.num_classes:
-        target = Conditional(dist.OneHotCategorical, _encoder(o, m.shape), m.num_classes)
+        target = Conditional(dist.OneHotCategorical, encoder_of(o, m.shape), m.num_classes)
     else:
-        target = Conditional(dist.Normal, _encoder(o, m.shape), (), scale=nn.Parameter(torch.tensor(1.0)))
+        target = Conditional(dist.Normal, encoder_of(o, m.shape), (), scale=nn.Parameter(torch.tensor(1.0)))
     random = RandomWeights(target)
     size = random.num_weights
     loc, scale = nn.Parameter(0.1 * torch.randn(size)), nn.Parameter(torch.full((size,), math.exp(-5)))
@@ -306,79 +282,20 @@ def _steps(o: Any, m: Material, trunk: nn.Module) -> Conditional:
 
 
 def vrnn(o: Any, m: Material) -> Built:
-    """VRNN."""
+    """Builds the pair of ``VRNN``."""
     cell = Recurrence(nn.GRUCell(m.shape[0] + o.latent, o.units))
-    model = models.VRNN(cell, _normal(_encoder(o, o.units), o), _steps(o, m, _decoder(o, o.latent, o.units)))
-    return Built(model, guides.VRNN(cell, _normal(_encoder(o, m.shape[0], o.units), o)), bound_of(o))
+    model = models.VRNN(cell, normal(encoder_of(o, o.units), o), _steps(o, m, decoder_of(o, o.latent, o.units)))
+    return Built(model, guides.VRNN(cell, normal(encoder_of(o, m.shape[0], o.units), o)), bound_of(o))
 
 
 def deep_markov_model(o: Any, m: Material) -> Built:
-    """DeepMarkovModel, whose guide reads from the end."""
+    """Builds the pair of ``DeepMarkovModel``, whose guide reads from the end."""
 
     def step(*inputs: int) -> Conditional:
-        return _normal(_network(o.hidden, *inputs, activation=nn.Tanh), o)
+        return normal(mlp(o.hidden, *inputs, activation=nn.Tanh), o)
 
     model = models.DeepMarkovModel(
-        default_prior(dist.Normal, o.latent), step(o.latent), _steps(o, m, _decoder(o, o.latent))
+        default_prior(dist.Normal, o.latent), step(o.latent), _steps(o, m, decoder_of(o, o.latent))
     )
     encoder = Backward(nn.GRU(m.shape[0], o.units))
     return Built(model, guides.DeepMarkovModel(step(o.units), step(o.units, o.latent), encoder), bound_of(o))
-
-
-# --- games
-
-
-def _discriminator(o: Any, *inputs: Any, dropout: float = 0.0) -> Discriminator:
-    return Discriminator(_network(o.hidden, *inputs, activation=_leaky, dropout=dropout))
-
-
-def _generator(o: Any, m: Material, *inputs: Any) -> Deterministic:
-    """A network of noise: of images with values between 0 and 1, and of points anywhere."""
-    if m.image_shape is None:
-        return Deterministic(_decoder(o, *inputs), m.shape)
-    network = _network(o.hidden[::-1], *inputs, normalization=nn.BatchNorm1d)
-    return Deterministic(network, m.shape, transform=nn.Sigmoid())
-
-
-def _against(o: Any, discriminator: Discriminator) -> Adversarial:
-    every = _CRITIC_STEPS if o.divergence == "wasserstein" else 1
-    return Adversarial(discriminator, _DIVERGENCES[o.divergence](), every=every)
-
-
-def gan(o: Any, m: Material) -> Built:
-    """GAN."""
-    model = models.GAN(default_prior(dist.Normal, o.latent), _generator(o, m, o.latent))
-    discriminator = _discriminator(o, m.shape, dropout=0.0 if m.image_shape is None else 0.3)
-    return Built(model, None, _against(o, discriminator))
-
-
-def conditional_gan(o: Any, m: Material) -> Built:
-    """ConditionalGAN."""
-    generator = _generator(o, m, o.latent, m.num_classes)
-    model = models.ConditionalGAN(default_prior(dist.Normal, o.latent), generator)
-    discriminator = _discriminator(o, m.shape, m.num_classes, dropout=0.3)
-    return Built(model, None, _against(o, discriminator))
-
-
-def _plain_vae(o: Any, m: Material, posterior: Any) -> tuple[models.VAE, guides.VAE]:
-    model = models.VAE(default_prior(dist.Normal, o.latent), likelihood(o, m.shape, _decoder(o, o.latent)))
-    return model, guides.VAE(posterior)
-
-
-def vae_gan(o: Any, m: Material) -> Built:
-    """The pair of a VAE, trained by VAEGAN."""
-    pair = _plain_vae(o, m, _normal(_encoder(o, m.shape), o))
-    divergence = _DIVERGENCES[o.divergence]()
-    return Built(*pair, VAEGAN(_discriminator(o, m.shape), divergence, gamma=o.gamma))
-
-
-def adversarial_autoencoder(o: Any, m: Material) -> Built:
-    """The pair of a VAE whose guide is deterministic, trained by AdversarialAutoencoder."""
-    pair = _plain_vae(o, m, Deterministic(_encoder(o, m.shape), o.latent))
-    game = AdversarialAutoencoder(_discriminator(o, o.latent), _DIVERGENCES[o.divergence](), weight=o.weight)
-    return Built(*pair, game)
-
-
-def wasserstein_autoencoder(o: Any, m: Material) -> Built:
-    """The pair of a VAE whose guide is deterministic, trained by WAE."""
-    return Built(*_plain_vae(o, m, Deterministic(_encoder(o, m.shape), o.latent)), WAE(weight=o.weight))

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from tarspyro.commands import builders, painters, pictures, reports
+from tarspyro.commands import builders, games, painters, pictures, reports
 from tarspyro.commands.builders import Built
 from tarspyro.commands.material import FORMS, SOURCES, Form, Material
 
@@ -281,7 +281,7 @@ METHODS = {
         "Goodfellow et al. 2014, arXiv:1406.2661",
         ("GAN",),
         FORMS["images or points"],
-        builders.gan,
+        games.gan,
         {**_sizes(16, [128, 128]), **_GAME, "lr": 5e-4},
         (reports.game,),
         (pictures.curves,),
@@ -293,7 +293,7 @@ METHODS = {
         "Mirza and Osindero 2014, arXiv:1411.1784",
         ("ConditionalGAN",),
         FORMS["labelled images"],
-        builders.conditional_gan,
+        games.conditional_gan,
         {**_sizes(16, [128, 128]), **_GAME, "lr": 5e-4},
         (reports.game,),
         (pictures.curves,),
@@ -305,7 +305,7 @@ METHODS = {
         "Larsen et al. 2015, arXiv:1512.09300",
         ("VAE",),
         FORMS["images"],
-        builders.vae_gan,
+        games.vae_gan,
         {**_sizes(16, [128, 128]), "gamma": 0.1, **_GAME, "lr": 5e-4},
         (reports.reconstruction_error, reports.game),
         (*_SEEN, pictures.manifold),
@@ -318,7 +318,7 @@ METHODS = {
         "Makhzani et al. 2015, arXiv:1511.05644",
         ("VAE",),
         FORMS["images"],
-        builders.adversarial_autoencoder,
+        games.adversarial_autoencoder,
         {**_sizes(2, [128, 128]), "scale": 0.3, "weight": 5.0, **_GAME},
         (reports.reconstruction_error, reports.codes, reports.game),
         (*_SEEN, pictures.manifold),
@@ -330,7 +330,7 @@ METHODS = {
         "Tolstikhin et al. 2017, arXiv:1711.01558",
         ("VAE",),
         FORMS["images"],
-        builders.wasserstein_autoencoder,
+        games.wasserstein_autoencoder,
         {**_sizes(2, [128, 128]), "scale": 0.3, "weight": 100.0, **_PATIENCE},
         (reports.reconstruction_error, reports.codes),
         (*_SEEN, pictures.manifold),

@@ -41,12 +41,12 @@ def _painted(o: Any, m: Material, model: Any, guide: Any, given: int = 0) -> Bui
 
 
 def draw(o: Any, m: Material) -> Built:
-    """DRAW."""
+    """Builds the pair of ``DRAW``."""
     return _painted(o, m, models.DRAW, guides.DRAW)
 
 
 def conditional_draw(o: Any, m: Material) -> Built:
-    """ConditionalDRAW, whose condition is the label."""
+    """Builds the pair of ``ConditionalDRAW``, whose condition is the label."""
     return _painted(o, m, models.ConditionalDRAW, guides.ConditionalDRAW, m.num_classes)
 
 

@@ -5,7 +5,7 @@ __all__ = ["UsageError", "parse"]
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tarspyro.commands.material import SOURCES, Form, listed
@@ -54,7 +54,8 @@ def whole(text: str) -> int:
 
 
 # Of every setting that a method may have: the group in its help, what its text means, and what it is for.
-_PAIR, _BOUND, _TRAINING, _DATA, _REPORT = "the pair", "the loss", "the training", "the data", "the report"
+_DATA, _PAIR, _BOUND, _TRAINING = "the data", "the pair", "the loss", "the training"
+_REPORT, _FOLDER = "the report", "the run folder"
 _SETTINGS: dict[str, tuple[str, Callable[[str], Any] | None, str]] = {
     "trunk": (_PAIR, str, "the kind of network"),
     "hidden": (_PAIR, count, "the sizes of a network's hidden layers, an encoder's first"),
@@ -198,22 +199,18 @@ def _add_method(make: Callable[..., Any], name: str, method: Method) -> None:
     examples = [f"tarspyro train {name}", f"tarspyro train {name} --data {names[-1]} --epochs 5 --lr 0.002"]
     parser = _new(make, name, f"{method.title} ({method.paper})", *examples, help=method.title)
     parser.set_defaults(command=train, parser=parser, method=name, given={})
-    groups: dict[str, Any] = {}
-
-    def group(title: str) -> Any:
-        return groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
-
-    group(_DATA).add_argument(
+    groups = {title: parser.add_argument_group(title) for title in (_DATA, _PAIR, _BOUND, _TRAINING, _REPORT, _FOLDER)}
+    groups[_DATA].add_argument(
         "--data", type=_data(name, method.form), metavar="NAME", help=f"{listed(names)} (default: {names[0]})"
     )
     for setting, default in method.options.items():
-        _add_setting(group, name, method, setting, default)
-    folder = group("the run folder")
+        _add_setting(groups, method, setting, default)
+    folder = groups[_FOLDER]
     folder.add_argument("--run", help="where it is (default: runs/METHOD-DATA)")
     folder.add_argument("--resume", action="store_true", help="go on with the run that is there, and its options")
     folder.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    group(_TRAINING).add_argument("--device", default="auto", help="such as cpu or cuda (default: auto)")
-    group(_TRAINING).add_argument("--quiet", action="store_true", help="no progress bar")
+    groups[_TRAINING].add_argument("--device", default="auto", help="such as cpu or cuda (default: auto)")
+    groups[_TRAINING].add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 class _Given(argparse.Action):
@@ -226,7 +223,7 @@ class _Given(argparse.Action):
         namespace.given = {**namespace.given, self.dest: value}
 
 
-def _add_setting(group: Callable[[str], Any], name: str, method: Method, setting: str, default: Any) -> None:
+def _add_setting(groups: Mapping[str, Any], method: Method, setting: str, default: Any) -> None:
     title, kind, text = _SETTINGS[setting]
     options: dict[str, Any] = {"action": _Given, "dest": setting, "default": argparse.SUPPRESS}
     flags = [_flag(setting)]
@@ -251,7 +248,7 @@ def _add_setting(group: Callable[[str], Any], name: str, method: Method, setting
         if default is None or kind is None and not default
         else f" (default: {'yes' if default is True else default})"
     )
-    group(title).add_argument(*flags, help=text + told, **options)
+    groups[title].add_argument(*flags, help=text + told, **options)
 
 
 def _data(name: str, form: Form) -> Callable[[str], str]:
