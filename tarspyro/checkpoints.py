@@ -59,6 +59,8 @@ class Progress:
         skipped: Steps of this epoch that were left out, as their loss or gradient was not finite.
         skipped_in_a_row: The last ones of them.
         below: For how many moves in a row the losses of players were below their floors.
+        shapes: The shapes of data that each player has met. The first step of a shape is validated, which changes the
+            last bits of some families' gradients.
     """
 
     epoch: int = 0
@@ -69,6 +71,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     below: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Checkpoints:

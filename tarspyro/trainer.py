@@ -89,7 +89,6 @@ class Trainer:
         seed = torch.randint(2**62, (), dtype=torch.int64)
         self.processes.broadcast([seed])
         self.checkpoints.order.manual_seed(int(seed))
-        self._shapes: dict[str, set[tuple[torch.Size, ...]]] = {player.name: set() for player, _ in players}
         self._interrupts: Interrupts | None = None
         self._agreed = False  # whether all processes know that one of them shall stop
 
@@ -230,7 +229,8 @@ class Trainer:
         """One player changes its parameters once."""
         tensors, loss_of = tensors_of(arguments), player.loss
         size = self.data_size or len(tensors[0])
-        shapes, known = tuple(tensor.shape for tensor in tensors), self._shapes[player.name]
+        shapes = str([tuple(tensor.shape) for tensor in tensors])
+        known = self.progress.shapes.setdefault(player.name, [])
         new_shape, updated = shapes not in known, False
         optimizer.zero_grad()
         device = tensors[0].device.type
@@ -256,7 +256,8 @@ class Trainer:
             else:
                 loss, terms = torch.tensor(loss_of.loss_and_grads(self.model, self.guide, *arguments)), {}
                 torch._foreach_div_(_gradients(player), size)
-        known.add(shapes)
+        if new_shape:
+            known.append(shapes)
         mean = self._averaged(player, loss.detach() / size, rows)
         norm = None if updated else nn.utils.get_total_norm(_gradients(player))
         if not self.watch.note(player, mean, norm, arguments, noise):

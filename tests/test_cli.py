@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tarspyro import load_run
-from tarspyro.__main__ import METHODS, main
+from tarspyro import load_run, models
+from tarspyro.commands import METHODS, main
+from tarspyro.commands.material import SOURCES
 
 WEIGHTS = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "state.safetensors"}
 PICTURES = {"reconstructions.png", "latents.png", "curves.png", "samples.png", "manifold.png"}
+SHORT = ["--hidden", "8", "--epochs", "1", "--quiet"]
 SMALL = ["--hidden", "8", "--epochs", "1", "--quiet", "--likelihood-particles", "2", "--batch-size", "400"]
 
 
@@ -71,10 +73,20 @@ def number(pattern, text):
 
 def test_list(capsys):
     assert main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(METHODS)
-    for name, line in zip(METHODS, lines, strict=True):
-        assert line.split()[0] == name and METHODS[name].paper in line and line.endswith(f"tarspyro train {name}")
+    listing = capsys.readouterr().out
+    blocks = dict(block.split(": ", 1) for block in listing.split("\n\n")[:-1])
+    assert list(blocks) == list(METHODS)
+    for name, method in METHODS.items():
+        assert method.title in blocks[name] and method.paper in blocks[name]
+        assert f"tarspyro train {name}\n" in blocks[name] + "\n"
+        assert all(data in blocks[name] for data in method.form.names)
+    assert "--latent 2 --hidden 256 256 --trunk mlp --family Normal" in blocks["vae"]
+    assert "digits (300 epochs)" in blocks["vae"] and "digits (100 epochs)" in blocks["vrnn"]
+    assert all(source.about in listing for source in SOURCES.values())
+
+
+def test_no_method_of_the_library_is_missing():
+    assert {name for method in METHODS.values() for name in method.covers} == set(models.__all__)
 
 
 def test_python_m_tarspyro():
@@ -142,7 +154,7 @@ def test_convolutions(tmp_path, capsys):
 
 def test_autoencoder(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["train", "autoencoder", "--latent", "3", "--run", str(run), *SMALL]) == 0
+    assert main(["train", "autoencoder", "--latent", "3", "--run", str(run), *SHORT]) == 0
     output = capsys.readouterr().out
     assert number(r"train ELBO .* KL (\S+)", output) == 0
     assert "log p(x)" not in output  # without a prior there is none
@@ -202,8 +214,8 @@ def test_the_options_reach_the_training(tmp_path, capsys):
 
 
 def test_the_seed_is_that_of_the_weights_and_of_the_noise(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tarspyro.__main__._report", lambda *args: None)
-    monkeypatch.setattr("tarspyro.__main__._pictures", lambda *args: None)
+    monkeypatch.setattr("tarspyro.commands.running._report", lambda *args: None)
+    monkeypatch.setattr("tarspyro.commands.running._draw", lambda *args: None)
     metrics = []
     for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         torch.rand(1)
@@ -214,8 +226,8 @@ def test_the_seed_is_that_of_the_weights_and_of_the_noise(tmp_path, monkeypatch,
 
 def test_the_default_folder_is_in_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tarspyro.__main__._report", lambda *args: None)
-    monkeypatch.setattr("tarspyro.__main__._pictures", lambda *args: None)
+    monkeypatch.setattr("tarspyro.commands.running._report", lambda *args: None)
+    monkeypatch.setattr("tarspyro.commands.running._draw", lambda *args: None)
     assert main(["train", "vae", *SMALL]) == 0
     assert {path.name for path in (tmp_path / "runs" / "vae-digits").iterdir()} == WEIGHTS
 
@@ -362,8 +374,11 @@ def test_weights_that_do_not_fit(folder, capsys):
         lambda config: config.update(data="digits"),
         lambda config: config.update(data={"name": "elsewhere"}),
         lambda config: config.update(data={}),
+        lambda config: config.update(data={"name": "ring"}),
+        lambda config: config.update(options=3),
+        lambda config: config.update(method=["vae"]),
     ],
-    ids=["no data", "no method", "text", "unknown", "empty"],
+    ids=["no data", "no method", "text", "unknown", "empty", "of another form", "options", "list"],
 )
 def test_a_run_of_the_library(change, folder, capsys):
     """fit's own folders, and settings of the user's, do not tell the command what it needs."""
@@ -388,7 +403,7 @@ def test_an_error_is_one_line_whatever_it_says(error, line, monkeypatch, capsys)
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr("tarspyro.__main__._load_data", fail)
+    monkeypatch.setattr("tarspyro.commands.running.completed", fail)
     assert main(["train", "vae"]) == 2
     assert capsys.readouterr().err == f"tarspyro: {line}\n"
 
@@ -397,7 +412,7 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tarspyro.__main__._load_data", interrupt)
+    monkeypatch.setattr("tarspyro.commands.running.completed", interrupt)
     assert main(["train", "vae"]) == 130
     assert capsys.readouterr().err == "tarspyro: interrupted\n"
 
@@ -422,18 +437,65 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
     ids=" ".join,
 )
 def test_wrong_usage(arguments, capsys, monkeypatch):
-    def load(name):
+    def complete(*arguments):
         raise AssertionError("the arguments were accepted")
 
-    monkeypatch.setattr("tarspyro.__main__._load_data", load)
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert "usage: tarspyro" in capsys.readouterr().err
+    monkeypatch.setattr("tarspyro.commands.running.completed", complete)
+    assert main(arguments) == 2
+    assert assert_one_line(capsys, "see tarspyro", "--help)") == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["evaluate"], ["sample"], ["plot"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["COMMAND"]),
+        (["train"], ["METHOD", "tarspyro train --help"]),
+        (["train", "vea"], ["'vea', perhaps vae"]),
+        (["train", "xyz"], ["'xyz'", "tarspyro list"]),
+        (["train", "vae", "extra"], ["argument extra"]),
+        (["train", "vae", "--famly", "Gamma"], ["--famly, perhaps --family"]),
+        (["train", "gan", "--family", "Gamma"], ["--family does not apply to gan", "--divergence", "train gan --help"]),
+        (["train", "autoencoder", "--beta", "2"], ["--beta does not apply to autoencoder", "--trunk"]),
+        (["train", "draw", "--hidden=3"], ["--hidden does not apply to draw", "--units"]),
+        (["train", "gan", "--patience", "3"], ["--patience does not apply to gan"]),
+        (["train", "vae", "--loss", "fivo"], ["--loss", "elbo", "iwae", "renyi"]),
+        (["train", "vae", "--lr", "fast"], ["--lr: must be a number, got 'fast'"]),
+        (["train", "vae", "--seed", "1.5"], ["--seed: must be a whole number, got '1.5'"]),
+        (["train", "vae", "--latent", "3", "4"], ["argument 4"]),
+        (["train", "ladder-vae", "--latent"], ["--latent", "at least one"]),
+        (["train", "vae", "--data", "cifar"], ["'cifar'", "images: digits, mnist or frey_face"]),
+        (["train", "vae", "--data", "ring"], ["ring holds points", "vae takes images: digits, mnist or frey_face"]),
+        (["train", "cmma", "--data", "frey_face"], ["frey_face holds images", "with labels: digits or mnist"]),
+        (["train", "draw", "--data", "nottingham"], ["holds music"]),
+        (["train", "vrnn", "--data", "yacht"], ["holds a table", "jsb_chorales or nottingham"]),
+        (["sample", "run", "--nun", "3"], ["--nun, perhaps --num", "tarspyro sample --help"]),
+    ],
+    ids=lambda value: " ".join(value) if value[:1] in (["train"], ["sample"]) else "",
+)
+def test_usage_is_told_in_a_line(arguments, parts, capsys):
+    assert main(arguments) == 2
+    assert assert_one_line(capsys, *parts) == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["list"], ["train"], ["evaluate"], ["sample"], ["plot"]], ids=" ".join)
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--help"])
-    assert stop.value.code == 0 and "usage: tarspyro" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert stop.value.code == 0 and "usage: tarspyro" in output
+    assert f"tarspyro {' '.join(arguments)}".strip() in output.partition("example")[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_of_a_method(name, capsys):
+    """It shows the options that apply, those alone, and what they are if they are not given."""
+    with pytest.raises(SystemExit) as stop:
+        main(["train", name, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for setting, default in METHODS[name].options.items():
+        assert re.search(rf"\W--{setting.replace('_', '-')}\W", words)
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            assert f"(default: {default})" in words
+    assert ("--family" in words) == (name == "vae") and ("--patience" in words) == ("patience" in METHODS[name].options)
+    assert f"tarspyro train {name} --data" in words.partition("examples:")[2]

@@ -388,6 +388,22 @@ def test_samples_that_fill_no_square(pair):
     assert (np.stack(sheet[7:]) == 1).all() and not (np.stack(sheet[:7]) == 1).any()
 
 
+def test_samples_in_rows(pair):
+    in_rows = tiles(plot.samples(pair[0], num=6, columns=2), 3, 2)
+    square = tiles(plot.samples(pair[0], num=6), 2, 3)
+    assert np.array_equal(np.stack(in_rows), np.stack(square))
+
+
+def test_samples_and_reconstructions_of_a_site(held_out):
+    likelihoods = [Conditional(dist.Bernoulli, MLP(2, [8]), size) for size in (64, 10)]
+    p = models.JMVAE(default_prior(dist.Normal, 2), likelihoods)
+    q = guides.JMVAE(Conditional(dist.Normal, MLP([64, 10], [8]), 2))
+    assert len(tiles(plot.samples(p, num=4, site="x_1"), 2, 2)) == 4
+    data = held_out.x[:3], torch.zeros(3, 10)
+    above = tiles(plot.reconstructions(p, q, data, num=3, site="x_1"), 2, 3)[:3]
+    assert np.allclose(np.stack(above).reshape(3, 64), data[0])
+
+
 @pytest.mark.parametrize(
     ("event", "image_shape", "shown"),
     [

@@ -34,7 +34,7 @@ def test_edits_of_the_table_are_valid():
 
 
 def test_commands_exist():
-    from tarspyro.__main__ import _parser
+    from tarspyro.commands.parser import parse
 
     for line in re.findall(r"^    tarspyro (.*?)(?:  +#.*)?$", README, flags=re.MULTILINE):
-        assert _parser().parse_args(line.split()).command
+        assert parse(line.split()).command

@@ -627,3 +627,19 @@ def test_formulas():
     assert "GRUCell" in p._repr_latex_()
     plain = models.VRNN(Recurrence(nn.GRUCell(3, 4)), default_prior(dist.Normal, 2), lambda z, h: dist.Normal(z, 1.0))
     assert "p(z_t) p(h_t" in plain.formula
+
+
+def test_samples_of_sequences_are_what_the_model_returns():
+    """With a length, a site is that of every step, side by side: draws, or means given what was drawn before."""
+    torch.manual_seed(0)
+    cell = Recurrence(nn.GRUCell(3 + 2, 4))
+    prior = Conditional(dist.Normal, MLP(4, [4]), 2)
+    p = models.VRNN(cell, prior, Conditional(dist.Normal, MLP([2, 4], [4]), 3))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        nodes = pyro.poutine.trace(p).get_trace(batch_size=5, length=6).nodes
+    found = evaluate.sample(p, 5, length=6, site=["x", "z"], seed=1)
+    assert torch.equal(found["x"], nodes["_RETURN"]["value"]) and found["x"].shape == (5, 6, 3)
+    assert torch.equal(found["z"][:, 2], nodes["z_2"]["value"]) and found["z"].shape == (5, 6, 2)
+    means = evaluate.sample(p, 5, length=6, mean=True, seed=1)
+    assert torch.equal(means[:, 3], nodes["x_3"]["fn"].mean)

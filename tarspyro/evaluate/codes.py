@@ -221,6 +221,7 @@ def sample(
     *,
     given: Mapping[str, Any] | None = None,
     site: str | Sequence[str] = "x",
+    length: int | None = None,
     mean: bool = False,
     seed: int | None = None,
 ) -> Any:
@@ -232,6 +233,8 @@ def sample(
         given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
             row for each sample, or one row for all.
         site: The site to return; or several, which are returned in a mapping by their names.
+        length: The number of steps of a model of sequences, whose sites are named before their step: ``"x"`` for
+            ``x_0``, ``x_1``, ..., of shape ``(num_samples, length, *event)``.
         mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
             likelihoods.
         seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
@@ -243,14 +246,23 @@ def sample(
     _check_generates(model)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = None if parameter is None else parameter.device
-    others = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
+    others: dict[str, Any] = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
+    if length is not None:
+        others["length"] = length
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
             nodes: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
     wanted = [site] if isinstance(site, str) else site
-    values = {name: distribution_mean(nodes[name]["fn"]) if mean else nodes[name]["value"] for name in wanted}
+
+    def value(name: str) -> Tensor:
+        return distribution_mean(nodes[name]["fn"]) if mean else nodes[name]["value"]
+
+    def steps(name: str) -> Tensor:
+        return torch.stack([value(f"{name}_{t}") for t in range(length or 0)], 1)
+
+    values = {name: value(name) if length is None else steps(name) for name in wanted}
     return values[site] if isinstance(site, str) else values
 
 

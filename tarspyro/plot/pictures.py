@@ -127,6 +127,7 @@ def reconstructions(
     data: Any,
     *,
     num: int = 12,
+    site: str = "x",
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -137,13 +138,14 @@ def reconstructions(
         guide: The guide.
         data: The data, in any form that ``fit`` takes in memory; the first ``num`` are drawn.
         num: How many data points.
+        site: The observed site to draw, the first part of the data.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
     rows = tuple(part[:num] for part in as_arguments(data, model) or (torch.as_tensor(data),))
     x = rows[0]
     with preserved_rng(seed=0):
-        means = evaluate.reconstruct(model, guide, rows)
+        means = evaluate.reconstruct(model, guide, rows, site=site)
     figure, ax = axes_of(ax, (max(3.0, 0.7 * num), 1.7))
     show(ax, sheet_of(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
     ax.set_title("data (above), reconstructions (below)")
@@ -157,6 +159,9 @@ def samples(
     given: Mapping[str, Any] | None = None,
     mean: bool = True,
     seed: int = 0,
+    columns: int | None = None,
+    site: str = "x",
+    length: int | None = None,
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -168,12 +173,15 @@ def samples(
         given: What else the model needs, by name: ``{"y": y}`` for a ``ConditionalVAE``, with one row or ``num`` rows.
         mean: Draw the likelihood's means; otherwise draws from it.
         seed: The same seed gives the same latent variables, so that sheets of different epochs can be compared.
+        columns: How many images stand in a row; as many as make a square if not given.
+        site: The site to draw.
+        length: The number of steps of a model of sequences, such as the rows of an image.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    images = evaluate.sample(model, num, given=given, mean=mean, seed=seed)
+    images = evaluate.sample(model, num, given=given, site=site, length=length, mean=mean, seed=seed)
     figure, ax = axes_of(ax, (6.4, 6.4))
-    show(ax, sheet_of(images, math.ceil(math.sqrt(num)), image_shape))
+    show(ax, sheet_of(images, columns or math.ceil(math.sqrt(num)), image_shape))
     ax.set_title("samples" + (" (means of the likelihood)" if mean else ""))
     return figure
 
