@@ -1,8 +1,8 @@
 """Polyphonic music by a variational recurrent network, trained by the ELBO, IWAE or FIVO (Maddison et al. 2017).
 
     TARSPYRO_DATA=... python benchmarks/vrnn_music.py untrained                (20 initial weights: minutes on one core)
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --compile          (200 epochs of JSB chorales)
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --full --compile   (2,000 epochs)
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --record           (200 epochs of JSB chorales)
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --full --record    (2,000 epochs)
 
 The authors' set-up: an LSTM of 32 units, z of 32 dimensions, networks of one hidden layer of 32 ReLU, features of x
 (less the training mean, where the recurrence reads it) and of z by networks of their own, 88 Bernoullis whose bias is
@@ -28,7 +28,7 @@ from torch.distributions import AffineTransform, ComposeTransform, SoftplusTrans
 
 from tarspyro import Conditional, evaluate, fit, guides, models
 from tarspyro.data import polyphonic_music
-from tarspyro.infer import ELBO, FIVO, IWAE
+from tarspyro.infer import ELBO, FIVO, IWAE, Compiled
 from tarspyro.nn import MLP, Recurrence
 
 UNTRAINED = {"elbo": -12.199, "iwae": -11.981, "fivo": -11.580}
@@ -136,15 +136,16 @@ def trained(arguments, music):
     parts = {name: getattr(music, name)[: arguments.rows] for name in ("train", "validation", "test")}
     p, q = pair(music.train.mean(), SIZES[arguments.data])
     # Compiled steps are made for each shape: few of them.
-    multiple = 32 if arguments.compile else 1
+    multiple = 32 if arguments.compile or arguments.record else 1
     batches = {name: part.batches(arguments.batch_size, multiple_of=multiple) for name, part in parts.items()}
     batches["validation"].shuffle = False
     total = len(batches["train"]) * arguments.epochs
+    loss = BOUNDS[arguments.bound](num_particles=arguments.particles)
     history = fit(
         p,
         q,
         batches["train"],
-        loss=BOUNDS[arguments.bound](num_particles=arguments.particles),
+        loss=Compiled(loss, backend="eager") if arguments.record else loss,
         validation=batches["validation"],
         epochs=arguments.epochs,
         optimizer_options={"lr": arguments.rate},
@@ -185,7 +186,8 @@ def main():
     parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate at first")
     parser.add_argument("--seeds", type=int, default=20, help="how many initial weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="compile the steps")
+    parser.add_argument("--compile", action="store_true", help="compile the steps, minutes for each of their lengths")
+    parser.add_argument("--record", action="store_true", help="record the steps, and run them without a compiler")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--rows", type=int, help="so many sequences of each part only, to try it; no results are written"
