@@ -51,12 +51,14 @@ class _Interface(nn.Module, ConditionalDistribution):
     def sample(self, *context: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Returns draws of shape ``sample_shape + batch_shape + event_shape``, reparameterized where possible."""
         distribution = self(*context)
-        return distribution.rsample(sample_shape) if distribution.has_rsample else distribution.sample(sample_shape)
+        draw: Callable[..., Tensor] = distribution.rsample if distribution.has_rsample else distribution.sample
+        return draw(sample_shape)
 
     @_array_in_array_out
     def log_prob(self, value: Tensor, *context: Tensor) -> Tensor:
         """Returns log p(value | context) in nats, summed over the event: one number for each row."""
-        return self(*context).log_prob(value)
+        density: Tensor = self(*context).log_prob(value)
+        return density
 
     @_array_in_array_out
     def mean(self, *context: Tensor) -> Tensor:
@@ -348,7 +350,8 @@ class Transformed(Configurable, _Interface):
 def distribution_mean(distribution: Any) -> Tensor:
     """Returns the mean, or says for which family there is none in closed form."""
     try:
-        return distribution.mean
+        mean: Tensor = distribution.mean
+        return mean
     except NotImplementedError:
         base = distribution.base_dist if isinstance(distribution, Independent) else distribution
         raise NotImplementedError(

@@ -316,7 +316,8 @@ def _idx(content: bytes, name: str) -> np.ndarray:
 def _frey_bytes(encoded: bytes) -> bytes:
     if encoded[:2] == b"PK":
         with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
-            return archive["images"].tobytes()
+            images: np.ndarray = archive["images"]
+            return images.tobytes()
     from scipy.io import loadmat
 
     return np.ascontiguousarray(loadmat(io.BytesIO(encoded))["ff"].T).tobytes()

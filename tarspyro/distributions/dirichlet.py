@@ -57,7 +57,7 @@ class Dirichlet(FromGammas, dist.Dirichlet):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Dirichlet, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
@@ -111,7 +111,7 @@ class Beta(FromGammas, dist.Beta):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Beta, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember log z and log(1 - z)."""

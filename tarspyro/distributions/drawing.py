@@ -168,7 +168,7 @@ class CarriesScore(TorchDistributionMixin):
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
         """Declares the rightmost batch dimensions independent parts of one event."""
-        event = super().to_event(reinterpreted_batch_ndims)
+        event = super().to_event(reinterpreted_batch_ndims)  # type: ignore[no-untyped-call]
         if type(event) is Independent:
             return _Independent(event.base_dist, event.reinterpreted_batch_ndims)
         return event
@@ -188,7 +188,7 @@ class _Independent(CarriesScore, Independent):  # type: ignore[override]
 
 class _Masked(CarriesScore, MaskedDistribution):
     def score_parts(self, value: Tensor) -> ScoreParts:
-        parts = self.base_dist.score_parts(value)
+        parts: ScoreParts = self.base_dist.score_parts(value)
         if self._mask is True:
             return parts
         if self._mask is False:

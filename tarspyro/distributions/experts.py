@@ -244,7 +244,9 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value), in nats: the sum over the blocks."""
-        return sum(block.log_prob(part) for block, part in zip(self.blocks, self._parts(value), strict=True))
+        parts = zip(self.blocks, self._parts(value), strict=True)
+        total: Tensor = sum(block.log_prob(part) for block, part in parts)
+        return total
 
     @property
     def partly_reparameterized(self) -> bool:

@@ -108,7 +108,7 @@ class Gamma(FromGammas, dist.Gamma):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Gamma, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
@@ -239,7 +239,7 @@ class InverseGamma(FromGammas, TorchDistribution):
         return torch.where(self.concentration > 2, self.mean**2 / excess, math.inf)
 
 
-class StudentT(FromGammas, dist.StudentT):
+class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
     r"""Student's t distribution, :math:`\mu + \sigma n / \sqrt{g}` with :math:`g \sim \mathrm{Gamma}(\nu/2, \nu/2)`.
 
     Arguments:

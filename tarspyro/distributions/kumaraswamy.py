@@ -188,7 +188,8 @@ class StickBreaking(CarriesScore, TorchDistribution):
         breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m)
         if draw is not None and draw.parts is not None:
             (breaks,) = draw.parts
-        return self.breaks.log_prob(breaks) - left[..., :-1].sum(-1)
+        density: Tensor = self.breaks.log_prob(breaks)
+        return density - left[..., :-1].sum(-1)
 
 
 class StickBreakingKumaraswamy(StickBreaking):

@@ -100,7 +100,7 @@ class _Constant(nn.Module):
         self.distribution = distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Constant":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         map_tensors(self.distribution, fn)
         return self
 
@@ -137,7 +137,8 @@ def as_prior(prior: Any) -> Callable[..., Any]:
         raise TypeError(
             f"prior must be a distribution or a module that returns one, such as default_prior(...), got {prior!r}."
         )
-    return prior
+    given: Callable[..., Any] = prior
+    return given
 
 
 def has_context(prior: Callable[..., Any]) -> bool:

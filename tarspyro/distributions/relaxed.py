@@ -135,7 +135,7 @@ class GumbelSoftmax(_Relaxed):
         super().__init__(row.shape, logits.shape[-1:], validate_args=validate_args)
 
     @lazy_property
-    def probs(self) -> Tensor:  # type: ignore[override]
+    def probs(self) -> Tensor:
         """The probabilities of the classes."""
         return logits_to_probs(self.logits)
 
@@ -221,7 +221,7 @@ class GumbelSigmoid(_Relaxed):
         super().__init__(self.logits.shape, validate_args=validate_args)
 
     @lazy_property
-    def probs(self) -> Tensor:  # type: ignore[override]
+    def probs(self) -> Tensor:
         """The probability of a one."""
         return logits_to_probs(self.logits, is_binary=True)
 

@@ -131,7 +131,7 @@ class _Mixture(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Mixture":
         """Returns the mixture with its batch expanded, and the components as they are."""
-        new = self._get_checked_instance(_Mixture, _instance)
+        new: _Mixture = self._get_checked_instance(_Mixture, _instance)
         new.components, new._chosen = self.components, self._chosen
         super(_Mixture, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         return new

@@ -40,7 +40,7 @@ def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
 
     def probabilities(*arguments: Tensor) -> Tensor:
         nodes: Any = poutine.trace(guide).get_trace(*arguments).nodes
-        probs = None
+        probs: Tensor | None = None
         if site in nodes and not nodes[site]["is_observed"]:
             probs = getattr(as_discrete(nodes[site]["fn"]), "probs", None)
         if probs is None:

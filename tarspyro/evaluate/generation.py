@@ -56,7 +56,7 @@ def frechet_distance(features: Any, others: Any) -> float:
     # The trace of a root is the sum of the roots of eigenvalues; this product is symmetric, and has those of C_1 C_2.
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     total = (means[0] - means[1]).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
-    return max(total.item(), 0.0)
+    return max(float(total), 0.0)
 
 
 def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionRecall:

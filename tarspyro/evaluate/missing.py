@@ -194,7 +194,8 @@ class _Observed:
             each = torch.where(self.trust, each, 0)
         else:
             each = torch.logaddexp(self.trust.log() + each, (1 - self.trust).log() + _COIN)
-        return sum_rightmost(self._masked(each), self.fn.event_dim)
+        density: Tensor = sum_rightmost(self._masked(each), self.fn.event_dim)
+        return density
 
     def _masked(self, each: Tensor) -> Tensor:
         """Without the elements that the likelihood itself leaves out."""

@@ -26,7 +26,8 @@ class Draws(NamedTuple):
     def total(self, values: Tensor) -> Tensor:
         """Adds up the rows, with the site's scale and mask; of several numbers in a row, such as patches, the mean."""
         rows = values.reshape(len(self.real), -1).mean(1)
-        return scale_and_mask(rows, self.site["scale"], self.site["mask"]).sum()
+        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.site["mask"])
+        return scaled.sum()
 
 
 def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Draws:

@@ -3,6 +3,7 @@
 __all__ = ["CIWAE", "IWAE", "PIWAE", "Renyi"]
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -169,9 +170,10 @@ class CIWAE(WeightedBound):
         elbo = self.beta / self.num_particles
         iwae = derivative - elbo
         tiny = torch.finfo(derivative.dtype).tiny
-        return (elbo + (1 - self.beta) * (iwae / max(1 - self.beta, tiny)) ** 2) / derivative.clamp(min=tiny)
+        damped: Tensor = elbo + (1 - self.beta) * (iwae / max(1 - self.beta, tiny)) ** 2
+        return damped / derivative.clamp(min=tiny)
 
-    def _mixed(self, function: Any, log_weights: Tensor) -> Tensor:
+    def _mixed(self, function: Callable[..., Tensor], log_weights: Tensor) -> Tensor:
         elbo, iwae = (function(log_weights, alpha, dim=1) for alpha in (1.0, 0.0))
         return self.beta * elbo + (1 - self.beta) * iwae
 

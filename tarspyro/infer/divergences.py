@@ -160,4 +160,5 @@ class Wasserstein(Divergence):
             # Scores of patches count by their mean, as in the other terms.
             scores = discriminator(between).reshape(len(real), -1).mean(1)
             (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
-        return self.weight * (slope.flatten(1).norm(dim=1) - 1) ** 2
+        penalty: Tensor = self.weight * (slope.flatten(1).norm(dim=1) - 1) ** 2
+        return penalty

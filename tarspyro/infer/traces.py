@@ -242,7 +242,7 @@ def sum_of(values: Iterable[Tensor]) -> Tensor:
 
 def log_prob(site: Site) -> Tensor:
     """Returns the log-probability of a site, without scale and mask, on the device of its value."""
-    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     # Improper priors answer with a zero on the CPU whatever the value's device.
     return value.to(site["value"].device) if torch.is_tensor(site["value"]) else value
 

@@ -114,7 +114,8 @@ class WeightedBound(Bound):
                 surrogates.append(signal * weights.shared.score)
         for surrogate in surrogates:
             total = total + (surrogate - surrogate.detach())
-        return total.mean()
+        mean: Tensor = total.mean()
+        return mean
 
     def _in_chunks(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
@@ -189,7 +190,8 @@ class WeightedBound(Bound):
             joint = joint + weights.shared.log_joint.sum()
             divergence = divergence - weights.shared.log_guide.sum()
         surrogate = (joint + chain_rule(divergence, copies, views)) / self.num_groups
-        return total + (surrogate - surrogate.detach())
+        value: Tensor = total + (surrogate - surrogate.detach())
+        return value
 
 
 def damp(view: Tensor, factor: Tensor | float) -> None:

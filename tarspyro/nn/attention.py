@@ -39,7 +39,8 @@ class Window(NamedTuple):
             pixels = torch.arange(length, dtype=placing.dtype, device=placing.device)
             distance = pixels - (center + stride * steps).unsqueeze(-1)
             # Normalized in log space: a filter far outside of the image has a sum that underflows.
-            return (-0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)).softmax(-1)
+            exponent: Tensor = -0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)
+            return exponent.softmax(-1)
 
         boxes = torch.cat([x, y, stride * (size - 1), (0.5 * log_variance).exp()], -1)
         return cls(filters(y, height), filters(x, width), log_intensity.exp(), boxes)
@@ -110,7 +111,8 @@ class Write(Configurable):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
-        return self.linear(hidden).reshape(*hidden.shape[:-1], *self.shape)
+        flat: Tensor = self.linear(hidden)
+        return flat.reshape(*hidden.shape[:-1], *self.shape)
 
     def __repr__(self) -> str:
         return f"Write({dimensions(self.shape)})"

@@ -50,7 +50,7 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Seque
 
     A network that does not tell takes its first input as it comes, with one dimension for the batch.
     """
-    shapes: Any = getattr(network, "in_shapes", None)
+    shapes: Sequence[Sequence[int] | int] | None = getattr(network, "in_shapes", None)
     if shapes is None:
         ndims = event_ndims(network)
         shapes = [inputs[0].dim() - 1 if ndims is None else ndims] + [1] * (len(inputs) - 1)

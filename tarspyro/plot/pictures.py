@@ -347,11 +347,13 @@ def _draws(
     prior = getattr(model, "prior", None) if latent == "z" else None
     if prior is None or has_context(prior):
         try:
-            return evaluate.sample(model, num, given=given, site=latent, seed=0).cpu()
+            draws: torch.Tensor = evaluate.sample(model, num, given=given, site=latent, seed=0)
+            return draws.cpu()
         except (PairError, NotImplementedError):
             raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
-        return prior().sample((num,)).cpu()
+        draws = prior().sample((num,))
+        return draws.cpu()
 
 
 def _on_simplex(draws: torch.Tensor) -> bool:
