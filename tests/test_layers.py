@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
+    {"arguments"},
     {"_version", "modules", "labels", "optimizers"},
     {"data", "nn", "config", "steps"},
     {"distributions"},

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
@@ -107,7 +108,7 @@ class Write(Configurable):
     def __init__(self, in_features: int, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        self.linear = initialize(nn.Linear(in_features, math.prod(self.shape)))
+        self.linear = initialize(nn.Linear(as_count("in_features", in_features), math.prod(self.shape)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
@@ -148,9 +149,9 @@ class AttentionRead(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), _positive(size)
+        self.shape, self.size = image_of(shape), as_count("size", size)
         self.out_features = 2 * self.shape[0] * size**2
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
 
     def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Returns what the filters see of the two images."""
@@ -194,9 +195,9 @@ class AttentionWrite(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), _positive(size)
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
-        self.patch = initialize(nn.Linear(in_features, self.shape[0] * size**2))
+        self.shape, self.size = image_of(shape), as_count("size", size)
+        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
+        self.patch = initialize(nn.Linear(as_count("in_features", in_features), self.shape[0] * size**2))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
@@ -215,9 +216,3 @@ class AttentionWrite(Configurable):
 
 def _boxes(placing: Tensor, size: int, shape: Sequence[int]) -> Tensor:
     return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(*placing.shape[:-1], 4)
-
-
-def _positive(size: int) -> int:
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}: how many filters there are along each side.")
-    return size
