@@ -241,9 +241,9 @@ def _place(loaded: LoadedRun, device: str) -> LoadedRun:
 
 def _check_device(name: str) -> torch.device:
     try:
-        return torch.empty(0, device=find_device(name)).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
-        raise ValueError(f"--device {name}: {str(error).partition(chr(10))[0]}") from error
+        return find_device(name)
+    except ValueError as error:
+        raise ValueError(f"--device {name}: {error}") from error
 
 
 def _count(text: str) -> int:

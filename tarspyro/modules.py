@@ -28,6 +28,8 @@ from pyro.infer.util import is_validation_enabled
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from tarspyro.arguments import as_count, shown
+
 _counter = itertools.count()
 _registering = contextvars.ContextVar("registering", default=True)
 
@@ -50,6 +52,26 @@ class Configurable(nn.Module):
         # Past nn.Module's __setattr__, which would register modules among the arguments a second time.
         object.__setattr__(module, "constructor_arguments", (args, kwargs))
         return module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except (RuntimeError, ZeroDivisionError) as error:  # the latter is what Pyro's plates say of no rows
+            if type(error) not in (RuntimeError, ZeroDivisionError):
+                raise  # no memory, or not implemented
+            raise ValueError(f"{describe_call(self, args)}: {str(error).partition(chr(10))[0]}") from error
+
+
+def describe_call(network: nn.Module, inputs: Sequence[Any]) -> str:
+    """Says that a module does not run on some inputs: of which shapes, types and devices they are, and its weights."""
+    tensors = [value for value in inputs if torch.is_tensor(value)]
+    sizes = ", ".join(str(tuple(value.shape)) for value in tensors) or "nothing"
+    kinds = {(value.dtype, value.device) for value in tensors if value.is_floating_point()}
+    weight = next(network.parameters(), None)
+    if weight is not None:
+        kinds |= {(weight.dtype, weight.device)}
+    apart = f", {' and '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}" if len(kinds) > 1 else ""
+    return f"{type(network).__name__} does not run on inputs of shape {sizes}{apart}"
 
 
 class StochasticModule(Configurable):
@@ -100,6 +122,8 @@ class StochasticModule(Configurable):
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("batch_size") is not None:
+            as_count("batch_size", kwargs["batch_size"])
         if not _registering.get():
             return super().__call__(*args, **kwargs)
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.parameters()):
@@ -223,10 +247,21 @@ def _headline(part: Any) -> str:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU."""
+    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here, or it holds no numbers.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device must be one that is here, or 'auto', got {shown(device)} ({reason}).") from error
+    if found.type == "meta":
+        raise ValueError(f"device must hold numbers, got {shown(device)}, where tensors are shapes alone.")
+    return found
 
 
 @contextlib.contextmanager
