@@ -4,7 +4,7 @@ __all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
 
+from tarspyro.arguments import as_count, as_shape, check_module, shown
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.prior import as_prior
@@ -48,16 +49,22 @@ class _Interface(nn.Module, ConditionalDistribution):
         return self(context)
 
     @_array_in_array_out
-    def sample(self, *context: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, *context: Tensor, sample_shape: int | tuple[int, ...] = ()) -> Tensor:
         """Returns draws of shape ``sample_shape + batch_shape + event_shape``, reparameterized where possible."""
         distribution = self(*context)
         draw: Callable[..., Tensor] = distribution.rsample if distribution.has_rsample else distribution.sample
-        return draw(sample_shape)
+        return draw(as_shape("sample_shape", sample_shape))
 
     @_array_in_array_out
     def log_prob(self, value: Tensor, *context: Tensor) -> Tensor:
         """Returns log p(value | context) in nats, summed over the event: one number for each row."""
-        density: Tensor = self(*context).log_prob(value)
+        distribution = self(*context)
+        event = tuple(distribution.event_shape)
+        if not torch.is_tensor(value):
+            raise TypeError(f"value must be a tensor or an array, got {shown(value)}.")
+        if tuple(value.shape[value.dim() - len(event) :]) != event:
+            raise ValueError(f"value must have rows of shape {event}, got {tuple(value.shape)}.")
+        density: Tensor = distribution.log_prob(value)
         return density
 
     @_array_in_array_out
@@ -80,9 +87,16 @@ class _Interface(nn.Module, ConditionalDistribution):
         Raises:
             NotImplementedError: If no closed form is registered for the two families.
         """
+        own = self(*context)
         if not isinstance(other, Distribution):
+            if not callable(other):
+                raise TypeError(f"other must be a distribution or a module that returns one, got {shown(other)}.")
             other = other(*context) if isinstance(other, _Interface) else other()
-        return kl_divergence(self(*context), other)
+        if own.event_shape != other.event_shape:
+            raise ValueError(
+                f"other must draw {tuple(own.event_shape)} as the distribution itself, got {tuple(other.event_shape)}."
+            )
+        return kl_divergence(own, other)
 
 
 class Conditional(FamilyModule, _Interface):
@@ -136,8 +150,7 @@ class Conditional(FamilyModule, _Interface):
         **fixed: Any,
     ) -> None:
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
-        if not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
+        check_module("trunk", trunk)
         self.trunk = trunk
         self.heads = nn.ModuleDict({name: make_head(trunk, shape) for name, (_, shape) in self.free.items()})
         if "scale" in self.heads:
@@ -182,9 +195,10 @@ class Deterministic(Configurable, _Interface):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        check_module("trunk", trunk)
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of tensors, such as torch.nn.Sigmoid(), got {transform!r}.")
+        self.event_shape = as_shape("event_shape", event_shape)
         self.trunk, self.transform = trunk, transform
         self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
 
@@ -238,6 +252,7 @@ class Blocks(Configurable, _Interface):
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
+        as_count("the number of blocks", len(blocks))
         for block in blocks:
             if not isinstance(block, nn.Module):
                 raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {block!r}.")
@@ -300,6 +315,8 @@ class Transformed(Configurable, _Interface):
         super().__init__()
         if not isinstance(base, (nn.Module, Distribution)):
             raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {base!r}.")
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms must be a list of transforms, got {transforms!r}.")
         for transform in transforms:
             if not isinstance(transform, (Transform, ConditionalTransform)):
                 raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {transform!r}.")

@@ -8,7 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import (
+    check_parameters,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
@@ -50,6 +52,9 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration=concentration)
+        if not torch.is_tensor(concentration) or not concentration.dim() or not concentration.shape[-1]:
+            raise ValueError(f"concentration must be of shape batch_shape + (K,), got {shown(concentration)}.")
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, validate_args=validate_args)
         self._check_boost(self.concentration)
@@ -104,6 +109,7 @@ class Beta(FromGammas, dist.Beta):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration1=concentration1, concentration0=concentration0)
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration1, concentration0, validate_args=validate_args)
         self._check_boost(self._dirichlet.concentration)

@@ -9,6 +9,7 @@ __all__ = [
     "CarriesScore",
     "Draw",
     "bounded",
+    "check_parameters",
     "full_precision",
     "inside_unit_interval",
     "log_and_log1m",
@@ -22,6 +23,7 @@ __all__ = [
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from tarspyro.arguments import shown
 
 _ZERO: Any = 0  # Pyro's word for a part that is not there
 
@@ -130,6 +134,28 @@ def on_simplex(log_value: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the exponentials of logarithms of shares, which sum to one as nearly as the numbers allow."""
     value = bounded(log_value, dtype)
     return value if dtype != log_value.dtype else value / value.sum(-1, keepdim=True).detach()
+
+
+def check_parameters(**parameters: Any) -> None:
+    """Raises unless the parameters of a family are numbers, or tensors in floating point, that broadcast.
+
+    Raises:
+        TypeError: If one is neither.
+        ValueError: If one is of integers, or the shapes do not broadcast.
+    """
+    tensors = {name: value for name, value in parameters.items() if torch.is_tensor(value)}
+    for name, value in parameters.items():
+        if name in tensors and not value.is_floating_point():
+            raise ValueError(f"{name} must be in floating point, got {value.dtype}: {name}.float().")
+        if name not in tensors and not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number or a tensor, got {shown(value)}.")
+    shapes = [value.shape for value in tensors.values()]
+    if len(set(shapes)) > 1:
+        try:
+            torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            names, sizes = " and ".join(tensors), " and ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(f"{names} must broadcast, got shapes {sizes}.") from None
 
 
 class CarriesScore(TorchDistributionMixin):

@@ -11,16 +11,21 @@ from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from tarspyro.distributions.drawing import CarriesScore, recall, remember
+from tarspyro.arguments import shown
+from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 
 
 def _stack_experts(experts: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
     """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``, and the event_dim."""
+    for expert in experts:
+        if not isinstance(expert, torch.distributions.Distribution):
+            raise TypeError(f"experts must be Normal distributions, got {shown(expert)}.")
     ndims = {expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0 for expert in experts}
     normals = [expert.base_dist if isinstance(expert, Independent) else expert for expert in experts]
     if len(ndims) != 1 or not all(isinstance(normal, torch.distributions.Normal) for normal in normals):
         raise ValueError(f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}.")
     (event_dim,) = ndims
+    check_parameters(**{f"experts[{index}].loc": normal.loc for index, normal in enumerate(normals)})
     shape = torch.broadcast_shapes(*(normal.batch_shape for normal in normals))
     locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim=-1 - event_dim)
     scales = torch.stack([normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim)
@@ -204,7 +209,11 @@ class Concatenate(CarriesScore, TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
+        if not blocks:
+            raise ValueError("blocks must hold at least one distribution, got none.")
         for block in blocks:
+            if not isinstance(block, torch.distributions.Distribution):
+                raise TypeError(f"blocks must be distributions over vectors, got {shown(block)}.")
             if len(block.event_shape) != 1:
                 raise ValueError(f"blocks must be over vectors, got {block}: add .to_event(1).")
         batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))

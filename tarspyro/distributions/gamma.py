@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import (
     CarriesScore,
     bounded,
+    check_parameters,
     full_precision,
     log_of,
     remember,
@@ -35,7 +37,7 @@ class FromGammas(CarriesScore):
         if reparameterization not in ("rejection", "implicit"):
             raise ValueError(f"reparameterization must be 'rejection' or 'implicit', got {reparameterization!r}.")
         if isinstance(boost, bool) or not isinstance(boost, int) or boost < 0:
-            raise ValueError(f"boost must be a whole number, 0 or more, got {boost!r}.")
+            raise ValueError(f"boost must be a whole number, 0 or more, got {shown(boost)}.")
         self.boost, self.reparameterization = boost, reparameterization
 
     def _check_boost(self, *concentrations: Tensor) -> None:
@@ -101,6 +103,7 @@ class Gamma(FromGammas, dist.Gamma):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration=concentration, rate=rate)
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, rate, validate_args=validate_args)
         self._check_boost(self.concentration)
@@ -263,6 +266,7 @@ class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(df=df, loc=loc, scale=scale)
         self._set_sampler(boost, reparameterization)
         super().__init__(df, loc, scale, validate_args=validate_args)
         self._check_boost(0.5 * self.df)

@@ -12,7 +12,9 @@ from torch.distributions import RelaxedOneHotCategorical, constraints
 from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import (
+    check_parameters,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
@@ -42,7 +44,7 @@ class _Relaxed(TorchDistribution):
         if probs is not None and (self._validate_args if validate is None else validate):
             probs = torch.as_tensor(probs)
             if not self.arg_constraints["probs"].check(probs).all():
-                raise ValueError(f"probs must be probabilities, got {probs}: or give logits.")
+                raise ValueError(f"probs must be probabilities, got {shown(probs)}: or give logits.")
         return probs_to_logits(probs, is_binary=binary) if probs is not None else logits  # type: ignore[return-value]
 
     @property
@@ -129,6 +131,9 @@ class GumbelSoftmax(_Relaxed):
     ) -> None:
         self._set_rules(hard, score)
         logits = self._logits(logits, probs, validate_args, binary=False)
+        if not torch.is_tensor(logits) or not logits.dim() or not logits.shape[-1]:
+            raise ValueError(f"logits and probs must be of shape batch_shape + (K,), got {shown(logits)}.")
+        check_parameters(logits=logits[..., 0], temperature=temperature)
         # One temperature for each row; the logits' last dimension is the event.
         self.temperature, row = broadcast_all(_like(logits, temperature), logits[..., 0])
         self.logits = logits.expand(row.shape + logits.shape[-1:])
@@ -216,7 +221,9 @@ class GumbelSigmoid(_Relaxed):
         validate_args: bool | None = None,
     ) -> None:
         self._set_rules(hard, score)
-        logits = torch.as_tensor(self._logits(logits, probs, validate_args, binary=True))
+        logits = self._logits(logits, probs, validate_args, binary=True)
+        check_parameters(logits=logits, temperature=temperature)
+        logits = torch.as_tensor(logits)
         self.logits, self.temperature = broadcast_all(logits, _like(logits, temperature))
         super().__init__(self.logits.shape, validate_args=validate_args)
 
