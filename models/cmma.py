@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior, has_context
+from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 
 
@@ -55,7 +55,7 @@ class CMMA(StochasticModule):
 
     def __init__(self, prior: Callable[[Tensor], Any], likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), likelihood
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         if not has_context(self.prior):
             raise ValueError(
                 f"prior must be p(z | y), such as Conditional(...), got {prior!r}: x would not depend on y."

@@ -2,6 +2,8 @@
 
 __all__ = [
     "as_count",
+    "as_numbers",
+    "as_seed",
     "as_shape",
     "as_sizes",
     "check_constructor",
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
 _LONGEST = 120  # what is shown of a value, in characters
 
@@ -56,6 +58,19 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     return count
 
 
+def as_seed(value: Any) -> int:
+    """Returns the seed of a generator of random numbers.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it has more than 64 bits.
+    """
+    seed = as_count("seed", value, -(2**63))
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}.")
+    return seed
+
+
 def as_sizes(name: str, value: Any, *, at_least: int = 0) -> tuple[int, ...]:
     """Returns a list of sizes, whole numbers from 1 on.
 
@@ -73,6 +88,22 @@ def as_sizes(name: str, value: Any, *, at_least: int = 0) -> tuple[int, ...]:
     if len(sizes) < at_least:
         raise ValueError(f"{name} must hold at least {at_least} of them, got {list(sizes)}.")
     return sizes
+
+
+def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns numbers, in a tensor, an array or a list, as a tensor.
+
+    Raises:
+        TypeError: If they are none, or rows differ in length.
+
+    Example:
+        >>> as_numbers("scores", [1, 2, 3])
+        tensor([1, 2, 3])
+    """
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be numbers, in a tensor or an array, got {shown(value)}.") from None
 
 
 def as_shape(name: str, value: Any) -> Size:

@@ -22,13 +22,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import as_count, shown
+from tarspyro.arguments import as_count, as_seed, shown
 
 _counter = itertools.count()
 _registering = contextvars.ContextVar("registering", default=True)
@@ -122,8 +123,13 @@ class StochasticModule(Configurable):
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("batch_size") is not None:
+        if "batch_size" in kwargs:
             as_count("batch_size", kwargs["batch_size"])
+        for value in args:
+            scalar = torch.is_tensor(value) and not value.dim()
+            if scalar or isinstance(value, (str, float, int, list, np.ndarray)):
+                name = type(self).__name__
+                raise TypeError(f"{name} takes tensors with a row for each data point, got {shown(value)}.")
         if not _registering.get():
             return super().__call__(*args, **kwargs)
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.parameters()):
@@ -330,6 +336,7 @@ def set_rng_states(states: Sequence[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
     """Gives back the random state of every device as it was before; with ``seed``, starts from it inside."""
+    seed = None if seed is None else as_seed(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() or seed is not None else ()
     with torch.random.fork_rng(devices=list(devices)):
         if seed is not None:

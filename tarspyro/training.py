@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from tarspyro.arguments import as_count, check_positive, shown
 from tarspyro.batches import Batches, count_rows
-from tarspyro.checks import check_inputs
+from tarspyro.checks import check_inputs, check_training
 from tarspyro.config import describe
 from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
 from tarspyro.infer.recording import tensors_of
@@ -121,6 +122,7 @@ def fit(
         NonFiniteError: If a loss is not finite; the weights are then those of the last good epoch.
         CollapseError: If a player of a game has won, so that the others learn nothing; the weights likewise.
         RunError: If ``folder`` holds a run already, or a corrupted one is to be resumed.
+        TypeError: If an argument is of another kind than it has to be.
         ValueError: If an argument is out of range.
 
     Example:
@@ -136,6 +138,10 @@ def fit(
     """
     counts = {"epochs": epochs, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch, "patience": patience}
     _check_arguments(counts, keep, resume, folder)
+    check_training(model, guide, loss, optimizer, optimizer_options, schedules, settings, autocast)
+    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if limit is not None:
+            check_positive(name, limit)
     device = find_device(device)
     loss = ELBO() if loss is None else loss
     if isinstance(loss, Game) and patience is not None:
@@ -203,10 +209,12 @@ def _check_arguments(
     counts: Mapping[str, int | None], keep: str | None, resume: bool, folder: str | Path | None
 ) -> None:
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        if value is not None:
+            as_count(name, value)
     if keep not in (None, "best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
+    if not isinstance(folder, str | Path | None):
+        raise TypeError(f"folder must be the path of a run folder, got {shown(folder)}.")
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run to go on with, folder=...")
 

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers, as_shape
 from tarspyro.data.files import DataError, data_folder, fetch
 from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.masks import lower_half, off_grid, random_pixels
@@ -76,7 +77,13 @@ class Split:
         return Split(self.x[index], None if self.y is None else self.y[index])
 
     def reshape(self, *event_shape: int) -> "Split":
-        """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``."""
+        """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``.
+
+        Raises:
+            ValueError: If there are more or fewer numbers in it.
+        """
+        if self.x.shape[1:].numel() != as_shape("event_shape", event_shape).numel():
+            raise ValueError(f"event_shape must be another of {tuple(self.x.shape[1:])}, got {event_shape}.")
         return Split(self.x.reshape(len(self.x), *event_shape), self.y)
 
     def one_hot(self, num_classes: int | None = None) -> "Split":
@@ -92,11 +99,11 @@ class Split:
             >>> digits().test.one_hot().y.shape
             torch.Size([360, 10])
         """
-        if self.y is None or self.y.is_floating_point() or self.y.dim() != 1:
+        if self.y is None or self.y.is_floating_point() or self.y.dim() != 1 or not len(self.y):
             found = "none" if self.y is None else f"{self.y.dtype} of shape {tuple(self.y.shape)}"
             raise ValueError(f"one_hot needs integer labels y of shape (N,), got {found}.")
         largest = int(self.y.max())
-        num_classes = largest + 1 if num_classes is None else num_classes
+        num_classes = largest + 1 if num_classes is None else as_count("num_classes", num_classes)
         if int(self.y.min()) < 0 or largest >= num_classes:
             raise ValueError(
                 f"num_classes is {num_classes}, for labels from 0 to {num_classes - 1}, "
@@ -179,7 +186,7 @@ def mnist(*, validation: int = 10_000, flatten: bool = True, folder: str | Path 
         DataError: If a file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``validation`` is out of range.
     """
-    if not 0 <= validation < 60_000:
+    if as_count("validation", validation, -60_000) not in range(60_000):
         raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
     place = data_folder(folder) / "mnist"
     arrays = [_idx(fetch(place / name, _MNIST_URL + name, sha256, _gunzip), name) for name, sha256 in _MNIST.items()]
@@ -205,8 +212,9 @@ def frey_face(*, test: int = 196, seed: int = 0, flatten: bool = True, folder: s
         DataError: If the file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``test`` is out of range.
     """
-    if not 0 < test < 1965:
+    if as_count("test", test, -1965) not in range(1, 1965):
         raise ValueError(f"test must be between 1 and 1,964, got {test}.")
+    seed = as_count("seed", seed, 0)
     raw = fetch(data_folder(folder) / "frey_face" / "frey_face.npz", _FREY_FACE_URL, _FREY_FACE, _frey_bytes)
     frames = np.frombuffer(raw, np.uint8).reshape(1965, 28, 20)
     frames = frames[np.random.default_rng(seed).permutation(len(frames))]
@@ -231,8 +239,7 @@ def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regre
     """
     if name not in _UCI:
         raise ValueError(f"name must be one of {', '.join(_UCI)}, got {name!r}.")
-    if split < 0:
-        raise ValueError(f"split must not be negative, got {split}.")
+    split = as_count("split", split, 0)
     content = fetch(data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
     table = np.loadtxt(io.BytesIO(content))
     table = table[np.random.default_rng(split).permutation(len(table))]
@@ -269,6 +276,9 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
     """
     if given not in (1, 2, 3):
         raise ValueError(f"given must be 1, 2 or 3 quadrants, got {given!r}.")
+    x = as_numbers("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}.")
     flat = x.flatten(1)
     pixels = flat[:, _quadrant_order(flat.shape[1])]
     split = given * flat.shape[1] // 4
@@ -276,7 +286,17 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
 
 
 def join_quadrants(missing: Tensor, given: Tensor) -> Tensor:
-    """Returns the flat images whose parts ``quadrants`` returned, of shape (N, P)."""
+    """Returns the flat images whose parts ``quadrants`` returned, of shape (N, P).
+
+    Raises:
+        ValueError: If the parts differ in their leading dimensions, or do not make square images with an even side.
+    """
+    missing, given = as_numbers("missing", missing), as_numbers("given", given)
+    if not missing.dim() or not given.dim() or missing.shape[:-1] != given.shape[:-1]:
+        raise ValueError(
+            f"missing and given must be parts of the same images, got shapes {tuple(missing.shape)} and "
+            f"{tuple(given.shape)}."
+        )
     pixels = torch.cat([given, missing], -1)
     return pixels[..., _quadrant_order(pixels.shape[-1]).argsort()]
 

@@ -21,6 +21,8 @@ def data_folder(folder: str | Path | None) -> Path:
     """Returns the folder that is given, else the one that ``TARSPYRO_DATA`` names, else one in the user's cache."""
     if folder is None:
         folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be the path of the data folder, got {folder!r}.")
     return Path(folder).expanduser()
 
 

@@ -40,7 +40,7 @@ def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> S
         file, sha256 = _KNOWN[str(name)]
         path = data_folder(folder) / "polyphonic_music" / file
         return _rolls(str(name), path, fetch(path, None, sha256, bytes))
-    path = Path(name).expanduser()
+    path = Path(str(name)).expanduser()
     if path.suffix != ".mat":
         raise ValueError(f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}.")
     try:

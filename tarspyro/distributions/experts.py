@@ -64,6 +64,8 @@ class ProductOfExperts(Independent):
     """
 
     def __init__(self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None) -> None:
+        if not isinstance(experts, Sequence):
+            raise TypeError(f"experts must be a list of Normal distributions, got {shown(experts)}.")
         locs, scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
         precisions = scales**-2
         if mask is not None:
@@ -209,8 +211,8 @@ class Concatenate(CarriesScore, TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
-        if not blocks:
-            raise ValueError("blocks must hold at least one distribution, got none.")
+        if not isinstance(blocks, Sequence) or not blocks:
+            raise ValueError(f"blocks must be a list of one distribution or more, got {shown(blocks)}.")
         for block in blocks:
             if not isinstance(block, torch.distributions.Distribution):
                 raise TypeError(f"blocks must be distributions over vectors, got {shown(block)}.")

@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import linear
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import unsqueezed
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, event_shapes
@@ -66,6 +67,8 @@ class VampPrior(Configurable):
             raise TypeError(f"posterior must be the guide's module, such as a Conditional, got {posterior!r}.")
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be (low, high) with low < high, or None, got {bounds}.")
+        if not isinstance(pseudo_inputs, Tensor | Sequence):
+            raise TypeError(f"pseudo_inputs must be a tensor (K, *x) or its shape, got {shown(pseudo_inputs)}.")
         shape = tuple(pseudo_inputs.shape if torch.is_tensor(pseudo_inputs) else pseudo_inputs)
         if not shape or shape[0] < 1:
             raise ValueError(f"pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got {shape}.")

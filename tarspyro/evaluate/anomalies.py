@@ -5,8 +5,8 @@ __all__ = ["anomaly_score", "auroc"]
 from typing import Any
 
 import numpy as np
-import torch
 
+from tarspyro.arguments import as_numbers
 from tarspyro.evaluate.likelihood import elbo, log_likelihood, reconstruction
 from tarspyro.infer.traces import Program
 
@@ -90,7 +90,8 @@ def auroc(scores: Any, labels: Any) -> float:
         >>> auroc([1.0, 1.0, 1.0], [True, False, False])
         0.5
     """
-    values, classes = (v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (scores, labels))
+    given = {"scores": scores, "labels": labels}
+    values, classes = (as_numbers(name, each).detach().cpu().numpy() for name, each in given.items())
     if values.ndim != 1 or values.shape != classes.shape:
         raise ValueError(f"labels must be one for each of the scores, got shapes {classes.shape} and {values.shape}.")
     if np.isnan(values).any():

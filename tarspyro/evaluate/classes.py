@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_numbers
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.infer.traces import PairError, Program, name_of
@@ -64,7 +65,7 @@ def accuracy(guide: Program, x: Any, y: Any, *, site: str = "y") -> float:
         ValueError: If x and y differ in length.
     """
     found = torch.as_tensor(classify(guide, x, site=site)).argmax(-1)
-    right = torch.as_tensor(y, device=found.device)
+    right = as_numbers("y", y).to(found.device)
     right = right.argmax(-1) if right.dim() > 1 else right
     if len(found) != len(right):
         raise ValueError(f"y must have a class for each of the {len(found)} rows of x, got {len(right)}.")

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.traces import Program, trace_pair
 from tarspyro.infer.weights import Structure, structure_of
 
@@ -41,8 +42,8 @@ class Bound(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
+        num_particles = as_count("num_particles", num_particles)
+        check_number("max_plate_nesting", max_plate_nesting, 0)
         super().__init__(num_particles=num_particles, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         # The base class counts the plate of particles in; here it is the user's plates alone.
         self.vectorize_particles, self.max_plate_nesting = vectorize_particles, max_plate_nesting

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import check_number
 from tarspyro.infer.reductions import renyi_bound, renyi_weights, without_each
 from tarspyro.infer.traces import PairError, Program, reparameterized, views_of, with_values
 from tarspyro.infer.weighted import WeightedBound, chain_rule, damp
@@ -75,8 +76,7 @@ class Renyi(WeightedBound):
     def __init__(
         self, alpha: float, num_particles: int = 10, num_groups: int = 1, gradient: str = "pathwise", **options: Any
     ) -> None:
-        if math.isnan(alpha):
-            raise ValueError("alpha must be a number, got nan.")
+        check_number("alpha", alpha)
         if gradient == "dreg" and math.isinf(alpha):
             raise ValueError("gradient='dreg' is for a finite alpha: take 'pathwise'.")
         super().__init__(num_particles, num_groups, "dreg" if (gradient, alpha) == ("stl", 1) else gradient, **options)
@@ -148,8 +148,7 @@ class CIWAE(WeightedBound):
     def __init__(
         self, beta: float, num_particles: int = 10, num_groups: int = 1, gradient: str = "pathwise", **options: Any
     ) -> None:
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be from 0 to 1, got {beta}.")
+        check_number("beta", beta, 0, 1)
         super().__init__(num_particles, num_groups, gradient, **options)
         self.beta = beta
 

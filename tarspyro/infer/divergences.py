@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from tarspyro.arguments import check_number
 from tarspyro.modules import Configurable
 
 
@@ -137,8 +138,7 @@ class Wasserstein(Divergence):
 
     def __init__(self, weight: float = 10.0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+        check_number("weight", weight, 0)
         self.weight = weight
 
     def real(self, score: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from tarspyro.arguments import check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.enumeration import Enumerated, Term, enumerated_sites, expectation, surrogate
 from tarspyro.infer.traces import (
@@ -103,8 +104,8 @@ class ELBO(Bound):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if beta < 0 or free_bits < 0:
-            raise ValueError(f"beta and free_bits must not be negative, got beta={beta}, free_bits={free_bits}.")
+        check_number("beta", beta, 0)
+        check_number("free_bits", free_bits, 0)
         if gradient not in ("pathwise", "stl"):
             raise ValueError(f"gradient must be 'pathwise' or 'stl', got {gradient!r}.")
         if gradient == "stl" and free_bits:

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_number
 from tarspyro.infer.adversarial import AdversarialGame, Draws, draw
 from tarspyro.infer.base import Bound
 from tarspyro.infer.divergences import Divergence
@@ -93,8 +94,7 @@ class VAEGAN(AdversarialGame):
         names = [name for name, _ in discriminator.named_modules() if name]
         if layer is not None and layer not in names:
             raise ValueError(f"layer must be None or a module of the discriminator, one of {names}, got {layer!r}.")
-        if gamma < 0:
-            raise ValueError(f"gamma must not be negative, got {gamma}.")
+        check_number("gamma", gamma, 0)
         if bound is not None and not isinstance(bound, Bound):
             raise TypeError(f"bound must be one of tarspyro.infer, such as ELBO(), got {bound!r}.")
         self.site, self.layer, self.gamma, self.bound = site, layer, gamma, bound or ELBO()

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_count
 from tarspyro.infer.base import Bound
 from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
@@ -43,10 +44,8 @@ class WeightedBound(Bound):
         chunk_size: int | None = None,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_groups < 1:
-            raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+        num_groups = as_count("num_groups", num_groups)
+        chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size)
         if chunk_size is not None and (gradient != "pathwise" or not vectorize_particles):
             raise ValueError("chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it out.")
         if gradient == "stl":

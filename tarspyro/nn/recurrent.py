@@ -1,19 +1,30 @@
 """Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen and the state before."""
 
-__all__ = ["Backward", "ConvLSTMCell", "Recurrence"]
+__all__ = ["Backward", "ConvLSTMCell", "Recurrence", "as_recurrence"]
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_module
+from tarspyro.arguments import as_count, check_module, shown
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
 State = Tensor | tuple[Tensor, ...]
+
+
+def as_recurrence(name: str, value: Any) -> Any:
+    """Returns what keeps a state from step to step, of which ``name`` is the argument.
+
+    Raises:
+        TypeError: If it has no initial state, or cannot be called for the next.
+    """
+    if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
+        raise TypeError(f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got {shown(value)}.")
+    return value
 
 
 class Recurrence(Configurable):

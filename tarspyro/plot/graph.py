@@ -13,6 +13,9 @@ from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
 from pyro import poutine
 from pyro.infer.inspect import get_model_relations
 
+from tarspyro.checks import explaining
+from tarspyro.infer.recording import tensors_of
+from tarspyro.infer.traces import check_program
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.plot.figures import axes_of
 
@@ -48,7 +51,8 @@ def graph(program: Callable[..., Any], *args: Any, ax: Axes | None = None, **kwa
         >>> [text.get_text() for text in graph(p, torch.zeros(5, 64)).axes[0].texts]
         ['$z$', 'Normal', '$x$', 'Bernoulli', 'data']
     """
-    with preserved_rng(), evaluating(program), torch.no_grad():
+    check_program("program", program)
+    with preserved_rng(), evaluating(program), torch.no_grad(), explaining([program], tensors_of(args)):
         # Drawn beforehand: some samplers, such as Laplace's, fail on parameters that carry where they come from.
         values = poutine.trace(program).get_trace(*args, **kwargs)
         found: Mapping[str, Any] = get_model_relations(poutine.replay(program, trace=values), args, kwargs)
