@@ -88,7 +88,7 @@ def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionReca
         PrecisionRecall(precision=1.0, recall=0.1)
     """
     x, y = _checked(features=features, others=others)
-    if not as_count("k", k) < min(len(x), len(y)):
+    if as_count("k", k, 0) not in range(1, min(len(x), len(y))):
         raise ValueError(f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1}, got {k}.")
     return PrecisionRecall(_share_among(x, y, k), _share_among(y, x, k))
 

@@ -49,7 +49,7 @@ def nearest_neighbours(guide: Program, x: Any, among: Any, *, num: int = 5, site
     """
     with preserved_rng():  # the guide draws, although only its means are looked at
         codes, others = embed(guide, x, site=site), embed(guide, among, site=site)
-    if as_count("num", num) > len(others):
+    if as_count("num", num, 0) not in range(1, len(others) + 1):
         raise ValueError(f"num must lie between 1 and the number of data points, {len(others)}, got {num}.")
     first, second = (torch.as_tensor(part).flatten(1) for part in (codes, others))
     # Without the expansion of the square, which would lose the digits of small distances.

@@ -5,6 +5,7 @@ __all__ = ["knn_accuracy", "linear_probe"]
 from typing import Any
 
 import numpy as np
+import torch
 
 from tarspyro.arguments import as_count, as_numbers, check_positive
 
@@ -31,7 +32,7 @@ def knn_accuracy(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, 
     from sklearn.neighbors import KNeighborsClassifier
 
     x, y, test_x, test_y = _checked(codes, labels, test_codes, test_labels)
-    if as_count("k", k) > len(x):
+    if as_count("k", k, 0) not in range(1, len(x) + 1):
         raise ValueError(f"k must lie between 1 and the number of codes, {len(x)}, got {k}.")
     return float(KNeighborsClassifier(k).fit(x, y).score(test_x, test_y))
 
@@ -73,8 +74,9 @@ def linear_probe(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, 
 
 def _checked(codes: Any, labels: Any, test_codes: Any, test_labels: Any) -> list[np.ndarray]:
     """The codes as vectors in double precision, and the labels, as arrays."""
-    named = {"codes": codes, "test_codes": test_codes, "labels": labels, "test_labels": test_labels}
-    arrays = {name: as_numbers(name, values).detach().cpu().numpy() for name, values in named.items()}
+    numbers, names = {"codes": codes, "test_codes": test_codes}, {"labels": labels, "test_labels": test_labels}
+    arrays = {name: as_numbers(name, values).detach().cpu().numpy() for name, values in numbers.items()}
+    arrays |= {name: np.asarray(v.cpu() if torch.is_tensor(v) else v) for name, v in names.items()}
     for prefix in ("", "test_"):
         x, y = arrays[f"{prefix}codes"], arrays[f"{prefix}labels"]
         if not x.size:
