@@ -70,10 +70,8 @@ class DRAW(StochasticModule):
         steps: int,
     ) -> None:
         super().__init__()
-        self.posterior, self.likelihood = (
-            as_conditional("posterior", posterior),
-            as_conditional("likelihood", likelihood),
-        )
+        self.posterior = as_conditional("posterior", posterior)
+        self.likelihood = as_conditional("likelihood", likelihood)
         self.encoder, self.canvas = as_recurrence("encoder", encoder), as_recurrence("canvas", canvas)
         self.read = read
         self.steps = as_count("steps", steps)

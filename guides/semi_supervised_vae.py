@@ -62,10 +62,8 @@ class SemiSupervisedVAE(StochasticModule):
         enumerate: bool = True,
     ) -> None:
         super().__init__()
-        self.classifier, self.posterior = (
-            as_conditional("classifier", classifier),
-            as_conditional("posterior", posterior),
-        )
+        self.classifier = as_conditional("classifier", classifier)
+        self.posterior = as_conditional("posterior", posterior)
         self.num_labelled = as_count("num_labelled", num_labelled, 0)
         self.num_unlabelled = as_count("num_unlabelled", num_unlabelled, 0)
         self.enumerate = enumerate

@@ -9,7 +9,7 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, check_positive
 from tarspyro.distributions import as_conditional, as_discrete, as_prior
 from tarspyro.modules import StochasticModule
 
@@ -83,8 +83,7 @@ class SemiSupervisedVAE(StochasticModule):
         alpha: float = 0.1,
     ) -> None:
         super().__init__()
-        if alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {alpha}: leave the classifier out for none.")
+        check_positive("alpha", alpha)
         self.prior, self.label_prior = as_prior(prior), as_prior(label_prior)
         self.likelihood = as_conditional("likelihood", likelihood)
         self.num_labelled = as_count("num_labelled", num_labelled, 0)

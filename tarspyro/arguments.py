@@ -6,6 +6,7 @@ __all__ = [
     "as_seed",
     "as_shape",
     "as_sizes",
+    "check_choice",
     "check_constructor",
     "check_module",
     "check_number",
@@ -19,6 +20,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor, nn
 
@@ -34,6 +36,8 @@ def shown(value: Any) -> str:
     """
     if torch.is_tensor(value) and value.dim():
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray) and value.size > 5:
+        return f"an array of shape {value.shape}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
@@ -56,6 +60,18 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name} must {f'be at least {least}' if least else 'not be negative'}, got {count}.")
     return count
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises unless the value is one of some words.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    words = list(choices)
+    if not isinstance(value, str) or value not in words:
+        listed = " or ".join(map(repr, words)) if len(words) < 3 else f"one of {', '.join(map(repr, words))}"
+        raise ValueError(f"{name} must be {listed}, got {shown(value)}.")
 
 
 def as_seed(value: Any) -> int:
@@ -101,9 +117,14 @@ def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tenso
         tensor([1, 2, 3])
     """
     try:
-        return torch.as_tensor(value, dtype=dtype)
+        tensor = torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be numbers, in a tensor or an array, got {shown(value)}.") from None
+    if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be real numbers in a dense tensor, got {tensor.dtype} on {tensor.device}, {tensor.layout}."
+        )
+    return tensor
 
 
 def as_shape(name: str, value: Any) -> Size:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tarspyro.arguments import as_count, shown
+from tarspyro.arguments import as_count, as_numbers, shown
 from tarspyro.checks import check_binarizable
 from tarspyro.data import Sequences, Split
 from tarspyro.infer.recording import tensors_of
@@ -69,17 +69,7 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
 
 def _as_numbers(part: Any) -> Tensor:
     """A part of the data as a tensor of real numbers, pixels and double precision in torch's default type."""
-    try:
-        tensor = torch.as_tensor(part)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"data must hold numbers alone, got {shown(part)} ({error}).") from error
-    if tensor.is_complex():
-        raise ValueError(f"data must hold real numbers, got {tensor.dtype}: give the real and imaginary parts apart.")
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"data must be dense tensors that hold numbers, got one of {tensor.layout} on {tensor.device}."
-        )
-    return as_float(tensor)
+    return as_float(as_numbers("data", part))
 
 
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:
@@ -114,7 +104,10 @@ def check_count(arguments: Sequence[Any], program: Callable[..., Any]) -> None:
 def positional_names(program: Callable[..., Any]) -> list[str]:
     """The names of the program's data arguments; empty where it takes any number of them."""
     function = program.forward if isinstance(program, torch.nn.Module) else program
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin does not tell
+        return []
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -30,6 +30,8 @@ from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError, Program, check_program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
+_HALVES = (torch.bfloat16, torch.float16)
+
 
 class InputError(ValueError):
     """The data does not fit the model's likelihood."""
@@ -132,7 +134,7 @@ def check_training(
     for name, schedule in (schedules or {}).items():
         if not callable(schedule):
             raise TypeError(f"schedules[{name!r}] must be a function of the step, got {shown(schedule)}.")
-    if autocast not in (None, torch.bfloat16, torch.float16):
+    if autocast is not None and (not isinstance(autocast, torch.dtype) or autocast not in _HALVES):
         raise TypeError(f"autocast must be torch.bfloat16 or torch.float16, got {shown(autocast)}.")
 
 
@@ -236,6 +238,8 @@ def check_trained(
         PairError: If the loss depends on a parameter that no optimizer holds, as of a network that is not an
             attribute of its half.
     """
+    if not torch.is_tensor(loss):
+        raise TypeError(f"loss must return a number in a tensor, got {shown(loss)}.")
     held = {id(parameter) for parameter in parameters}
     reached = {id(parameter): parameter for parameter in leaves_of(loss)}
     known = held | {id(other) for other in others or ()}

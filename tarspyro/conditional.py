@@ -15,7 +15,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
 
-from tarspyro.arguments import as_count, as_shape, check_module, shown
+from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, shown
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.prior import as_prior
@@ -34,7 +34,7 @@ def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *values, **options)
         like = next(self.parameters(), torch.empty(0))
         with evaluating(self):
-            tensors = [torch.as_tensor(v, device=like.device) if isinstance(v, np.ndarray) else v for v in values]
+            tensors = [as_numbers("an array", v).to(like.device) if isinstance(v, np.ndarray) else v for v in values]
             tensors = [v.to(like.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for v in tensors]
             return method(self, *tensors, **options).cpu().numpy()
 
@@ -64,7 +64,11 @@ class _Interface(nn.Module, ConditionalDistribution):
             raise TypeError(f"value must be a tensor or an array, got {shown(value)}.")
         if tuple(value.shape[value.dim() - len(event) :]) != event:
             raise ValueError(f"value must have rows of shape {event}, got {tuple(value.shape)}.")
-        density: Tensor = distribution.log_prob(value)
+        try:
+            density: Tensor = distribution.log_prob(as_numbers("value", value))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"value of {value.dtype} has no density under {self!r}: {reason}.") from error
         return density
 
     @_array_in_array_out
@@ -92,11 +96,19 @@ class _Interface(nn.Module, ConditionalDistribution):
             if not callable(other):
                 raise TypeError(f"other must be a distribution or a module that returns one, got {shown(other)}.")
             other = other(*context) if isinstance(other, _Interface) else other()
+        if not isinstance(other, Distribution):
+            raise TypeError(f"other must be a distribution or a module that returns one, got {shown(other)}.")
         if own.event_shape != other.event_shape:
             raise ValueError(
                 f"other must draw {tuple(own.event_shape)} as the distribution itself, got {tuple(other.event_shape)}."
             )
-        return kl_divergence(own, other)
+        try:
+            return kl_divergence(own, other)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise  # no closed form
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"other does not broadcast with the distribution itself: {reason}.") from error
 
 
 class Conditional(FamilyModule, _Interface):
@@ -197,7 +209,9 @@ class Deterministic(Configurable, _Interface):
         super().__init__()
         check_module("trunk", trunk)
         if transform is not None and not callable(transform):
-            raise TypeError(f"transform must be a function of tensors, such as torch.nn.Sigmoid(), got {transform!r}.")
+            raise TypeError(
+                f"transform must be a function of tensors, such as torch.nn.Sigmoid(), got {shown(transform)}."
+            )
         self.event_shape = as_shape("event_shape", event_shape)
         self.trunk, self.transform = trunk, transform
         self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
@@ -255,7 +269,7 @@ class Blocks(Configurable, _Interface):
         as_count("the number of blocks", len(blocks))
         for block in blocks:
             if not isinstance(block, nn.Module):
-                raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {block!r}.")
+                raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {shown(block)}.")
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, *context: Tensor) -> Any:
@@ -314,12 +328,12 @@ class Transformed(Configurable, _Interface):
     ) -> None:
         super().__init__()
         if not isinstance(base, (nn.Module, Distribution)):
-            raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {base!r}.")
-        if not isinstance(transforms, Iterable):
-            raise TypeError(f"transforms must be a list of transforms, got {transforms!r}.")
+            raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {shown(base)}.")
+        if not isinstance(transforms, Iterable) or torch.is_tensor(transforms):
+            raise TypeError(f"transforms must be a list of transforms, got {shown(transforms)}.")
         for transform in transforms:
             if not isinstance(transform, (Transform, ConditionalTransform)):
-                raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {transform!r}.")
+                raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {shown(transform)}.")
         self.base: Any = as_prior(base)
         self.trunk = trunk
         single = list(flattened(transforms))

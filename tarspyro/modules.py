@@ -57,6 +57,10 @@ class Configurable(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            if not any(value is None for value in args):
+                raise
+            raise TypeError(f"{describe_call(self, args)}: {error}") from error
         except (RuntimeError, ZeroDivisionError) as error:  # the latter is what Pyro's plates say of no rows
             if type(error) not in (RuntimeError, ZeroDivisionError):
                 raise  # no memory, or not implemented
@@ -66,7 +70,7 @@ class Configurable(nn.Module):
 def describe_call(network: nn.Module, inputs: Sequence[Any]) -> str:
     """Says that a module does not run on some inputs: of which shapes, types and devices they are, and its weights."""
     tensors = [value for value in inputs if torch.is_tensor(value)]
-    sizes = ", ".join(str(tuple(value.shape)) for value in tensors) or "nothing"
+    sizes = ", ".join(str(tuple(value.shape)) if torch.is_tensor(value) else "None" for value in inputs) or "nothing"
     kinds = {(value.dtype, value.device) for value in tensors if value.is_floating_point()}
     weight = next(network.parameters(), None)
     if weight is not None:
@@ -127,7 +131,8 @@ class StochasticModule(Configurable):
             as_count("batch_size", kwargs["batch_size"])
         for value in args:
             scalar = torch.is_tensor(value) and not value.dim()
-            if scalar or isinstance(value, (str, float, int, list, np.ndarray)):
+            own = type(self).__module__.startswith("tarspyro.") and not (value is None or torch.is_tensor(value))
+            if scalar or own or isinstance(value, (str, float, int, list, np.ndarray)):
                 name = type(self).__name__
                 raise TypeError(f"{name} takes tensors with a row for each data point, got {shown(value)}.")
         if not _registering.get():
@@ -189,9 +194,9 @@ def layers_of(name: str, layers: Any) -> nn.ModuleList:
     Raises:
         TypeError: If they are not modules.
     """
-    listed = list(layers) if isinstance(layers, Iterable) else None
+    listed = list(layers) if isinstance(layers, Iterable) and not torch.is_tensor(layers) else None
     if listed is None or not all(isinstance(layer, nn.Module) for layer in listed):
-        raise TypeError(f"{name} must be a list of modules, such as [Conditional(...), ...], got {layers!r}.")
+        raise TypeError(f"{name} must be a list of modules, such as [Conditional(...), ...], got {shown(layers)}.")
     return nn.ModuleList(listed)
 
 
@@ -258,7 +263,7 @@ def find_device(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: If there is no such device here, or it holds no numbers.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.empty(0, device=device).device

@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from tarspyro.arguments import shown
 from tarspyro.modules import StochasticModule
 
 Steps = Callable[..., Generator[Any, Any, Any]]
@@ -90,7 +91,7 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
     """
     steps = steps_of(program)
     if steps is None:
-        raise TypeError(f"program must be sequential, decorated with tarspyro.sequential, got {program!r}.")
+        raise TypeError(f"program must be sequential, decorated with tarspyro.sequential, got {shown(program)}.")
     states: list[Any] = []
     run, state = steps(*args, **kwargs), None
     with contextlib.suppress(StopIteration):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from tarspyro.arguments import as_count, check_positive, shown
+from tarspyro.arguments import as_count, check_choice, check_positive, shown
 from tarspyro.batches import Batches, count_rows
 from tarspyro.checks import check_inputs, check_training
 from tarspyro.config import describe
@@ -209,10 +209,10 @@ def _check_arguments(
     counts: Mapping[str, int | None], keep: str | None, resume: bool, folder: str | Path | None
 ) -> None:
     for name, value in counts.items():
-        if value is not None:
+        if value is not None or name in ("epochs", "batch_size"):
             as_count(name, value)
-    if keep not in (None, "best", "last"):
-        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
+    if keep is not None:
+        check_choice("keep", keep, ("best", "last"))
     if not isinstance(folder, str | Path | None):
         raise TypeError(f"folder must be the path of a run folder, got {shown(folder)}.")
     if resume and folder is None:

@@ -53,7 +53,7 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         validate_args: bool | None = None,
     ) -> None:
         check_parameters(concentration=concentration)
-        if not torch.is_tensor(concentration) or not concentration.dim() or not concentration.shape[-1]:
+        if not torch.is_tensor(concentration) or not concentration.dim() or not concentration.numel():
             raise ValueError(f"concentration must be of shape batch_shape + (K,), got {shown(concentration)}.")
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, validate_args=validate_args)
@@ -110,6 +110,9 @@ class Beta(FromGammas, dist.Beta):
         validate_args: bool | None = None,
     ) -> None:
         check_parameters(concentration1=concentration1, concentration0=concentration0)
+        for name, value in (("concentration1", concentration1), ("concentration0", concentration0)):
+            if torch.is_tensor(value) and not value.numel():
+                raise ValueError(f"{name} must hold numbers, got {shown(value)}.")
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration1, concentration0, validate_args=validate_args)
         self._check_boost(self._dirichlet.concentration)

@@ -23,7 +23,6 @@ __all__ = [
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -147,7 +146,9 @@ def check_parameters(**parameters: Any) -> None:
     for name, value in parameters.items():
         if name in tensors and not value.is_floating_point():
             raise ValueError(f"{name} must be in floating point, got {value.dtype}: {name}.float().")
-        if name not in tensors and not isinstance(value, Real):
+        if name in tensors and (value.is_meta or value.layout is not torch.strided):
+            raise ValueError(f"{name} must be a dense tensor that holds numbers, got {shown(value)}.")
+        if name not in tensors and not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number or a tensor, got {shown(value)}.")
     shapes = [value.shape for value in tensors.values()]
     if len(set(shapes)) > 1:

@@ -15,8 +15,11 @@ from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 
 
-def _stack_experts(experts: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
+def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, int]:
     """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``, and the event_dim."""
+    if not isinstance(experts, Sequence) or isinstance(experts, str):
+        raise TypeError(f"experts must be a list of Normal distributions, got {shown(experts)}.")
+    experts = [*experts, *([] if prior is None else [prior])]
     for expert in experts:
         if not isinstance(expert, torch.distributions.Distribution):
             raise TypeError(f"experts must be Normal distributions, got {shown(expert)}.")
@@ -64,9 +67,7 @@ class ProductOfExperts(Independent):
     """
 
     def __init__(self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None) -> None:
-        if not isinstance(experts, Sequence):
-            raise TypeError(f"experts must be a list of Normal distributions, got {shown(experts)}.")
-        locs, scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        locs, scales, event_dim = _stack_experts(experts, prior)
         precisions = scales**-2
         if mask is not None:
             present = _one_for_each(mask, len(experts), "mask").bool()
@@ -113,7 +114,7 @@ class MixtureOfExperts(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None) -> None:
-        self.locs, self.scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        self.locs, self.scales, event_dim = _stack_experts(experts, prior)
         count = self.locs.shape[-1 - event_dim]
         equal = self.locs.new_full((count,), 1 / count)
         self.weights = equal if weights is None else _one_for_each(weights, count, "weights")

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
-from tarspyro.arguments import as_shape, shown
+from tarspyro.arguments import as_numbers, as_shape, shown
 from tarspyro.modules import Configurable
 
 # Where a family has several spellings of one parameter, the first is the one that a network parameterizes best.
@@ -54,7 +54,7 @@ class FamilyModule(Configurable):
         super().__init__()
         if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
             raise TypeError(
-                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {family!r}."
+                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {shown(family)}."
             )
         if not isinstance(family.arg_constraints, Mapping):
             raise ValueError(f"{family.__name__}'s parameters depend on each other, which no network can respect.")
@@ -66,6 +66,9 @@ class FamilyModule(Configurable):
                 f"event_shape {tuple(self.event_shape)} has too few dimensions: a draw of {family.__name__} "
                 f"has {self._native}."
             )
+        for name, given in (("transforms", transforms), ("param_shapes", param_shapes)):
+            if not isinstance(given, Mapping | None):
+                raise TypeError(f"{name} must be a mapping from the names of parameters, got {shown(given)}.")
         transforms = dict(transforms or {})
         for name, transform in transforms.items():
             if not isinstance(transform, Transform):
@@ -128,11 +131,8 @@ class FamilyModule(Configurable):
     def _fix(
         self, name: str, value: Any, constraint: constraints.Constraint, transform: Transform | None = None
     ) -> None:
-        try:
-            given = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.get_default_dtype())
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be a number or a tensor, got {shown(value)}.") from None
-        tensor = given.detach()
+        kind = None if torch.is_tensor(value) else torch.get_default_dtype()
+        tensor = as_numbers(name, value, kind).detach()
         if not constraints.is_dependent(constraint):
             if constraint.event_dim > 0 and tensor.dim() == 0:
                 shape = self._shape(name, constraint)

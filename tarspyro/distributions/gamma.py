@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import check_choice, shown
 from tarspyro.distributions.drawing import (
     CarriesScore,
     bounded,
@@ -34,8 +34,7 @@ class FromGammas(CarriesScore):
     reparameterization: str
 
     def _set_sampler(self, boost: int, reparameterization: str) -> None:
-        if reparameterization not in ("rejection", "implicit"):
-            raise ValueError(f"reparameterization must be 'rejection' or 'implicit', got {reparameterization!r}.")
+        check_choice("reparameterization", reparameterization, ("rejection", "implicit"))
         if isinstance(boost, bool) or not isinstance(boost, int) or boost < 0:
             raise ValueError(f"boost must be a whole number, 0 or more, got {shown(boost)}.")
         self.boost, self.reparameterization = boost, reparameterization
@@ -153,6 +152,7 @@ class Chi2(Gamma):
     def __init__(
         self, df: Any, boost: int = 4, reparameterization: str = "rejection", validate_args: bool | None = None
     ) -> None:
+        check_parameters(df=df)
         rate = torch.full_like(df, 0.5) if torch.is_tensor(df) else 0.5
         super().__init__(0.5 * df, rate, boost, reparameterization, validate_args=validate_args)
 

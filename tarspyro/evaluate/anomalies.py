@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tarspyro.arguments import as_numbers
+from tarspyro.arguments import as_numbers, check_choice
 from tarspyro.evaluate.likelihood import elbo, log_likelihood, reconstruction
 from tarspyro.infer.traces import Program
 
@@ -60,8 +60,7 @@ def anomaly_score(
         >>> anomaly_score(model, guide, torch.tensor([0.0, 4.0]), score="log_likelihood")
         tensor([1.2655, 5.2655])
     """
-    if score not in _SCORES:
-        raise ValueError(f"score must be one of {', '.join(map(repr, sorted(_SCORES)))}, got {score!r}.")
+    check_choice("score", score, sorted(_SCORES))
     options: dict[str, Any] = {"binarize": binarize, "seed": seed}
     options["num_particles"] = 100 if num_particles is None else num_particles
     if score == "elbo":

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers
+from tarspyro.arguments import as_count, as_numbers, as_seed
 from tarspyro.batches import as_arguments, binarized, count_rows, each
 from tarspyro.checks import check_binarizable, check_inputs, explaining
 from tarspyro.infer.recording import tensors_of
@@ -97,7 +97,7 @@ def by_batch(
     results: list[Any] = []
     with seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
         # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
-        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else as_seed(seed))
         for batch in _split((*arguments, *beside), batch_size):
             moved = [*each(lambda part: part.to(device), batch)]
             if binarize:

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers
+from tarspyro.arguments import as_numbers, shown
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.infer.traces import PairError, Program, name_of
@@ -40,6 +40,8 @@ def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
     """
 
     def probabilities(*arguments: Tensor) -> Tensor:
+        if not isinstance(site, str):
+            raise TypeError(f"site must be the name of a latent class, got {shown(site)}.")
         nodes: Any = poutine.trace(guide).get_trace(*arguments).nodes
         probs: Tensor | None = None
         if site in nodes and not nodes[site]["is_observed"]:

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers, check_number, shown
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_number, shown
 from tarspyro.batches import as_float
 from tarspyro.checks import explaining
 from tarspyro.conditional import distribution_mean
@@ -142,9 +142,13 @@ def _in_many_runs(
 
 
 def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) -> list[str]:
+    if not latent:
+        raise PairError("The guide has no latent variables: it draws nothing.")
+    if not isinstance(site, str | None):
+        raise TypeError(f"site must be the name of a latent variable, got {shown(site)}.")
     chosen = list(latent) if site is None else [site]
     if not set(chosen) <= latent.keys() or (len(chosen) > 1 and not several):
-        raise ValueError(f"site must be one of {sorted(latent)}, got {site!r}.")
+        raise ValueError(f"site must be one of {sorted(latent)}, got {shown(site)}.")
     return chosen
 
 
@@ -213,12 +217,13 @@ def decode(
     def mean(values: Tensor, *rows: Tensor) -> Tensor:
         conditioned = poutine.trace(poutine.condition(model, {latent: values}))
         trace = conditioned.get_trace(batch_size=len(values), **dict(zip(others, rows, strict=True)))
-        sites = dict(sample_sites(trace))
-        if latent not in sites:
-            raise ValueError(f"latent must be one of {sorted(sites.keys() - {site})}, got {latent!r}.")
+        check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
         return distribution_mean(_named(trace, site)["fn"])
 
     _check_generates(model)
+    for name, value in (("latent", latent), ("site", site)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be the name of a site, got {shown(value)}.")
     others = _rows(model, given, len(codes_of(z)))
     with preserved_rng():  # the model draws what it is not asked for
         return by_batch(mean, None, model, z, beside=list(others.values()))
@@ -261,6 +266,8 @@ def sample(
                 trace = poutine.trace(model).get_trace(batch_size=num_samples, **others)
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
+    if not isinstance(site, str | Sequence):
+        raise TypeError(f"site must be the name of a site, or a list of names, got {shown(site)}.")
     wanted = [site] if isinstance(site, str) else site
     nodes = {name: _named(trace, name) for name in wanted}
     values = {name: distribution_mean(node["fn"]) if mean else node["value"] for name, node in nodes.items()}
@@ -269,8 +276,7 @@ def sample(
 
 def _named(trace: Any, site: str) -> Any:
     sites = dict(sample_sites(trace))
-    if site not in sites:
-        raise ValueError(f"site must be one of {sorted(sites)}, got {site!r}.")
+    check_choice("site", site, sorted(sites))
     return sites[site]
 
 
@@ -301,4 +307,7 @@ def _check_generates(model: Program) -> None:
 
 
 def _parameters(model: Program) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    try:
+        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    except ValueError:  # a builtin does not tell
+        return {}

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
-from tarspyro.arguments import as_count, as_numbers, as_seed
+from tarspyro.arguments import as_count, as_numbers, as_seed, check_choice
 from tarspyro.batches import as_arguments, count_rows, each
 from tarspyro.evaluate.batching import by_batch, chunks_of, rows_at_once
 from tarspyro.evaluate.likelihood import LogLikelihood, from_moments, given_by, log_likelihood, moments_of
@@ -94,8 +94,7 @@ def impute(
         tensor([[ 1.,  1.],
                 [-1., -1.]])
     """
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {method!r}.")
+    check_choice("method", method, _METHODS)
     for name, number in (("num_particles", num_particles), ("num_samples", 1 if num_samples is None else num_samples)):
         as_count(name, number)
     weighted = method == "importance"

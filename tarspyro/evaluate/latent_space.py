@@ -95,4 +95,6 @@ def arithmetic(
     check_number("scale", scale)
     with preserved_rng():
         z_a, z_b, z_c = (embed(guide, part, site=latent) for part in (a, b, c))
-    return decode(model, z_c + scale * (z_a.mean(0) - z_b.mean(0)), latent=latent, site=site)
+    codes, first, second = (torch.as_tensor(part) for part in (z_c, z_a, z_b))
+    moved = codes + scale * (first.mean(0) - second.mean(0))
+    return decode(model, moved.numpy() if isinstance(z_c, np.ndarray) else moved, latent=latent, site=site)

@@ -239,6 +239,8 @@ def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def _site(trace: Trace, name: str) -> Any:
+    if name not in trace.nodes:
+        raise PairError(f"The model and the guide do not have the same sites: {name!r} is missing in one of them.")
     return trace.nodes[name]
 
 

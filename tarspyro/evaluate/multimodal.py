@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, shown
 from tarspyro.batches import count_rows, each
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch
@@ -225,7 +225,7 @@ def _positions(argument: str, chosen: Names, names: Sequence[str]) -> list[int]:
     listed = [chosen] if isinstance(chosen, str) else list(chosen)
     for name in listed:
         if name not in names:
-            raise ValueError(f"{argument} must name modalities ({', '.join(names)}), got {name!r}.")
+            raise ValueError(f"{argument} must name modalities ({', '.join(names)}), got {shown(name)}.")
     return [names.index(name) for name in listed]
 
 

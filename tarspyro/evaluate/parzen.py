@@ -59,7 +59,7 @@ def parzen_log_likelihood(
         >>> found.log_likelihood, round(found.mean, 3)
         (tensor([-0.9189, -1.4189], dtype=torch.float64), -1.169)
     """
-    candidates = [scales] if isinstance(scales, (int, float)) else list(scales)
+    candidates = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else [scales]
     for scale in candidates:
         check_positive("scales", scale)
     if not candidates:

@@ -76,7 +76,8 @@ def _checked(codes: Any, labels: Any, test_codes: Any, test_labels: Any) -> list
     """The codes as vectors in double precision, and the labels, as arrays."""
     numbers, names = {"codes": codes, "test_codes": test_codes}, {"labels": labels, "test_labels": test_labels}
     arrays = {name: as_numbers(name, values).detach().cpu().numpy() for name, values in numbers.items()}
-    arrays |= {name: np.asarray(v.cpu() if torch.is_tensor(v) else v) for name, v in names.items()}
+    for name, labels in names.items():  # they may be words
+        arrays[name] = as_numbers(name, labels).cpu().numpy() if torch.is_tensor(labels) else np.asarray(labels)
     for prefix in ("", "test_"):
         x, y = arrays[f"{prefix}codes"], arrays[f"{prefix}labels"]
         if not x.size:

@@ -9,7 +9,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, shown
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.filtering import ParticleFilter, check_resampling
 from tarspyro.infer.traces import Program, name_of
@@ -75,6 +75,7 @@ def particle_filter(
         torch.Size([5, 4, 2])
     """
     check_resampling(threshold, resampling)
+    num_particles = as_count("num_particles", num_particles)
 
     def filtered(*arguments: Tensor) -> dict[str, Tensor]:
         means: list[Tensor] = []
@@ -92,7 +93,9 @@ def particle_filter(
 
         run.run(look)
         if not means:
-            raise ValueError(f"site must name a latent variable of {name_of(guide)} before its step, got {site!r}.")
+            raise ValueError(
+                f"site must name a latent variable of {name_of(guide)} before its step, got {shown(site)}."
+            )
         return {
             "log_likelihood": run.log_likelihood,
             "mean": torch.stack(means, 1),

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_module, check_number
+from tarspyro.arguments import as_count, check_module, check_number, shown
 from tarspyro.infer.divergences import Divergence, JensenShannon
 from tarspyro.infer.games import Game, Player
 from tarspyro.infer.traces import PairError, Program, Site, name_of, sample_sites
@@ -66,7 +66,7 @@ class AdversarialGame(Game):
         super().__init__()
         check_module("discriminator", discriminator)
         if divergence is not None and not isinstance(divergence, Divergence):
-            raise TypeError(f"divergence must be one of tarspyro.infer, such as Hinge(), got {divergence!r}.")
+            raise TypeError(f"divergence must be one of tarspyro.infer, such as Hinge(), got {shown(divergence)}.")
         self.discriminator = discriminator
         self.patience = None if patience is None else as_count("patience", patience)
         self.divergence: Divergence = divergence or JensenShannon()

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import check_number
+from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.reductions import renyi_bound, renyi_weights, without_each
 from tarspyro.infer.traces import PairError, Program, reparameterized, views_of, with_values
 from tarspyro.infer.weighted import WeightedBound, chain_rule, damp
@@ -77,6 +77,7 @@ class Renyi(WeightedBound):
         self, alpha: float, num_particles: int = 10, num_groups: int = 1, gradient: str = "pathwise", **options: Any
     ) -> None:
         check_number("alpha", alpha)
+        check_choice("gradient", gradient, ("pathwise", "dreg", "stl"))
         if gradient == "dreg" and math.isinf(alpha):
             raise ValueError("gradient='dreg' is for a finite alpha: take 'pathwise'.")
         super().__init__(num_particles, num_groups, "dreg" if (gradient, alpha) == ("stl", 1) else gradient, **options)

@@ -48,7 +48,7 @@ def check_program(name: str, half: Any) -> None:
     Raises:
         TypeError: If it is none.
     """
-    if not callable(half) or isinstance(half, type):
+    if not callable(half) or isinstance(half, (type, torch.distributions.Distribution)):
         raise TypeError(f"{name} must be a module or a function that samples from Pyro's sites, got {shown(half)}.")
 
 

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, check_choice
 from tarspyro.infer.base import Bound
 from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
@@ -50,8 +50,7 @@ class WeightedBound(Bound):
             raise ValueError("chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it out.")
         if gradient == "stl":
             raise ValueError("gradient='stl' is biased with several particles in a logarithm: take 'dreg'.")
-        if gradient not in ("pathwise", "dreg"):
-            raise ValueError(f"gradient must be 'pathwise' or 'dreg', got {gradient!r}.")
+        check_choice("gradient", gradient, ("pathwise", "dreg"))
         if gradient != "pathwise" and not vectorize_particles:
             raise ValueError(f"gradient={gradient!r} runs all particles at once: take vectorize_particles=True.")
         super().__init__(

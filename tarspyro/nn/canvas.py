@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_shape, as_sizes
+from tarspyro.arguments import as_count, as_shape, as_sizes, shown
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
@@ -51,12 +51,14 @@ class Canvas(Configurable):
     def __init__(self, cell: Recurrence, write: nn.Module, view: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(cell, Recurrence):
-            raise TypeError(f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {cell!r}.")
+            raise TypeError(
+                f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {shown(cell)}."
+            )
         shape: Any = getattr(write, "shape", None)
         if shape is None:
-            raise TypeError(f"write must be a module with the shape of a canvas, such as nn.Write, got {write!r}.")
+            raise TypeError(f"write must be a module with the shape of a canvas, such as nn.Write, got {shown(write)}.")
         self.cell, self.write, self.view = cell, write, view
-        self.start = nn.Parameter(torch.zeros(tuple(shape)))
+        self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
 
     def initial(self, batch_size: int) -> tuple[Any, Tensor]:
         """Returns the state before the first step."""

@@ -96,6 +96,7 @@ class ConvDecoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        channels = as_sizes("channels", channels, at_least=1)
         image, *maps = pyramid("out_shape", out_shape, channels[::-1])
         in_features = as_count("in_features", in_features)
         check_layers(activation, normalization)

@@ -63,7 +63,8 @@ class Recurrence(Configurable):
         super().__init__()
         if not isinstance(cell, nn.Module) or not all(hasattr(cell, name) for name in ("input_size", "hidden_size")):
             raise TypeError(
-                f"cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), got {cell!r}."
+                "cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), "
+                f"got {shown(cell)}."
             )
         if trunk is not None:
             check_module("trunk", trunk)
@@ -179,7 +180,7 @@ class Backward(Configurable):
     def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
         if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
-            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {rnn!r}.")
+            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {shown(rnn)}.")
         self.rnn = rnn
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

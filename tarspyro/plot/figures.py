@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tarspyro.arguments import as_numbers, as_sizes, shown
+from tarspyro.batches import as_float
 from tarspyro.data import Split
 
 Shape = Sequence[int] | None
@@ -51,7 +52,9 @@ def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.T
         TypeError: If they are no numbers.
         ValueError: If they have no rows, as a single image, or rows of another shape.
     """
-    images = as_numbers(name, data.x if isinstance(data, Split) else data).cpu()
+    images = as_float(as_numbers(name, data.x if isinstance(data, Split) else data)).cpu()
+    if not images.is_floating_point():
+        images = images.to(torch.get_default_dtype())
     if images.dim() < 2 or not len(images):
         raise ValueError(
             f"{name} must have the shape (N, *x), got {tuple(images.shape)}: one image x is a row, x.unsqueeze(0)."

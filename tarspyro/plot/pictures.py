@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_numbers, check_positive, shown
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, shown
 from tarspyro.batches import as_arguments
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
@@ -47,15 +47,14 @@ def latents(
     Raises:
         ValueError: If ``method`` is neither, labels are not one for each data point, or codes are not finite.
     """
-    if method not in ("pca", "tsne"):
-        raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}.")
+    check_choice("method", method, ("pca", "tsne"))
     with preserved_rng():  # the guide draws, although only its means are looked at
         codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide, "guide")
     if not codes.size or not codes.ndim:
         raise ValueError(f"guide must be one, or codes of shape (N, *event), got {shown(guide)}.")
     if not np.isfinite(codes).all():
         raise ValueError(f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are not.")
-    codes = codes.reshape(len(codes), -1)
+    codes = codes.reshape(len(codes), -1).astype(float)
     if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
         labels = data.y
     labels = None if labels is None else as_array(labels, "labels")
@@ -233,12 +232,11 @@ def traversal(
         raise ValueError(f"code must have {flat.shape[1]} units as {latent!r} has, got {len(center)}.")
     order = list(range(flat.shape[1]))
     if codes is not None:
-        activity = np.atleast_1d(as_array(codes, "codes"))
-        activity = activity.reshape(len(activity), -1).var(0)
+        activity = as_images("codes", codes).double().flatten(1).numpy().var(0)
         if len(activity) != len(order):
             raise ValueError(f"codes must have {len(order)} units as {latent!r} has, got {len(activity)}.")
         order = np.argsort(-activity, kind="stable").tolist()
-    if not isinstance(units, Iterable | None):
+    if not isinstance(units, Iterable | None) or torch.is_tensor(units):
         raise TypeError(f"units must be a list of whole numbers, got {shown(units)}.")
     units = order[:10] if units is None else [as_count("units", unit, 0) for unit in units]
     if not units or max(units) >= len(order):
@@ -327,7 +325,7 @@ def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = 
     figure, ax = axes_of(ax, (6.4, 4.0))
     for name, values in layers.items():
         ordered = np.sort(as_array(values, f"activities of {name}"), axis=None)[::-1]
-        label = f"{name}: {(ordered > threshold).sum()} of {ordered.size} active"
+        label = f"{name}: {(ordered > float(threshold)).sum()} of {ordered.size} active"
         ax.plot(np.arange(1, ordered.size + 1), ordered.clip(min=threshold / 1000), ".-", label=label)
     ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
     ax.set(yscale="log", xlabel="unit", ylabel="variance of the posterior mean", title="activity of latent units")
@@ -368,6 +366,8 @@ def _draws(
     model: Callable[..., Any], given: Mapping[str, Any] | None = None, latent: str = "z", num: int = 10_000
 ) -> torch.Tensor:
     """Draws of a latent variable, from the prior alone if it is the prior's, whose quantiles make grids."""
+    if not isinstance(latent, str):
+        raise TypeError(f"latent must be the name of a latent variable, got {shown(latent)}.")
     prior = getattr(model, "prior", None) if latent == "z" else None
     if prior is None or has_context(prior):
         try:
