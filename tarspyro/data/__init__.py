@@ -28,6 +28,7 @@ __all__ = [
 import gzip
 import io
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_count, as_numbers, as_shape
-from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.arguments import as_count, as_numbers, as_shape, shown
+from tarspyro.data.files import MOST, DataError, data_folder, fetch
 from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.masks import lower_half, off_grid, random_pixels
 from tarspyro.data.music import polyphonic_music
@@ -237,8 +238,8 @@ def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regre
         DataError: If the file is missing or has the wrong content.
         ValueError: If there is no such data set, or ``split`` is negative.
     """
-    if name not in _UCI:
-        raise ValueError(f"name must be one of {', '.join(_UCI)}, got {name!r}.")
+    if not isinstance(name, str) or name not in _UCI:
+        raise ValueError(f"name must be one of {', '.join(_UCI)}, got {shown(name)}.")
     split = as_count("split", split, 0)
     content = fetch(data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
     table = np.loadtxt(io.BytesIO(content))
@@ -274,8 +275,8 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
         >>> bool((join_quadrants(missing, given) == digits().test.x).all())
         True
     """
-    if given not in (1, 2, 3):
-        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {given!r}.")
+    if as_count("given", given, 0) not in (1, 2, 3):
+        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {shown(given)}.")
     x = as_numbers("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}.")
@@ -317,7 +318,7 @@ def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
 
 def _gunzip(encoded: bytes) -> bytes:
     with gzip.open(io.BytesIO(encoded)) as file:
-        content = file.read(1 << 27)
+        content = file.read(MOST)
     return content
 
 
@@ -335,6 +336,9 @@ def _idx(content: bytes, name: str) -> np.ndarray:
 
 def _frey_bytes(encoded: bytes) -> bytes:
     if encoded[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(encoded)) as parts:  # no more is unpacked than what it says here
+            if sum(part.file_size for part in parts.infolist()) > MOST:
+                raise ValueError(f"it would be more than {MOST >> 20} MB, unpacked")
         with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
             images: np.ndarray = archive["images"]
             return images.tobytes()

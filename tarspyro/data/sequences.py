@@ -51,7 +51,7 @@ class Sequences:
     @classmethod
     def padded(cls, sequences: Iterable[Any]) -> "Sequences":
         """Puts sequences, tensors or arrays of shapes ``(T_i, *event)``, side by side."""
-        if not isinstance(sequences, Iterable):
+        if not isinstance(sequences, Iterable) or (torch.is_tensor(sequences) and not sequences.dim()):
             raise TypeError(f"sequences must be a list of tensors or arrays, got {shown(sequences)}.")
         kind = torch.get_default_dtype()
         parts = [as_numbers(f"sequences[{index}]", part, kind) for index, part in enumerate(sequences)]
