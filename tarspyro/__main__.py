@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import tarspyro.distributions
@@ -156,7 +157,7 @@ def _sample(options: argparse.Namespace) -> None:
     figure = plot.samples(
         loaded.model, num=options.num, seed=options.seed, mean=not options.draws, image_shape=dataset.image_shape
     )
-    figure.savefig(out, dpi=150)
+    _save(figure, out)
     print(out)
 
 
@@ -229,8 +230,14 @@ def _pictures(loaded: LoadedRun, dataset: Dataset, run: Path) -> None:
         two = model.prior().event_shape.numel() == 2
         drawn["manifold" if two else "traversal"] = (plot.manifold if two else plot.traversal)(model, image_shape=shape)
     for name, figure in drawn.items():
-        figure.savefig(run / f"{name}.png", dpi=150)
+        _save(figure, run / f"{name}.png")
     print(f"pictures in {run}: {', '.join(f'{name}.png' for name in drawn)}")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()  # a link in somebody else's run folder would lead out of it
+    figure.savefig(path, dpi=150)
 
 
 def _place(loaded: LoadedRun, device: str) -> LoadedRun:
