@@ -40,6 +40,7 @@ from tarspyro.arguments import as_count, as_numbers, as_shape, shown
 from tarspyro.data.files import MOST, DataError, data_folder, fetch
 from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.masks import lower_half, off_grid, random_pixels
+from tarspyro.data.matlab import read_matlab
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.labels import PartlyLabelled, labelled_subset
@@ -342,6 +343,4 @@ def _frey_bytes(encoded: bytes) -> bytes:
         with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
             images: np.ndarray = archive["images"]
             return images.tobytes()
-    from scipy.io import loadmat
-
-    return np.ascontiguousarray(loadmat(io.BytesIO(encoded))["ff"].T).tobytes()
+    return np.ascontiguousarray(read_matlab(encoded, ["ff"])["ff"][0].T).tobytes()

@@ -2,13 +2,12 @@
 
 __all__ = ["polyphonic_music"]
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tarspyro.data.files import DataError, data_folder, fetch, read
+from tarspyro.data.matlab import read_matlab
 from tarspyro.data.sequences import SequenceDataset, Sequences
 
 # The file of each, and its SHA-256. Of no stable address of their own.
@@ -47,11 +46,9 @@ def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> S
 
 
 def _rolls(name: str, path: Path, content: bytes) -> SequenceDataset:
-    from scipy.io import loadmat
-
     try:
-        parts: Any = loadmat(io.BytesIO(content))
-        train, validation, test = (Sequences.padded(_notes(roll) for roll in parts[part].ravel()) for part in _PARTS)
+        parts = read_matlab(content, _PARTS)
+        train, validation, test = (Sequences.padded(map(_notes, parts[part])) for part in _PARTS)
         if not train.x.shape[2:] == validation.x.shape[2:] == test.x.shape[2:]:
             raise ValueError("the parts differ in how many notes there are")
     except Exception as error:  # the decoder raises many kinds on bytes that are none of its own
@@ -60,9 +57,8 @@ def _rolls(name: str, path: Path, content: bytes) -> SequenceDataset:
     return SequenceDataset(name, train, validation, test)
 
 
-def _notes(roll: Any) -> np.ndarray:
+def _notes(notes: np.ndarray) -> np.ndarray:
     """One piece, of shape (T, notes)."""
-    notes = np.asarray(roll)
     if notes.ndim != 2 or not np.isin(notes, (0, 1)).all():
         raise ValueError("a piece is no matrix of zeros and ones")
     return notes.astype(np.uint8)
