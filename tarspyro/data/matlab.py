@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _SECONDS = 120
-# What it finds goes back as an archive of arrays, in which nothing is pickled. The elements of a cell are numbered.
+# What it finds goes back as an archive of arrays, plain numbers and nothing else; the elements of a cell are numbered.
 _READER = """
 import io, sys
 import numpy as np
