@@ -22,6 +22,11 @@ HEAD = """# What is said to bad input
 
 Every call below is an error, with the sentence that it gets. In them, `p` and `q` are a `VAE` and its guide on images
 `x` of 64 pixels, black or white, with labels `y`, and `encoder` and `decoder` their conditionals.
+
+An argument of another kind than it has to be is a `TypeError`, one out of range a `ValueError`. Two kinds of the latter
+have names: `InputError` for data that does not fit the likelihood, `PairError` for halves that do not belong together.
+Files that cannot be used are a `RunError` or a `DataError`, both an `OSError`. A family without a closed form for what
+is asked is a `NotImplementedError`.
 """
 
 CASES = {
