@@ -34,6 +34,7 @@ class Autoencoder(StochasticModule):
         code_shape: The shape of a code.
 
     Example:
+        >>> import torch
         >>> from tarspyro import Conditional
         >>> from tarspyro.nn import MLP
         >>> p = Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2)
