@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 
 
@@ -48,7 +49,7 @@ class Autoencoder(StochasticModule):
 
     def __init__(self, encoder: Callable[[Tensor], Any], corruption: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.encoder, self.corruption = encoder, corruption or nn.Identity()
+        self.encoder, self.corruption = as_conditional("encoder", encoder), corruption or nn.Identity()
         if corruption is not None:
             self.factors = {"encoder": "z | x_noisy", "corruption": "x_noisy | x"}
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 
 
@@ -40,7 +41,7 @@ class ConditionalVAE(StochasticModule):
 
     def __init__(self, posterior: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.posterior = as_conditional("posterior", posterior)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Samples z given x and y."""

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.steps import sequence_plate, sequential
 
@@ -54,7 +55,8 @@ class DeepMarkovModel(StochasticModule):
         encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.first, self.posterior, self.encoder = first, posterior, encoder
+        self.first, self.posterior = as_conditional("first", first), as_conditional("posterior", posterior)
+        self.encoder = encoder
         seen = ("x_t", "x_0") if encoder is None else ("x", "x")
         self.factors = {"posterior": f"z_t | {seen[0]}, z_{{t-1}}", "first": f"z_0 | {seen[1]}"}
 

@@ -8,10 +8,12 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count
 from tarspyro.conditional import distribution_mean
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
-from tarspyro.nn import Canvas, Recurrence
-from tarspyro.steps import at_least_one_step, sequential
+from tarspyro.nn import Canvas, Recurrence, as_recurrence
+from tarspyro.steps import sequential
 
 
 class DRAW(StochasticModule):
@@ -68,9 +70,11 @@ class DRAW(StochasticModule):
         steps: int,
     ) -> None:
         super().__init__()
-        self.posterior, self.encoder, self.read = posterior, encoder, read
-        self.canvas, self.likelihood = canvas, likelihood
-        self.steps = at_least_one_step(steps)
+        self.posterior = as_conditional("posterior", posterior)
+        self.likelihood = as_conditional("likelihood", likelihood)
+        self.encoder, self.canvas = as_recurrence("encoder", encoder), as_recurrence("canvas", canvas)
+        self.read = read
+        self.steps = as_count("steps", steps)
 
     @sequential
     def forward(self, x: Tensor) -> Any:

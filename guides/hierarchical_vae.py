@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_choice
 from tarspyro.conditional import distribution_mean
 from tarspyro.modules import StochasticModule, layers_of
 
@@ -68,8 +69,7 @@ class HierarchicalVAE(StochasticModule):
         self.posteriors, self.chain = layers_of("posteriors", posteriors), chain
         if not self.posteriors:
             raise ValueError("posteriors must hold at least q(z_1 | x), got none.")
-        if chain not in ("samples", "means"):
-            raise ValueError(f"chain must be 'samples' or 'means', got {chain!r}.")
+        check_choice("chain", chain, ("samples", "means"))
         below = ["x" if i == 0 or chain == "means" else f"z_{i}" for i in range(len(self.posteriors))]
         self.factors = {f"posteriors.{i}": f"z_{i + 1} | {given}" for i, given in enumerate(below)}
 

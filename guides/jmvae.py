@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule, layers_of, modalities_of
 
 
@@ -54,7 +55,8 @@ class JMVAE(StochasticModule):
 
     def __init__(self, posterior: Callable[..., Any], posteriors: Sequence[nn.Module] | None = None) -> None:
         super().__init__()
-        self.posterior, self.posteriors = posterior, layers_of("posteriors", posteriors or [])
+        self.posterior = as_conditional("posterior", posterior)
+        self.posteriors = layers_of("posteriors", [] if posteriors is None else posteriors)
         self.shapes = getattr(getattr(posterior, "trunk", posterior), "in_shapes", None)
         count = len(self.posteriors or self.shapes or ())
         self.factors = {"posterior": f"z | {', '.join(f'x_{m + 1}' for m in range(count)) or 'x'}"}

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_choice
 from tarspyro.distributions import MixtureOfExperts, ProductOfExperts, as_prior
 from tarspyro.modules import StochasticModule, layers_of, modalities_of
 
@@ -62,8 +63,7 @@ class MVAE(StochasticModule):
 
     def __init__(self, posteriors: Sequence[nn.Module], prior: Any, experts: str = "product") -> None:
         super().__init__()
-        if experts not in ("product", "mixture"):
-            raise ValueError(f"experts must be 'product' or 'mixture', got {experts!r}.")
+        check_choice("experts", experts, ("product", "mixture"))
         self.posteriors, self.prior, self.experts = layers_of("posteriors", posteriors), as_prior(prior), experts
         parts = [f"posteriors.{m}" for m in range(len(self.posteriors))]
         combined = " + ".join(parts) if experts == "mixture" else " * ".join([*parts, "prior"])

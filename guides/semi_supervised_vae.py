@@ -8,6 +8,8 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from tarspyro.arguments import as_count
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 
 
@@ -60,8 +62,11 @@ class SemiSupervisedVAE(StochasticModule):
         enumerate: bool = True,
     ) -> None:
         super().__init__()
-        self.classifier, self.posterior, self.enumerate = classifier, posterior, enumerate
-        self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
+        self.classifier = as_conditional("classifier", classifier)
+        self.posterior = as_conditional("posterior", posterior)
+        self.num_labelled = as_count("num_labelled", num_labelled, 0)
+        self.num_unlabelled = as_count("num_unlabelled", num_unlabelled, 0)
+        self.enumerate = enumerate
 
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, unlabelled: Tensor | None = None

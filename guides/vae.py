@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 
 
@@ -50,7 +51,7 @@ class VAE(StochasticModule):
         self, posterior: Callable[[Tensor], Any], corruption: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.posterior, self.corruption = posterior, corruption or nn.Identity()
+        self.posterior, self.corruption = as_conditional("posterior", posterior), corruption or nn.Identity()
         if corruption is not None:
             self.factors = {"posterior": "z | x_noisy", "corruption": "x_noisy | x"}
 

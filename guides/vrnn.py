@@ -8,8 +8,9 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
-from tarspyro.nn import Recurrence
+from tarspyro.nn import Recurrence, as_recurrence
 from tarspyro.steps import sequence_plate, sequential
 
 
@@ -48,7 +49,7 @@ class VRNN(StochasticModule):
 
     def __init__(self, cell: Recurrence, posterior: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.cell, self.posterior = cell, posterior
+        self.cell, self.posterior = as_recurrence("cell", cell), as_conditional("posterior", posterior)
 
     @sequential
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from tarspyro.arguments import as_shape
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 
 
@@ -33,6 +34,7 @@ class Autoencoder(StochasticModule):
         code_shape: The shape of a code.
 
     Example:
+        >>> import torch
         >>> from tarspyro import Conditional
         >>> from tarspyro.nn import MLP
         >>> p = Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2)
@@ -45,8 +47,7 @@ class Autoencoder(StochasticModule):
 
     def __init__(self, likelihood: Callable[[Tensor], Any], code_shape: int | tuple[int, ...]) -> None:
         super().__init__()
-        self.likelihood = likelihood
-        self.code_shape = torch.Size((code_shape,) if isinstance(code_shape, int) else code_shape)
+        self.likelihood, self.code_shape = as_conditional("likelihood", likelihood), as_shape("code_shape", code_shape)
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Decodes z and observes x; z must come from a guide or a condition."""

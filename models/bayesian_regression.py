@@ -10,7 +10,8 @@ import pyro.distributions as dist
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.distributions import as_prior
+from tarspyro.arguments import as_count
+from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule, evaluating, local_parameters
 
 
@@ -57,9 +58,8 @@ class BayesianRegression(StochasticModule):
 
     def __init__(self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any], num_data: int) -> None:
         super().__init__()
-        if num_data < 1:
-            raise ValueError(f"num_data must be at least 1, got {num_data}.")
-        self.prior, self.likelihood, self.num_data = as_prior(prior), likelihood, num_data
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
+        self.num_data = as_count("num_data", num_data)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Samples w and observes y given x; without y, generates it."""

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule, evaluating
 
 
@@ -43,7 +44,7 @@ class Classifier(StochasticModule):
 
     def __init__(self, likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.likelihood = likelihood
+        self.likelihood = as_conditional("likelihood", likelihood)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Observes y given x; without y, draws it."""
@@ -56,7 +57,7 @@ class Classifier(StochasticModule):
 
     def features(self, x: Tensor) -> Tensor:
         """Returns what the likelihood's trunk makes of each data point, likewise; shape (N, F)."""
-        return self._of_rows(lambda rows: self.likelihood.trunk(rows).flatten(1), x)  # type: ignore[attr-defined]
+        return self._of_rows(lambda rows: self.likelihood.trunk(rows).flatten(1), x)
 
     def _of_rows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         device = next(self.parameters()).device

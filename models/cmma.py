@@ -8,7 +8,8 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior, has_context
+from tarspyro.arguments import shown
+from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 
 
@@ -55,10 +56,10 @@ class CMMA(StochasticModule):
 
     def __init__(self, prior: Callable[[Tensor], Any], likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), likelihood
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         if not has_context(self.prior):
             raise ValueError(
-                f"prior must be p(z | y), such as Conditional(...), got {prior!r}: x would not depend on y."
+                f"prior must be p(z | y), such as Conditional(...), got {shown(prior)}: x would not depend on y."
             )
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1) -> Tensor:

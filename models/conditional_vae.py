@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior, has_context
+from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 
 
@@ -53,7 +53,7 @@ class ConditionalVAE(StochasticModule):
 
     def __init__(self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), likelihood
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         self.factors = {"likelihood": "x | z, y", "prior": "z | y" if has_context(self.prior) else "z"}
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior
+from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
 from tarspyro.steps import sequence_plate, sequence_sizes, sequential, stacked
 
@@ -65,7 +65,8 @@ class DeepMarkovModel(StochasticModule):
 
     def __init__(self, prior: Any, transition: Callable[[Tensor], Any], likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.transition, self.likelihood = as_prior(prior), transition, likelihood
+        self.prior, self.transition = as_prior(prior), as_conditional("transition", transition)
+        self.likelihood = as_conditional("likelihood", likelihood)
 
     @sequential
     def forward(

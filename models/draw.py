@@ -8,10 +8,11 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior, has_context
+from tarspyro.arguments import as_count
+from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
-from tarspyro.nn import Canvas
-from tarspyro.steps import at_least_one_step, sequential
+from tarspyro.nn import Canvas, as_recurrence
+from tarspyro.steps import sequential
 
 
 class DRAW(StochasticModule):
@@ -61,8 +62,9 @@ class DRAW(StochasticModule):
 
     def __init__(self, prior: Any, canvas: Canvas, likelihood: Callable[[Tensor], Any], steps: int) -> None:
         super().__init__()
-        self.prior, self.canvas, self.likelihood = as_prior(prior), canvas, likelihood
-        self.steps = at_least_one_step(steps)
+        self.prior, self.canvas = as_prior(prior), as_recurrence("canvas", canvas)
+        self.likelihood = as_conditional("likelihood", likelihood)
+        self.steps = as_count("steps", steps)
         given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
         self.factors = {"likelihood": "x | c_t", "prior": given, "canvas": "c_t | z_t, c_{t-1}"}
 

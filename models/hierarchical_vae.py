@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from tarspyro.distributions import as_prior
+from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule, layers_of
 
 
@@ -54,7 +54,7 @@ class HierarchicalVAE(StochasticModule):
 
     def __init__(self, prior: Any, conditionals: Sequence[nn.Module], likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), likelihood
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         self.conditionals = layers_of("conditionals", conditionals)
         between = {f"conditionals.{i - 1}": f"z_{i} | z_{i + 1}" for i in range(1, len(self.conditionals) + 1)}
         self.factors = {"likelihood": "x | z_1", **between, "prior": f"z_{len(self.conditionals) + 1}"}

@@ -9,7 +9,8 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.distributions import as_discrete, as_prior
+from tarspyro.arguments import as_count, check_positive
+from tarspyro.distributions import as_conditional, as_discrete, as_prior
 from tarspyro.modules import StochasticModule
 
 
@@ -82,10 +83,11 @@ class SemiSupervisedVAE(StochasticModule):
         alpha: float = 0.1,
     ) -> None:
         super().__init__()
-        if alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {alpha}: leave the classifier out for none.")
-        self.prior, self.label_prior, self.likelihood = as_prior(prior), as_prior(label_prior), likelihood
-        self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
+        check_positive("alpha", alpha)
+        self.prior, self.label_prior = as_prior(prior), as_prior(label_prior)
+        self.likelihood = as_conditional("likelihood", likelihood)
+        self.num_labelled = as_count("num_labelled", num_labelled, 0)
+        self.num_unlabelled = as_count("num_unlabelled", num_unlabelled, 0)
         self.classifier, self.alpha = classifier, alpha
 
     def forward(

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior
+from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
 
 
@@ -48,7 +48,7 @@ class VAE(StochasticModule):
 
     def __init__(self, prior: Any, likelihood: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), likelihood
+        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Samples z and observes x; without x, generates ``batch_size`` of them."""

@@ -8,9 +8,9 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from tarspyro.distributions import as_prior, has_context
+from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
-from tarspyro.nn import Recurrence
+from tarspyro.nn import Recurrence, as_recurrence
 from tarspyro.steps import sequence_plate, sequence_sizes, sequential, stacked
 
 
@@ -61,7 +61,8 @@ class VRNN(StochasticModule):
 
     def __init__(self, cell: Recurrence, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.cell, self.prior, self.likelihood = cell, as_prior(prior), likelihood
+        self.cell, self.prior = as_recurrence("cell", cell), as_prior(prior)
+        self.likelihood = as_conditional("likelihood", likelihood)
         given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
         self.factors = {"likelihood": "x_t | z_t, h_{t-1}", "prior": given, "cell": "h_t | x_t, z_t, h_{t-1}"}
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, TensorDataset
 
+from tarspyro.arguments import as_count, as_numbers, shown
 from tarspyro.checks import check_binarizable
 from tarspyro.data import Sequences, Split
 from tarspyro.infer.recording import tensors_of
-from tarspyro.infer.traces import name_of
+from tarspyro.infer.traces import check_program, name_of
 from tarspyro.processes import Processes
 
 Arguments = tuple[Any, ...]  # tensors, and None for what is not observed
@@ -35,6 +36,7 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
     Raises:
         ValueError: If the parts differ in length, or are more than the program takes, or it lacks one of the names.
     """
+    check_program("model or guide", program)
     names = positional_names(program)
     if isinstance(data, (Split, Sequences)):
         parts: Sequence[Any] = [part for name, part in vars(data).items() if name in names and part is not None]
@@ -50,18 +52,25 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
         parts = [data]
     elif isinstance(data, (tuple, list)) and data and all(isinstance(part, _PART) for part in data):
         parts = data
-    elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
+    elif isinstance(data, Iterable) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return None
     else:
-        raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {data!r}.")
-    arguments = each(lambda part: as_float(torch.as_tensor(part)), parts)
+        raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {shown(data)}.")
+    arguments = each(_as_numbers, parts)
     shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
+    if () in shapes:
+        raise ValueError("data has no rows: a part of it is a single number.")
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"The parts of data differ in length: {shapes}.")
     if not shapes or shapes[0][0] == 0:
         raise ValueError("data is empty: it has no rows.")
     check_count(arguments, program)
     return arguments
+
+
+def _as_numbers(part: Any) -> Tensor:
+    """A part of the data as a tensor of real numbers, pixels and double precision in torch's default type."""
+    return as_float(as_numbers("data", part))
 
 
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:
@@ -96,7 +105,10 @@ def check_count(arguments: Sequence[Any], program: Callable[..., Any]) -> None:
 def positional_names(program: Callable[..., Any]) -> list[str]:
     """The names of the program's data arguments; empty where it takes any number of them."""
     function = program.forward if isinstance(program, torch.nn.Module) else program
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin does not tell
+        return []
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -163,7 +175,7 @@ class _Rows(Sampler[list[int]]):
     def count(self, index: int) -> int:
         """Returns how many of the batch's rows count."""
         share = self.processes.share(min(self.batch_size, self.size - index * self.batch_size))
-        return share.stop - share.start
+        return int(share.stop - share.start)
 
 
 class Batches:
@@ -201,6 +213,7 @@ class Batches:
     ) -> None:
         self.pixel_seed, self._pixels = pixel_seed, None if pixel_seed is None else torch.Generator(device)
         self.program, self.device, self.binarize = program, device, binarize
+        batch_size = as_count("batch_size", batch_size)
         arguments = as_arguments(data, program)
         if binarize and arguments is not None:
             check_binarizable(arguments[0])
@@ -294,7 +307,7 @@ class Batches:
         if isinstance(batch, Mapping):
             parts = _in_order(batch, positional_names(self.program))
         check_count(parts, self.program)
-        return each(lambda part: as_float(torch.as_tensor(part)).to(self.device, non_blocking=True), parts)
+        return each(lambda part: _as_numbers(part).to(self.device, non_blocking=True), parts)
 
     def _prepare(self, arguments: Arguments) -> Arguments:
         if not self.binarize:

@@ -7,11 +7,13 @@ __all__ = [
     "check_binarizable",
     "check_inputs",
     "check_trained",
+    "check_training",
     "describe_nonfinite",
+    "explaining",
 ]
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -22,10 +24,13 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from tarspyro.arguments import shown
 from tarspyro.distributions import Concatenate
 from tarspyro.infer.gradients import leaves_of
-from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import PairError, Program, check_program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class InputError(ValueError):
@@ -62,10 +67,28 @@ def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data:
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
                 _check_observed(poutine.trace(model).get_trace(*arguments), arguments, data)
             _check_observed(trace_pair(model, guide, arguments, {})[0], arguments, data)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
-            raise InputError(_shape_sentence(model, arguments, error)) from error
+            raise InputError(_shape_sentence((model, guide), arguments, error)) from error
+
+
+@contextlib.contextmanager
+def explaining(programs: Sequence[Program], arguments: Sequence[Any]) -> Iterator[None]:
+    """Says in one sentence that programs do not run on some data, in place of what torch and Pyro say over many lines.
+
+    Raises:
+        InputError: If they do not run.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        whole = isinstance(error, ValueError) and "\n" not in str(error)
+        if whole or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise  # a sentence already; no memory, or not implemented
+        if isinstance(error, (InputError, PairError)):
+            raise type(error)(str(error).partition("\n")[0]) from error
+        raise InputError(_shape_sentence(programs, arguments, error)) from error
 
 
 def _check_observed(trace: Trace, arguments: Sequence[Any], data: Sequence[Any]) -> None:
@@ -80,6 +103,39 @@ def _check_observed(trace: Trace, arguments: Sequence[Any], data: Sequence[Any])
             # The last batch overlaps the one before: a support may have parameters of a batch's shape.
             start = min(start, len(whole) - len(value))
             _check_support(name, site["fn"], whole[start : start + len(value)])
+
+
+def check_training(
+    model: Any,
+    guide: Any,
+    loss: Any,
+    optimizer: Any,
+    optimizer_options: Any,
+    schedules: Any,
+    settings: Any,
+    autocast: Any,
+) -> None:
+    """Raises unless a training's arguments are of the kinds that they have to be.
+
+    Raises:
+        TypeError: If one is of another kind.
+    """
+    check_program("model", model)
+    if guide is not None:
+        check_program("guide", guide)
+    if loss is not None and (isinstance(loss, type) or not callable(loss) and not hasattr(loss, "loss_and_grads")):
+        raise TypeError(f"loss must be a bound or a game, such as ELBO(), got {shown(loss)}.")
+    if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be the class of one, such as torch.optim.Adam, got {shown(optimizer)}.")
+    named = {"optimizer_options": optimizer_options, "schedules": schedules, "settings": settings}
+    for name, value in named.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{name} must be a mapping by name, got {shown(value)}.")
+    for name, schedule in (schedules or {}).items():
+        if not callable(schedule):
+            raise TypeError(f"schedules[{name!r}] must be a function of the step, got {shown(schedule)}.")
+    if autocast is not None and (not isinstance(autocast, torch.dtype) or autocast not in _HALVES):
+        raise TypeError(f"autocast must be torch.bfloat16 or torch.float16, got {shown(autocast)}.")
 
 
 def check_binarizable(part: Tensor | None) -> None:
@@ -124,10 +180,11 @@ def _check_shape(name: str, distribution: Any, value: Tensor) -> None:
     raise InputError(f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}.")
 
 
-def _shape_sentence(model: Program, arguments: Sequence[Any], error: Exception) -> str:
+def _shape_sentence(programs: Sequence[Program], arguments: Sequence[Any], error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     shapes = ", ".join("None" if part is None else str(tuple(part.shape)) for part in arguments)
-    return f"{name_of(model)} and its guide do not run on data of shape {shapes}: {reason}"
+    names = list(dict.fromkeys(name_of(program) for program in programs))
+    return f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape {shapes}: {reason}"
 
 
 def _check_support(name: str, distribution: Any, value: Tensor) -> None:
@@ -181,6 +238,8 @@ def check_trained(
         PairError: If the loss depends on a parameter that no optimizer holds, as of a network that is not an
             attribute of its half.
     """
+    if not torch.is_tensor(loss):
+        raise TypeError(f"loss must return a number in a tensor, got {shown(loss)}.")
     held = {id(parameter) for parameter in parameters}
     reached = {id(parameter): parameter for parameter in leaves_of(loss)}
     known = held | {id(other) for other in others or ()}

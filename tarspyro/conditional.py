@@ -4,7 +4,7 @@ __all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
 
+from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, shown
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.prior import as_prior
@@ -33,7 +34,7 @@ def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *values, **options)
         like = next(self.parameters(), torch.empty(0))
         with evaluating(self):
-            tensors = [torch.as_tensor(v, device=like.device) if isinstance(v, np.ndarray) else v for v in values]
+            tensors = [as_numbers("an array", v).to(like.device) if isinstance(v, np.ndarray) else v for v in values]
             tensors = [v.to(like.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for v in tensors]
             return method(self, *tensors, **options).cpu().numpy()
 
@@ -48,15 +49,27 @@ class _Interface(nn.Module, ConditionalDistribution):
         return self(context)
 
     @_array_in_array_out
-    def sample(self, *context: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, *context: Tensor, sample_shape: int | tuple[int, ...] = ()) -> Tensor:
         """Returns draws of shape ``sample_shape + batch_shape + event_shape``, reparameterized where possible."""
         distribution = self(*context)
-        return distribution.rsample(sample_shape) if distribution.has_rsample else distribution.sample(sample_shape)
+        draw: Callable[..., Tensor] = distribution.rsample if distribution.has_rsample else distribution.sample
+        return draw(as_shape("sample_shape", sample_shape))
 
     @_array_in_array_out
     def log_prob(self, value: Tensor, *context: Tensor) -> Tensor:
         """Returns log p(value | context) in nats, summed over the event: one number for each row."""
-        return self(*context).log_prob(value)
+        distribution = self(*context)
+        event = tuple(distribution.event_shape)
+        if not torch.is_tensor(value):
+            raise TypeError(f"value must be a tensor or an array, got {shown(value)}.")
+        if tuple(value.shape[value.dim() - len(event) :]) != event:
+            raise ValueError(f"value must have rows of shape {event}, got {tuple(value.shape)}.")
+        try:
+            density: Tensor = distribution.log_prob(as_numbers("value", value))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"value of {value.dtype} has no density under {self!r}: {reason}.") from error
+        return density
 
     @_array_in_array_out
     def mean(self, *context: Tensor) -> Tensor:
@@ -78,9 +91,24 @@ class _Interface(nn.Module, ConditionalDistribution):
         Raises:
             NotImplementedError: If no closed form is registered for the two families.
         """
+        own = self(*context)
         if not isinstance(other, Distribution):
+            if not callable(other):
+                raise TypeError(f"other must be a distribution or a module that returns one, got {shown(other)}.")
             other = other(*context) if isinstance(other, _Interface) else other()
-        return kl_divergence(self(*context), other)
+        if not isinstance(other, Distribution):
+            raise TypeError(f"other must be a distribution or a module that returns one, got {shown(other)}.")
+        if own.event_shape != other.event_shape:
+            raise ValueError(
+                f"other must draw {tuple(own.event_shape)} as the distribution itself, got {tuple(other.event_shape)}."
+            )
+        try:
+            return kl_divergence(own, other)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise  # no closed form
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"other does not broadcast with the distribution itself: {reason}.") from error
 
 
 class Conditional(FamilyModule, _Interface):
@@ -134,8 +162,7 @@ class Conditional(FamilyModule, _Interface):
         **fixed: Any,
     ) -> None:
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
-        if not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
+        check_module("trunk", trunk)
         self.trunk = trunk
         self.heads = nn.ModuleDict({name: make_head(trunk, shape) for name, (_, shape) in self.free.items()})
         if "scale" in self.heads:
@@ -180,9 +207,12 @@ class Deterministic(Configurable, _Interface):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        check_module("trunk", trunk)
+        if transform is not None and not callable(transform):
+            raise TypeError(
+                f"transform must be a function of tensors, such as torch.nn.Sigmoid(), got {shown(transform)}."
+            )
+        self.event_shape = as_shape("event_shape", event_shape)
         self.trunk, self.transform = trunk, transform
         self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
 
@@ -236,9 +266,10 @@ class Blocks(Configurable, _Interface):
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
+        as_count("the number of blocks", len(blocks))
         for block in blocks:
             if not isinstance(block, nn.Module):
-                raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {block!r}.")
+                raise TypeError(f"blocks must be modules, such as a Conditional or a Prior, got {shown(block)}.")
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, *context: Tensor) -> Any:
@@ -297,10 +328,12 @@ class Transformed(Configurable, _Interface):
     ) -> None:
         super().__init__()
         if not isinstance(base, (nn.Module, Distribution)):
-            raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {base!r}.")
+            raise TypeError(f"base must be a Conditional, a Prior or a distribution, got {shown(base)}.")
+        if not isinstance(transforms, Iterable) or torch.is_tensor(transforms):
+            raise TypeError(f"transforms must be a list of transforms, got {shown(transforms)}.")
         for transform in transforms:
             if not isinstance(transform, (Transform, ConditionalTransform)):
-                raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {transform!r}.")
+                raise TypeError(f"transforms must be those of pyro.distributions.transforms, got {shown(transform)}.")
         self.base: Any = as_prior(base)
         self.trunk = trunk
         single = list(flattened(transforms))
@@ -348,7 +381,8 @@ class Transformed(Configurable, _Interface):
 def distribution_mean(distribution: Any) -> Tensor:
     """Returns the mean, or says for which family there is none in closed form."""
     try:
-        return distribution.mean
+        mean: Tensor = distribution.mean
+        return mean
     except NotImplementedError:
         base = distribution.base_dist if isinstance(distribution, Independent) else distribution
         raise NotImplementedError(

@@ -150,10 +150,17 @@ def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) 
 
 def refers(described: Any, path: str) -> bool:
     """Whether a description refers to something below a pointer."""
-    if isinstance(described, dict):
-        target = described.get("ref")
-        return isinstance(target, str) and target.startswith(f"{path}/") or refers(list(described.values()), path)
-    return isinstance(described, list) and any(refers(item, path) for item in described)
+    waiting = [described]  # a stranger's file may be nested deeper than a function may call itself
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            target = part.get("ref")
+            if isinstance(target, str) and target.startswith(f"{path}/"):
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
 
 
 def describe_pair(model: Any, guide: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from tarspyro.arguments import as_count, as_numbers, as_seed
+
 
 def labelled_subset(split: Any, num_labels: int, seed: int = 0) -> tuple[Any, Any]:
     """Returns the rows that keep their labels, equally many of each class, and all other rows.
@@ -27,13 +29,14 @@ def labelled_subset(split: Any, num_labels: int, seed: int = 0) -> tuple[Any, An
         >>> labelled.y.bincount().tolist(), len(rest)
         ([10, 10, 10, 10, 10, 10, 10, 10, 10, 10], 1337)
     """
-    if split.y is None:
+    if getattr(split, "y", None) is None:
         raise ValueError("split has no labels: take one whose y is not None.")
+    num_labels = as_count("num_labels", num_labels, 0)
     classes = split.y.unique().tolist()
     each, left_over = divmod(num_labels, len(classes))
     if each < 1 or left_over:
         raise ValueError(f"num_labels must be a multiple of the {len(classes)} classes, got {num_labels}.")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(as_seed(seed)))
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for label in classes:
         rows = order[split.y.cpu()[order] == label]
@@ -79,14 +82,23 @@ class PartlyLabelled:
         num_classes: int | None = None,
         binarize: bool = False,
     ) -> None:
-        if labelled.y is None or not len(labelled):
+        if getattr(labelled, "y", None) is None or not len(labelled):
             raise ValueError("labelled has no labels: take the first part of labelled_subset(...).")
-        self.x, self.y = labelled.x, one_hot(labelled.y, num_classes or -1).to(labelled.x.dtype)
-        self.unlabelled: Tensor = getattr(unlabelled, "x", unlabelled)
-        self.batch_size, self.binarize = batch_size, binarize
-        self.labelled_batch_size = labelled_batch_size or min(len(labelled), batch_size)
-        if not 1 <= batch_size <= len(self.unlabelled):
+        self.unlabelled = as_numbers("unlabelled", getattr(unlabelled, "x", unlabelled))
+        if self.unlabelled.shape[1:] != labelled.x.shape[1:] or not self.unlabelled.dim():
+            raise ValueError(
+                f"unlabelled must have rows of shape {tuple(labelled.x.shape[1:])} as labelled has, got "
+                f"{tuple(self.unlabelled.shape)}."
+            )
+        if as_count("batch_size", batch_size, 0) not in range(1, len(self.unlabelled) + 1):
             raise ValueError(f"batch_size must be between 1 and {len(self.unlabelled)}, got {batch_size}.")
+        least = min(len(labelled), batch_size)
+        few = least if labelled_batch_size is None else as_count("labelled_batch_size", labelled_batch_size)
+        self.batch_size, self.labelled_batch_size, self.binarize = batch_size, few, binarize
+        classes = 1 + int(labelled.y.max())
+        if num_classes is not None:
+            classes = as_count("num_classes", num_classes, classes)
+        self.x, self.y = labelled.x, one_hot(labelled.y, classes).to(labelled.x.dtype)
 
     def __len__(self) -> int:
         return len(self.unlabelled) // self.batch_size

@@ -22,11 +22,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+
+from tarspyro.arguments import as_count, as_seed, shown
 
 _counter = itertools.count()
 _registering = contextvars.ContextVar("registering", default=True)
@@ -50,6 +53,30 @@ class Configurable(nn.Module):
         # Past nn.Module's __setattr__, which would register modules among the arguments a second time.
         object.__setattr__(module, "constructor_arguments", (args, kwargs))
         return module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            if not any(value is None for value in args):
+                raise
+            raise TypeError(f"{describe_call(self, args)}: {error}") from error
+        except (RuntimeError, ZeroDivisionError) as error:  # the latter is what Pyro's plates say of no rows
+            if type(error) not in (RuntimeError, ZeroDivisionError):
+                raise  # no memory, or not implemented
+            raise ValueError(f"{describe_call(self, args)}: {str(error).partition(chr(10))[0]}") from error
+
+
+def describe_call(network: nn.Module, inputs: Sequence[Any]) -> str:
+    """Says that a module does not run on some inputs: of which shapes, types and devices they are, and its weights."""
+    tensors = [value for value in inputs if torch.is_tensor(value)]
+    sizes = ", ".join(str(tuple(value.shape)) if torch.is_tensor(value) else "None" for value in inputs) or "nothing"
+    kinds = {(value.dtype, value.device) for value in tensors if value.is_floating_point()}
+    weight = next(network.parameters(), None)
+    if weight is not None:
+        kinds |= {(weight.dtype, weight.device)}
+    apart = f", {' and '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}" if len(kinds) > 1 else ""
+    return f"{type(network).__name__} does not run on inputs of shape {sizes}{apart}"
 
 
 class StochasticModule(Configurable):
@@ -100,6 +127,14 @@ class StochasticModule(Configurable):
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "batch_size" in kwargs:
+            as_count("batch_size", kwargs["batch_size"])
+        for value in args:
+            scalar = torch.is_tensor(value) and not value.dim()
+            own = type(self).__module__.startswith("tarspyro.") and not (value is None or torch.is_tensor(value))
+            if scalar or own or isinstance(value, (str, float, int, list, np.ndarray)):
+                name = type(self).__name__
+                raise TypeError(f"{name} takes tensors with a row for each data point, got {shown(value)}.")
         if not _registering.get():
             return super().__call__(*args, **kwargs)
         if any(isinstance(parameter, UninitializedParameter) for parameter in self.parameters()):
@@ -159,9 +194,9 @@ def layers_of(name: str, layers: Any) -> nn.ModuleList:
     Raises:
         TypeError: If they are not modules.
     """
-    listed = list(layers) if isinstance(layers, Iterable) else None
+    listed = list(layers) if isinstance(layers, Iterable) and not torch.is_tensor(layers) else None
     if listed is None or not all(isinstance(layer, nn.Module) for layer in listed):
-        raise TypeError(f"{name} must be a list of modules, such as [Conditional(...), ...], got {layers!r}.")
+        raise TypeError(f"{name} must be a list of modules, such as [Conditional(...), ...], got {shown(layers)}.")
     return nn.ModuleList(listed)
 
 
@@ -223,10 +258,21 @@ def _headline(part: Any) -> str:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU."""
-    if device == "auto":
+    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here, or it holds no numbers.
+    """
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device must be one that is here, or 'auto', got {shown(device)} ({reason}).") from error
+    if found.type == "meta":
+        raise ValueError(f"device must hold numbers, got {shown(device)}, where tensors are shapes alone.")
+    return found
 
 
 @contextlib.contextmanager
@@ -295,6 +341,7 @@ def set_rng_states(states: Sequence[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
     """Gives back the random state of every device as it was before; with ``seed``, starts from it inside."""
+    seed = None if seed is None else as_seed(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() or seed is not None else ()
     with torch.random.fork_rng(devices=list(devices)):
         if seed is not None:

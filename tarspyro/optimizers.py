@@ -23,7 +23,11 @@ def make_optimizer(
     if captured and device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
         # Its step becomes part of a CUDA graph, which reads the rate and the count of steps on the device.
         options |= {"capturable": True, "lr": torch.tensor(float(options["lr"]), device=device)}
-    return optimizer(parameters, **options)
+    try:
+        return optimizer(parameters, **options)
+    except (TypeError, ValueError) as error:
+        name = getattr(optimizer, "__name__", "the optimizer")
+        raise type(error)(f"optimizer_options do not suit {name}: {str(error).rstrip('.')}.") from error
 
 
 def states_of(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:

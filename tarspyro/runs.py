@@ -17,6 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_choice, shown
 from tarspyro.config import build, refers
 from tarspyro.modules import preserved_rng
 
@@ -122,6 +123,8 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        if not isinstance(folder, str | Path):
+            raise TypeError(f"folder must be the path of a run folder, got {shown(folder)}.")
         self.folder = Path(folder)
 
     def create(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -215,9 +218,9 @@ class Run:
         """Reads the lines of ``metrics.jsonl``."""
         try:
             rows = [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._corrupted("metrics.jsonl", error) from error
-        if not all(isinstance(row, dict) and "objective" in row for row in rows):
+        if not all(isinstance(row, dict) and isinstance(row.get("objective"), (int, float)) for row in rows):
             raise self._corrupted("metrics.jsonl", "a line is not that of an epoch")
         return rows
 
@@ -237,7 +240,7 @@ class Run:
             metadata = _header(content)["__metadata__"]
             values: dict[str, Any] = json.loads(metadata["values"])
             expected: str = metadata["sha256"]
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._corrupted(name, error) from error
         if _digest(content, metadata["values"]) != expected:
             raise self._corrupted(name, "its SHA-256 is not the one written in it")
@@ -251,8 +254,11 @@ class Run:
         return RunError(f"{self.folder / name} is corrupted ({reason}){hint}.")
 
     def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} cannot be read (it is no file).")  # reading a device may never end
         try:
-            return (self.folder / name).read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise RunError(f"{self.folder} has no readable {name} ({error.strerror}): is it a run folder?") from error
 
@@ -260,6 +266,7 @@ class Run:
         # Written beside and moved, so that a crash leaves the old file or the new one, never half of one.
         partial = self.folder / (name + ".part")
         try:
+            partial.unlink(missing_ok=True)  # a link that stands there would lead out of the folder
             with open(partial, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -336,8 +343,7 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
         RunError: If the folder is not a run, or a file is corrupted.
         ImportError: If a class of the run is not to be found.
     """
-    if which not in ("best", "last"):
-        raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
+    check_choice("which", which, ("best", "last"))
     run = Run(folder)
     config = run.config()
     halves: dict[str, Any] = {"model": model, "guide": guide}

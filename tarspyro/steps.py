@@ -1,7 +1,6 @@
 """Programs over sequences: loops over time that can also be run step by step."""
 
 __all__ = [
-    "at_least_one_step",
     "sequence_plate",
     "sequence_sizes",
     "sequential",
@@ -22,6 +21,7 @@ from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from tarspyro.arguments import shown
 from tarspyro.modules import StochasticModule
 
 Steps = Callable[..., Generator[Any, Any, Any]]
@@ -91,7 +91,7 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
     """
     steps = steps_of(program)
     if steps is None:
-        raise TypeError(f"program must be sequential, decorated with tarspyro.sequential, got {program!r}.")
+        raise TypeError(f"program must be sequential, decorated with tarspyro.sequential, got {shown(program)}.")
     states: list[Any] = []
     run, state = steps(*args, **kwargs), None
     with contextlib.suppress(StopIteration):
@@ -99,17 +99,6 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
             state = run.send(state)
             states.append(state)
     return states
-
-
-def at_least_one_step(steps: int) -> int:
-    """Returns the number of steps.
-
-    Raises:
-        ValueError: If it is below one.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}: how many times to draw on the canvas.")
-    return steps
 
 
 def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], Any]:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from tarspyro.arguments import as_count, check_choice, check_positive, shown
 from tarspyro.batches import Batches, count_rows
-from tarspyro.checks import check_inputs
+from tarspyro.checks import check_inputs, check_training
 from tarspyro.config import describe, describe_pair
 from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
 from tarspyro.infer.recording import tensors_of
@@ -143,6 +144,7 @@ def fit(
         CollapseError: If a player of a game has won, so that the others learn nothing; the weights likewise.
         ProcessError: If another process of the training has died.
         RunError: If ``folder`` holds a run already, or a corrupted one is to be resumed.
+        TypeError: If an argument is of another kind than it has to be.
         ValueError: If an argument is out of range.
 
     Example:
@@ -165,6 +167,10 @@ def fit(
         "keep_checkpoints": keep_checkpoints,
     }
     _check_arguments(counts, keep, resume, folder, on_nonfinite)
+    check_training(model, guide, loss, optimizer, optimizer_options, schedules, settings, autocast)
+    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if limit is not None:
+            check_positive(name, limit)
     loss = ELBO() if loss is None else loss
     if isinstance(loss, Game) and patience is not None:
         raise ValueError(f"patience waits for a better objective, and a game has none, got {patience}: leave it out.")
@@ -246,14 +252,15 @@ def _check_arguments(
     on_nonfinite: str,
 ) -> None:
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if keep not in (None, "best", "last"):
-        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}.")
-    if on_nonfinite not in ("stop", "skip"):
-        raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}.")
-    if resume not in (True, False, "auto"):
-        raise ValueError(f"resume must be True, False or 'auto', got {resume!r}.")
+        if value is not None or name in ("epochs", "batch_size", "keep_checkpoints"):
+            as_count(name, value)
+    if keep is not None:
+        check_choice("keep", keep, ("best", "last"))
+    check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
+    if not (isinstance(resume, bool) or resume == "auto"):
+        raise ValueError(f"resume must be True, False or 'auto', got {shown(resume)}.")
+    if not isinstance(folder, str | Path | None):
+        raise TypeError(f"folder must be the path of a run folder, got {shown(folder)}.")
     if resume and folder is None:
         raise ValueError(f"resume={resume!r} needs the folder of the run to go on with, folder=...")
 

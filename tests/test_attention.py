@@ -267,8 +267,12 @@ def test_a_canvas_adds_what_is_written():
 @pytest.mark.parametrize(
     "make, error, message",
     [
-        (lambda: Read((28, 28)), ValueError, r"An image has the shape \(channels, height, width\), got \(28, 28\)"),
-        (lambda: Write(4, (784,)), ValueError, "An image has the shape"),
+        (
+            lambda: Read((28, 28)),
+            ValueError,
+            r"shape must be that of an image, \(channels, height, width\), got \(28, 28\)",
+        ),
+        (lambda: Write(4, (784,)), ValueError, "shape must be that of an image"),
         (lambda: AttentionRead(4, (1, 5, 5), 0), ValueError, "size must be at least 1, got 0"),
         (lambda: AttentionWrite(4, (1, 5, 5), -1), ValueError, "size must be at least 1, got -1"),
         (lambda: ConvRead((1, 28, 28), 4, 3), ValueError, "stride must divide the sides"),

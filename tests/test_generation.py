@@ -179,7 +179,7 @@ def test_what_cannot_be_judged_is_said():
         (lambda: evaluate.parzen_log_likelihood(x, x), "validation must be given to choose among 11 scales"),
         (lambda: evaluate.parzen_log_likelihood(x, x, scales=-1.0), "scales must be positive"),
         (lambda: evaluate.parzen_log_likelihood(x, x[:, :2], scales=1.0), "data must have 3 numbers in a row"),
-        (lambda: data.ring(0), "num must be positive, got 0"),
+        (lambda: data.ring(0), "num must be at least 1, got 0"),
         (lambda: data.grid(10, step=-1.0), "step must be positive"),
     ):
         with pytest.raises(ValueError, match=words):

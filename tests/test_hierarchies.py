@@ -479,7 +479,7 @@ def test_errors():
     (p, _), (_, q) = pair("samples"), pair("samples", sizes=(4, 3))
     with pytest.raises(PairError, match=r"the model also samples \['z_3'\]"):
         check_pair(p, q, pixels())
-    with pytest.raises(ValueError, match=r"latent must be one of \['z_1', 'z_2', 'z_3'\], got 'z'"):
+    with pytest.raises(ValueError, match=r"latent must be one of 'z_1', 'z_2', 'z_3', got 'z'"):
         evaluate.decode(p, torch.zeros(5, 4))
 
 

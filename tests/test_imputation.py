@@ -427,5 +427,5 @@ def test_masks_of_images():
         data.lower_half(flat, image_shape=(28, 20))
     with pytest.raises(ValueError, match="step must lie between 1 and the side of the images, 28, got 29"):
         data.off_grid(flat, 29)
-    with pytest.raises(ValueError, match="missing must be a probability from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match="missing must be from 0 to 1, got 1.5"):
         data.random_pixels(flat, 1.5)

@@ -431,7 +431,7 @@ def test_shapes_of_images(event, image_shape, shown):
 
 
 def test_an_image_shape_that_does_not_fit(pair):
-    with pytest.raises(ValueError, match="reshape"):
+    with pytest.raises(ValueError, match="image_shape must be"):
         plot.samples(pair[0], num=4, image_shape=(7, 7))
 
 

@@ -271,7 +271,7 @@ class TestTruePosterior:
         with pytest.raises(PairError, match="no prior that can be drawn from"):
             evaluate.true_posterior(improper, torch.zeros(1))
         for name, value in (("num_samples", 0), ("num_chains", 0), ("warmup", -1)):
-            with pytest.raises(ValueError, match=f"{name} must be at least"):
+            with pytest.raises(ValueError, match=f"{name} must "):
                 evaluate.true_posterior(model, torch.zeros(1), **{name: value})
 
 

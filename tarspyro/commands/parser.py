@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _new(make: Callable[..., Any], name: str, text: str, *examples: str, **options: Any) -> Any:
+def _new(
+    make: Callable[..., argparse.ArgumentParser], name: str, text: str, *examples: str, **options: Any
+) -> argparse.ArgumentParser:
     """A parser with examples below its help."""
     lines = "\n".join(f"  {example}" for example in examples)
     named = {"prog": name} if make is _Parser else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from tarspyro import fit, load_run
 from tarspyro.commands.material import SOURCES
@@ -100,7 +101,7 @@ def sample_run(options: Namespace) -> None:
         reason = "has no prior to sample from" if hasattr(trained.model, "code_shape") else "generates no data"
         raise ValueError(f"{options.run} holds a method, {name}, that {reason}: see tarspyro plot {options.run}.")
     out = Path(options.out or Path(options.run) / "samples.png")
-    method.sampler(trained, options.num, options.seed, not options.draws).savefig(out, dpi=150)
+    _save(method.sampler(trained, options.num, options.seed, not options.draws), out)
     print(out)
 
 
@@ -150,13 +151,19 @@ def _report(method: Method, trained: Trained, run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _save(figure: Figure, path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()  # a link in somebody else's run folder would lead out of it
+    figure.savefig(path, dpi=150)
+
+
 def _draw(method: Method, trained: Trained, run: Path) -> None:
     """Draws the method's pictures into the run's folder."""
     drawn = [name_and_figure for picture in method.pictures for name_and_figure in picture(trained)]
     if method.sampler is not None:
         drawn.append(("samples", method.sampler(trained, None, 0, True)))
     for name, figure in drawn:
-        figure.savefig(run / f"{name}.png", dpi=150)
+        _save(figure, run / f"{name}.png")
     print(f"pictures in {run}: {', '.join(f'{name}.png' for name, _ in drawn)}")
 
 

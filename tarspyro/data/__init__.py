@@ -28,6 +28,7 @@ __all__ = [
 import gzip
 import io
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.arguments import as_count, as_numbers, as_shape, shown
+from tarspyro.data.files import MOST, DataError, data_folder, fetch
 from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.masks import lower_half, off_grid, random_pixels
+from tarspyro.data.matlab import read_matlab
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.labels import PartlyLabelled, labelled_subset
@@ -76,7 +79,13 @@ class Split:
         return Split(self.x[index], None if self.y is None else self.y[index])
 
     def reshape(self, *event_shape: int) -> "Split":
-        """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``."""
+        """Returns the same images in another shape, such as ``split.reshape(1, 28, 28)``.
+
+        Raises:
+            ValueError: If there are more or fewer numbers in it.
+        """
+        if self.x.shape[1:].numel() != as_shape("event_shape", event_shape).numel():
+            raise ValueError(f"event_shape must be another of {tuple(self.x.shape[1:])}, got {event_shape}.")
         return Split(self.x.reshape(len(self.x), *event_shape), self.y)
 
     def one_hot(self, num_classes: int | None = None) -> "Split":
@@ -92,11 +101,11 @@ class Split:
             >>> digits().test.one_hot().y.shape
             torch.Size([360, 10])
         """
-        if self.y is None or self.y.is_floating_point() or self.y.dim() != 1:
+        if self.y is None or self.y.is_floating_point() or self.y.dim() != 1 or not len(self.y):
             found = "none" if self.y is None else f"{self.y.dtype} of shape {tuple(self.y.shape)}"
             raise ValueError(f"one_hot needs integer labels y of shape (N,), got {found}.")
         largest = int(self.y.max())
-        num_classes = largest + 1 if num_classes is None else num_classes
+        num_classes = largest + 1 if num_classes is None else as_count("num_classes", num_classes)
         if int(self.y.min()) < 0 or largest >= num_classes:
             raise ValueError(
                 f"num_classes is {num_classes}, for labels from 0 to {num_classes - 1}, "
@@ -179,7 +188,7 @@ def mnist(*, validation: int = 10_000, flatten: bool = True, folder: str | Path 
         DataError: If a file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``validation`` is out of range.
     """
-    if not 0 <= validation < 60_000:
+    if as_count("validation", validation, -60_000) not in range(60_000):
         raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
     place = data_folder(folder) / "mnist"
     arrays = [_idx(fetch(place / name, _MNIST_URL + name, sha256, _gunzip), name) for name, sha256 in _MNIST.items()]
@@ -205,8 +214,9 @@ def frey_face(*, test: int = 196, seed: int = 0, flatten: bool = True, folder: s
         DataError: If the file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``test`` is out of range.
     """
-    if not 0 < test < 1965:
+    if as_count("test", test, -1965) not in range(1, 1965):
         raise ValueError(f"test must be between 1 and 1,964, got {test}.")
+    seed = as_count("seed", seed, 0)
     raw = fetch(data_folder(folder) / "frey_face" / "frey_face.npz", _FREY_FACE_URL, _FREY_FACE, _frey_bytes)
     frames = np.frombuffer(raw, np.uint8).reshape(1965, 28, 20)
     frames = frames[np.random.default_rng(seed).permutation(len(frames))]
@@ -229,10 +239,9 @@ def uci(name: str, *, split: int = 0, folder: str | Path | None = None) -> Regre
         DataError: If the file is missing or has the wrong content.
         ValueError: If there is no such data set, or ``split`` is negative.
     """
-    if name not in _UCI:
-        raise ValueError(f"name must be one of {', '.join(_UCI)}, got {name!r}.")
-    if split < 0:
-        raise ValueError(f"split must not be negative, got {split}.")
+    if not isinstance(name, str) or name not in _UCI:
+        raise ValueError(f"name must be one of {', '.join(_UCI)}, got {shown(name)}.")
+    split = as_count("split", split, 0)
     content = fetch(data_folder(folder) / "uci" / f"{name}.txt", None, _UCI[name], bytes)
     table = np.loadtxt(io.BytesIO(content))
     table = table[np.random.default_rng(split).permutation(len(table))]
@@ -267,8 +276,11 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
         >>> bool((join_quadrants(missing, given) == digits().test.x).all())
         True
     """
-    if given not in (1, 2, 3):
-        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {given!r}.")
+    if as_count("given", given, 0) not in (1, 2, 3):
+        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {shown(given)}.")
+    x = as_numbers("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}.")
     flat = x.flatten(1)
     pixels = flat[:, _quadrant_order(flat.shape[1])]
     split = given * flat.shape[1] // 4
@@ -276,7 +288,17 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
 
 
 def join_quadrants(missing: Tensor, given: Tensor) -> Tensor:
-    """Returns the flat images whose parts ``quadrants`` returned, of shape (N, P)."""
+    """Returns the flat images whose parts ``quadrants`` returned, of shape (N, P).
+
+    Raises:
+        ValueError: If the parts differ in their leading dimensions, or do not make square images with an even side.
+    """
+    missing, given = as_numbers("missing", missing), as_numbers("given", given)
+    if not missing.dim() or not given.dim() or missing.shape[:-1] != given.shape[:-1]:
+        raise ValueError(
+            f"missing and given must be parts of the same images, got shapes {tuple(missing.shape)} and "
+            f"{tuple(given.shape)}."
+        )
     pixels = torch.cat([given, missing], -1)
     return pixels[..., _quadrant_order(pixels.shape[-1]).argsort()]
 
@@ -297,7 +319,7 @@ def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
 
 def _gunzip(encoded: bytes) -> bytes:
     with gzip.open(io.BytesIO(encoded)) as file:
-        content = file.read(1 << 27)
+        content = file.read(MOST)
     return content
 
 
@@ -315,8 +337,10 @@ def _idx(content: bytes, name: str) -> np.ndarray:
 
 def _frey_bytes(encoded: bytes) -> bytes:
     if encoded[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(encoded)) as parts:  # no more is unpacked than what it says here
+            if sum(part.file_size for part in parts.infolist()) > MOST:
+                raise ValueError(f"it would be more than {MOST >> 20} MB, unpacked")
         with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
-            return archive["images"].tobytes()
-    from scipy.io import loadmat
-
-    return np.ascontiguousarray(loadmat(io.BytesIO(encoded))["ff"].T).tobytes()
+            images: np.ndarray = archive["images"]
+            return images.tobytes()
+    return np.ascontiguousarray(read_matlab(encoded, ["ff"])["ff"][0].T).tobytes()

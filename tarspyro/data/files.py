@@ -1,6 +1,6 @@
 """Files of data: where they are, and how they get there."""
 
-__all__ = ["DataError", "data_folder", "fetch"]
+__all__ = ["MOST", "DataError", "data_folder", "fetch", "read"]
 
 import contextlib
 import hashlib
@@ -12,6 +12,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from tarspyro.arguments import shown
+
+MOST = 1 << 27  # bytes that a file may hold, packed or unpacked
+
 
 class DataError(OSError):
     """A data file is missing, cannot be fetched, or is not what it should be."""
@@ -21,6 +25,8 @@ def data_folder(folder: str | Path | None) -> Path:
     """Returns the folder that is given, else the one that ``TARSPYRO_DATA`` names, else one in the user's cache."""
     if folder is None:
         folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be the path of the data folder, got {shown(folder)}.")
     return Path(folder).expanduser()
 
 
@@ -37,11 +43,12 @@ def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], by
         encoded, source, advice = _download(url, path), url, f"try again, or put the right file at {path}"
     else:
         advice = "delete it to download it again" if url else "put the right file there"
-        encoded, source = _read(path), str(path)
+        encoded, source = read(path), str(path)
     try:
         content = decode(encoded)
     except Exception as error:  # decoders raise many kinds on bytes that are none of theirs
-        raise DataError(f"{source} cannot be decoded ({error}): {advice}.") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source} cannot be decoded ({reason}): {advice}.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): {advice}.")
     if downloaded:
@@ -49,7 +56,14 @@ def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], by
     return content
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        DataError: If it cannot be read, or is none.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} cannot be read (it is no file).")  # reading a device may never end
     try:
         return path.read_bytes()
     except OSError as error:
@@ -59,13 +73,18 @@ def _read(path: Path) -> bytes:
 def _download(url: str, path: Path) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            size = int(response.headers.get("Content-Length", 0)) or None
+            told = str(response.headers.get("Content-Length", ""))
+            size = int(told) if told.isdecimal() else None
             with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-                pieces = []
+                pieces: list[bytes] = []
                 while piece := response.read(1 << 16):
                     pieces.append(piece)
                     bar.update(len(piece))
+                    if bar.n > MOST:
+                        raise DataError(f"{url} does not end after {MOST >> 20} MB, more than any data set has.")
         return b"".join(pieces)
+    except DataError:
+        raise
     except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
         raise DataError(
             f"{path} is missing and {url} cannot be reached ({error}): put the file there, "
@@ -78,6 +97,7 @@ def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # a link that stands there would lead elsewhere
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:

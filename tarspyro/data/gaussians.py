@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_seed, check_positive
+
 
 @dataclass(frozen=True)
 class Modes:
@@ -54,7 +56,8 @@ def ring(num: int, *, modes: int = 8, radius: float = 2.0, scale: float = 0.02, 
         >>> ring(100).x.shape
         torch.Size([100, 2])
     """
-    _check(num, modes=modes, radius=radius, scale=scale)
+    num, modes = as_count("num", num), as_count("modes", modes)
+    _check(radius=radius, scale=scale)
     angles = 2 * math.pi * torch.arange(modes) / modes
     return _around(radius * torch.stack([angles.cos(), angles.sin()], 1), num, scale, seed)
 
@@ -78,18 +81,18 @@ def grid(num: int, *, side: int = 5, step: float = 2.0, scale: float = 0.05, see
         >>> len(grid(100).means)
         25
     """
-    _check(num, side=side, step=step, scale=scale)
+    num, side = as_count("num", num), as_count("side", side)
+    _check(step=step, scale=scale)
     places = step * (torch.arange(side) - (side - 1) / 2)
     return _around(torch.cartesian_prod(places, places), num, scale, seed)
 
 
 def _around(means: Tensor, num: int, scale: float, seed: int) -> Modes:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(as_seed(seed))
     y = torch.randint(len(means), (num,), generator=generator)
     return Modes(means[y] + scale * torch.randn(num, 2, generator=generator), y, means, scale)
 
 
-def _check(num: int, **positive: float) -> None:
-    for name, value in {"num": num, **positive}.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
+def _check(**positive: float) -> None:
+    for name, value in positive.items():
+        check_positive(name, value)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers, as_seed, as_sizes, check_number
+
 
 def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor:
     """Returns the mask of images whose lower half is missing, with what is in the middle row of an odd number.
@@ -30,7 +32,7 @@ def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor
     """
     mask = _images(x, image_shape)
     mask[..., mask.shape[-2] // 2 :, :] = False
-    return mask.reshape(x.shape)
+    return mask.reshape(as_numbers("x", x).shape)
 
 
 def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) -> Tensor:
@@ -58,11 +60,11 @@ def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) 
                  [0, 1, 0, 1]]], dtype=torch.int32)
     """
     mask = _images(x, image_shape)
-    if not 1 <= step <= min(mask.shape[-2:]):
+    if as_count("step", step, 0) not in range(1, min(mask.shape[-2:]) + 1):
         raise ValueError(f"step must lie between 1 and the side of the images, {min(mask.shape[-2:])}, got {step}.")
     grid = torch.zeros_like(mask)
     grid[..., step // 2 :: step, step // 2 :: step] = True
-    return grid.reshape(x.shape)
+    return grid.reshape(as_numbers("x", x).shape)
 
 
 def random_pixels(x: Tensor, missing: float = 0.5, *, seed: int | None = None) -> Tensor:
@@ -85,15 +87,18 @@ def random_pixels(x: Tensor, missing: float = 0.5, *, seed: int | None = None) -
         >>> random_pixels(torch.zeros(100, 784), 0.8, seed=0).float().mean().round(decimals=2)
         tensor(0.2000)
     """
-    if not 0 <= missing <= 1:
-        raise ValueError(f"missing must be a probability from 0 to 1, got {missing}.")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    check_number("missing", missing, 0, 1)
+    x = as_numbers("x", x)
+    generator = None if seed is None else torch.Generator().manual_seed(as_seed(seed))
     return (torch.rand(x.shape, generator=generator) >= missing).to(x.device)
 
 
 def _images(x: Tensor, image_shape: Sequence[int] | None) -> Tensor:
     """All true, with rows and columns in the last two dimensions."""
-    shape = tuple(image_shape or x.shape[1:])
+    x = as_numbers("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}.")
+    shape = tuple(x.shape[1:]) if image_shape is None else as_sizes("image_shape", image_shape)
     if len(shape) == 1:
         side = math.isqrt(shape[0])
         if side * side != shape[0]:

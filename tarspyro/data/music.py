@@ -2,13 +2,12 @@
 
 __all__ = ["polyphonic_music"]
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tarspyro.data.files import DataError, data_folder, fetch
+from tarspyro.data.files import DataError, data_folder, fetch, read
+from tarspyro.data.matlab import read_matlab
 from tarspyro.data.sequences import SequenceDataset, Sequences
 
 # The file of each, and its SHA-256. Of no stable address of their own.
@@ -40,24 +39,26 @@ def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> S
         file, sha256 = _KNOWN[str(name)]
         path = data_folder(folder) / "polyphonic_music" / file
         return _rolls(str(name), path, fetch(path, None, sha256, bytes))
-    path = Path(name).expanduser()
+    path = Path(str(name)).expanduser()
     if path.suffix != ".mat":
         raise ValueError(f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
-    return _rolls(path.stem, path, content)
+    return _rolls(path.stem, path, read(path))
 
 
 def _rolls(name: str, path: Path, content: bytes) -> SequenceDataset:
-    from scipy.io import loadmat
-
     try:
-        parts: Any = loadmat(io.BytesIO(content))
-        train, validation, test = (
-            Sequences.padded(np.asarray(roll, np.uint8) for roll in parts[part].ravel()) for part in _PARTS
-        )
+        parts = read_matlab(content, _PARTS)
+        train, validation, test = (Sequences.padded(map(_notes, parts[part])) for part in _PARTS)
+        if not train.x.shape[2:] == validation.x.shape[2:] == test.x.shape[2:]:
+            raise ValueError("the parts differ in how many notes there are")
     except Exception as error:  # the decoder raises many kinds on bytes that are none of its own
-        raise DataError(f"{path} does not hold cell arrays {', '.join(_PARTS)} of piano rolls ({error}).") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} does not hold cell arrays {', '.join(_PARTS)} of piano rolls ({reason}).") from error
     return SequenceDataset(name, train, validation, test)
+
+
+def _notes(notes: np.ndarray) -> np.ndarray:
+    """One piece, of shape (T, notes)."""
+    if notes.ndim != 2 or not np.isin(notes, (0, 1)).all():
+        raise ValueError("a piece is no matrix of zeros and ones")
+    return notes.astype(np.uint8)

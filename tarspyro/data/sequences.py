@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers, shown
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -33,6 +35,9 @@ class Sequences:
 
     def __post_init__(self) -> None:
         x, lengths = self.x, self.lengths
+        for name, value in (("x", x), ("lengths", lengths)):
+            if not torch.is_tensor(value):
+                raise TypeError(f"{name} must be a tensor, got {shown(value)}: see Sequences.padded for a list.")
         if x.dim() < 2 or lengths.shape != x.shape[:1] or lengths.is_floating_point():
             raise ValueError(
                 f"x must have the shape (N, T, *event) and lengths be N integers, got {tuple(x.shape)} and "
@@ -46,9 +51,15 @@ class Sequences:
     @classmethod
     def padded(cls, sequences: Iterable[Any]) -> "Sequences":
         """Puts sequences, tensors or arrays of shapes ``(T_i, *event)``, side by side."""
-        parts = [torch.as_tensor(part, dtype=torch.get_default_dtype()) for part in sequences]
+        if not isinstance(sequences, Iterable) or (torch.is_tensor(sequences) and not sequences.dim()):
+            raise TypeError(f"sequences must be a list of tensors or arrays, got {shown(sequences)}.")
+        kind = torch.get_default_dtype()
+        parts = [as_numbers(f"sequences[{index}]", part, kind) for index, part in enumerate(sequences)]
         if not parts:
             raise ValueError("sequences is empty: there is nothing to pad.")
+        if not all(part.dim() for part in parts) or len({part.shape[1:] for part in parts}) > 1:
+            shapes = sorted({tuple(part.shape) for part in parts})[:5]
+            raise ValueError(f"sequences must be of shapes (T, *event) with one event shape, got {shapes}.")
         lengths = torch.tensor([len(part) for part in parts])
         return cls(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), lengths)
 
@@ -96,11 +107,10 @@ class SequenceBatches:
     """
 
     def __init__(self, sequences: Sequences, batch_size: int, *, shuffle: bool = True, multiple_of: int = 1) -> None:
-        for name, value in (("batch_size", batch_size), ("multiple_of", multiple_of)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        self.sequences, self.batch_size = sequences, batch_size
-        self.shuffle, self.multiple_of = shuffle, multiple_of
+        if not isinstance(sequences, Sequences):
+            raise TypeError(f"sequences must be Sequences, got {shown(sequences)}: see Sequences.padded.")
+        self.sequences, self.batch_size = sequences, as_count("batch_size", batch_size)
+        self.shuffle, self.multiple_of = shuffle, as_count("multiple_of", multiple_of)
 
     def __len__(self) -> int:
         return -(-len(self.sequences) // self.batch_size)

@@ -8,7 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.drawing import (
+    check_parameters,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
@@ -50,6 +52,9 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration=concentration)
+        if not torch.is_tensor(concentration) or not concentration.dim() or not concentration.numel():
+            raise ValueError(f"concentration must be of shape batch_shape + (K,), got {shown(concentration)}.")
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, validate_args=validate_args)
         self._check_boost(self.concentration)
@@ -57,7 +62,7 @@ class Dirichlet(FromGammas, dist.Dirichlet):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Dirichlet, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
@@ -104,6 +109,10 @@ class Beta(FromGammas, dist.Beta):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration1=concentration1, concentration0=concentration0)
+        for name, value in (("concentration1", concentration1), ("concentration0", concentration0)):
+            if torch.is_tensor(value) and not value.numel():
+                raise ValueError(f"{name} must hold numbers, got {shown(value)}.")
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration1, concentration0, validate_args=validate_args)
         self._check_boost(self._dirichlet.concentration)
@@ -111,7 +120,7 @@ class Beta(FromGammas, dist.Beta):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Beta, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember log z and log(1 - z)."""

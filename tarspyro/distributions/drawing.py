@@ -9,6 +9,7 @@ __all__ = [
     "CarriesScore",
     "Draw",
     "bounded",
+    "check_parameters",
     "full_precision",
     "inside_unit_interval",
     "log_and_log1m",
@@ -31,6 +32,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from tarspyro.arguments import shown
 
 _ZERO: Any = 0  # Pyro's word for a part that is not there
 
@@ -132,6 +135,30 @@ def on_simplex(log_value: Tensor, dtype: torch.dtype) -> Tensor:
     return value if dtype != log_value.dtype else value / value.sum(-1, keepdim=True).detach()
 
 
+def check_parameters(**parameters: Any) -> None:
+    """Raises unless the parameters of a family are numbers, or tensors in floating point, that broadcast.
+
+    Raises:
+        TypeError: If one is neither.
+        ValueError: If one is of integers, or the shapes do not broadcast.
+    """
+    tensors = {name: value for name, value in parameters.items() if torch.is_tensor(value)}
+    for name, value in parameters.items():
+        if name in tensors and not value.is_floating_point():
+            raise ValueError(f"{name} must be in floating point, got {value.dtype}: {name}.float().")
+        if name in tensors and (value.is_meta or value.layout is not torch.strided):
+            raise ValueError(f"{name} must be a dense tensor that holds numbers, got {shown(value)}.")
+        if name not in tensors and not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number or a tensor, got {shown(value)}.")
+    shapes = [value.shape for value in tensors.values()]
+    if len(set(shapes)) > 1:
+        try:
+            torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            names, sizes = " and ".join(tensors), " and ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(f"{names} must broadcast, got shapes {sizes}.") from None
+
+
 class CarriesScore(TorchDistributionMixin):
     """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers drop it.
 
@@ -168,7 +195,7 @@ class CarriesScore(TorchDistributionMixin):
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
         """Declares the rightmost batch dimensions independent parts of one event."""
-        event = super().to_event(reinterpreted_batch_ndims)
+        event = super().to_event(reinterpreted_batch_ndims)  # type: ignore[no-untyped-call]
         if type(event) is Independent:
             return _Independent(event.base_dist, event.reinterpreted_batch_ndims)
         return event
@@ -188,7 +215,7 @@ class _Independent(CarriesScore, Independent):  # type: ignore[override]
 
 class _Masked(CarriesScore, MaskedDistribution):
     def score_parts(self, value: Tensor) -> ScoreParts:
-        parts = self.base_dist.score_parts(value)
+        parts: ScoreParts = self.base_dist.score_parts(value)
         if self._mask is True:
             return parts
         if self._mask is False:

@@ -11,16 +11,24 @@ from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from tarspyro.distributions.drawing import CarriesScore, recall, remember
+from tarspyro.arguments import shown
+from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 
 
-def _stack_experts(experts: Sequence[Any]) -> tuple[Tensor, Tensor, int]:
+def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, int]:
     """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``, and the event_dim."""
+    if not isinstance(experts, Sequence) or isinstance(experts, str):
+        raise TypeError(f"experts must be a list of Normal distributions, got {shown(experts)}.")
+    experts = [*experts, *([] if prior is None else [prior])]
+    for expert in experts:
+        if not isinstance(expert, torch.distributions.Distribution):
+            raise TypeError(f"experts must be Normal distributions, got {shown(expert)}.")
     ndims = {expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0 for expert in experts}
     normals = [expert.base_dist if isinstance(expert, Independent) else expert for expert in experts]
     if len(ndims) != 1 or not all(isinstance(normal, torch.distributions.Normal) for normal in normals):
         raise ValueError(f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}.")
     (event_dim,) = ndims
+    check_parameters(**{f"experts[{index}].loc": normal.loc for index, normal in enumerate(normals)})
     shape = torch.broadcast_shapes(*(normal.batch_shape for normal in normals))
     locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim=-1 - event_dim)
     scales = torch.stack([normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim)
@@ -59,7 +67,7 @@ class ProductOfExperts(Independent):
     """
 
     def __init__(self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None) -> None:
-        locs, scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        locs, scales, event_dim = _stack_experts(experts, prior)
         precisions = scales**-2
         if mask is not None:
             present = _one_for_each(mask, len(experts), "mask").bool()
@@ -106,7 +114,7 @@ class MixtureOfExperts(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None) -> None:
-        self.locs, self.scales, event_dim = _stack_experts([*experts, *([] if prior is None else [prior])])
+        self.locs, self.scales, event_dim = _stack_experts(experts, prior)
         count = self.locs.shape[-1 - event_dim]
         equal = self.locs.new_full((count,), 1 / count)
         self.weights = equal if weights is None else _one_for_each(weights, count, "weights")
@@ -204,7 +212,11 @@ class Concatenate(CarriesScore, TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
+        if not isinstance(blocks, Sequence) or not blocks:
+            raise ValueError(f"blocks must be a list of one distribution or more, got {shown(blocks)}.")
         for block in blocks:
+            if not isinstance(block, torch.distributions.Distribution):
+                raise TypeError(f"blocks must be distributions over vectors, got {shown(block)}.")
             if len(block.event_shape) != 1:
                 raise ValueError(f"blocks must be over vectors, got {block}: add .to_event(1).")
         batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))
@@ -244,7 +256,9 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value), in nats: the sum over the blocks."""
-        return sum(block.log_prob(part) for block, part in zip(self.blocks, self._parts(value), strict=True))
+        parts = zip(self.blocks, self._parts(value), strict=True)
+        total: Tensor = sum(block.log_prob(part) for block, part in parts)
+        return total
 
     @property
     def partly_reparameterized(self) -> bool:

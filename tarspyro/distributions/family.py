@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
+from tarspyro.arguments import as_numbers, as_shape, shown
 from tarspyro.modules import Configurable
 
 # Where a family has several spellings of one parameter, the first is the one that a network parameterizes best.
@@ -53,20 +54,29 @@ class FamilyModule(Configurable):
         super().__init__()
         if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
             raise TypeError(
-                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {family!r}."
+                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {shown(family)}."
             )
         if not isinstance(family.arg_constraints, Mapping):
             raise ValueError(f"{family.__name__}'s parameters depend on each other, which no network can respect.")
         self.family = family
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = as_shape("event_shape", event_shape)
         self._native = _native_ndims(family)
         if self._native > len(self.event_shape):
             raise ValueError(
                 f"event_shape {tuple(self.event_shape)} has too few dimensions: a draw of {family.__name__} "
                 f"has {self._native}."
             )
+        for name, given in (("transforms", transforms), ("param_shapes", param_shapes)):
+            if not isinstance(given, Mapping | None):
+                raise TypeError(f"{name} must be a mapping from the names of parameters, got {shown(given)}.")
         transforms = dict(transforms or {})
-        self._param_shapes = {name: torch.Size(shape) for name, shape in (param_shapes or {}).items()}
+        for name, transform in transforms.items():
+            if not isinstance(transform, Transform):
+                raise TypeError(
+                    f"transforms[{name!r}] must be a transform of torch.distributions, got {shown(transform)}."
+                )
+        shapes = (param_shapes or {}).items()
+        self._param_shapes = {name: as_shape(f"param_shapes[{name!r}]", shape) for name, shape in shapes}
         names = _parameter_names(family, {**fixed, **transforms, **self._param_shapes})
         self.free = {}
         self._learned: dict[str, Transform] = {}
@@ -121,21 +131,35 @@ class FamilyModule(Configurable):
     def _fix(
         self, name: str, value: Any, constraint: constraints.Constraint, transform: Transform | None = None
     ) -> None:
-        tensor = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.get_default_dtype()).detach()
+        kind = None if torch.is_tensor(value) else torch.get_default_dtype()
+        tensor = as_numbers(name, value, kind).detach()
         if not constraints.is_dependent(constraint):
             if constraint.event_dim > 0 and tensor.dim() == 0:
                 shape = self._shape(name, constraint)
                 tensor = tensor * torch.eye(shape[-1]) if constraint.event_dim == 2 else tensor.expand(shape)
             if not constraint.check(tensor).all():
                 raise ValueError(
-                    f"{name}={value} is outside the domain of {self.family.__name__}'s {name}, {constraint}."
+                    f"{name}={shown(value)} is outside the domain of {self.family.__name__}'s {name}, {constraint}."
                 )
+            self._check_fits(name, tensor, constraint)
         if isinstance(value, nn.Parameter):
             self._learned[name] = transform or transform_to(constraint)
             self.register_parameter(f"free_{name}", nn.Parameter(self._learned[name].inv(tensor).clone()))
         else:
             self._fixed.append(name)
             self.register_buffer(f"fixed_{name}", tensor.clone())
+
+    def _check_fits(self, name: str, tensor: Tensor, constraint: constraints.Constraint) -> None:
+        try:
+            shape = self._shape(name, constraint)
+        except ValueError:  # it does not follow from the event's
+            return
+        try:
+            fits = torch.broadcast_shapes(tensor.shape, shape)[tensor.dim() - len(shape) :] == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} must be of shape {tuple(shape)} or broadcast to it, got {tuple(tensor.shape)}.")
 
     def _shape(self, name: str, constraint: constraints.Constraint) -> torch.Size:
         """The shape of a parameter: the independent dimensions, then as many as its constraint has."""

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from tarspyro.arguments import check_choice, shown
 from tarspyro.distributions.drawing import (
     CarriesScore,
     bounded,
+    check_parameters,
     full_precision,
     log_of,
     remember,
@@ -32,10 +34,9 @@ class FromGammas(CarriesScore):
     reparameterization: str
 
     def _set_sampler(self, boost: int, reparameterization: str) -> None:
-        if reparameterization not in ("rejection", "implicit"):
-            raise ValueError(f"reparameterization must be 'rejection' or 'implicit', got {reparameterization!r}.")
+        check_choice("reparameterization", reparameterization, ("rejection", "implicit"))
         if isinstance(boost, bool) or not isinstance(boost, int) or boost < 0:
-            raise ValueError(f"boost must be a whole number, 0 or more, got {boost!r}.")
+            raise ValueError(f"boost must be a whole number, 0 or more, got {shown(boost)}.")
         self.boost, self.reparameterization = boost, reparameterization
 
     def _check_boost(self, *concentrations: Tensor) -> None:
@@ -101,6 +102,7 @@ class Gamma(FromGammas, dist.Gamma):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(concentration=concentration, rate=rate)
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, rate, validate_args=validate_args)
         self._check_boost(self.concentration)
@@ -108,7 +110,7 @@ class Gamma(FromGammas, dist.Gamma):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Gamma, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
@@ -150,6 +152,7 @@ class Chi2(Gamma):
     def __init__(
         self, df: Any, boost: int = 4, reparameterization: str = "rejection", validate_args: bool | None = None
     ) -> None:
+        check_parameters(df=df)
         rate = torch.full_like(df, 0.5) if torch.is_tensor(df) else 0.5
         super().__init__(0.5 * df, rate, boost, reparameterization, validate_args=validate_args)
 
@@ -239,7 +242,7 @@ class InverseGamma(FromGammas, TorchDistribution):
         return torch.where(self.concentration > 2, self.mean**2 / excess, math.inf)
 
 
-class StudentT(FromGammas, dist.StudentT):
+class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
     r"""Student's t distribution, :math:`\mu + \sigma n / \sqrt{g}` with :math:`g \sim \mathrm{Gamma}(\nu/2, \nu/2)`.
 
     Arguments:
@@ -263,6 +266,7 @@ class StudentT(FromGammas, dist.StudentT):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
+        check_parameters(df=df, loc=loc, scale=scale)
         self._set_sampler(boost, reparameterization)
         super().__init__(df, loc, scale, validate_args=validate_args)
         self._check_boost(0.5 * self.df)

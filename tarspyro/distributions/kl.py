@@ -130,7 +130,8 @@ def _softmax_categorical(q: GumbelSoftmax, p: Any) -> Tensor:
 @register_kl(GumbelSigmoid, td.Bernoulli)
 def _sigmoid_bernoulli(q: GumbelSigmoid, p: Any) -> Tensor:
     _check_discrete(q, p)
-    return _bernoulli_bernoulli(q, p)
+    divergence: Tensor = _bernoulli_bernoulli(q, p)
+    return divergence
 
 
 @register_kl(dist.Bernoulli, td.Bernoulli)
@@ -162,7 +163,7 @@ def _blocks_blocks(q: Concatenate, p: Concatenate) -> Tensor:
 
 
 @register_kl(td.MultivariateNormal, td.Independent)
-def _multivariate_independent(q: td.MultivariateNormal, p: td.Independent) -> Tensor:
+def _multivariate_independent(q: td.MultivariateNormal, p: Any) -> Tensor:
     normal = p.base_dist
     if not isinstance(normal, td.Normal) or p.reinterpreted_batch_ndims != 1:
         raise NotImplementedError(f"KL from a MultivariateNormal to {p} has no closed form.")

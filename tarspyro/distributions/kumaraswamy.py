@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.dirichlet import Beta
 from tarspyro.distributions.drawing import (
     CarriesScore,
     bounded,
+    check_parameters,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
@@ -49,6 +51,7 @@ class Kumaraswamy(TorchDistribution):
     has_rsample = True
 
     def __init__(self, concentration1: Any, concentration0: Any, validate_args: bool | None = None) -> None:
+        check_parameters(concentration1=concentration1, concentration0=concentration0)
         self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
         super().__init__(self.concentration1.shape, validate_args=validate_args)
 
@@ -144,6 +147,8 @@ class StickBreaking(CarriesScore, TorchDistribution):
     has_rsample = True
 
     def __init__(self, breaks: Any, validate_args: bool | None = None) -> None:
+        if not isinstance(breaks, Distribution):
+            raise TypeError(f"breaks must be a distribution over vectors, got {shown(breaks)}.")
         if len(breaks.event_shape) != 1:
             raise ValueError(
                 f"breaks must be vectors, got the event shape {tuple(breaks.event_shape)}: add .to_event(1)."
@@ -188,7 +193,8 @@ class StickBreaking(CarriesScore, TorchDistribution):
         breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m)
         if draw is not None and draw.parts is not None:
             (breaks,) = draw.parts
-        return self.breaks.log_prob(breaks) - left[..., :-1].sum(-1)
+        density: Tensor = self.breaks.log_prob(breaks)
+        return density - left[..., :-1].sum(-1)
 
 
 class StickBreakingKumaraswamy(StickBreaking):
@@ -209,8 +215,9 @@ class StickBreakingKumaraswamy(StickBreaking):
     }
 
     def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+        check_parameters(concentration1=concentration1, concentration0=concentration0)
         self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
-        super().__init__(Kumaraswamy(concentration1, concentration0).to_event(1), validate_args=validate_args)
+        super().__init__(_vectors(Kumaraswamy(concentration1, concentration0)), validate_args=validate_args)
 
 
 class StickBreakingBeta(StickBreaking):
@@ -228,5 +235,11 @@ class StickBreakingBeta(StickBreaking):
     arg_constraints = StickBreakingKumaraswamy.arg_constraints
 
     def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+        check_parameters(concentration1=concentration1, concentration0=concentration0)
         self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
-        super().__init__(Beta(concentration1, concentration0).to_event(1), validate_args=validate_args)
+        super().__init__(_vectors(Beta(concentration1, concentration0)), validate_args=validate_args)
+
+
+def _vectors(breaks: Any) -> Any:
+    """The last dimension of the batch as that of an event, if there is one."""
+    return breaks.to_event(min(1, len(breaks.batch_shape)))

@@ -1,6 +1,6 @@
 """Distributions without a context, as modules: priors, fixed or learned."""
 
-__all__ = ["Prior", "as_prior", "default_prior", "has_context", "map_tensors"]
+__all__ = ["Prior", "as_conditional", "as_prior", "default_prior", "has_context", "map_tensors"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as td
 
+from tarspyro.arguments import shown
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.gamma import Chi2, InverseGamma
 from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking
@@ -100,7 +101,7 @@ class _Constant(nn.Module):
         self.distribution = distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Constant":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         map_tensors(self.distribution, fn)
         return self
 
@@ -135,9 +136,24 @@ def as_prior(prior: Any) -> Callable[..., Any]:
         return _Constant(prior)
     if isinstance(prior, type) or not callable(prior):
         raise TypeError(
-            f"prior must be a distribution or a module that returns one, such as default_prior(...), got {prior!r}."
+            "prior must be a distribution or a module that returns one, such as default_prior(...), "
+            f"got {shown(prior)}."
         )
-    return prior
+    given: Callable[..., Any] = prior
+    return given
+
+
+def as_conditional(name: str, conditional: Any) -> Any:
+    """Returns what gives a distribution when it is called with a context, of which ``name`` is the argument.
+
+    Raises:
+        TypeError: If it cannot be called, or is the class of one.
+    """
+    if isinstance(conditional, type) or not callable(conditional):
+        raise TypeError(
+            f"{name} must be a module that returns a distribution, such as Conditional(...), got {shown(conditional)}."
+        )
+    return conditional
 
 
 def has_context(prior: Callable[..., Any]) -> bool:

@@ -12,7 +12,9 @@ from torch.distributions import RelaxedOneHotCategorical, constraints
 from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
+from tarspyro.arguments import as_numbers, check_choice, shown
 from tarspyro.distributions.drawing import (
+    check_parameters,
     full_precision,
     inside_unit_interval,
     log_and_log1m,
@@ -30,8 +32,8 @@ class _Relaxed(TorchDistribution):
     score: str
 
     def _set_rules(self, hard: bool, score: str | None) -> None:
-        if score not in (None, "density", "discrete"):
-            raise ValueError(f"score must be 'density' or 'discrete', got {score!r}.")
+        if score is not None:
+            check_choice("score", score, ("density", "discrete"))
         if hard and score == "density":
             raise ValueError("score='density' is for soft draws, hard=True puts them where there is none: 'discrete'.")
         self.hard, self.score = hard, score or ("discrete" if hard else "density")
@@ -40,9 +42,11 @@ class _Relaxed(TorchDistribution):
         if (logits is None) == (probs is None):
             raise ValueError("Give logits or probs, one of the two.")
         if probs is not None and (self._validate_args if validate is None else validate):
-            probs = torch.as_tensor(probs)
+            probs = as_numbers("probs", probs)
+            if not probs.is_floating_point():
+                raise ValueError(f"probs must be in floating point, got {probs.dtype}: probs.float().")
             if not self.arg_constraints["probs"].check(probs).all():
-                raise ValueError(f"probs must be probabilities, got {probs}: or give logits.")
+                raise ValueError(f"probs must be probabilities, got {shown(probs)}: or give logits.")
         return probs_to_logits(probs, is_binary=binary) if probs is not None else logits  # type: ignore[return-value]
 
     @property
@@ -129,13 +133,18 @@ class GumbelSoftmax(_Relaxed):
     ) -> None:
         self._set_rules(hard, score)
         logits = self._logits(logits, probs, validate_args, binary=False)
+        if not torch.is_tensor(logits) or not logits.dim() or not logits.numel():
+            raise ValueError(f"logits and probs must be of shape batch_shape + (K,), got {shown(logits)}.")
+        check_parameters(logits=logits[..., 0], temperature=temperature)
+        if torch.is_tensor(temperature) and not temperature.numel():
+            raise ValueError(f"temperature must hold numbers, got {shown(temperature)}.")
         # One temperature for each row; the logits' last dimension is the event.
         self.temperature, row = broadcast_all(_like(logits, temperature), logits[..., 0])
         self.logits = logits.expand(row.shape + logits.shape[-1:])
         super().__init__(row.shape, logits.shape[-1:], validate_args=validate_args)
 
     @lazy_property
-    def probs(self) -> Tensor:  # type: ignore[override]
+    def probs(self) -> Tensor:
         """The probabilities of the classes."""
         return logits_to_probs(self.logits)
 
@@ -216,12 +225,14 @@ class GumbelSigmoid(_Relaxed):
         validate_args: bool | None = None,
     ) -> None:
         self._set_rules(hard, score)
-        logits = torch.as_tensor(self._logits(logits, probs, validate_args, binary=True))
+        logits = self._logits(logits, probs, validate_args, binary=True)
+        check_parameters(logits=logits, temperature=temperature)
+        logits = torch.as_tensor(logits)
         self.logits, self.temperature = broadcast_all(logits, _like(logits, temperature))
         super().__init__(self.logits.shape, validate_args=validate_args)
 
     @lazy_property
-    def probs(self) -> Tensor:  # type: ignore[override]
+    def probs(self) -> Tensor:
         """The probability of a one."""
         return logits_to_probs(self.logits, is_binary=True)
 

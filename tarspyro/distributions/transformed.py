@@ -18,7 +18,7 @@ from tarspyro.distributions.prior import map_tensors
 _INVERSE = type(td.ExpTransform().inv)  # torch keeps its name to itself
 
 
-class TransformedDistribution(CarriesScore, dist.TransformedDistribution):
+class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # type: ignore[misc]
     r"""The law of :math:`z = t_n(\dots t_1(x))`, with x from a base distribution.
 
     .. math:: \log q(z) = \log q_0(x) - \sum_i \log |\det J_{t_i}|
@@ -63,8 +63,10 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):
             x, log_det = draw.parts
         else:
             x, log_det = self._pull(value)
-        density = self.base_dist.log_prob(x)
-        return sum_rightmost(density, len(self.event_shape) - len(self.base_dist.event_shape)) - log_det
+        density: Tensor = self.base_dist.log_prob(x)
+        independent = len(self.event_shape) - len(self.base_dist.event_shape)
+        summed: Tensor = sum_rightmost(density, independent)
+        return summed - log_det
 
     @property
     def partly_reparameterized(self) -> bool:
@@ -96,7 +98,9 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):
 
         def score() -> Tensor:
             base = self._innermost
-            return sum_rightmost(base.score_parts(x).score_function, len(self.event_shape) - len(base.event_shape))
+            function: Tensor = base.score_parts(x).score_function
+            summed: Tensor = sum_rightmost(function, len(self.event_shape) - len(base.event_shape))
+            return summed
 
         return remember(value, parts=(x, log_det), maker=(self.transforms, torch.is_grad_enabled()), score=score)
 
@@ -159,7 +163,7 @@ class _Held(nn.Module):
         self.transform = transform
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Held":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         map_tensors(self.transform, fn)
         return self
 

@@ -12,7 +12,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import linear
 
-from tarspyro.distributions.drawing import unsqueezed
+from tarspyro.arguments import as_count, shown
+from tarspyro.distributions.drawing import check_parameters, unsqueezed
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, event_shapes
 
@@ -63,10 +64,16 @@ class VampPrior(Configurable):
     ) -> None:
         super().__init__()
         if not isinstance(posterior, nn.Module):
-            raise TypeError(f"posterior must be the guide's module, such as a Conditional, got {posterior!r}.")
+            raise TypeError(f"posterior must be the guide's module, such as a Conditional, got {shown(posterior)}.")
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be (low, high) with low < high, or None, got {bounds}.")
-        shape = tuple(pseudo_inputs.shape if torch.is_tensor(pseudo_inputs) else pseudo_inputs)
+        if not isinstance(pseudo_inputs, Tensor | Sequence):
+            raise TypeError(f"pseudo_inputs must be a tensor (K, *x) or its shape, got {shown(pseudo_inputs)}.")
+        if isinstance(pseudo_inputs, Tensor):
+            check_parameters(pseudo_inputs=pseudo_inputs)
+            shape = tuple(pseudo_inputs.shape)
+        else:
+            shape = tuple(as_count(f"pseudo_inputs[{i}]", size, 0) for i, size in enumerate(pseudo_inputs))
         if not shape or shape[0] < 1:
             raise ValueError(f"pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got {shape}.")
         self.posterior, self.bounds = posterior, bounds
@@ -131,7 +138,7 @@ class _Mixture(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Mixture":
         """Returns the mixture with its batch expanded, and the components as they are."""
-        new = self._get_checked_instance(_Mixture, _instance)
+        new: _Mixture = self._get_checked_instance(_Mixture, _instance)
         new.components, new._chosen = self.components, self._chosen
         super(_Mixture, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         return new

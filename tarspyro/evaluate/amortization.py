@@ -12,6 +12,7 @@ from pyro.distributions import Independent
 from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers, check_positive
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.evaluate.batching import by_batch, over_particles, seeded
 from tarspyro.evaluate.densities import Densities
@@ -95,9 +96,8 @@ def gaps(
         >>> bool((found.approximation.abs() < 0.05).all() and (found.amortization > 0.05).all())
         True
     """
-    for name, number in (("num_steps", num_steps), ("num_draws", num_draws)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+    num_steps, num_draws = as_count("num_steps", num_steps), as_count("num_draws", num_draws)
+    check_positive("lr", lr)
 
     def best(*arguments: Tensor) -> Tensor:
         densities = Densities(model, guide, arguments, guess_plate_nesting(model, guide, arguments, {}))
@@ -120,11 +120,13 @@ def gaps(
         log_sum, total = over_particles(moments, combine, model, guide, num_particles)(*arguments)
         return torch.stack([log_sum - math.log(2 * num_particles), total / num_particles], -1)
 
+    known = None if log_likelihood is None else getattr(log_likelihood, "log_likelihood", log_likelihood)
+    if known is not None:
+        as_numbers("log_likelihood", known)
     with seeded(seed):
         amortized = elbo(model, guide, x, num_particles=num_particles).elbo
         weighted = by_batch(best, model, guide, x)
-    log_p = weighted[..., 0] if log_likelihood is None else getattr(log_likelihood, "log_likelihood", log_likelihood)
-    return Gaps(log_p, weighted[..., 1], amortized)
+    return Gaps(weighted[..., 0] if known is None else known, weighted[..., 1], amortized)
 
 
 class _Local:

@@ -10,6 +10,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import biject_to
 
+from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import from_weights
 from tarspyro.infer.traces import PairError, Program, name_of, sum_of
@@ -91,11 +92,9 @@ def annealed_log_likelihood(
         >>> (estimate - dist.Normal(0.0, 2.0**0.5).log_prob(x)).abs().max() < 0.2
         tensor(True)
     """
-    if start not in ("prior", "guide"):
-        raise ValueError(f"start must be 'prior' or 'guide', got {start!r}.")
+    check_choice("start", start, ("prior", "guide"))
     for name, number in (("num_steps", num_steps), ("num_chains", num_chains), ("num_leapfrog", num_leapfrog)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+        as_count(name, number)
     schedule = _sigmoidal(num_steps)
 
     def weights(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:

@@ -5,8 +5,8 @@ __all__ = ["anomaly_score", "auroc"]
 from typing import Any
 
 import numpy as np
-import torch
 
+from tarspyro.arguments import as_numbers, check_choice
 from tarspyro.evaluate.likelihood import elbo, log_likelihood, reconstruction
 from tarspyro.infer.traces import Program
 
@@ -49,7 +49,7 @@ def anomaly_score(
         ValueError: If there is no such score, or too few particles.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -60,8 +60,7 @@ def anomaly_score(
         >>> anomaly_score(model, guide, torch.tensor([0.0, 4.0]), score="log_likelihood")
         tensor([1.2655, 5.2655])
     """
-    if score not in _SCORES:
-        raise ValueError(f"score must be one of {', '.join(map(repr, sorted(_SCORES)))}, got {score!r}.")
+    check_choice("score", score, sorted(_SCORES))
     options: dict[str, Any] = {"binarize": binarize, "seed": seed}
     options["num_particles"] = 100 if num_particles is None else num_particles
     if score == "elbo":
@@ -90,7 +89,8 @@ def auroc(scores: Any, labels: Any) -> float:
         >>> auroc([1.0, 1.0, 1.0], [True, False, False])
         0.5
     """
-    values, classes = (v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (scores, labels))
+    given = {"scores": scores, "labels": labels}
+    values, classes = (as_numbers(name, each).detach().cpu().numpy() for name, each in given.items())
     if values.ndim != 1 or values.shape != classes.shape:
         raise ValueError(f"labels must be one for each of the scores, got shapes {classes.shape} and {values.shape}.")
     if np.isnan(values).any():

@@ -1,6 +1,6 @@
 """Functions of a batch, over all of the data and over any number of particles, in bounded memory."""
 
-__all__ = ["by_batch", "chunks_of", "over_particles", "rows_at_once", "seeded"]
+__all__ = ["by_batch", "chunks_of", "codes_of", "over_particles", "rows_at_once", "seeded"]
 
 import contextlib
 import functools
@@ -12,10 +12,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, as_numbers, as_seed
 from tarspyro.batches import as_arguments, binarized, count_rows, each
-from tarspyro.checks import check_binarizable, check_inputs
+from tarspyro.checks import check_binarizable, check_inputs, explaining
 from tarspyro.infer.recording import tensors_of
-from tarspyro.infer.traces import Program, guess_plate_nesting
+from tarspyro.infer.traces import Program, check_program, guess_plate_nesting
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
 
 # How many rows (data points times particles) are in memory at once.
@@ -50,8 +51,7 @@ def over_particles(
         guide: The guide.
         num_particles: The number of particles of all chunks.
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
+    num_particles = as_count("num_particles", num_particles)
     nesting: int | None = None
 
     def estimate(*arguments: Tensor) -> Tensor:
@@ -81,9 +81,14 @@ def by_batch(
     ``beside`` the data are its last arguments. With ``check`` the data is compared with the likelihood of ``program``
     first, as ``fit`` does.
     """
-    arguments = (torch.as_tensor(x, dtype=torch.get_default_dtype()),) if program is None else as_arguments(x, program)
+    check_program("model or guide", like)
+    arguments = (codes_of(x),) if program is None else as_arguments(x, program)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
+    rows = count_rows(arguments)
+    for part in beside:
+        if len(part) != rows:
+            raise ValueError(f"what stands beside the data must have its {rows} rows, got shape {tuple(part.shape)}.")
     if binarize:
         check_binarizable(arguments[0])
     parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
@@ -92,7 +97,7 @@ def by_batch(
     results: list[Any] = []
     with seeded(seed), pyro.validation_enabled(False), evaluating(program, like), local_parameters():
         # The same seed gives the same pixels for every pair, however much randomness a pair itself consumes.
-        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        pixels = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) if seed is None else as_seed(seed))
         for batch in _split((*arguments, *beside), batch_size):
             moved = [*each(lambda part: part.to(device), batch)]
             if binarize:
@@ -100,7 +105,9 @@ def by_batch(
             if check and program is not None and not results:
                 whole = None if binarize else each(lambda part: part.to(device), arguments)
                 check_inputs(program, like, moved[: len(arguments)], whole)
-            results.append(function(*moved))
+            programs = [half for half in (program, like) if half is not None]
+            with explaining(programs, moved):
+                results.append(function(*moved))
 
     def joined(parts: list[Any]) -> Any:
         if isinstance(parts[0], dict):
@@ -114,6 +121,19 @@ def by_batch(
 def seeded(seed: int | None) -> Any:
     """Makes the draws inside those of the seed, if there is one, and leaves the random state as it was."""
     return contextlib.nullcontext() if seed is None else preserved_rng(seed)
+
+
+def codes_of(z: Any) -> Tensor:
+    """Returns values of a latent variable as a tensor with a row for each.
+
+    Raises:
+        TypeError: If they are not numbers.
+        ValueError: If there are no rows.
+    """
+    codes = as_numbers("z", z, torch.get_default_dtype())
+    if not codes.dim() or not len(codes):
+        raise ValueError(f"z must have a row for each code, got shape {tuple(codes.shape)}.")
+    return codes
 
 
 def _split(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_count
 from tarspyro.batches import as_arguments
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import seeded
@@ -72,7 +73,7 @@ def canvases(
         raise TypeError(f"model must paint on a canvas, as models.DRAW does, got {name_of(model)}.")
     if (guide is None) != (data is None):
         raise ValueError("guide and data must be given together: the guide looks at the data.")
-    device = canvas.start.device
+    num, device = as_count("num", num), canvas.start.device
     with seeded(seed), pyro.validation_enabled(False), evaluating(model, guide), local_parameters():
         if guide is None:
             others = {name: torch.as_tensor(value).to(device) for name, value in (given or {}).items()}

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_numbers, shown
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.infer.traces import PairError, Program, name_of
@@ -39,8 +40,10 @@ def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
     """
 
     def probabilities(*arguments: Tensor) -> Tensor:
+        if not isinstance(site, str):
+            raise TypeError(f"site must be the name of a latent class, got {shown(site)}.")
         nodes: Any = poutine.trace(guide).get_trace(*arguments).nodes
-        probs = None
+        probs: Tensor | None = None
         if site in nodes and not nodes[site]["is_observed"]:
             probs = getattr(as_discrete(nodes[site]["fn"]), "probs", None)
         if probs is None:
@@ -64,7 +67,7 @@ def accuracy(guide: Program, x: Any, y: Any, *, site: str = "y") -> float:
         ValueError: If x and y differ in length.
     """
     found = torch.as_tensor(classify(guide, x, site=site)).argmax(-1)
-    right = torch.as_tensor(y, device=found.device)
+    right = as_numbers("y", y).to(found.device)
     right = right.argmax(-1) if right.dim() > 1 else right
     if len(found) != len(right):
         raise ValueError(f"y must have a class for each of the {len(found)} rows of x, got {len(right)}.")

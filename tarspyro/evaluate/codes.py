@@ -12,12 +12,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_number, shown
 from tarspyro.batches import as_float
+from tarspyro.checks import explaining
 from tarspyro.conditional import distribution_mean
-from tarspyro.evaluate.batching import by_batch, seeded
+from tarspyro.evaluate.batching import by_batch, codes_of, seeded
 from tarspyro.infer.traces import (
     PairError,
     Program,
+    check_program,
     guess_plate_nesting,
     name_of,
     particle_plate,
@@ -53,6 +56,8 @@ def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int |
         NotImplementedError: If the family has no mean in closed form.
         ValueError: If there are several latent variables and ``site`` names none of them.
     """
+    if num_samples is not None:
+        num_samples = as_count("num_samples", num_samples)
     if num_samples is None:
         (mean,) = _posterior_means(guide, x, site, _DRAWS, several=False)[0].values()
         return mean
@@ -88,8 +93,7 @@ def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: 
         NotImplementedError: If the family has no mean in closed form.
         ValueError: If ``site`` is none of the latent variables, or ``num_particles`` below 2.
     """
-    if num_particles < 2:
-        raise ValueError(f"num_particles must be at least 2, got {num_particles}.")
+    num_particles = as_count("num_particles", num_particles, 2)
     means, errors = _posterior_means(guide, x, site, num_particles, several=True)
     moved = {}
     for name, mean in sorted(means.items()):
@@ -118,6 +122,7 @@ def active_units(
         Booleans of the latent variable's event shape, or for several latent variables a mapping from their names to
         such: arrays for arrays, tensors for tensors.
     """
+    check_number("threshold", threshold)
     found = activity(guide, x, site=site, num_particles=num_particles)
     return {n: part > threshold for n, part in found.items()} if isinstance(found, dict) else found > threshold
 
@@ -137,9 +142,13 @@ def _in_many_runs(
 
 
 def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) -> list[str]:
+    if not latent:
+        raise PairError("The guide has no latent variables: it draws nothing.")
+    if not isinstance(site, str | None):
+        raise TypeError(f"site must be the name of a latent variable, got {shown(site)}.")
     chosen = list(latent) if site is None else [site]
     if not set(chosen) <= latent.keys() or (len(chosen) > 1 and not several):
-        raise ValueError(f"site must be one of {sorted(latent)}, got {site!r}.")
+        raise ValueError(f"site must be one of {sorted(latent)}, got {shown(site)}.")
     return chosen
 
 
@@ -174,11 +183,14 @@ def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> A
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
         site: The observed site to reconstruct.
+
+    Raises:
+        ValueError: If the model has no such site.
     """
 
     def mean(*arguments: Tensor) -> Tensor:
         model_trace, _ = trace_pair(model, guide, arguments, {})
-        return distribution_mean(model_trace.nodes[site]["fn"])
+        return distribution_mean(_named(model_trace, site)["fn"])
 
     return by_batch(mean, model, guide, x)
 
@@ -198,19 +210,21 @@ def decode(
 
     Raises:
         PairError: If the model does not generate.
-        ValueError: If something given has another number of rows, or ``latent`` is none of the model's sites.
+        ValueError: If something given has another number of rows or is nothing that the model takes, or ``latent`` or
+            ``site`` is none of the model's sites.
     """
 
     def mean(values: Tensor, *rows: Tensor) -> Tensor:
         conditioned = poutine.trace(poutine.condition(model, {latent: values}))
         trace = conditioned.get_trace(batch_size=len(values), **dict(zip(others, rows, strict=True)))
-        sites = dict(sample_sites(trace))
-        if latent not in sites:
-            raise ValueError(f"latent must be one of {sorted(sites.keys() - {site})}, got {latent!r}.")
-        return distribution_mean(sites[site]["fn"])
+        check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
+        return distribution_mean(_named(trace, site)["fn"])
 
     _check_generates(model)
-    others = _rows(given, len(z))
+    for name, value in (("latent", latent), ("site", site)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be the name of a site, got {shown(value)}.")
+    others = _rows(model, given, len(codes_of(z)))
     with preserved_rng():  # the model draws what it is not asked for
         return by_batch(mean, None, model, z, beside=list(others.values()))
 
@@ -241,23 +255,29 @@ def sample(
 
     Raises:
         PairError: If the model does not generate, or has no prior that can be drawn from.
-        ValueError: If something given has another number of rows.
+        ValueError: If something given has another number of rows or is nothing that the model takes, or ``site`` is
+            none of the model's sites.
     """
     _check_generates(model)
+    num_samples = as_count("num_samples", num_samples)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = None if parameter is None else parameter.device
-    others: dict[str, Any] = {name: value.to(device) for name, value in _rows(given, num_samples).items()}
+    others: dict[str, Any] = {name: value.to(device) for name, value in _rows(model, given, num_samples).items()}
     if length is not None:
-        others["length"] = length
+        others["length"] = as_count("length", length)
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
         try:
-            nodes: Any = poutine.trace(model).get_trace(batch_size=num_samples, **others).nodes
+            with explaining([model], list(others.values())):
+                trace = poutine.trace(model).get_trace(batch_size=num_samples, **others)
         except NotImplementedError:
             raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
+    if not isinstance(site, str | Sequence):
+        raise TypeError(f"site must be the name of a site, or a list of names, got {shown(site)}.")
     wanted = [site] if isinstance(site, str) else site
 
     def value(name: str) -> Tensor:
-        return distribution_mean(nodes[name]["fn"]) if mean else nodes[name]["value"]
+        node = _named(trace, name)
+        return distribution_mean(node["fn"]) if mean else node["value"]
 
     def steps(name: str) -> Tensor:
         return torch.stack([value(f"{name}_{t}") for t in range(length or 0)], 1)
@@ -266,18 +286,40 @@ def sample(
     return values[site] if isinstance(site, str) else values
 
 
-def _rows(given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
+def _named(trace: Any, site: str) -> Any:
+    sites = dict(sample_sites(trace))
+    check_choice("site", site, sorted(sites))
+    return sites[site]
+
+
+def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
     """What is given, with so many rows."""
-    rows = {name: as_float(torch.as_tensor(value)) for name, value in (given or {}).items()}
-    for name, value in rows.items():
-        if len(value) not in (1, count):
-            raise ValueError(f"given[{name!r}] must have {count} rows or one row for all, got {len(value)}.")
-    return {name: value.expand(count, *value.shape[1:]) for name, value in rows.items()}
+    if not isinstance(given, Mapping | None):
+        raise TypeError(f"given must be a mapping from the names of the model's arguments, got {shown(given)}.")
+    parameters, rows = _parameters(model), {}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name, value in (given or {}).items():
+        if name not in parameters and not open_ended:
+            raise ValueError(f"given has {name!r}, which {name_of(model)} does not take: it takes {list(parameters)}.")
+        part = as_float(as_numbers(f"given[{name!r}]", value))
+        if not part.dim() or len(part) not in (1, count):
+            raise ValueError(
+                f"given[{name!r}] must have {count} rows or one row for all, got {len(part) if part.dim() else 'none'}."
+            )
+        rows[name] = part.expand(count, *part.shape[1:])
+    return rows
 
 
 def _check_generates(model: Program) -> None:
-    function = model.forward if isinstance(model, nn.Module) else model
-    if "batch_size" not in inspect.signature(function).parameters:
+    check_program("model", model)
+    if "batch_size" not in _parameters(model):
         raise PairError(
             f"{name_of(model)} cannot generate without data: give it an argument batch_size, as models.VAE has."
         )
+
+
+def _parameters(model: Program) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    except ValueError:  # a builtin does not tell
+        return {}

@@ -12,6 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from tarspyro.arguments import as_numbers, shown
 from tarspyro.batches import as_float
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.traces import (
@@ -70,12 +71,19 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
         >>> at.model.shape, at.guide.shape
         (torch.Size([3, 5]), torch.Size([3, 5]))
     """
-    names, values = list(z), [as_float(torch.as_tensor(value)) for value in z.values()]
+    if not isinstance(z, Mapping) or not z:
+        raise TypeError(f"z must be a mapping from the latent sites to their values, got {shown(z)}.")
+    names, values = list(z), [as_float(as_numbers(f"z[{name!r}]", value)) for name, value in z.items()]
+    if min(value.dim() for value in values) < 2 or len({value.shape[:2] for value in values}) > 1:
+        shapes = [tuple(value.shape) for value in values]
+        raise ValueError(f"z must hold values of shape (N, num_samples, *event) for one N, got shapes {shapes}.")
     num_samples = values[0].shape[1]
 
     def evaluated(*rows: Tensor) -> Tensor:
         arguments, rows = rows[: -len(names)], rows[-len(names) :]
         densities = Densities(model, guide, arguments, guess_plate_nesting(model, guide, arguments, {}))
+        if set(names) != densities.latent.keys():
+            raise ValueError(f"z must hold values of {sorted(densities.latent)}, got those of {sorted(names)}.")
         data_dim = densities.data_dim
         at = {
             name: value.movedim(0, data_dim - densities.latent[name]["fn"].event_dim)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, as_numbers, check_number, check_positive, shown
+
 # How many rows of a matrix of distances are in memory at once.
 _ROWS = 1000
 
@@ -56,7 +58,7 @@ def frechet_distance(features: Any, others: Any) -> float:
     # The trace of a root is the sum of the roots of eigenvalues; this product is symmetric, and has those of C_1 C_2.
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     total = (means[0] - means[1]).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
-    return max(total.item(), 0.0)
+    return max(float(total), 0.0)
 
 
 def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionRecall:
@@ -86,7 +88,7 @@ def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionReca
         PrecisionRecall(precision=1.0, recall=0.1)
     """
     x, y = _checked(features=features, others=others)
-    if not 1 <= k < min(len(x), len(y)):
+    if as_count("k", k, 0) not in range(1, min(len(x), len(y))):
         raise ValueError(f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1}, got {k}.")
     return PrecisionRecall(_share_among(x, y, k), _share_among(y, x, k))
 
@@ -103,6 +105,9 @@ def agreement(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
     Raises:
         ValueError: If x and y differ in length.
     """
+    if not hasattr(classifier, "classes"):
+        raise TypeError(f"classifier must have classes, as models.Classifier has, got {shown(classifier)}.")
+    x, y = as_numbers("x", x), as_numbers("y", y)
     asked = y.argmax(-1) if y.dim() > 1 else y
     if len(asked) != len(x):
         raise ValueError(f"y must have a label for each of the {len(x)} rows of x, got {len(asked)}.")
@@ -133,8 +138,9 @@ def mode_coverage(samples: Any, means: Any, scale: float, *, within: float = 3.0
         >>> mode_coverage([[0.0, 0.1], [0.0, 5.0]], [[0.0, 0.0], [3.0, 0.0]], scale=0.1)
         Coverage(modes=1, quality=0.5)
     """
-    if scale <= 0:
-        raise ValueError(f"scale must be positive, got {scale}.")
+    check_positive("scale", scale)
+    check_number("within", within, 0)
+    at_least = as_count("at_least", at_least)
     x, centres = _checked(1, samples=samples, means=means)
     distances, nearest = torch.cdist(x, centres).min(1)
     near = distances <= within * scale
@@ -152,7 +158,7 @@ def _share_among(x: Tensor, y: Tensor, k: int) -> float:
 
 def _checked(at_least: int = 2, **sets: Any) -> list[Tensor]:
     """Sets of vectors in double precision."""
-    tensors = {name: torch.as_tensor(rows).detach().double() for name, rows in sets.items()}
+    tensors = {name: as_numbers(name, rows).detach().double() for name, rows in sets.items()}
     (first, x), (second, y) = tensors.items()
     for name, rows in tensors.items():
         if rows.dim() != 2 or len(rows) < at_least:

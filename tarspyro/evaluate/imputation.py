@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers, as_seed, check_choice
 from tarspyro.batches import as_arguments, count_rows, each
 from tarspyro.evaluate.batching import by_batch, chunks_of, rows_at_once
 from tarspyro.evaluate.likelihood import LogLikelihood, from_moments, given_by, log_likelihood, moments_of
@@ -93,11 +94,9 @@ def impute(
         tensor([[ 1.,  1.],
                 [-1., -1.]])
     """
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {method!r}.")
+    check_choice("method", method, _METHODS)
     for name, number in (("num_particles", num_particles), ("num_samples", 1 if num_samples is None else num_samples)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+        as_count(name, number)
     weighted = method == "importance"
     task = Missing(model, guide, site, num_rounds, metropolis=method == "metropolis-within-gibbs")
 
@@ -179,13 +178,12 @@ def imputation_log_likelihood(
         PairError: If the likelihood does not factorize, the model has no such site, or its prior cannot be drawn from.
         ValueError: If an argument is out of range.
     """
-    if num_particles < 1 + errors:
-        raise ValueError(f"num_particles must be at least {1 + errors}, got {num_particles}.")
+    num_particles = as_count("num_particles", num_particles, 1 + errors)
     task, trust = Missing(model, guide, site, num_rounds), trust_of(x, model, mask)
     if (trust.dtype != torch.bool) != (corrupted is not None):
         raise ValueError("corrupted is what was observed in place of x where the mask holds probabilities: give both.")
     first = (as_arguments(x, model) or ())[0]
-    seen = first if corrupted is None else expanded("corrupted", torch.as_tensor(corrupted, dtype=first.dtype), first)
+    seen = first if corrupted is None else expanded("corrupted", as_numbers("corrupted", corrupted, first.dtype), first)
 
     def of_observed(*arguments: Tensor) -> Tensor:
         *data, observed, trust = arguments
@@ -203,7 +201,7 @@ def imputation_log_likelihood(
 
     complete = log_likelihood(model, guide, x, num_particles=num_particles, errors=True, seed=seed)
     # Other draws than those of the first term, so that the errors are independent and add up.
-    other = None if seed is None else seed + 1
+    other = None if seed is None else as_seed(seed) + 1
     size = min(100, rows_at_once(num_particles))
     columns = by_batch(of_observed, model, guide, x, beside=[seen, trust], seed=other, batch_size=size)
     result = given_by(complete, LogLikelihood(columns[..., 0], columns[..., 1], columns[..., 2]))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tarspyro.arguments import as_count, check_number
 from tarspyro.evaluate.codes import decode, embed
 from tarspyro.infer.traces import Program
 from tarspyro.modules import preserved_rng
@@ -48,7 +49,7 @@ def nearest_neighbours(guide: Program, x: Any, among: Any, *, num: int = 5, site
     """
     with preserved_rng():  # the guide draws, although only its means are looked at
         codes, others = embed(guide, x, site=site), embed(guide, among, site=site)
-    if not 1 <= num <= len(others):
+    if as_count("num", num, 0) not in range(1, len(others) + 1):
         raise ValueError(f"num must lie between 1 and the number of data points, {len(others)}, got {num}.")
     first, second = (torch.as_tensor(part).flatten(1) for part in (codes, others))
     # Without the expansion of the square, which would lose the digits of small distances.
@@ -91,6 +92,9 @@ def arithmetic(
         NotImplementedError: If the guide's or the likelihood's family has no mean in closed form.
         PairError: If the model does not generate.
     """
+    check_number("scale", scale)
     with preserved_rng():
         z_a, z_b, z_c = (embed(guide, part, site=latent) for part in (a, b, c))
-    return decode(model, z_c + scale * (z_a.mean(0) - z_b.mean(0)), latent=latent, site=site)
+    codes, first, second = (torch.as_tensor(part) for part in (z_c, z_a, z_b))
+    moved = codes + scale * (first.mean(0) - second.mean(0))
+    return decode(model, moved.numpy() if isinstance(z_c, np.ndarray) else moved, latent=latent, site=site)

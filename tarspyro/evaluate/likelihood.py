@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_count
+from tarspyro.batches import as_arguments, each
 from tarspyro.evaluate.batching import by_batch, over_particles
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.traces import PairError, Program, log_weights, name_of, sample_sites, trace_pair
@@ -179,8 +181,11 @@ def conditional_log_likelihood(
                 )
         return arguments[0]
 
+    arguments = as_arguments((x, y), model)
+    if arguments is None:
+        raise ValueError("x and y must be in memory: tensors or arrays.")
     with preserved_rng():
-        by_batch(given, model, guide, (x[:1], y[:1]), check=not binarize)
+        by_batch(given, model, guide, each(lambda part: part[:1], arguments), check=not binarize)
     return log_likelihood(
         model, guide, (x, y), num_particles=num_particles, errors=errors, binarize=binarize, seed=seed
     )
@@ -198,7 +203,7 @@ def from_weights(
     seed: int | None,
 ) -> Any:
     """Estimates log p(x) by the mean of weights of which log w, one row a particle, is a function of a batch."""
-    if errors and num_particles < 2:
+    if as_count("num_particles", num_particles) < 2 and errors:
         raise ValueError(f"errors=True needs at least 2 particles or chains, got {num_particles}.")
 
     def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:

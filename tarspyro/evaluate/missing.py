@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from torch import Tensor
 
+from tarspyro.arguments import as_count, as_numbers
 from tarspyro.batches import as_arguments, each
 from tarspyro.checks import check_inputs
 from tarspyro.conditional import distribution_mean
@@ -50,8 +51,7 @@ class Missing:
     """
 
     def __init__(self, model: Program, guide: Program, site: str, num_rounds: int, *, metropolis: bool = False) -> None:
-        if num_rounds < 0:
-            raise ValueError(f"num_rounds must not be negative, got {num_rounds}.")
+        num_rounds = as_count("num_rounds", num_rounds, 0)
         self.model, self.guide, self.site, self.num_rounds = model, guide, site, num_rounds
         self.metropolis, self.nesting, self.dim = metropolis, 0, -1
 
@@ -194,7 +194,8 @@ class _Observed:
             each = torch.where(self.trust, each, 0)
         else:
             each = torch.logaddexp(self.trust.log() + each, (1 - self.trust).log() + _COIN)
-        return sum_rightmost(self._masked(each), self.fn.event_dim)
+        density: Tensor = sum_rightmost(self._masked(each), self.fn.event_dim)
+        return density
 
     def _masked(self, each: Tensor) -> Tensor:
         """Without the elements that the likelihood itself leaves out."""
@@ -216,7 +217,7 @@ def log_noise(x: Tensor, observed: Tensor, trust: Tensor) -> Tensor:
 
 def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
     """The mask in the shape of x: booleans, or probabilities if some are neither 0 nor 1."""
-    arguments, given = as_arguments(x, model), torch.as_tensor(mask)
+    arguments, given = as_arguments(x, model), as_numbers("mask", mask)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
     if arguments[0] is None:
@@ -238,6 +239,8 @@ def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def _site(trace: Trace, name: str) -> Any:
+    if name not in trace.nodes:
+        raise PairError(f"The model and the guide do not have the same sites: {name!r} is missing in one of them.")
     return trace.nodes[name]
 
 

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, shown
 from tarspyro.batches import count_rows, each
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch
@@ -133,8 +134,7 @@ def impute_modalities(
         NotImplementedError: If a mean is asked for that has no closed form.
         ValueError: If ``num_rounds`` is negative.
     """
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must not be negative, got {num_rounds}.")
+    num_rounds = as_count("num_rounds", num_rounds, 0)
     names = _names(model, x)
 
     def drawn(*data: Tensor | None) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ def _positions(argument: str, chosen: Names, names: Sequence[str]) -> list[int]:
     listed = [chosen] if isinstance(chosen, str) else list(chosen)
     for name in listed:
         if name not in names:
-            raise ValueError(f"{argument} must name modalities ({', '.join(names)}), got {name!r}.")
+            raise ValueError(f"{argument} must name modalities ({', '.join(names)}), got {shown(name)}.")
     return [names.index(name) for name in listed]
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import as_numbers, check_positive
+
 # How many data points meet all samples at once.
 _ROWS = 100
 _SCALES = tuple(10 ** (-1 + step / 10) for step in range(11))
@@ -57,19 +59,29 @@ def parzen_log_likelihood(
         >>> found.log_likelihood, round(found.mean, 3)
         (tensor([-0.9189, -1.4189], dtype=torch.float64), -1.169)
     """
-    candidates = [float(scales)] if isinstance(scales, (int, float)) else [float(scale) for scale in scales]
-    if not candidates or min(candidates) <= 0:
-        raise ValueError(f"scales must be positive, and at least one, got {scales}.")
-    windows, points = (torch.as_tensor(rows).detach().double().flatten(1) for rows in (samples, x))
+    candidates = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else [scales]
+    for scale in candidates:
+        check_positive("scales", scale)
+    if not candidates:
+        raise ValueError("scales must hold at least one, got none.")
+    windows, points = _rows("samples", samples), _rows("x", x)
     if len(candidates) > 1:
         if validation is None:
             raise ValueError(f"validation must be given to choose among {len(candidates)} scales, or a single scale.")
-        held_out = torch.as_tensor(validation).detach().double().flatten(1)
+        held_out = _rows("validation", validation)
         best = _log_densities(windows, held_out, candidates).mean(1).argmax()
         candidates = [candidates[int(best)]]
     values = _log_densities(windows, points, candidates)[0]
     error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan
     return ParzenLogLikelihood(values, values.mean().item(), error, candidates[0])
+
+
+def _rows(name: str, values: Any) -> Tensor:
+    """Rows of numbers in double precision."""
+    rows = as_numbers(name, values).detach().double()
+    if rows.dim() < 2 or not rows.numel():
+        raise ValueError(f"{name} must have the shape (N, *event) with N of at least 1, got {tuple(rows.shape)}.")
+    return rows.flatten(1)
 
 
 def _log_densities(windows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:

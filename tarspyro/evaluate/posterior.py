@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
+from tarspyro.arguments import as_count
 from tarspyro.evaluate.batching import by_batch, over_particles, seeded
 from tarspyro.evaluate.densities import latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
@@ -94,8 +95,7 @@ def true_posterior(
         torch.Size([2, 5])
     """
     for name, number, least in (("num_samples", num_samples, 1), ("num_chains", num_chains, 1), ("warmup", warmup, 0)):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}.")
+        as_count(name, number, least)
 
     def draws(*arguments: Tensor) -> dict[str, Tensor]:
         try:
@@ -177,8 +177,7 @@ def posterior_kl(
         >>> bool((posterior_kl(model, guide, x, draws, seed=0).posterior_to_guide.value.abs() < 1e-5).all())
         True
     """
-    if num_particles < 2:
-        raise ValueError(f"num_particles must be at least 2 for a standard error, got {num_particles}.")
+    num_particles = as_count("num_particles", num_particles, 2)  # for a standard error
     if not isinstance(log_likelihood, LogLikelihood | None):
         raise TypeError("log_likelihood must come with its standard errors: give what errors=True returned.")
 

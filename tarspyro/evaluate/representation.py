@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tarspyro.arguments import as_count, as_numbers, check_positive
+
 
 def knn_accuracy(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, k: int = 5) -> float:
     """Returns the share of test codes whose label is that of most of their k nearest neighbours among the others.
@@ -30,7 +32,7 @@ def knn_accuracy(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, 
     from sklearn.neighbors import KNeighborsClassifier
 
     x, y, test_x, test_y = _checked(codes, labels, test_codes, test_labels)
-    if not 1 <= k <= len(x):
+    if as_count("k", k, 0) not in range(1, len(x) + 1):
         raise ValueError(f"k must lie between 1 and the number of codes, {len(x)}, got {k}.")
     return float(KNeighborsClassifier(k).fit(x, y).score(test_x, test_y))
 
@@ -62,8 +64,7 @@ def linear_probe(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, 
     from sklearn.preprocessing import StandardScaler
 
     x, y, test_x, test_y = _checked(codes, labels, test_codes, test_labels)
-    if not penalty > 0:
-        raise ValueError(f"penalty must be positive, got {penalty}.")
+    check_positive("penalty", penalty)
     if len(np.unique(y)) < 2:
         raise ValueError(f"labels must hold two different ones or more, got only {y[0]!r}.")
     # Scikit-learn weighs the sum over the data against the penalty, by C.
@@ -73,14 +74,20 @@ def linear_probe(codes: Any, labels: Any, test_codes: Any, test_labels: Any, *, 
 
 def _checked(codes: Any, labels: Any, test_codes: Any, test_labels: Any) -> list[np.ndarray]:
     """The codes as vectors in double precision, and the labels, as arrays."""
-    arrays = [v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (codes, test_codes)]
-    targets = [v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (labels, test_labels)]
-    for prefix, x, y in zip(("", "test_"), arrays, targets, strict=True):
-        if y.shape != (len(x),):
+    numbers, names = {"codes": codes, "test_codes": test_codes}, {"labels": labels, "test_labels": test_labels}
+    arrays = {name: as_numbers(name, values).detach().cpu().numpy() for name, values in numbers.items()}
+    for name, labels in names.items():  # they may be words
+        arrays[name] = as_numbers(name, labels).cpu().numpy() if torch.is_tensor(labels) else np.asarray(labels)
+    for prefix in ("", "test_"):
+        x, y = arrays[f"{prefix}codes"], arrays[f"{prefix}labels"]
+        if not x.size:
+            raise ValueError(f"{prefix}codes must have rows, got shape {x.shape}.")
+        if y.shape != x.shape[:1]:
             raise ValueError(f"{prefix}labels must have one label for each of {len(x)} codes, got shape {y.shape}.")
         if not np.isfinite(x).all():
             raise ValueError(f"{prefix}codes must be finite, got {int((~np.isfinite(x)).sum())} numbers that are not.")
-    if arrays[0].shape[1:] != arrays[1].shape[1:]:
-        raise ValueError(f"test_codes must have rows of shape {arrays[0].shape[1:]}, got {arrays[1].shape[1:]}.")
-    x, test_x = (array.reshape(len(array), -1).astype(float) for array in arrays)
-    return [x, targets[0], test_x, targets[1]]
+    rows, test_rows = arrays["codes"], arrays["test_codes"]
+    if rows.shape[1:] != test_rows.shape[1:]:
+        raise ValueError(f"test_codes must have rows of shape {rows.shape[1:]}, got {test_rows.shape[1:]}.")
+    x, test_x = (array.reshape(len(array), -1).astype(float) for array in (rows, test_rows))
+    return [x, arrays["labels"], test_x, arrays["test_labels"]]

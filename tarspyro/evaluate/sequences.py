@@ -9,6 +9,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from tarspyro.arguments import as_count, shown
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.filtering import ParticleFilter, check_resampling
 from tarspyro.infer.traces import Program, name_of
@@ -74,6 +75,7 @@ def particle_filter(
         torch.Size([5, 4, 2])
     """
     check_resampling(threshold, resampling)
+    num_particles = as_count("num_particles", num_particles)
 
     def filtered(*arguments: Tensor) -> dict[str, Tensor]:
         means: list[Tensor] = []
@@ -91,7 +93,9 @@ def particle_filter(
 
         run.run(look)
         if not means:
-            raise ValueError(f"site must name a latent variable of {name_of(guide)} before its step, got {site!r}.")
+            raise ValueError(
+                f"site must name a latent variable of {name_of(guide)} before its step, got {shown(site)}."
+            )
         return {
             "log_likelihood": run.log_likelihood,
             "mean": torch.stack(means, 1),
@@ -136,13 +140,13 @@ def continuations(
         PairError: If the pair is not sequential.
         ValueError: If ``length`` is none beyond x, or there are fewer particles than samples.
     """
-    if num_samples > num_particles:
+    if as_count("num_samples", num_samples) > as_count("num_particles", num_particles):
         raise ValueError(f"num_particles must be at least num_samples, {num_samples}, got {num_particles}.")
 
     def drawn(x: Tensor, *others: Tensor) -> Tensor:
         if others:
             raise ValueError("x must be the beginnings alone, all of one length: leave out lengths.")
-        if length <= x.shape[1]:
+        if as_count("length", length) <= x.shape[1]:
             raise ValueError(f"length must be above {x.shape[1]}, the steps that are known, got {length}.")
         run = _begin(model, guide, (x,), num_particles, 0.5, "multinomial", {"length": length})
         run.run()

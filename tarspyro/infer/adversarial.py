@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, check_module, check_number, shown
 from tarspyro.infer.divergences import Divergence, JensenShannon
 from tarspyro.infer.games import Game, Player
 from tarspyro.infer.traces import PairError, Program, Site, name_of, sample_sites
@@ -26,7 +27,8 @@ class Draws(NamedTuple):
     def total(self, values: Tensor) -> Tensor:
         """Adds up the rows, with the site's scale and mask; of several numbers in a row, such as patches, the mean."""
         rows = values.reshape(len(self.real), -1).mean(1)
-        return scale_and_mask(rows, self.site["scale"], self.site["mask"]).sum()
+        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.site["mask"])
+        return scaled.sum()
 
 
 def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Draws:
@@ -62,11 +64,11 @@ class AdversarialGame(Game):
 
     def __init__(self, discriminator: nn.Module, divergence: Divergence | None, patience: int | None) -> None:
         super().__init__()
-        if not isinstance(discriminator, nn.Module):
-            raise TypeError(f"discriminator must be a torch.nn.Module, got {discriminator!r}.")
+        check_module("discriminator", discriminator)
         if divergence is not None and not isinstance(divergence, Divergence):
-            raise TypeError(f"divergence must be one of tarspyro.infer, such as Hinge(), got {divergence!r}.")
-        self.discriminator, self.patience = discriminator, patience
+            raise TypeError(f"divergence must be one of tarspyro.infer, such as Hinge(), got {shown(divergence)}.")
+        self.discriminator = discriminator
+        self.patience = None if patience is None else as_count("patience", patience)
         self.divergence: Divergence = divergence or JensenShannon()
 
     def against(self, loss: Callable[..., Any]) -> Player:
@@ -155,11 +157,8 @@ class Adversarial(AdversarialGame):
         patience: int | None = 1000,
     ) -> None:
         super().__init__(discriminator, divergence, patience)
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}.")
-        if l1 < 0:
-            raise ValueError(f"l1 must not be negative, got {l1}.")
-        self.site, self.every, self.l1 = site, every, l1
+        check_number("l1", l1, 0)
+        self.site, self.every, self.l1 = site, as_count("every", every), l1
 
     def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
         generator = self.player("generator", self.generator_loss, model, every=self.every)

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.traces import Program, trace_pair
 from tarspyro.infer.weights import Structure, structure_of
 
@@ -41,9 +42,9 @@ class Bound(pyro.infer.ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}.")
-        super().__init__(num_particles=num_particles, retain_graph=retain_graph)
+        num_particles = as_count("num_particles", num_particles)
+        check_number("max_plate_nesting", max_plate_nesting, 0)
+        super().__init__(num_particles=num_particles, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         # The base class counts the plate of particles in; here it is the user's plates alone.
         self.vectorize_particles, self.max_plate_nesting = vectorize_particles, max_plate_nesting
         self._found: dict[Any, Structure] = {}
@@ -59,7 +60,7 @@ class Bound(pyro.infer.ELBO):
         with torch.no_grad():
             loss = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
         warn_if_nan(loss, "loss")
-        return loss
+        return float(loss)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Computes the gradients of minus the bound, as ``SVI.step`` asks; returns minus the bound, a float."""
@@ -68,7 +69,7 @@ class Bound(pyro.infer.ELBO):
             loss.backward(retain_graph=self.retain_graph)
         value = torch_item(loss)
         warn_if_nan(value, "loss")
-        return value
+        return float(value)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Returns minus the bound, a tensor whose gradient is an unbiased estimate of the bound's."""

@@ -3,12 +3,14 @@
 __all__ = ["CIWAE", "IWAE", "PIWAE", "Renyi"]
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.reductions import renyi_bound, renyi_weights, without_each
 from tarspyro.infer.traces import PairError, Program, reparameterized, views_of, with_values
 from tarspyro.infer.weighted import WeightedBound, chain_rule, damp
@@ -74,8 +76,8 @@ class Renyi(WeightedBound):
     def __init__(
         self, alpha: float, num_particles: int = 10, num_groups: int = 1, gradient: str = "pathwise", **options: Any
     ) -> None:
-        if math.isnan(alpha):
-            raise ValueError("alpha must be a number, got nan.")
+        check_number("alpha", alpha)
+        check_choice("gradient", gradient, ("pathwise", "dreg", "stl"))
         if gradient == "dreg" and math.isinf(alpha):
             raise ValueError("gradient='dreg' is for a finite alpha: take 'pathwise'.")
         super().__init__(num_particles, num_groups, "dreg" if (gradient, alpha) == ("stl", 1) else gradient, **options)
@@ -147,8 +149,7 @@ class CIWAE(WeightedBound):
     def __init__(
         self, beta: float, num_particles: int = 10, num_groups: int = 1, gradient: str = "pathwise", **options: Any
     ) -> None:
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be from 0 to 1, got {beta}.")
+        check_number("beta", beta, 0, 1)
         super().__init__(num_particles, num_groups, gradient, **options)
         self.beta = beta
 
@@ -169,9 +170,10 @@ class CIWAE(WeightedBound):
         elbo = self.beta / self.num_particles
         iwae = derivative - elbo
         tiny = torch.finfo(derivative.dtype).tiny
-        return (elbo + (1 - self.beta) * (iwae / max(1 - self.beta, tiny)) ** 2) / derivative.clamp(min=tiny)
+        damped: Tensor = elbo + (1 - self.beta) * (iwae / max(1 - self.beta, tiny)) ** 2
+        return damped / derivative.clamp(min=tiny)
 
-    def _mixed(self, function: Any, log_weights: Tensor) -> Tensor:
+    def _mixed(self, function: Callable[..., Tensor], log_weights: Tensor) -> Tensor:
         elbo, iwae = (function(log_weights, alpha, dim=1) for alpha in (1.0, 0.0))
         return self.beta * elbo + (1 - self.beta) * iwae
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from tarspyro.arguments import check_number
 from tarspyro.modules import Configurable
 
 
@@ -137,8 +138,7 @@ class Wasserstein(Divergence):
 
     def __init__(self, weight: float = 10.0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+        check_number("weight", weight, 0)
         self.weight = weight
 
     def real(self, score: Tensor) -> Tensor:
@@ -160,4 +160,5 @@ class Wasserstein(Divergence):
             # Scores of patches count by their mean, as in the other terms.
             scores = discriminator(between).reshape(len(real), -1).mean(1)
             (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
-        return self.weight * (slope.flatten(1).norm(dim=1) - 1) ** 2
+        penalty: Tensor = self.weight * (slope.flatten(1).norm(dim=1) - 1) ** 2
+        return penalty

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.enumeration import Enumerated, Term, enumerated_sites, expectation, surrogate
 from tarspyro.infer.traces import (
@@ -22,6 +23,7 @@ from tarspyro.infer.traces import (
     Site,
     is_drawn,
     log_prob,
+    name_of,
     particle_plate,
     plates_of,
     reduce_to,
@@ -103,10 +105,9 @@ class ELBO(Bound):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ) -> None:
-        if beta < 0 or free_bits < 0:
-            raise ValueError(f"beta and free_bits must not be negative, got beta={beta}, free_bits={free_bits}.")
-        if gradient not in ("pathwise", "stl"):
-            raise ValueError(f"gradient must be 'pathwise' or 'stl', got {gradient!r}.")
+        check_number("beta", beta, 0)
+        check_number("free_bits", free_bits, 0)
+        check_choice("gradient", gradient, ("pathwise", "stl"))
         if gradient == "stl" and free_bits:
             raise ValueError("gradient='stl' samples the KL, and free_bits needs its mean: take one of them.")
         super().__init__(
@@ -148,10 +149,12 @@ class ELBO(Bound):
         shared = shared_plates(sites)
         if not shared:
             raise PairError("The pair has no bound for each data point: put every site inside one pyro.plate.")
-        sums = [
-            sum_of(reduce_to(expectation(term, enumerated), shared) for term in terms)
-            for terms in (observed.values(), [term.total for term in latent.values()])
-        ]
+        if not observed:
+            raise PairError(f"{name_of(model)} observes nothing: give pyro.sample the data, obs=...")
+        parts = [list(observed.values()), [term.total for term in latent.values()]]
+        sums = [sum_of(reduce_to(expectation(term, enumerated), shared) for term in terms) for terms in parts if terms]
+        if not latent:
+            sums.append(torch.zeros_like(sums[0]))
         sizes = [sums[0].shape[dim] for dim in shared]
         return torch.stack([term.expand_as(sums[0]).reshape(sizes) for term in sums])
 

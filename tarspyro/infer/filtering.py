@@ -12,6 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.traces import PairError, Program, name_of, trace_pair
 from tarspyro.infer.weights import Structure, in_plates, weigh
@@ -20,10 +21,8 @@ from tarspyro.steps import steps_of
 
 def check_resampling(threshold: float, resampling: str) -> None:
     """Raises unless these are a particle filter's arguments."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be from 0 to 1, got {threshold}.")
-    if resampling not in ("multinomial", "systematic"):
-        raise ValueError(f"resampling must be 'multinomial' or 'systematic', got {resampling!r}.")
+    check_number("threshold", threshold, 0, 1)
+    check_choice("resampling", resampling, ("multinomial", "systematic"))
 
 
 class ParticleFilter:

@@ -115,7 +115,7 @@ class PlayerLoss(Bound):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Computes the gradients of the player's parameters, and of no others; returns its loss, a float."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self.parameters)
         return loss.item()
 
     def prepare(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Seque
         >>> weight.grad
         tensor([3., 6.])
     """
-    result: Tensor = _Known.apply(value, list(gradients), *parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = _Known.apply(value, list(gradients), *parameters)
     return result
 
 

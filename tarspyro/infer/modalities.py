@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.traces import Program
@@ -83,8 +84,7 @@ class ModalityKL(_Composed):
     adjustable = ("alpha",)
 
     def __init__(self, bound: Bound, alpha: float = 1.0) -> None:
-        if alpha < 0:
-            raise ValueError(f"alpha must not be negative, got {alpha}.")
+        check_number("alpha", alpha, 0)
         super().__init__(bound)
         self.alpha = alpha
 
@@ -127,10 +127,8 @@ class ModalitySubsets(_Composed):
     """
 
     def __init__(self, bound: Bound, num_subsets: int = 0) -> None:
-        if num_subsets < 0:
-            raise ValueError(f"num_subsets must not be negative, got {num_subsets}.")
         super().__init__(bound)
-        self.num_subsets = num_subsets
+        self.num_subsets = as_count("num_subsets", num_subsets, 0)
 
     def further(
         self, model: Program, guide: Program, x: Sequence[Tensor | None], masks: Sequence[Tensor]

@@ -215,7 +215,7 @@ def merged(graph: GraphModule) -> GraphModule:
         if node in changed or changed.intersection(node.all_input_nodes):
             changed.add(node)  # it may be a view of what is changed
         elif key in known or _returns_its_argument(node):
-            node.replace_all_uses_with(known[key] if key in known else node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(known[key] if key in known else node.args[0])
             graph.graph.erase_node(node)
         else:
             known[key] = node

@@ -1,6 +1,15 @@
 """Running a pair: its traces, whether its halves match, and its log weights."""
 
-__all__ = ["PairError", "check_pair", "guess_plate_nesting", "log_weights", "no_guide", "particle_plate", "trace_pair"]
+__all__ = [
+    "PairError",
+    "check_pair",
+    "check_program",
+    "guess_plate_nesting",
+    "log_weights",
+    "no_guide",
+    "particle_plate",
+    "trace_pair",
+]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +24,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from tarspyro.arguments import shown
 from tarspyro.modules import evaluating, preserved_rng
 
 Program = Callable[..., Any]
@@ -30,6 +40,16 @@ class PairError(ValueError):
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model whose latent variables nobody infers: it draws nothing."""
+
+
+def check_program(name: str, half: Any) -> None:
+    """Raises unless one half is a module or a function, and not the class of one.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not callable(half) or isinstance(half, (type, torch.distributions.Distribution)):
+        raise TypeError(f"{name} must be a module or a function that samples from Pyro's sites, got {shown(half)}.")
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
@@ -69,7 +89,12 @@ def trace_pair(
 
     With more than one particle both run once, inside a plate of particles. With ``enumerate`` the sites that the guide
     marks for it take all their values, each site in a dimension of its own to the left of all plates.
+
+    Raises:
+        TypeError: If one of them is no program.
     """
+    for name, half in (("model", model), ("guide", guide)):
+        check_program(name, half)
     if num_particles > 1:
         model, guide = (particle_plate(half, num_particles, plate_nesting) for half in (model, guide))
     if enumerate:
@@ -242,7 +267,7 @@ def sum_of(values: Iterable[Tensor]) -> Tensor:
 
 def log_prob(site: Site) -> Tensor:
     """Returns the log-probability of a site, without scale and mask, on the device of its value."""
-    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     # Improper priors answer with a zero on the CPU whatever the value's device.
     return value.to(site["value"].device) if torch.is_tensor(site["value"]) else value
 

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_choice, check_number, shown
 from tarspyro.infer.adversarial import AdversarialGame, Draws, draw
 from tarspyro.infer.base import Bound
 from tarspyro.infer.divergences import Divergence
@@ -91,12 +92,11 @@ class VAEGAN(AdversarialGame):
     ) -> None:
         super().__init__(discriminator, divergence, patience)
         names = [name for name, _ in discriminator.named_modules() if name]
-        if layer is not None and layer not in names:
-            raise ValueError(f"layer must be None or a module of the discriminator, one of {names}, got {layer!r}.")
-        if gamma < 0:
-            raise ValueError(f"gamma must not be negative, got {gamma}.")
+        if layer is not None:
+            check_choice("layer of the discriminator", layer, names)
+        check_number("gamma", gamma, 0)
         if bound is not None and not isinstance(bound, Bound):
-            raise TypeError(f"bound must be one of tarspyro.infer, such as ELBO(), got {bound!r}.")
+            raise TypeError(f"bound must be one of tarspyro.infer, such as ELBO(), got {shown(bound)}.")
         self.site, self.layer, self.gamma, self.bound = site, layer, gamma, bound or ELBO()
         self.adjustable = ("gamma", *self.bound.adjustable)
         for name in self.bound.adjustable:

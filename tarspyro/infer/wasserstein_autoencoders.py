@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_number, check_positive
 from tarspyro.infer.adversarial import AdversarialGame, Draws, conditions_of
 from tarspyro.infer.base import Bound
 from tarspyro.infer.discrepancy import InverseMultiquadratic, mmd
@@ -97,8 +98,7 @@ class AdversarialAutoencoder(AdversarialGame):
         patience: int | None = 1000,
     ) -> None:
         super().__init__(discriminator, divergence, patience)
-        if weight <= 0:
-            raise ValueError(f"weight must be positive, got {weight}.")
+        check_positive("weight", weight)
         self.latent, self.weight = latent, weight
 
     def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
@@ -174,8 +174,7 @@ class WAE(Bound):
         *,
         latent: str = "z",
     ) -> None:
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+        check_number("weight", weight, 0)
         super().__init__(1)
         self.weight, self.kernel, self.latent = weight, kernel or InverseMultiquadratic(), latent
 

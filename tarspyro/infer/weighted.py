@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.arguments import as_count, check_choice
 from tarspyro.infer.base import Bound
 from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
@@ -43,16 +44,13 @@ class WeightedBound(Bound):
         chunk_size: int | None = None,
         retain_graph: bool | None = None,
     ) -> None:
-        if num_groups < 1:
-            raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+        num_groups = as_count("num_groups", num_groups)
+        chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size)
         if chunk_size is not None and (gradient != "pathwise" or not vectorize_particles):
             raise ValueError("chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it out.")
         if gradient == "stl":
             raise ValueError("gradient='stl' is biased with several particles in a logarithm: take 'dreg'.")
-        if gradient not in ("pathwise", "dreg"):
-            raise ValueError(f"gradient must be 'pathwise' or 'dreg', got {gradient!r}.")
+        check_choice("gradient", gradient, ("pathwise", "dreg"))
         if gradient != "pathwise" and not vectorize_particles:
             raise ValueError(f"gradient={gradient!r} runs all particles at once: take vectorize_particles=True.")
         super().__init__(
@@ -114,7 +112,8 @@ class WeightedBound(Bound):
                 surrogates.append(signal * weights.shared.score)
         for surrogate in surrogates:
             total = total + (surrogate - surrogate.detach())
-        return total.mean()
+        mean: Tensor = total.mean()
+        return mean
 
     def _in_chunks(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
@@ -189,7 +188,8 @@ class WeightedBound(Bound):
             joint = joint + weights.shared.log_joint.sum()
             divergence = divergence - weights.shared.log_guide.sum()
         surrogate = (joint + chain_rule(divergence, copies, views)) / self.num_groups
-        return total + (surrogate - surrogate.detach())
+        value: Tensor = total + (surrogate - surrogate.detach())
+        return value
 
 
 def damp(view: Tensor, factor: Tensor | float) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "UNet",
     "Unchanged",
     "Write",
+    "as_recurrence",
     "event_ndims",
     "fold",
     "initialize",
@@ -37,6 +38,6 @@ from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
-from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence
+from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence, as_recurrence
 from tarspyro.nn.unet import UNet
 from tarspyro.nn.weights import RandomWeights

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
@@ -39,7 +40,8 @@ class Window(NamedTuple):
             pixels = torch.arange(length, dtype=placing.dtype, device=placing.device)
             distance = pixels - (center + stride * steps).unsqueeze(-1)
             # Normalized in log space: a filter far outside of the image has a sum that underflows.
-            return (-0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)).softmax(-1)
+            exponent: Tensor = -0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)
+            return exponent.softmax(-1)
 
         boxes = torch.cat([x, y, stride * (size - 1), (0.5 * log_variance).exp()], -1)
         return cls(filters(y, height), filters(x, width), log_intensity.exp(), boxes)
@@ -106,11 +108,12 @@ class Write(Configurable):
     def __init__(self, in_features: int, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        self.linear = initialize(nn.Linear(in_features, math.prod(self.shape)))
+        self.linear = initialize(nn.Linear(as_count("in_features", in_features), math.prod(self.shape)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
-        return self.linear(hidden).reshape(*hidden.shape[:-1], *self.shape)
+        flat: Tensor = self.linear(hidden)
+        return flat.reshape(*hidden.shape[:-1], *self.shape)
 
     def __repr__(self) -> str:
         return f"Write({dimensions(self.shape)})"
@@ -146,9 +149,9 @@ class AttentionRead(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), _positive(size)
+        self.shape, self.size = image_of(shape), as_count("size", size)
         self.out_features = 2 * self.shape[0] * size**2
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
 
     def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Returns what the filters see of the two images."""
@@ -192,9 +195,9 @@ class AttentionWrite(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), _positive(size)
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
-        self.patch = initialize(nn.Linear(in_features, self.shape[0] * size**2))
+        self.shape, self.size = image_of(shape), as_count("size", size)
+        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
+        self.patch = initialize(nn.Linear(as_count("in_features", in_features), self.shape[0] * size**2))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
@@ -213,9 +216,3 @@ class AttentionWrite(Configurable):
 
 def _boxes(placing: Tensor, size: int, shape: Sequence[int]) -> Tensor:
     return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(*placing.shape[:-1], 4)
-
-
-def _positive(size: int) -> int:
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}: how many filters there are along each side.")
-    return size

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, as_shape, as_sizes, shown
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
@@ -50,12 +51,14 @@ class Canvas(Configurable):
     def __init__(self, cell: Recurrence, write: nn.Module, view: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(cell, Recurrence):
-            raise TypeError(f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {cell!r}.")
+            raise TypeError(
+                f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {shown(cell)}."
+            )
         shape: Any = getattr(write, "shape", None)
         if shape is None:
-            raise TypeError(f"write must be a module with the shape of a canvas, such as nn.Write, got {write!r}.")
+            raise TypeError(f"write must be a module with the shape of a canvas, such as nn.Write, got {shown(write)}.")
         self.cell, self.write, self.view = cell, write, view
-        self.start = nn.Parameter(torch.zeros(tuple(shape)))
+        self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
 
     def initial(self, batch_size: int) -> tuple[Any, Tensor]:
         """Returns the state before the first step."""
@@ -112,11 +115,11 @@ class FeatureMap(Configurable):
     def __init__(self, in_shapes: tuple[int, ...] | list[int | tuple[int, ...]], kernel_size: int = 3) -> None:
         super().__init__()
         inputs = in_shapes if isinstance(in_shapes, list) else [in_shapes]
-        self.in_shapes = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in inputs)
+        self.in_shapes = tuple(tuple(as_shape("in_shapes", entry)) for entry in inputs)
         grids = {shape[1:] for shape in self.in_shapes if len(shape) == 3}
         if len(grids) != 1:
             raise ValueError(f"in_shapes must have maps (channels, height, width) of one size, got {in_shapes}.")
-        if kernel_size % 2 == 0:
+        if as_count("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}.")
         self.out_shape = (sum(shape[0] for shape in self.in_shapes), *grids.pop())
         self.kernel_size = kernel_size
@@ -158,7 +161,7 @@ class Unchanged(Configurable):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.in_shapes = (tuple(shape),)
+        self.in_shapes = (tuple(as_sizes("shape", shape)),)
 
     def forward(self, value: Tensor) -> Tensor:
         """Returns the input."""
@@ -200,9 +203,10 @@ class ConvRead(Configurable):
     def __init__(self, shape: Sequence[int], channels: int, stride: int) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        if any(side % stride for side in shape[1:]):
-            raise ValueError(f"stride must divide the sides of an image of shape {tuple(shape)}, got {stride}.")
-        self.convolution = nn.Conv2d(2 * shape[0], channels, _side(stride), stride, (stride + 1) // 2)
+        channels, stride = as_count("channels", channels), as_count("stride", stride)
+        if any(side % stride for side in self.shape[1:]):
+            raise ValueError(f"stride must divide the sides of an image of shape {self.shape}, got {stride}.")
+        self.convolution = nn.Conv2d(2 * self.shape[0], channels, _side(stride), stride, (stride + 1) // 2)
         initialize(self.convolution)
         self.out_shape = (channels, shape[1] // stride, shape[2] // stride)
 
@@ -237,7 +241,7 @@ class ConvWrite(Configurable):
 
     def __init__(self, in_shape: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__()
-        self.in_shape, self.shape = image_of(in_shape), image_of(shape)
+        self.in_shape, self.shape = image_of(in_shape, "in_shape"), image_of(shape)
         stride = shape[1] // in_shape[1]
         if (stride * in_shape[1], stride * in_shape[2]) != tuple(shape[1:]):
             raise ValueError(

@@ -1,12 +1,13 @@
 """Convolutional encoders and decoders for small images."""
 
-__all__ = ["ConvDecoder", "ConvEncoder", "dimensions", "image_of", "pyramid"]
+__all__ = ["ConvDecoder", "ConvEncoder", "check_layers", "dimensions", "image_of", "pyramid"]
 
 import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, as_sizes, check_constructor
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
@@ -24,6 +25,7 @@ class ConvEncoder(Configurable):
         normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
 
     Raises:
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
         ValueError: If ``in_shape`` has no channel axis, or the image is too small for so many layers.
 
     Example:
@@ -40,7 +42,8 @@ class ConvEncoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        sizes = pyramid(in_shape, channels)
+        sizes = pyramid("in_shape", in_shape, channels)
+        check_layers(activation, normalization)
         self.in_shapes = (sizes[0],)
         self.out_features = math.prod(sizes[-1])
         layers: list[nn.Module] = []
@@ -75,6 +78,7 @@ class ConvDecoder(Configurable):
         normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
 
     Raises:
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
         ValueError: If ``out_shape`` has no channel axis, or the image is too small for so many layers.
 
     Example:
@@ -92,7 +96,10 @@ class ConvDecoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        image, *maps = pyramid(out_shape, channels[::-1])
+        channels = as_sizes("channels", channels, at_least=1)
+        image, *maps = pyramid("out_shape", out_shape, channels[::-1])
+        in_features = as_count("in_features", in_features)
+        check_layers(activation, normalization)
         sizes = [*maps[::-1], (channels[-1], *image[1:])]
         self.in_shapes = ((in_features,),)
         self.out_shape = image
@@ -126,24 +133,32 @@ class ConvDecoder(Configurable):
         return f"{type(self).__name__}({self._summary})"
 
 
-def pyramid(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
-    """The shapes of the maps when every layer halves the image, rounding up."""
-    sizes = [image_of(shape)]
-    for channel in channels:
+def pyramid(name: str, shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shapes of the maps when every layer halves the image, rounding up, of which ``name`` is the argument."""
+    sizes = [image_of(shape, name)]
+    for channel in as_sizes("channels", channels, at_least=1):
         _, height, width = sizes[-1]
         if min(height, width) < 2:
-            raise ValueError(f"An image of shape {tuple(shape)} is too small for {len(channels)} layers.")
+            raise ValueError(f"{name} {tuple(shape)} is too small for the {len(channels)} layers of channels.")
         sizes.append((channel, (height + 1) // 2, (width + 1) // 2))
     return sizes
 
 
-def image_of(shape: Sequence[int]) -> tuple[int, ...]:
+def image_of(shape: Sequence[int], name: str = "shape") -> tuple[int, ...]:
     """Returns the shape of an image, if it is one."""
-    if len(shape) != 3:
-        raise ValueError(f"An image has the shape (channels, height, width), got {tuple(shape)}.")
-    return tuple(shape)
+    sizes = as_sizes(name, shape)
+    if len(sizes) != 3:
+        raise ValueError(f"{name} must be that of an image, (channels, height, width), got {sizes}.")
+    return sizes
 
 
 def dimensions(shape: Sequence[int]) -> str:
     """Returns a shape in words, such as 1x28x28."""
     return "x".join(map(str, shape))
+
+
+def check_layers(activation: Callable[[], nn.Module], normalization: Callable[[int], nn.Module] | None) -> None:
+    """Raises unless both make modules."""
+    check_constructor("activation", activation, "torch.nn.ReLU")
+    if normalization is not None:
+        check_constructor("normalization", normalization, "torch.nn.BatchNorm2d", 1)

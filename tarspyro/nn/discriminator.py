@@ -8,7 +8,9 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from tarspyro.arguments import as_sizes, check_module, shown
 from tarspyro.modules import Configurable
+from tarspyro.nn.conv import check_layers, image_of
 from tarspyro.nn.folding import fold
 from tarspyro.nn.heads import make_head, through_heads
 from tarspyro.nn.initialization import initialize
@@ -36,8 +38,7 @@ class Discriminator(Configurable):
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
-        if not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {trunk!r}.")
+        check_module("trunk", trunk)
         self.trunk, self.heads = trunk, nn.ModuleDict({"logit": make_head(trunk, Size())})
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -81,11 +82,15 @@ class PatchGAN(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if len({tuple(shape[1:]) for shape in in_shapes}) != 1:
+        if not isinstance(in_shapes, Sequence):
+            raise TypeError(f"in_shapes must be a list of shapes, such as [(1, 28, 28)], got {shown(in_shapes)}.")
+        self.in_shapes = tuple(image_of(shape, f"in_shapes[{index}]") for index, shape in enumerate(in_shapes))
+        if len({shape[1:] for shape in self.in_shapes}) != 1:
             raise ValueError(f"in_shapes must be images of one height and width, got {list(in_shapes)}.")
-        self.in_shapes = tuple(tuple(shape) for shape in in_shapes)
+        channels = as_sizes("channels", channels, at_least=1)
+        check_layers(activation, normalization)
         layers: list[nn.Module] = []
-        for size, next_size in zip([sum(shape[0] for shape in in_shapes), *channels], channels, strict=False):
+        for size, next_size in zip([sum(shape[0] for shape in self.in_shapes), *channels], channels, strict=False):
             layers.append(nn.Conv2d(size, next_size, 4, stride=2, padding=1))
             if normalization is not None and len(layers) > 1:
                 layers.append(normalization(next_size))
@@ -123,6 +128,7 @@ def spectrally_normalized(network: nn.Module) -> nn.Module:
         >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 1)
         1.0
     """
+    check_module("network", network)
     for layer in list(network.modules()):
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)):
             spectral_norm(layer)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from tarspyro.arguments import check_module, shown
+
 # The modules of torch whose layers keep every shape, and the number of features.
 ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
@@ -31,6 +33,7 @@ def event_ndims(network: nn.Module) -> int | None:
         >>> event_ndims(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten()))
         3
     """
+    check_module("network", network)
     for layer in network.modules():
         shapes = getattr(layer, "in_shapes", None)
         if shapes is not None:
@@ -50,7 +53,7 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Seque
 
     A network that does not tell takes its first input as it comes, with one dimension for the batch.
     """
-    shapes: Any = getattr(network, "in_shapes", None)
+    shapes: Sequence[Sequence[int] | int] | None = getattr(network, "in_shapes", None)
     if shapes is None:
         ndims = event_ndims(network)
         shapes = [inputs[0].dim() - 1 if ndims is None else ndims] + [1] * (len(inputs) - 1)
@@ -69,7 +72,9 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
         The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with :math:`N` elements.
 
     Raises:
-        ValueError: If an input does not end in its event shape, or is of integers where the shape is not ``()``.
+        TypeError: If an input is no tensor.
+        ValueError: If an input does not end in its event shape, or is of integers where the shape is not ``()``, or
+            leading shapes do not broadcast.
 
     Example:
         >>> (flat,), lead = fold([torch.zeros(5, 100, 784)], [(1, 28, 28)])
@@ -78,7 +83,11 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
     """
     events = as_events(inputs, shapes)
     leads = [value.shape[: value.dim() - ndims] for value, ndims in events]
-    lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+    try:
+        lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+    except RuntimeError:
+        shapes = [tuple(value.shape) for value in inputs]
+        raise ValueError(f"The leading dimensions of the network's inputs do not broadcast, got {shapes}.") from None
     if all(len(own) == 1 and own == lead for own in leads):
         return [value for value, _ in events], lead
     return [
@@ -96,6 +105,9 @@ def as_events(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -
     """Checks that each input ends in its event shape; returns it with the number of dimensions that this has."""
     if len(inputs) != len(shapes):
         raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
+    for value in inputs:
+        if not torch.is_tensor(value):
+            raise TypeError(f"The network takes tensors, got {shown(value)}: make one of it, torch.as_tensor(...).")
     return [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
 
 

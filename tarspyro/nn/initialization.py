@@ -6,6 +6,8 @@ import math
 
 from torch import nn
 
+from tarspyro.arguments import check_module
+
 _RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
 
 
@@ -30,6 +32,7 @@ def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Mo
         >>> round(layer.weight.std().item(), 2)  # (2 / 600) ** 0.5
         0.06
     """
+    check_module("network", network)
     for layer in network.modules():
         if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from tarspyro.arguments import as_count, as_shape, as_sizes, check_constructor, check_number
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, fold, unfold
 from tarspyro.nn.initialization import initialize
@@ -38,7 +39,9 @@ class MLP(Configurable):
         broadcasts: That several inputs need not be brought to one leading shape.
 
     Raises:
-        ValueError: If an input does not end in its shape.
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
+        ValueError: If a size is below 1, or ``dropout`` no probability; when called, if an input does not end in its
+            shape.
 
     Example:
         >>> MLP(784, [512, 512])
@@ -60,13 +63,18 @@ class MLP(Configurable):
     ) -> None:
         super().__init__()
         inputs = in_features if isinstance(in_features, list) else [in_features]
-        self.in_shapes = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in inputs)
+        self.in_shapes = tuple(tuple(as_shape("in_features", entry)) for entry in inputs)
+        as_count("the number of in_features", len(inputs))
+        hidden_features = as_sizes("hidden_features", hidden_features)
+        check_constructor("activation", activation, "torch.nn.ReLU")
+        check_number("dropout", dropout, 0, 1)
         sizes = [sum(math.prod(shape) for shape in self.in_shapes), *hidden_features]
         self.out_features, self._num_layers = sizes[-1], len(hidden_features)
         layers: list[nn.Module] = []
         for size, next_size in zip(sizes, sizes[1:], strict=False):
             layers.append(nn.Linear(size, next_size))
             if normalization is not None:
+                check_constructor("normalization", normalization, "torch.nn.BatchNorm1d", next_size)
                 layers.append(normalization(next_size))
             layers.append(activation())
             if dropout:

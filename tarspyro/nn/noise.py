@@ -5,6 +5,7 @@ __all__ = ["GaussianNoise", "MaskingNoise"]
 import torch
 from torch import Tensor
 
+from tarspyro.arguments import check_number
 from tarspyro.modules import Configurable
 
 
@@ -26,8 +27,7 @@ class GaussianNoise(Configurable):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        if not scale >= 0:
-            raise ValueError(f"scale must not be negative, got {scale}.")
+        check_number("scale", scale, 0)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,8 +59,7 @@ class MaskingNoise(Configurable):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be from 0 to 1, got {p}.")
+        check_number("p", p, 0, 1)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,17 +1,30 @@
 """Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen and the state before."""
 
-__all__ = ["Backward", "ConvLSTMCell", "Recurrence"]
+__all__ = ["Backward", "ConvLSTMCell", "Recurrence", "as_recurrence"]
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, check_module, shown
 from tarspyro.modules import Configurable
+from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
 State = Tensor | tuple[Tensor, ...]
+
+
+def as_recurrence(name: str, value: Any) -> Any:
+    """Returns what keeps a state from step to step, of which ``name`` is the argument.
+
+    Raises:
+        TypeError: If it has no initial state, or cannot be called for the next.
+    """
+    if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
+        raise TypeError(f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got {shown(value)}.")
+    return value
 
 
 class Recurrence(Configurable):
@@ -50,8 +63,11 @@ class Recurrence(Configurable):
         super().__init__()
         if not isinstance(cell, nn.Module) or not all(hasattr(cell, name) for name in ("input_size", "hidden_size")):
             raise TypeError(
-                f"cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), got {cell!r}."
+                "cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), "
+                f"got {shown(cell)}."
             )
+        if trunk is not None:
+            check_module("trunk", trunk)
         self.cell, self.trunk = cell, trunk
         parts = 2 if isinstance(cell, (nn.LSTMCell, ConvLSTMCell)) else 1
         size: Any = cell.hidden_size
@@ -63,7 +79,8 @@ class Recurrence(Configurable):
 
     def initial(self, batch_size: int) -> State:
         """Returns the state before the first step."""
-        parts = self.start.unsqueeze(1).expand(-1, batch_size, *self.start.shape[1:]).unbind()
+        count = as_count("batch_size", batch_size)
+        parts = self.start.unsqueeze(1).expand(-1, count, *self.start.shape[1:]).unbind()
         return parts if len(parts) > 1 else parts[0]
 
     def hidden(self, state: State) -> Tensor:
@@ -115,10 +132,11 @@ class ConvLSTMCell(Configurable):
 
     def __init__(self, in_channels: int, shape: tuple[int, int, int], kernel_size: int = 3) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
+        if as_count("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}.")
-        self.hidden_size, self.input_size = tuple(shape), (in_channels, *shape[1:])
-        channels = shape[0]
+        self.hidden_size = image_of(shape)
+        self.input_size = (as_count("in_channels", in_channels), *self.hidden_size[1:])
+        channels = self.hidden_size[0]
         self.gates = nn.Conv2d(in_channels + channels, 4 * channels, kernel_size, padding=kernel_size // 2)
         initialize(self.gates)
         with torch.no_grad():
@@ -162,7 +180,7 @@ class Backward(Configurable):
     def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
         if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
-            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {rnn!r}.")
+            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {shown(rnn)}.")
         self.rnn = rnn
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_count, check_number
 from tarspyro.modules import Configurable
-from tarspyro.nn.conv import pyramid
+from tarspyro.nn.conv import check_layers, pyramid
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
 
@@ -53,7 +54,10 @@ class UNet(Configurable):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = pyramid(in_shape, channels)
+        sizes = pyramid("in_shape", in_shape, channels)
+        in_features = as_count("in_features", in_features)
+        check_layers(activation, normalization)
+        check_number("dropout", dropout, 0, 1)
         self.in_shapes = ((in_features,), sizes[0])
         self.out_shape, self.out_features = sizes[0], channels[0] + sizes[0][0]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

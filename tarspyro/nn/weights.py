@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.parameter import UninitializedParameter
 
+from tarspyro.arguments import check_module
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, event_shapes
 
@@ -50,8 +51,7 @@ class RandomWeights(Configurable):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network must be a torch.nn.Module, got {network!r}.")
+        check_module("network", network)
         if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
             raise ValueError("network has lazy layers, whose weights have no shapes yet: call it on data once before.")
         self.function = _Function(copy.deepcopy(network))

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tarspyro import evaluate
+from tarspyro.arguments import as_count
 from tarspyro.batches import as_arguments
 from tarspyro.plot.figures import Picture, Shape, axes_of, sheet_of, show
 
@@ -53,8 +54,7 @@ def canvases(
         TypeError: If the model has no canvas.
         ValueError: If one of ``guide`` and ``data`` is missing, or ``columns`` is below 2.
     """
-    if columns < 2:
-        raise ValueError(f"columns must be at least 2, got {columns}.")
+    columns = as_count("columns", columns, 2)
     painted = evaluate.canvases(model, guide, data, num=num, given=given, seed=seed)
     last = painted.images.shape[1] - 1
     shown = sorted({round(step) for step in torch.linspace(0, last, min(columns, last + 1)).tolist()})

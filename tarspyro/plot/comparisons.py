@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tarspyro import evaluate
-from tarspyro.data import Split
-from tarspyro.plot.figures import Shape, axes_of, sheet_of, show
+from tarspyro.arguments import as_count, as_numbers
+from tarspyro.evaluate.missing import expanded
+from tarspyro.plot.figures import Shape, as_images, axes_of, sheet_of, show
 
 
 def imputations(
@@ -30,11 +31,12 @@ def imputations(
     Raises:
         ValueError: If the images and their imputations differ in shape.
     """
-    truth, filled = _images(x), torch.as_tensor(imputed).cpu()
+    num, truth, filled = as_count("num", num), as_images("x", x), as_numbers("imputed", imputed).cpu()
     filled = filled if filled.dim() > truth.dim() else filled.unsqueeze(0)
     if filled.shape[1:] != truth.shape:
         raise ValueError(f"imputed must be of the shape of x, {tuple(truth.shape)}, got {tuple(filled.shape[1:])}.")
-    seen = torch.lerp(torch.full_like(truth, 0.5), truth, torch.as_tensor(mask).cpu().to(truth.dtype))
+    observed = expanded("mask", as_numbers("mask", mask).cpu(), truth).to(truth.dtype)
+    seen = torch.lerp(torch.full_like(truth, 0.5), truth, observed)
     rows = torch.cat([part[:num] for part in (truth, seen, *filled)])
     columns = min(num, len(truth))
     figure, ax = axes_of(ax, (max(3.0, 0.6 * columns), 0.6 * (2 + len(filled)) + 0.5))
@@ -64,7 +66,8 @@ def neighbours(
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    queries, others = _images(x), _images(among)
+    others = as_images("among", among)
+    queries = as_images("x", x, others)
     found = torch.as_tensor(evaluate.nearest_neighbours(guide, queries, others, num=num, site=site).indices).cpu()
     rows = torch.cat([queries.unsqueeze(1), others[found]], 1)
     figure, ax = axes_of(ax, (0.6 * (num + 1), 0.6 * len(queries) + 0.6))
@@ -101,18 +104,16 @@ def arithmetic(
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    first, second, third = (_images(part) for part in (a, b, c))
+    third = as_images("c", c)
+    first, second = as_images("a", a, third), as_images("b", b, third)
     decoded = [
         evaluate.arithmetic(model, guide, first, second, third, latent=latent, site=site, scale=scale).cpu()
         for scale in (0.0, 0.5, 1.0, 1.5)
     ]
+    as_images("c", third, decoded[0])
     means = (part.mean(0, keepdim=True).expand_as(third) for part in (first, second))
     columns = torch.stack([*means, third, *decoded], 1)
     figure, ax = axes_of(ax, (0.7 * columns.shape[1], 0.6 * len(third) + 0.6))
     show(ax, sheet_of(columns.flatten(0, 1), columns.shape[1], image_shape))
     ax.set_title("mean a, mean b, c; z(c) + s (z(a) - z(b)), s = 0, 1/2, 1, 3/2")
     return figure
-
-
-def _images(data: Any) -> torch.Tensor:
-    return torch.as_tensor(data.x if isinstance(data, Split) else data).cpu()

@@ -1,6 +1,6 @@
 """Figures, axes and sheets of images: what all pictures are made of."""
 
-__all__ = ["Picture", "Shape", "as_array", "axes_of", "sheet_of", "show"]
+__all__ = ["Picture", "Shape", "as_array", "as_images", "axes_of", "sheet_of", "show"]
 
 import io
 import math
@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tarspyro.arguments import as_numbers, as_sizes, shown
+from tarspyro.batches import as_float
+from tarspyro.data import Split
 
 Shape = Sequence[int] | None
 
@@ -26,6 +30,8 @@ class Picture(Figure):
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     """Returns the axes with their figure, of a new figure if there are none."""
+    if not isinstance(ax, Axes | None):
+        raise TypeError(f"ax must be axes of Matplotlib, got {shown(ax)}.")
     if ax is not None:
         figure = ax.figure.figure  # the figure of a subfigure too
         assert isinstance(figure, Figure)
@@ -34,14 +40,39 @@ def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def as_array(values: Any) -> np.ndarray:
-    """Returns tensors and sequences as arrays."""
-    return values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
+def as_array(values: Any, name: str = "values") -> np.ndarray:
+    """Returns tensors and sequences of numbers as arrays, of which ``name`` is the argument."""
+    return as_numbers(name, values).detach().cpu().numpy()
+
+
+def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns images, those of a ``Split`` too, with rows as another set has them, if there is one.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If they have no rows, as a single image, or rows of another shape.
+    """
+    images = as_float(as_numbers(name, data.x if isinstance(data, Split) else data)).cpu()
+    if not images.is_floating_point():
+        images = images.to(torch.get_default_dtype())
+    if images.dim() < 2 or not len(images):
+        raise ValueError(
+            f"{name} must have the shape (N, *x), got {tuple(images.shape)}: one image x is a row, x.unsqueeze(0)."
+        )
+    if like is not None and images.shape[1:].numel() != like.shape[1:].numel():
+        raise ValueError(
+            f"{name} must have rows of shape {tuple(like.shape[1:])}, got {tuple(images.shape[1:])}: one image x is a "
+            "row, x.unsqueeze(0)."
+        )
+    return images
 
 
 def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
     if image_shape is not None:
-        return tuple(image_shape)
+        sizes = as_sizes("image_shape", image_shape)
+        if len(sizes) not in (2, 3) or math.prod(sizes) != math.prod(shape):
+            raise ValueError(f"image_shape must be (height, width) of images of shape {tuple(shape)}, got {sizes}.")
+        return sizes
     if len(shape) in (2, 3):
         return tuple(shape)
     known = {560: (28, 20)}  # Frey Face

@@ -13,6 +13,10 @@ from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
 from pyro import poutine
 from pyro.infer.inspect import get_model_relations
 
+from tarspyro.arguments import as_numbers, shown
+from tarspyro.checks import explaining
+from tarspyro.infer.recording import tensors_of
+from tarspyro.infer.traces import check_program
 from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.plot.figures import axes_of
 
@@ -48,13 +52,16 @@ def graph(program: Callable[..., Any], *args: Any, ax: Axes | None = None, **kwa
         >>> [text.get_text() for text in graph(p, torch.zeros(5, 64)).axes[0].texts]
         ['$z$', 'Normal', '$x$', 'Bernoulli', 'data']
     """
-    with preserved_rng(), evaluating(program), torch.no_grad():
+    check_program("program", program)
+    for value in tensors_of(args):
+        as_numbers("data", value)
+    with preserved_rng(), evaluating(program), torch.no_grad(), explaining([program], tensors_of(args)):
         # Drawn beforehand: some samplers, such as Laplace's, fail on parameters that carry where they come from.
         values = poutine.trace(program).get_trace(*args, **kwargs)
         found: Mapping[str, Any] = get_model_relations(poutine.replay(program, trace=values), args, kwargs)
     parents, plates = found["sample_sample"], found["plate_sample"]
     if not parents:
-        raise ValueError(f"program has no sample sites, got {program!r}: give a model or a guide, with its data.")
+        raise ValueError(f"program has no sample sites, got {shown(program)}: give a model or a guide, with its data.")
     places = _places(parents, plates)
     across, down = zip(*places.values(), strict=True)
     left, right = min(across) - 2 * _MARGIN, max(across) + 2 * _MARGIN + _ROOM

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tarspyro import evaluate
+from tarspyro.arguments import shown
 from tarspyro.data import Split
 from tarspyro.modules import preserved_rng
 from tarspyro.plot.figures import Picture, as_array, axes_of
@@ -91,7 +92,7 @@ def posteriors(
         draws = evaluate.true_posterior(model, x, seed=seed, **options)
     chosen = site if site is not None else next(iter(draws)) if len(draws) == 1 else None
     if chosen is None or chosen not in draws:
-        raise ValueError(f"site must be one of {sorted(draws)}, got {site!r}.")
+        raise ValueError(f"site must be one of {sorted(draws)}, got {shown(site)}.")
     true = as_array(draws[chosen]).reshape(len(x), np.shape(draws[chosen])[1], -1)
     size = true.shape[2]
     if size < 2 or max(units) >= size or min(units) < 0:

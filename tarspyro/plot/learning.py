@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tarspyro.arguments import shown
 from tarspyro.plot.figures import Picture, axes_of
 from tarspyro.runs import History
 
@@ -29,6 +30,8 @@ def curves(history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axe
     Raises:
         ValueError: If none of the names was measured, and no player's loss either.
     """
+    if not isinstance(history, History):
+        raise TypeError(f"history must be what fit returned, got {shown(history)}.")
     name = next((name for name in names if history[name]), None)
     if name is None:
         return _game(history, names, ax)

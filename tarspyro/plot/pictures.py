@@ -3,7 +3,7 @@
 __all__ = ["active_units", "interpolation", "latents", "manifold", "reconstructions", "samples", "traversal"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tarspyro import evaluate
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, shown
 from tarspyro.batches import as_arguments
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
 from tarspyro.infer.traces import PairError, name_of
 from tarspyro.modules import evaluating, preserved_rng
-from tarspyro.plot.figures import Shape, as_array, axes_of, sheet_of, show
+from tarspyro.plot.figures import Shape, as_array, as_images, axes_of, sheet_of, show
 
 
 def latents(
@@ -44,15 +45,21 @@ def latents(
         ax: Where to draw.
 
     Raises:
-        ValueError: If ``method`` is neither.
+        ValueError: If ``method`` is neither, labels are not one for each data point, or codes are not finite.
     """
-    if method not in ("pca", "tsne"):
-        raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}.")
+    check_choice("method", method, ("pca", "tsne"))
     with preserved_rng():  # the guide draws, although only its means are looked at
-        codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide)
-    codes = codes.reshape(len(codes), -1)
+        codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide, "guide")
+    if not codes.size or not codes.ndim:
+        raise ValueError(f"guide must be one, or codes of shape (N, *event), got {shown(guide)}.")
+    if not np.isfinite(codes).all():
+        raise ValueError(f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are not.")
+    codes = codes.reshape(len(codes), -1).astype(float)
     if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
         labels = data.y
+    labels = None if labels is None else as_array(labels, "labels")
+    if labels is not None and labels.shape != codes.shape[:1]:
+        raise ValueError(f"labels must be one for each of the {len(codes)} codes, got shape {labels.shape}.")
     names = ["z[0]", "z[1]"]
     if codes.shape[1] > 2:
         codes, names = _project(codes, method)
@@ -63,7 +70,6 @@ def latents(
     if labels is None:
         ax.scatter(codes[:, 0], codes[:, 1], **dots)
     else:
-        labels = as_array(labels)
         for label in np.unique(labels):
             chosen = codes[labels == label]
             color = f"C{int(label) % 10}"
@@ -98,6 +104,9 @@ def manifold(
     Raises:
         ValueError: If z does not have two dimensions; ``traversal`` draws any number.
     """
+    num = as_count("num", num)
+    if extent is not None:
+        check_positive("extent", extent)
     draws = _draws(model, given)
     if draws[0].numel() != 2:
         raise ValueError(
@@ -142,10 +151,14 @@ def reconstructions(
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    rows = tuple(part[:num] for part in as_arguments(data, model) or (torch.as_tensor(data),))
+    num, arguments = as_count("num", num), as_arguments(data, model)
+    if arguments is None:
+        raise ValueError("data must be in memory: tensors, arrays, a mapping of them or a Split.")
+    rows = tuple(part[:num] for part in arguments)
     x = rows[0]
     with preserved_rng(seed=0):
         means = evaluate.reconstruct(model, guide, rows, site=site)
+    as_images("data", x, means)
     figure, ax = axes_of(ax, (max(3.0, 0.7 * num), 1.7))
     show(ax, sheet_of(torch.cat([x.cpu(), means.cpu()]), len(x), image_shape))
     ax.set_title("data (above), reconstructions (below)")
@@ -179,6 +192,7 @@ def samples(
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
+    num = as_count("num", num)
     images = evaluate.sample(model, num, given=given, site=site, length=length, mean=mean, seed=seed)
     figure, ax = axes_of(ax, (6.4, 6.4))
     show(ax, sheet_of(images, columns or math.ceil(math.sqrt(num)), image_shape))
@@ -217,18 +231,24 @@ def traversal(
         ax: Where to draw.
 
     Raises:
-        ValueError: If ``codes`` have another shape than the latent variable.
+        ValueError: If ``code`` or ``codes`` have another shape than the latent variable, or ``units`` are not its own.
     """
-    draws = _draws(model, given, latent)
+    num, draws = as_count("num", num), _draws(model, given, latent)
     flat = draws.flatten(1)
-    center = flat.median(0).values if code is None else torch.as_tensor(code, dtype=flat.dtype).flatten()
+    center = flat.median(0).values if code is None else as_numbers("code", code, flat.dtype).flatten()
+    if len(center) != flat.shape[1]:
+        raise ValueError(f"code must have {flat.shape[1]} units as {latent!r} has, got {len(center)}.")
     order = list(range(flat.shape[1]))
     if codes is not None:
-        activity = as_array(codes).reshape(len(codes), -1).var(0)
+        activity = as_images("codes", codes).double().flatten(1).numpy().var(0)
         if len(activity) != len(order):
             raise ValueError(f"codes must have {len(order)} units as {latent!r} has, got {len(activity)}.")
         order = np.argsort(-activity, kind="stable").tolist()
-    units = order[:10] if units is None else list(units)
+    if not isinstance(units, Iterable | None) or torch.is_tensor(units):
+        raise TypeError(f"units must be a list of whole numbers, got {shown(units)}.")
+    units = order[:10] if units is None else [as_count("units", unit, 0) for unit in units]
+    if not units or max(units) >= len(order):
+        raise ValueError(f"units must be some of the {len(order)} of {latent!r}, counted from 0, got {units}.")
     levels = torch.linspace(0.02, 0.98, num)
     grid = center.repeat(len(units), num, 1)
     for row, unit in enumerate(units):
@@ -276,15 +296,16 @@ def interpolation(
         NotImplementedError: If the guide's family has no mean in closed form.
         ValueError: If ``a`` and ``b`` differ in shape, or ``num`` is below 2.
     """
-    ends = [torch.as_tensor(data.x if isinstance(data, Split) else data).cpu() for data in (a, b)]
+    ends = [as_images("a", a), as_images("b", b)]
     if ends[0].shape != ends[1].shape:
         raise ValueError(f"a and b must have the same shape (N, *x), got {[tuple(end.shape) for end in ends]}.")
-    if num < 2:
-        raise ValueError(f"num must be at least 2, got {num}.")
+    num = as_count("num", num, 2)
     first, last = (torch.as_tensor(evaluate.embed(guide, end, site=latent)) for end in ends)
     steps = torch.linspace(0, 1, num).reshape(-1, *[1] * (first.dim() - 1))
     codes = torch.cat([torch.lerp(one, other, steps) for one, other in zip(first[:, None], last[:, None], strict=True)])
-    images = _decode(model, codes, None, latent, site).reshape(len(first), num, *ends[0].shape[1:])
+    images = _decode(model, codes, None, latent, site)
+    as_images("a", ends[0], images)
+    images = images.reshape(len(first), num, *ends[0].shape[1:])
     rows = torch.cat([ends[0][:, None], images.cpu(), ends[1][:, None]], 1)
     figure, ax = axes_of(ax, (0.6 * (num + 2), 0.6 * len(first) + 0.6))
     show(ax, sheet_of(rows.flatten(0, 1), num + 2, image_shape))
@@ -305,13 +326,14 @@ def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = 
     Raises:
         ValueError: If there is nothing to draw.
     """
+    check_positive("threshold", threshold)
     layers = activities if isinstance(activities, Mapping) else {"z": activities}
     if not layers:
         raise ValueError("activities must hold what evaluate.activity returned under at least one name, got none.")
     figure, ax = axes_of(ax, (6.4, 4.0))
     for name, values in layers.items():
-        ordered = np.sort(as_array(values), axis=None)[::-1]
-        label = f"{name}: {(ordered > threshold).sum()} of {ordered.size} active"
+        ordered = np.sort(as_array(values, f"activities of {name}"), axis=None)[::-1]
+        label = f"{name}: {(ordered > float(threshold)).sum()} of {ordered.size} active"
         ax.plot(np.arange(1, ordered.size + 1), ordered.clip(min=threshold / 1000), ".-", label=label)
     ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
     ax.set(yscale="log", xlabel="unit", ylabel="variance of the posterior mean", title="activity of latent units")
@@ -352,14 +374,18 @@ def _draws(
     model: Callable[..., Any], given: Mapping[str, Any] | None = None, latent: str = "z", num: int = 10_000
 ) -> torch.Tensor:
     """Draws of a latent variable, from the prior alone if it is the prior's, whose quantiles make grids."""
+    if not isinstance(latent, str):
+        raise TypeError(f"latent must be the name of a latent variable, got {shown(latent)}.")
     prior = getattr(model, "prior", None) if latent == "z" else None
     if prior is None or has_context(prior):
         try:
-            return evaluate.sample(model, num, given=given, site=latent, seed=0).cpu()
+            draws: torch.Tensor = evaluate.sample(model, num, given=given, site=latent, seed=0)
+            return draws.cpu()
         except (PairError, NotImplementedError):
             raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
-        return prior().sample((num,)).cpu()
+        draws = prior().sample((num,))
+        return draws.cpu()
 
 
 def _on_simplex(draws: torch.Tensor) -> bool:

@@ -27,7 +27,7 @@ def piano_roll(
     Raises:
         ValueError: If x is not one piece.
     """
-    roll = as_array(x)
+    roll = as_array(x, "x")
     if roll.ndim != 2:
         raise ValueError(f"x must be one piece of shape (steps, notes), got {roll.shape}.")
     figure, ax = axes_of(ax, (9.0, 3.2))
