@@ -310,7 +310,7 @@ def test_a_run_with_classes_of_the_user(folder, tmp_path, monkeypatch, capsys):
         (["--family", "Nonsense"], ["--family Nonsense", "pyro.distributions"]),
         (["--family", "VonMises"], ["VonMises has no default prior"]),
         (["--family", "Categorical"], ["param_shapes"]),
-        (["--device", "nonsense"], ["--device nonsense"]),
+        (["--device", "nonsense"], ["device must be one that is here", "got 'nonsense'"]),
         (["--lr", "-1"], ["learning rate"]),
         (["--beta", "-1"], ["beta"]),
         (["--scale", "0", "--likelihood", "Normal"], ["scale=0"]),

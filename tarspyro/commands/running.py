@@ -48,7 +48,7 @@ def train(options: Namespace) -> None:
     if options.given.get("grey") and "images" not in SOURCES[data].kind:
         raise ValueError(f"--grey is for images, and {data} holds {SOURCES[data].kind}: leave it out.")
     o = completed(method, data, {**kept, **options.given})
-    _check_device(options.device)
+    find_device(options.device)
     material = method.form.material(data, o)
     torch.manual_seed(o.seed)
     model, guide, loss = method.build(o, material)
@@ -170,15 +170,8 @@ def _draw(method: Method, trained: Trained, run: Path) -> None:
 def _place(loaded: LoadedRun, device: str) -> LoadedRun:
     for half in (loaded.model, loaded.guide):
         if half is not None:
-            half.to(_check_device(device))
+            half.to(find_device(device))
     return loaded
-
-
-def _check_device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=find_device(name)).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
-        raise ValueError(f"--device {name}: {str(error).partition(chr(10))[0]}") from error
 
 
 def _pixels(image_shape: Any, grey: bool) -> list[str]:
