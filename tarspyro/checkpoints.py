@@ -125,7 +125,7 @@ class Checkpoints:
             for name, state in random.items():
                 gathered = self.processes.gather(state)
                 tensors |= {f"rng.{moment}.{rank}.{name}": state for rank, state in enumerate(gathered)}
-        tensors |= {f"sums.{name}": self.processes.total(value) for name, value in means.sums.items()}
+        tensors |= {f"sums.{name}": self.processes.total(value.clone()) for name, value in means.sums.items()}
         rows = self.processes.total(torch.tensor(list(means.rows.values())))
         name = f"step {progress.step}" if progress.position else f"epoch {progress.epoch}"
         if not self.processes.first:

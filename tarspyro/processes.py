@@ -66,16 +66,20 @@ class Processes:
         weights = numbers.new_tensor([weight, *(weight if p.grad is not None else 0 for p in parameters)])
         dtype = functools.reduce(torch.promote_types, [g.dtype for g in gradients], numbers.dtype)
         # One message of everything: what a message costs hardly depends on its length.
-        parts = [part.detach().reshape(-1).to(dtype) * weight for part in (numbers, *gradients)]
-        whole = self.total(torch.cat([weights.to(dtype), *parts]))
-        reached = whole[1 : len(weights)].tolist()
-        numbers, *means = (whole[len(weights) :] / whole[0]).split([part.numel() for part in parts])
-        for parameter, gradient, mean, rows in zip(parameters, gradients, means, reached, strict=True):
-            parameter.grad = gradient.copy_(mean.view_as(gradient)) if rows else None
+        parts = [part.detach().reshape(-1).to(dtype) for part in (numbers, *gradients)]
+        whole = torch.cat([weights.to(dtype), *parts])
+        whole[len(weights) :] *= weight
+        whole = self.total(whole)
+        reached, sums = whole[1 : len(weights)].tolist(), whole[len(weights) :]
+        sums /= whole[0]
+        numbers, *means = sums.split([part.numel() for part in parts])
+        torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(means, gradients, strict=True)])
+        for parameter, gradient, rows in zip(parameters, gradients, reached, strict=True):
+            parameter.grad = gradient if rows else None
         return numbers
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Returns the sums of some numbers over the processes."""
+        """Returns the sums of some numbers over the processes; they may take the place of the numbers."""
         return self._exchange(distributed.all_reduce, numbers) if self.size > 1 else numbers
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
@@ -115,9 +119,9 @@ class Processes:
             )
 
     def _exchange(self, operation: Callable[..., object], tensor: Tensor, *arguments: object) -> Tensor:
-        """Runs an operation on a copy of a tensor, where the backend wants it."""
+        """Runs an operation on a tensor where the backend wants it, which may be in place, and returns the result."""
         device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
-        copy = tensor.to(device, copy=True, memory_format=torch.contiguous_format)
+        copy = tensor.to(device).contiguous()
         try:
             operation(copy.view(torch.uint8) if copy.dtype is torch.bool else copy, *arguments)
         except RuntimeError as error:  # what gloo and NCCL raise when a connection is lost or time is up
