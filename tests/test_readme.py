@@ -4,6 +4,7 @@ import re
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -37,4 +38,8 @@ def test_commands_exist():
     from tarspyro.commands.parser import parse
 
     for line in re.findall(r"^    tarspyro (.*?)(?:  +#.*)?$", README, flags=re.MULTILINE):
-        assert parse(line.split()).command
+        if line.endswith("--help"):
+            with pytest.raises(SystemExit, match="^0$"):
+                parse(line.split())
+        else:
+            assert parse(line.split()).command
