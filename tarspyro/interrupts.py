@@ -11,8 +11,8 @@ from typing import Any
 class Interrupts:
     """Notes Ctrl-C and SIGTERM, which a scheduler sends, in place of stopping in the middle of a step.
 
-    A second signal is answered at once, as if this were not here. Python lets only the main thread handle signals;
-    elsewhere nothing changes.
+    A second signal is answered at once, as if this were not here, and what the process ignores is ignored still, as
+    Ctrl-C is after ``nohup``. Python lets only the main thread handle signals; elsewhere nothing changes.
 
     Attributes:
         received: The signal that came, if one did.
@@ -31,7 +31,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
