@@ -261,7 +261,7 @@ def test_the_last_checkpoints_are_kept(x, tmp_path):
 KILLED = """
 import os, random, signal, sys, time, warnings
 sys.path.insert(0, sys.argv[1])
-import torch
+import torch, torch._dynamo  # which an optimizer would import in every child
 from test_resume import pair, train, states, assert_same_run, x_of
 from tarspyro import load_run
 from tarspyro.runs import Run

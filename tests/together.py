@@ -10,6 +10,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+import torch._dynamo  # which an optimizer would import in every child
 import torch.distributed as distributed
 from torch import nn
 
