@@ -151,7 +151,7 @@ class Checkpoints:
             self.saved = name
         except RunError as error:
             warnings.warn(
-                f"{error} Training goes on after step {progress.step}, and so will the next checkpoint be tried.",
+                f"{error} Training goes on after step {progress.step}, and tries again with the next checkpoint.",
                 stacklevel=2,
             )
 
