@@ -1,6 +1,7 @@
 """Runs notebooks and stores their outputs: ``python notebooks/execute.py [NAMES...] [--fast] [--check]``.
 
-A stored notebook is the result of a full run in a fresh kernel, from the first cell to the last. What differs from
+A stored notebook is the result of a full run in a fresh kernel, from the first cell to the last; notebooks that are
+only tried, with ``--fast``, share a kernel. What differs from
 run to run or from machine to machine (times, identifiers, what goes to stderr, the interpreter's version) is left
 out, so that a diff shows changes of content alone.
 """
@@ -15,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbclient.util import run_sync
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
@@ -28,8 +31,10 @@ METADATA = {
 _PATH = re.compile(r"(?<![\w./:-])/[\w.-]+/[^\s'\"<>]*|\b[A-Z]:\\[^\s'\"<>]*")
 
 
-def execute(notebook: NotebookNode, *, fast: bool = False, timeout: int = 600) -> list[str]:
-    """Runs all cells in a fresh kernel, in place, and leaves out what would differ from run to run.
+def execute(
+    notebook: NotebookNode, *, fast: bool = False, timeout: int = 600, kernel: AsyncKernelManager | None = None
+) -> list[str]:
+    """Runs all cells, in place, and leaves out what would differ from run to run.
 
     The kernel works in a temporary folder, so that a notebook leaves no files behind.
 
@@ -37,6 +42,8 @@ def execute(notebook: NotebookNode, *, fast: bool = False, timeout: int = 600) -
         notebook: The notebook.
         fast: Whether to set ``TARSPYRO_FAST``, with which notebooks train for a few steps only.
         timeout: How many seconds a cell may take.
+        kernel: A kernel that may have run other notebooks: it forgets their names and keeps what they imported. A
+            fresh one if not given.
 
     Returns:
         What the cells wrote to stderr.
@@ -52,12 +59,18 @@ def execute(notebook: NotebookNode, *, fast: bool = False, timeout: int = 600) -
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
+            km=kernel,
             timeout=timeout,
             kernel_name="python3",
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
-        client.execute(env=environment)
+        with client.setup_kernel(env=environment):
+            forget = f"import os\nos.chdir({folder!r})\n%reset -f"
+            client.execute_cell(nbformat.v4.new_code_cell(forget), -1, store_history=False)
+            client.reset_execution_trackers()
+            for index, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
     return normalize(notebook)
 
 
@@ -113,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="run and report, write nothing")
     options = parser.parse_args(arguments)
     failed = False
+    # Half of a short run would go into a kernel's imports.
+    kernel = AsyncKernelManager(kernel_name="python3") if options.fast else None
     for path in [_find(name) for name in options.names] or sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         found = []
@@ -120,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found += [f"{path.name} as stored: {problem}" for problem in problems(notebook)]
         start = time.perf_counter()
         try:
-            for line in execute(notebook, fast=options.fast):
+            for line in execute(notebook, fast=options.fast, kernel=kernel):
                 print(line, end="", file=sys.stderr)
         except CellExecutionError as error:
             print(f"{path.name}: {error}", file=sys.stderr)
@@ -132,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{path.name}: {time.perf_counter() - start:.0f} s")
         print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
         failed |= bool(found)
+    if kernel is not None:
+        run_sync(kernel.shutdown_kernel)(now=True)
     return int(failed)
 
 

@@ -48,7 +48,7 @@ def test_the_mean_weight_is_unbiased_for_the_likelihood(toy, particles):
     draws = torch.stack(
         [
             evaluate.log_likelihood(toy.model, toy.guide, toy.x, num_particles=particles)
-            for _ in range(3000 // particles + 60)
+            for _ in range(1200 // particles + 60)
         ]
     )
     ratios = (draws - toy.log_likelihood(toy.x).detach()).exp()
