@@ -17,7 +17,7 @@ demo: $(STAMP)
 
 # One torch thread a worker: two workers with two threads each would only take turns.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/execute.py

@@ -74,8 +74,15 @@ def assert_same_step(bound, p, q, *args):
     assert held == {id(parameter) for parameter in recording.parameters}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("bound", [*BOUNDS, *REPARAMETERIZED])
+@pytest.mark.parametrize(
+    ("bound", "family"),
+    [
+        (bound, family)
+        for bound in (*BOUNDS, *REPARAMETERIZED)
+        for family in FAMILIES
+        if family in ("Normal", "Dirichlet", "GumbelSoftmax") or bound in ("ELBO", "IWAE, dreg")
+    ],
+)
 def test_recorded_steps_are_the_eager_ones(bound, family):
     torch.manual_seed(0)
     p, q = pair(family)
