@@ -1,6 +1,6 @@
 """How the time and the memory of a training step grow: with the batch, the particles, the time steps and the width.
 
-    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile]
+    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile] [--only AXIS]
     python benchmarks/scaling.py --picture docs/scaling.png
 
 Each point is a process of its own, so that its peak memory is its own too; in it our step and the one written by hand
@@ -75,6 +75,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--short", action="store_true", help="three sizes of each axis, three rounds")
     parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
+    parser.add_argument("--only", choices=AXES, help="measure this axis anew, and keep the others")
     parser.add_argument("--point", nargs=3, help="one measurement, in this process: axis, size, kind")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path, help="only draw the stored results, to this file")
@@ -86,10 +87,12 @@ def main():
         axis, size, kind = arguments.point
         return print(json.dumps(point(axis, int(size), kind, arguments)))
     report = {"torch": torch.__version__, "threads": arguments.threads, "device": arguments.device, "axes": {}}
+    if arguments.only:
+        report["axes"] = json.loads(out.read_text())["axes"]
     rounds = 3 if arguments.short else arguments.rounds
     options = ["--threads", str(arguments.threads), "--device", arguments.device, "--rounds", str(rounds)]
-    for axis, (sizes, _) in AXES.items():
-        sizes = sizes[::2] if arguments.short else sizes
+    for axis in [arguments.only] if arguments.only else AXES:
+        sizes = AXES[axis][0][:: 2 if arguments.short else 1]
         kinds = ["hand-written", "eager", *["chunks"] * (axis == "particles"), *["compiled"] * arguments.compile]
         entry = report["axes"][axis] = {"sizes": sizes}
         for kind in kinds:

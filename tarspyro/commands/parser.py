@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         "train a method; leaves a run folder with its report and pictures",
         "tarspyro train vae",
-        "tarspyro train gan --data ring",
+        "tarspyro train gan --data ring --divergence hinge --lr 1e-3",
         "tarspyro train vae --help      (the options of a method)",
     )
     methods = training.add_subparsers(

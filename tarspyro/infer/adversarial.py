@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, check_module, check_number, shown
 from tarspyro.infer.divergences import Divergence, JensenShannon
 from tarspyro.infer.games import Game, Player
-from tarspyro.infer.traces import PairError, Program, Site, name_of, sample_sites
+from tarspyro.infer.traces import PairError, Program, Site, name_of
 from tarspyro.modules import evaluating, preserved_rng
 
 
@@ -26,7 +26,7 @@ class Draws(NamedTuple):
 
     def total(self, values: Tensor) -> Tensor:
         """Adds up the rows, with the site's scale and mask; of several numbers in a row, such as patches, the mean."""
-        rows = values.reshape(len(self.real), -1).mean(1)
+        rows = values if values.shape == (len(self.real),) else values.reshape(len(self.real), -1).mean(1)
         scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.site["mask"])
         return scaled.sum()
 
@@ -37,11 +37,24 @@ def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, An
     Raises:
         PairError: If the model observes nothing at the site.
     """
-    sites = dict(sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)))
-    observed = {name: node["infer"]["obs"] for name, node in sites.items() if node["infer"].get("was_observed")}
+    with _Redrawn() as redrawn:
+        model(*args, **kwargs)
+    observed = {name: node["infer"]["obs"] for name, node in redrawn.sites.items()}
     if site not in observed:
         raise PairError(f"{name_of(model)} observes nothing at {site!r}: site must be one of {sorted(observed)}.")
-    return Draws(sites[site], observed[site], conditions_of(observed.values(), args, kwargs))
+    return Draws(redrawn.sites[site], observed[site], conditions_of(observed.values(), args, kwargs))
+
+
+class _Redrawn(UnconditionMessenger):
+    """Has a program draw what it observes, and keeps those sites; a whole trace would take longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, Site] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["infer"].get("was_observed") and not msg["infer"].get("_deterministic"):
+            self.sites[msg["name"]] = msg
 
 
 def conditions_of(observed: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
@@ -88,15 +101,18 @@ class AdversarialGame(Game):
             penalty = divergence.penalty(lambda x: self.discriminator(x, *conditions), real, fake)
             losses.append(loss if penalty is None else loss + total(penalty))
             outputs.append(total(divergence.output(fake_scores.detach())))
-        loss = total(divergence.real(scores)) + torch.stack(losses).mean()
-        return loss, {"real": total(divergence.output(scores.detach())), "fake": torch.stack(outputs).mean()}
+        loss = total(divergence.real(scores)) + _mean(losses)
+        return loss, {"real": total(divergence.output(scores.detach())), "fake": _mean(outputs)}
 
     def convince(
         self, fakes: Sequence[Tensor], conditions: Sequence[Tensor], total: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """The generator's loss."""
-        losses = [total(self.divergence.generator(self.discriminator(fake, *conditions))) for fake in fakes]
-        return torch.stack(losses).mean()
+        return _mean([total(self.divergence.generator(self.discriminator(fake, *conditions))) for fake in fakes])
+
+
+def _mean(totals: Sequence[Tensor]) -> Tensor:
+    return totals[0] if len(totals) == 1 else torch.stack(tuple(totals)).mean()
 
 
 class Adversarial(AdversarialGame):
