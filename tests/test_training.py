@@ -268,6 +268,19 @@ def test_an_unknown_schedule_is_an_error(x):
         train(*pair(), x, schedules={"gamma": lambda step: 1.0})
 
 
+def test_sparse_gradients_train():
+    table = nn.Embedding(5, 1, sparse=True)
+
+    def model(rows, x):
+        pyro.module("table", table)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(table(rows).squeeze(-1), 1.0), obs=x)
+
+    rows, x = torch.arange(5).repeat(20), torch.arange(5.0).repeat(20)
+    fit(model, data=(rows, x), optimizer=torch.optim.SGD, optimizer_options={"lr": 1.0}, epochs=40, progress=False)
+    torch.testing.assert_close(table.weight.detach().squeeze(), torch.arange(5.0), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("option", ["clip_norm", "clip_value"])
 def test_clipping(option, x):
     norms = []
