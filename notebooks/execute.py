@@ -1,9 +1,8 @@
 """Runs notebooks and stores their outputs: ``python notebooks/execute.py [NAMES...] [--fast] [--check]``.
 
 A stored notebook is the result of a full run in a fresh kernel, from the first cell to the last; notebooks that are
-only tried, with ``--fast``, share a kernel. What differs from
-run to run or from machine to machine (times, identifiers, what goes to stderr, the interpreter's version) is left
-out, so that a diff shows changes of content alone.
+only tried, with ``--fast``, share a kernel. What differs from run to run or from machine to machine (times,
+identifiers, what goes to stderr, the interpreter's version) is left out, so that a diff shows changes of content alone.
 """
 
 import argparse
