@@ -78,7 +78,7 @@ def test_value(alpha, particles, draws):
     assert_same_mean(ours, by_hand(toy, alpha, particles, draws))
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", ALPHAS[1::2])
 def test_value_of_particles_one_by_one(alpha):
     toy = LinearGaussian()
     bound = Renyi(alpha, 4, num_groups=2, vectorize_particles=False)
@@ -419,8 +419,8 @@ def test_doubly_reparameterized_gradient_is_unbiased_for_hierarchies(alpha):
     parameters = list(toy.parameters())
 
     def draws(gradient):
-        bound = Renyi(alpha, 5, num_groups=20, gradient=gradient)
-        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(400))
+        bound = Renyi(alpha, 5, num_groups=80, gradient=gradient)  # groups are cheaper than calls
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(100))
         return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
 
     plain, doubly = draws("pathwise"), draws("dreg")
@@ -556,8 +556,8 @@ def test_sticking_the_landing_is_unbiased_for_hierarchies():
     parameters = list(toy.parameters())
 
     def draws(gradient):
-        bound = ELBO(100, gradient=gradient)
-        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(400))
+        bound = ELBO(400, gradient=gradient)
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(100))
         return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
 
     assert_same_mean(draws("pathwise"), draws("stl"), errors=5)
@@ -582,8 +582,8 @@ def test_ciwae_has_an_unbiased_gradient_of_each_kind(beta):
     parameters = list(toy.parameters())
 
     def draws(gradient):
-        bound = CIWAE(beta, 5, num_groups=20, gradient=gradient)
-        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(300))
+        bound = CIWAE(beta, 5, num_groups=80, gradient=gradient)
+        loss = (bound.differentiable_loss(toy.model, toy.guide, toy.x) for _ in range(75))
         return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(one, parameters)]) for one in loss])
 
     assert_same_mean(draws("pathwise"), draws("dreg"), errors=5)

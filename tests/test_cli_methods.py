@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from tarspyro import data, evaluate, load_run
@@ -63,6 +64,13 @@ def few_rows(monkeypatch):
     put(monkeypatch, "yacht", data.Regression("yacht", *parts, 10.0, 15.0))
     frames = data.Split(digits.train.x[:50])
     put(monkeypatch, "frey_face", Dataset("frey_face", frames, frames[:10], (1, 8, 8)))
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch):
+    """Most of the seconds would go into their pixels."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=dpi / 5))
 
 
 def tiny(name, run, *options):
