@@ -5,6 +5,7 @@ __all__ = [
     "StochasticModule",
     "evaluating",
     "find_device",
+    "kept_buffers",
     "get_rng_states",
     "layers_of",
     "local_parameters",
@@ -324,6 +325,19 @@ def evaluating(*programs: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def kept_buffers(*programs: Any) -> Iterator[None]:
+    """Gives the buffers of programs that are modules, such as batch normalization's statistics, their values back."""
+    buffers = [buffer for program in programs if isinstance(program, nn.Module) for buffer in program.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 def get_rng_states() -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from tarspyro import Conditional, distributions, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import Gamma, default_prior
-from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, PairError, Renyi, renyi_bound
+from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, PairError, Renyi, log_weights, renyi_bound
 from tarspyro.infer.reductions import renyi_weights, without_each
 from tarspyro.nn import MLP
 
@@ -472,8 +472,12 @@ def test_what_has_no_weight_for_each_data_point_is_an_error():
 
         return run
 
+    # Without a plate there is one weight of all data.
+    pair = in_no_plate("model"), in_no_plate("guide")
+    assert IWAE(5).structure(*pair, toy.x).joint
+    assert IWAE(5).loss(*pair, toy.x) > -toy.log_likelihood(toy.x).sum()
     with pytest.raises(PairError, match="no site lies in a plate"):
-        IWAE(5).loss(in_no_plate("model"), in_no_plate("guide"), toy.x)
+        log_weights(*pair, toy.x)
 
     def crossed(x):
         rows, columns = pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 2, dim=-1)
@@ -485,8 +489,7 @@ def test_what_has_no_weight_for_each_data_point_is_an_error():
             with rows, columns:
                 pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
 
-    with pytest.raises(PairError, match="no pyro.plate holds all of"):
-        IWAE(5).loss(crossed, lambda x: crossed(None), torch.zeros(3, 2))
+    assert IWAE(5).structure(crossed, lambda x: crossed(None), torch.zeros(3, 2)).joint
 
     def annealed(x):
         with pyro.plate("data", len(x)):

@@ -3,18 +3,26 @@ r"""Kullback-Leibler divergences in closed form, for ``torch.distributions.kl_di
 Torch and Pyro have the families' own (Normal, full-covariance Normal, Laplace, Bernoulli, Categorical, ...). Here are
 those of the families that TarsPyro adds, and Gamma, Beta and Dirichlet again in a form that loses no digits at large
 concentrations. Each is in nats, one number for each row, summed over the event.
+
+Not every registered rule is the divergence. ``exact_kl`` takes those that are.
 """
 
-__all__: list[str] = []
+__all__ = ["exact_kl"]
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions.distribution import Distribution as PyroDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from torch import Tensor, nn
 from torch import distributions as td
-from torch.distributions import kl_divergence, register_kl
+from torch.distributions import Distribution, Transform, kl_divergence, register_kl
+from torch.distributions.kl import _KL_MEMOIZE, _KL_REGISTRY, _dispatch_kl
+from torch.distributions.transforms import _InverseTransform
 
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate
@@ -22,6 +30,178 @@ from tarspyro.distributions.gamma import Gamma, InverseGamma
 from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking, log1m_power, log1mexp
 from tarspyro.distributions.rejection import digamma_remainder, stirling_remainder
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+
+
+def exact_kl(q: Distribution, p: Distribution) -> Tensor | None:
+    r"""The KL divergence in closed form, where there is one that is exact; else None.
+
+    .. math:: \mathrm{KL}(q \,\|\, p) = \mathbb{E}_{q(z)}[\log q(z) - \log p(z)]
+
+    A masked row counts 0, as in ``log_prob``. ``torch.distributions.kl_divergence`` has rules whose value or gradient
+    is another one, and these are left out:
+
+    - From a ``Delta``: Pyro's rule drops the Delta's log density.
+    - Between distributions with different masks: Pyro's rule takes the rows that both have. Masks are the same if they
+      are the same tensor, or the same view of one.
+    - Between transformed distributions: torch's rule wants equal transforms, whose parameters it reads, and takes for
+      granted that they are bijective. Here they must be bijective and share their parameters.
+    - Between members of an exponential family without a rule of its own (Wishart): torch's rule has no gradient for q.
+    - Between Binomials, where torch reads the numbers of trials, and between ``ContinuousBernoulli`` and ``Uniform``,
+      where torch has infinity at the edges of the support.
+    - Of a class that has a ``log_prob`` of its own and inherits the rule of its base.
+
+    Arguments:
+        q: The distribution that the expectation is over.
+        p: The other one. Their batch shapes must broadcast.
+
+    Returns:
+        One number for each row, in nats, of the broadcast batch shape; None if there is no exact closed form.
+
+    Raises:
+        ValueError: If one of them is a relaxed variable scored as discrete and the other one by its density.
+
+    Example:
+        >>> exact_kl(dist.Normal(torch.tensor([0.0, 1.0]), 1.0), dist.Normal(0.0, 1.0))
+        tensor([0.0000, 0.5000])
+        >>> exact_kl(dist.Delta(torch.tensor(0.0)), dist.Normal(0.0, 1.0)) is None
+        True
+    """
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    divergence = _exact(q, p)
+    return divergence if divergence is None else divergence.expand(shape)
+
+
+def _exact(q: Any, p: Any) -> Tensor | None:
+    if q.event_shape != p.event_shape:
+        return None
+    if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
+        return _of_masked(q, p)
+    if isinstance(q, ExpandedDistribution) or isinstance(p, ExpandedDistribution):
+        return exact_kl(*(one.base_dist if isinstance(one, ExpandedDistribution) else one for one in (q, p)))
+    if _has_own_density(q) or _has_own_density(p):
+        return _by_rule(q, p)
+    if isinstance(q, td.Independent) and isinstance(p, td.Independent):
+        shared = min(q.reinterpreted_batch_ndims, p.reinterpreted_batch_ndims)
+        divergence = exact_kl(_with_fewer_dims(q, shared), _with_fewer_dims(p, shared))
+        return divergence if divergence is None else sum_rightmost(divergence, shared)
+    if isinstance(q, td.TransformedDistribution) and isinstance(p, td.TransformedDistribution):
+        if _same(q.transforms, p.transforms) and all(transform.bijective for transform in q.transforms):
+            divergence = exact_kl(q.base_dist, p.base_dist)
+            more = len(q.event_shape) - len(q.base_dist.event_shape)
+            return divergence if divergence is None else sum_rightmost(divergence, more)
+    if isinstance(q, StickBreaking) and isinstance(p, StickBreaking):
+        return exact_kl(q.breaks, p.breaks)
+    if isinstance(q, Concatenate) and isinstance(p, Concatenate):
+        divergences = [exact_kl(*blocks) for blocks in zip(q.blocks, p.blocks, strict=False)]
+        exact = q.sizes == p.sizes and all(divergence is not None for divergence in divergences)
+        return torch.stack(divergences).sum(0) if exact else None  # type: ignore[arg-type]
+    return _by_rule(q, p)
+
+
+def _of_masked(q: Any, p: Any) -> Tensor | None:
+    masks = [one._mask if isinstance(one, MaskedDistribution) else True for one in (q, p)]
+    if not _same(*masks):
+        return None
+    divergence = exact_kl(*(one.base_dist if isinstance(one, MaskedDistribution) else one for one in (q, p)))
+    if divergence is None or masks[0] is True:
+        return divergence
+    return torch.zeros_like(divergence) if masks[0] is False else scale_and_mask(divergence, mask=masks[0])
+
+
+def _with_fewer_dims(distribution: Any, ndims: int) -> Any:
+    left = distribution.reinterpreted_batch_ndims - ndims
+    return dist.Independent(distribution.base_dist, left) if left else distribution.base_dist
+
+
+def _by_rule(q: Any, p: Any) -> Tensor | None:
+    types = type(q), type(p)
+    rule = _KL_MEMOIZE.get(types)
+    if rule is None:
+        rule = _KL_MEMOIZE[types] = _dispatch_kl(*types)
+    if rule is NotImplemented or rule in _INEXACT:
+        return None
+    if _is_ours_or_theirs(rule) and any(_has_own_density(_innermost(one)) for one in (q, p)):
+        return None
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    try:  # not every rule broadcasts, and not every class expands
+        q, p = (one if one.batch_shape == shape else one.expand(shape) for one in (q, p))
+        divergence: Tensor = rule(q, p)
+    except NotImplementedError:
+        return None
+    return divergence
+
+
+def _innermost(distribution: Any) -> Any:
+    while isinstance(distribution, td.Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _has_own_density(distribution: Any) -> bool:
+    """Whether no rule of a base is about it: a Delta, or a class from elsewhere with a ``log_prob`` of its own."""
+    if isinstance(distribution, (dist.Delta, MaskedDistribution)):
+        return True
+    density = next(base for base in type(distribution).__mro__ if "log_prob" in vars(base))
+    return not _is_ours_or_theirs(density)
+
+
+def _is_ours_or_theirs(thing: Any) -> bool:
+    """Whether a class or function is one of torch, Pyro or TarsPyro."""
+    return thing.__module__.partition(".")[0] in ("torch", "pyro", "tarspyro")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two masks, transforms or parameters are known to be equal without reading a tensor."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or isinstance(one, nn.Module):
+        return False
+    if isinstance(one, Tensor):
+        roots = [tensor if tensor._base is None else tensor._base for tensor in (one, other)]
+        return roots[0] is roots[1] and _layout(one) == _layout(other)
+    if isinstance(one, Transform):
+        return _same(_parameters(one), _parameters(other))
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return isinstance(one, (bool, int, float, str)) and one == other
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a view's numbers lie in memory, up to dimensions in front that only repeat them."""
+    dims = list(zip(tensor.shape, tensor.stride(), strict=True))
+    while dims and (dims[0][0] == 1 or dims[0][1] == 0):
+        dims.pop(0)
+    return tensor.storage_offset(), dims
+
+
+def _parameters(transform: Transform) -> dict[str, Any]:
+    """A transform's attributes, but for its cache and the inverse that it made of itself."""
+    if isinstance(transform, _InverseTransform):
+        return {"inverse of": transform.inv}
+    private = ("_cache_size", "_cached_x_y", "_inv")
+    return {name: value for name, value in vars(transform).items() if name not in private}
+
+
+_INEXACT: set[Callable[..., Any]] = {
+    _KL_REGISTRY[pair]
+    for pair in (
+        (dist.Delta, PyroDistribution),
+        (td.ExponentialFamily, td.ExponentialFamily),
+        (td.TransformedDistribution, td.TransformedDistribution),
+        (td.Binomial, td.Binomial),
+        (td.ContinuousBernoulli, td.Uniform),
+        (td.Uniform, td.ContinuousBernoulli),
+    )
+}
+
+
+@register_kl(td.InverseGamma, td.InverseGamma)
+@register_kl(td.HalfCauchy, td.HalfCauchy)
+def _through_the_base(q: Any, p: Any) -> Tensor:
+    """One transform for all members of the family: the reciprocal, and the absolute value of what is symmetric."""
+    return kl_divergence(q.base_dist, p.base_dist)
 
 
 @register_kl(Gamma, td.Gamma)

@@ -17,7 +17,9 @@ from tarspyro.distributions.family import FamilyModule
 from tarspyro.evaluate.batching import by_batch, over_particles, seeded
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import elbo
-from tarspyro.infer.traces import PairError, Program, guess_plate_nesting, name_of, score_function, sum_of
+from tarspyro.infer.pairs import structure_of
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import PairError, Program, name_of, score_function, sum_of
 
 
 class Gaps(NamedTuple):
@@ -100,11 +102,12 @@ def gaps(
     check_positive("lr", lr)
 
     def best(*arguments: Tensor) -> Tensor:
-        densities = Densities(model, guide, arguments, guess_plate_nesting(model, guide, arguments, {}))
+        structure = structure_of(model, guide, arguments, {}, particles=num_particles, observed=True)
+        densities = Densities(model, guide, arguments, structure)
         local = _Local(densities)
         local.maximize(num_steps, num_draws, lr)
 
-        def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
+        def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
             own, theirs = local.draws(count), densities.draws(guide, count)
             bound = densities.log_joint(own) - local.log_prob(own)
             # Weights over the mixture of q* and q, as many draws of each: large only where both are too small.

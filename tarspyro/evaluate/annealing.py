@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import from_weights
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, Program, name_of, sum_of
 
 # Chains that only tell how long a step should be. The chains that are weighted never do: a step size that follows
@@ -97,8 +98,8 @@ def annealed_log_likelihood(
         as_count(name, number)
     schedule = _sigmoidal(num_steps)
 
-    def weights(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        path = _Path(Densities(model, guide, arguments, nesting), start)
+    def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
+        path = _Path(Densities(model, guide, arguments, structure), start)
         return path.densities.columns(_anneal(path, schedule, count, num_leapfrog))
 
     return from_weights(weights, model, guide, x, num_chains, errors=errors, binarize=binarize, seed=seed)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from tarspyro.arguments import as_count, as_numbers, as_seed
 from tarspyro.batches import as_arguments, binarized, count_rows, each
 from tarspyro.checks import check_binarizable, check_inputs, explaining
+from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.recording import tensors_of
-from tarspyro.infer.traces import Program, check_program, guess_plate_nesting
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import Program, check_program
 from tarspyro.modules import evaluating, local_parameters, preserved_rng
 
 # How many rows (data points times particles) are in memory at once.
@@ -36,7 +38,7 @@ def chunks_of(num_particles: int, rows: int) -> Iterator[int]:
 
 
 def over_particles(
-    function: Callable[[tuple[Tensor, ...], int, int], Tensor],
+    function: Callable[[tuple[Tensor, ...], int, Structure], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor],
     model: Program,
     guide: Program,
@@ -45,20 +47,21 @@ def over_particles(
     """Returns what combines a function of a batch over chunks of particles, so that memory does not grow with them.
 
     Arguments:
-        function: Takes the batch, the number of particles of a chunk, and how many plates deep the pair is.
+        function: Takes the batch, the number of particles of a chunk, and the structure of the pair.
         combine: Takes the results of two chunks.
         model: The model.
         guide: The guide.
         num_particles: The number of particles of all chunks.
     """
     num_particles = as_count("num_particles", num_particles)
-    nesting: int | None = None
+    structures: dict[Any, Structure] = {}
 
     def estimate(*arguments: Tensor) -> Tensor:
-        nonlocal nesting
-        nesting = guess_plate_nesting(model, guide, arguments, {}) if nesting is None else nesting
-        depth, counts = nesting, chunks_of(num_particles, count_rows(arguments))
-        return functools.reduce(combine, (function(arguments, count, depth) for count in counts))
+        shapes = tuple(None if part is None else part.shape for part in arguments)
+        if shapes not in structures:
+            structures[shapes] = structure_of(model, guide, arguments, {}, particles=num_particles, observed=True)
+        counts = chunks_of(num_particles, count_rows(arguments))
+        return functools.reduce(combine, (function(arguments, count, structures[shapes]) for count in counts))
 
     return estimate
 

@@ -21,8 +21,9 @@ from tarspyro.infer.traces import (
     PairError,
     Program,
     check_program,
-    guess_plate_nesting,
+    is_factor,
     name_of,
+    nesting_of,
     particle_plate,
     sample_sites,
     trace_pair,
@@ -129,6 +130,9 @@ def active_units(
 
 def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, Any]:
     trace = poutine.trace(guide).get_trace(*arguments)
+    observed = sorted(name for name, node in sample_sites(trace) if node["is_observed"] and not is_factor(node))
+    if observed:
+        raise PairError(f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's, give that.")
     return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
 
 
@@ -136,8 +140,9 @@ def _in_many_runs(
     guide: Program, arguments: tuple[Tensor, ...], num_runs: int, read: Callable[[Any], Tensor]
 ) -> dict[str, Tensor]:
     """What is read off each latent site in so many runs at once: shape ``(num_runs, N, *event)``."""
-    shapes = {name: node["value"].shape for name, node in _latent_sites(guide, arguments).items()}
-    runs = particle_plate(guide, num_runs, guess_plate_nesting(guide, guide, arguments, {}))
+    trace = poutine.trace(guide).get_trace(*arguments)
+    shapes = {name: node["value"].shape for name, node in sample_sites(trace)}
+    runs = particle_plate(guide, num_runs, nesting_of(trace))
     return {name: read(node).reshape(-1, *shapes[name]) for name, node in _latent_sites(runs, arguments).items()}
 
 

@@ -15,17 +15,18 @@ from torch import Tensor
 from tarspyro.arguments import as_numbers, shown
 from tarspyro.batches import as_float
 from tarspyro.evaluate.batching import by_batch, rows_at_once
+from tarspyro.infer.pairs import check_local, structure_of
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Program,
     Site,
-    guess_plate_nesting,
+    common_dims,
     log_prob,
     name_of,
     particle_plate,
     reduce_to,
     sample_sites,
-    shared_plates,
     sum_of,
     trace_pair,
 )
@@ -81,7 +82,8 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
 
     def evaluated(*rows: Tensor) -> Tensor:
         arguments, rows = rows[: -len(names)], rows[-len(names) :]
-        densities = Densities(model, guide, arguments, guess_plate_nesting(model, guide, arguments, {}))
+        structure = structure_of(model, guide, arguments, {}, particles=num_samples, observed=True)
+        densities = Densities(model, guide, arguments, structure)
         if set(names) != densities.latent.keys():
             raise ValueError(f"z must hold values of {sorted(densities.latent)}, got those of {sorted(names)}.")
         data_dim = densities.data_dim
@@ -108,26 +110,33 @@ class Densities:
         model: The model.
         guide: The guide.
         arguments: A batch.
-        nesting: How many plates deep the pair is.
+        structure: The structure of the pair.
 
     Raises:
-        PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate.
+        PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate, or
+            they cannot take a plate of particles.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Sequence[Tensor], nesting: int) -> None:
+    def __init__(self, model: Program, guide: Program, arguments: Sequence[Tensor], structure: Structure) -> None:
+        nesting = structure.nesting
         self.model, self.guide, self.arguments, self.nesting = model, guide, arguments, nesting
         with preserved_rng():
             model_trace, guide_trace = trace_pair(
                 particle_plate(model, 1, nesting), particle_plate(guide, 1, nesting), arguments, {}
             )
-        self.latent, plates = latent_sites(model, model_trace)
+        self.latent, _ = latent_sites(model, model_trace)
         guided = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
         if guided != self.latent.keys():
             raise PairError(
                 f"{name_of(guide)} draws {sorted(guided)} and {name_of(model)} {sorted(self.latent)}: the density of "
                 "one at the other's draws needs the same latent sites in both."
             )
-        self.dims = [*plates, -nesting - 1]
+        check_local(model, structure)
+        if structure.vectorized is False:
+            raise PairError(
+                f"{name_of(model)} cannot take its particles in a plate of their own, as densities at given values do."
+            )
+        self.dims = [*structure.groups[0].dims, -nesting - 1]
 
     @property
     def data_dim(self) -> int:
@@ -184,7 +193,7 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     if not latent:
         raise PairError(f"{name_of(model)} has no latent variable: its log-likelihood needs no estimate.")
-    plates = shared_plates(list(sites.values()))
+    plates = common_dims(sites.values())
     for name, site in latent.items():
         base = site["fn"]
         while isinstance(base, Independent):
@@ -194,7 +203,7 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
                 f"{name!r} is {type(base).__name__}, and only continuous latent variables move along gradients: take "
                 "log_likelihood for discrete ones."
             )
-        if not plates and not shared_plates([site]):
+        if not plates and not common_dims([site]):
             raise PairError(
                 f"{name!r} lies outside the plate of the data, so that data points have no posterior of their own: "
                 "put it inside pyro.plate('data', len(x)), or condition the model on it."

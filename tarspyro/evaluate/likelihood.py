@@ -25,7 +25,9 @@ from tarspyro.arguments import as_count
 from tarspyro.batches import as_arguments, each
 from tarspyro.evaluate.batching import by_batch, over_particles
 from tarspyro.infer.elbo import ELBO
-from tarspyro.infer.traces import PairError, Program, log_weights, name_of, sample_sites, trace_pair
+from tarspyro.infer.pairs import log_weights
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
 from tarspyro.modules import preserved_rng
 
 
@@ -113,8 +115,8 @@ def log_likelihood(
         array([10.], dtype=float32)
     """
 
-    def weights(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        return log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting)
+    def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
+        return log_weights(model, guide, *arguments, num_particles=count, structure=structure)
 
     return from_weights(weights, model, guide, x, num_particles, errors=errors, binarize=binarize, seed=seed)
 
@@ -192,7 +194,7 @@ def conditional_log_likelihood(
 
 
 def from_weights(
-    weights: Callable[[tuple[Tensor, ...], int, int], Tensor],
+    weights: Callable[[tuple[Tensor, ...], int, Structure], Tensor],
     model: Program,
     guide: Program,
     x: Any,
@@ -206,8 +208,8 @@ def from_weights(
     if as_count("num_particles", num_particles) < 2 and errors:
         raise ValueError(f"errors=True needs at least 2 particles or chains, got {num_particles}.")
 
-    def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        return moments_of(weights(arguments, count, nesting))
+    def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
+        return moments_of(weights(arguments, count, structure))
 
     total = over_particles(moments, torch.logaddexp, model, guide, num_particles)
 
@@ -263,8 +265,8 @@ def elbo(
     """
     bound = ELBO(analytic_kl=analytic_kl)
 
-    def terms(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        return bound.terms_per_point(model, guide, arguments, num_particles=count, plate_nesting=nesting)
+    def terms(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
+        return bound.terms_per_point(model, guide, arguments, num_particles=count, structure=structure)
 
     total = over_particles(terms, torch.add, model, guide, num_particles)
     both = by_batch(

@@ -18,17 +18,16 @@ from tarspyro.batches import as_arguments, each
 from tarspyro.checks import check_inputs
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.densities import one_dim
+from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
     Program,
     Site,
-    guess_plate_nesting,
     log_prob,
     name_of,
     particle_plate,
     reduce_to,
     sample_sites,
-    shared_plates,
     sum_of,
     trace_pair,
     with_values,
@@ -73,9 +72,10 @@ class Missing:
                 )
         complete = (self.filled(start, data[0], trust), *data[1:])
         check_inputs(self.model, self.guide, complete)
-        self.nesting = guess_plate_nesting(self.model, self.guide, complete, {})
-        traces = trace_pair(self.model, self.guide, complete, {})
-        self.dim = one_dim(self.model, shared_plates([site for trace in traces for _, site in sample_sites(trace)]))
+        structure = structure_of(self.model, self.guide, complete, {}, particles=2, observed=True)
+        check_local(self.model, structure)
+        self.nesting = structure.nesting
+        self.dim = one_dim(self.model, structure.groups[0].dims)
 
     def chain(self, data: Sequence[Any], trust: Tensor) -> Traces:
         """Returns a run of both halves after all rounds."""

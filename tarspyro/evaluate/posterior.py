@@ -19,19 +19,21 @@ from tarspyro.evaluate.batching import by_batch, over_particles, seeded
 from tarspyro.evaluate.densities import latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as importance_sampled
+from tarspyro.infer.pairs import log_weights
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Program,
     Site,
-    guess_plate_nesting,
     log_prob,
-    log_weights,
     name_of,
+    nesting_of,
     particle_plate,
     reduce_to,
     sample_sites,
     sum_of,
 )
+from tarspyro.modules import preserved_rng
 
 _STARTS = 1000  # draws of the prior
 
@@ -181,8 +183,8 @@ def posterior_kl(
     if not isinstance(log_likelihood, LogLikelihood | None):
         raise TypeError("log_likelihood must come with its standard errors: give what errors=True returned.")
 
-    def moments(arguments: tuple[Tensor, ...], count: int, nesting: int) -> Tensor:
-        log_w = log_weights(model, guide, *arguments, num_particles=count, plate_nesting=nesting).double()
+    def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
+        log_w = log_weights(model, guide, *arguments, num_particles=count, structure=structure).double()
         return torch.stack([log_w.sum(0), log_w.square().sum(0)], -1)
 
     with seeded(seed):
@@ -210,7 +212,8 @@ def _starts(
     model: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Site], count: int
 ) -> list[dict[str, Tensor]]:
     """Returns draws of the prior, chosen in proportion to their likelihoods."""
-    nesting = guess_plate_nesting(model, model, arguments, {})
+    with preserved_rng():
+        nesting = nesting_of(poutine.trace(model).get_trace(*arguments))
     trace = poutine.trace(particle_plate(model, _STARTS, nesting)).get_trace(*arguments)
     sites = dict(sample_sites(trace))
     observed = [scale_and_mask(log_prob(site), mask=site["mask"]) for name, site in sites.items() if name not in latent]

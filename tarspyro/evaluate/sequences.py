@@ -12,8 +12,8 @@ from torch import Tensor
 from tarspyro.arguments import as_count, shown
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.filtering import ParticleFilter, check_resampling
+from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.traces import Program, name_of
-from tarspyro.infer.weights import structure_of
 
 
 class Filtered(NamedTuple):

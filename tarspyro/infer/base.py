@@ -3,7 +3,9 @@
 __all__ = ["Bound"]
 
 import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro.infer
@@ -14,8 +16,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from tarspyro.arguments import as_count, check_number
-from tarspyro.infer.traces import Program, trace_pair
-from tarspyro.infer.weights import Structure, structure_of
+from tarspyro.infer.pairs import structure_of
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import Program, name_of, trace_pair
 
 
 class Bound(pyro.infer.ELBO):
@@ -26,11 +29,13 @@ class Bound(pyro.infer.ELBO):
 
     Attributes:
         adjustable: The numbers that may change from step to step, and be tensors.
+        whole: Whether the bound is linear in the log weights, so that it needs no weight of single data points.
         programs: What the loss runs beside the pair, such as a game with its networks.
         parameters: What the loss is minimized in; None for all that it depends on.
     """
 
     adjustable: tuple[str, ...] = ()
+    whole: bool = True
     programs: tuple[Program, ...] = ()
     parameters: list[Tensor] | None = None
 
@@ -84,18 +89,55 @@ class Bound(pyro.infer.ELBO):
         """Does what the loss does only once for a pair, in a run of its own, before a step is recorded."""
         self._structure(model, guide, args, kwargs)
 
+    def structure(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Structure:
+        """Returns which sites belong to which data points; printed, it says what has a weight.
+
+        Found by a few runs without side effects, once for each pair and shapes of the data.
+
+        Raises:
+            PairError: If the halves do not match.
+        """
+        return self._structure(model, guide, args, kwargs)
+
     def _structure(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-        # What a pair samples may depend on which of its arguments it is given.
-        given = [type(value) if not torch.is_tensor(value) else Tensor for value in args]
-        key = (model, guide, *given, *kwargs)
+        # What a pair samples may depend on the shapes of its data, and on which of its arguments it is given.
+        given = [_kind(value) for value in args]
+        modes = [getattr(program, "training", None) for program in (model, guide)]
+        key = (model, guide, *modes, *given, *((name, _kind(value)) for name, value in kwargs.items()))
         if key not in self._found:
             if any(other[:2] != key[:2] for other in self._found):
                 self._found.clear()  # another pair
-            self._found[key] = structure_of(model, guide, args, kwargs)
+            self._found[key] = self._find(model, guide, args, kwargs)
         structure = self._found[key]
         if self.max_plate_nesting != math.inf:
-            structure = structure._replace(nesting=int(self.max_plate_nesting))
+            structure = replace(structure, nesting=int(self.max_plate_nesting))
+        return structure
+
+    def _find(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+        structure = structure_of(
+            model,
+            guide,
+            args,
+            kwargs,
+            particles=self.num_particles,
+            groups=getattr(self, "num_groups", 1),
+            vectorize=self.vectorize_particles,
+            whole=self.whole,
+        )
+        if structure.vectorized is False and self.vectorize_particles:
+            warnings.warn(
+                f"{name_of(model)} does not give particles together, in a plate of their own, the densities that each "
+                "has alone: they run one after another, as with vectorize_particles=False.",
+                stacklevel=2,
+            )
         return structure
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return trace_pair(model, guide, args, kwargs)
+
+
+def _kind(value: Any) -> Any:
+    """What the structure of a pair may depend on: of tensors the shape, of numbers, which may be annealed, the type."""
+    if torch.is_tensor(value):
+        return value.shape
+    return value if isinstance(value, (bool, str, type(None))) else type(value)

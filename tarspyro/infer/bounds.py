@@ -216,6 +216,7 @@ class PIWAE(IWAE):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the model's bound; there are no terms."""
         structure = self._structure(model, guide, args, kwargs)
+        self._check_vectorized(model, structure, "PIWAE")
         model, guide = in_plates(model, guide, self.num_groups, self.num_particles, structure)
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         sites = reparameterized(drawn, "PIWAE")

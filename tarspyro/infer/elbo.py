@@ -7,21 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from tarspyro.arguments import check_choice, check_number
+from tarspyro.distributions.kl import exact_kl
 from tarspyro.infer.base import Bound
 from tarspyro.infer.enumeration import Enumerated, Term, enumerated_sites, expectation, surrogate
+from tarspyro.infer.pairs import check_local
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Plates,
     Program,
     Site,
-    is_drawn,
+    guide_terms,
+    is_enumerated,
     log_prob,
     name_of,
     particle_plate,
@@ -31,7 +36,6 @@ from tarspyro.infer.traces import (
     rerun,
     sample_sites,
     score_function,
-    shared_plates,
     sum_of,
     trace_pair,
 )
@@ -58,6 +62,10 @@ class ELBO(Bound):
     .. math:: \mathcal{L} = \sum_y q(y \mid x) \, \mathbb{E}_{q(z \mid x, y)}[\log p(x, y, z) - \log q(y, z \mid x)]
 
     with draws of the other sites given each of them. The weighted bounds draw such sites like any other.
+
+    Sites of the model alone that it marks so, as ``pyro.infer.config_enumerate(model)`` does (mixtures, hidden Markov
+    models), are summed out of p(x, z) by ``pyro.infer.TraceEnum_ELBO``. Then nothing is in closed form, and the two
+    terms of the bound are not told apart.
 
     Arguments:
         num_particles: The number of draws from the guide, in one vectorized run.
@@ -126,43 +134,78 @@ class ELBO(Bound):
 
         The terms are ``"reconstruction"``, E[log p(x | z)], and ``"kl"``; the ELBO is their difference.
         """
-        runs = 1 if self.vectorize_particles else self.num_particles
-        results = [self._run(model, guide, args, kwargs) for _ in range(runs)]
+        structure = self._structure(model, guide, args, kwargs)
+        if structure.enumerated or structure.sequential:
+            loss = self._summed_out(model, guide, args, kwargs, structure)
+            return loss, {"elbo": -loss.detach()}
+        together = self.vectorize_particles and structure.vectorized is not False
+        runs, particles = (1, self.num_particles) if together else (self.num_particles, 1)
+        results = [self._run(model, guide, args, kwargs, particles, structure.nesting) for _ in range(runs)]
         loss, reconstruction, kl = (_mean(values, runs) for values in zip(*results, strict=True))
         return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
+    def _summed_out(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
+    ) -> Tensor:
+        """Minus the bound of a model some of whose sites are summed out of it."""
+        if self.beta != 1 or self.free_bits or self.gradient != "pathwise":
+            raise PairError(
+                f"{name_of(model)} enumerates {sorted((*structure.enumerated, *structure.sequential))}, which beta=1, "
+                "free_bits=0 and gradient='pathwise' allow alone: leave the others out, or enumerate in the guide, "
+                "infer={'enumerate': 'parallel'}."
+            )
+        bound: Any = TraceEnum_ELBO(self.num_particles, structure.nesting, vectorize_particles=self.vectorize_particles)
+        total: Any = 0.0
+        for traces in bound._get_traces(model, guide, args, kwargs):
+            total = total + _compute_dice_elbo(*traces)
+        loss: Tensor = -total / self.num_particles
+        return loss
+
     def terms_per_point(
-        self, model: Program, guide: Program, args: Sequence[Any], *, num_particles: int, plate_nesting: int
+        self, model: Program, guide: Program, args: Sequence[Any], *, num_particles: int, structure: Structure
     ) -> Tensor:
         """Returns the bound's two terms for each data point, summed over the particles: shape ``(2, N)``.
 
         Scales (of subsampling, or of ``poutine.scale``) do not enter, as in ``log_weights``; masks do.
         """
-        traces = trace_pair(
-            model, guide, args, {}, num_particles=num_particles, plate_nesting=plate_nesting, enumerate=True
-        )
-        sites = [site for trace in traces for _, site in sample_sites(trace)]
-        for site in sites:
-            site["scale"] = 1.0
+        check_local(model, structure)
+        if structure.vectorized is False:
+            runs = [self._terms(model, guide, args, 1, structure) for _ in range(num_particles)]
+            return torch.stack(runs).sum(0)
+        return self._terms(model, guide, args, num_particles, structure)
+
+    def _terms(
+        self, model: Program, guide: Program, args: Sequence[Any], num_particles: int, structure: Structure
+    ) -> Tensor:
+        nesting = structure.nesting
+        traces = trace_pair(model, guide, args, {}, num_particles=num_particles, plate_nesting=nesting, enumerate=True)
+        for trace in traces:
+            for _, site in sample_sites(trace):
+                site["scale"] = 1.0
         enumerated = enumerated_sites(*traces)
         observed, latent = self._site_terms(*traces)
-        shared = shared_plates(sites)
-        if not shared:
-            raise PairError("The pair has no bound for each data point: put every site inside one pyro.plate.")
-        if not observed:
-            raise PairError(f"{name_of(model)} observes nothing: give pyro.sample the data, obs=...")
-        parts = [list(observed.values()), [term.total for term in latent.values()]]
-        sums = [sum_of(reduce_to(expectation(term, enumerated), shared) for term in terms) for terms in parts if terms]
-        if not latent:
-            sums.append(torch.zeros_like(sums[0]))
-        sizes = [sums[0].shape[dim] for dim in shared]
-        return torch.stack([term.expand_as(sums[0]).reshape(sizes) for term in sums])
+        kinds = [observed, {name: term.total for name, term in latent.items()}]
+        columns = []
+        for place, group in enumerate(structure.groups):
+            parts = []
+            for terms in kinds:
+                own = [term for name, term in terms.items() if structure.group_of[name] == place]
+                parts.append([reduce_to(expectation(term, enumerated), group.dims) for term in own])
+            sums = [sum_of(part) if part else parts[0][0].new_zeros(()) for part in parts]
+            sums = torch.broadcast_tensors(*sums)
+            sizes = [sums[0].shape[dim] for dim in group.dims] if group.dims else [1]
+            columns.append(torch.stack([value.reshape(sizes) for value in sums]))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
     def _run(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        particles: int,
+        nesting: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        particles = self.num_particles if self.vectorize_particles else 1
-        nesting = self._structure(model, guide, args, kwargs).nesting
         traces = trace_pair(model, guide, args, kwargs, num_particles=particles, plate_nesting=nesting, enumerate=True)
         sites = enumerated_sites(*traces)
         observed, latent = self._site_terms(*traces)
@@ -190,7 +233,7 @@ class ELBO(Bound):
 
     def _site_terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, Term], dict[str, "_KL"]]:
         """Log p of each observed site, and the KL of each latent one."""
-        model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+        model_sites, guide_sites = dict(sample_sites(model_trace)), dict(guide_terms(guide_trace))
         observed = {name: _scaled_log_prob(site) for name, site in model_sites.items() if site["is_observed"]}
         latent: dict[str, _KL] = {}
         position = {name: index for index, name in enumerate(guide_sites)}
@@ -198,14 +241,12 @@ class ELBO(Bound):
         for name, site in model_sites.items():
             if site["is_observed"]:
                 continue
-            if name not in guide_sites:
-                raise PairError(f"The guide does not sample {name!r}, which the model does.")
             analytic = self.analytic_kl and furthest < position[name]
             latent[name] = _kl(guide_sites[name], site, analytic=analytic, by_coordinate=self.free_bits > 0)
             furthest = max(furthest, position[name])
         for name, site in guide_sites.items():
-            if name not in model_sites and not site["is_observed"]:
-                latent[name] = _KL(*_scaled_log_prob(site))  # an auxiliary site: log q alone
+            if name not in model_sites:
+                latent[name] = _KL(*_scaled_log_prob(site))  # log q alone, of an auxiliary site or a factor
         return observed, latent
 
 
@@ -222,13 +263,13 @@ class _KL(NamedTuple):
     coordinates: int = 0
     scale: Any = 1.0
     mask: Any = None
-    rest: Any = 0.0  # what the guide's mask leaves in where the model's does not, and the other way round
+    rest: Tensor | None = None  # what the guide's mask leaves in where the model's does not, and the other way round
 
     @property
     def total(self) -> Term:
         """One number a row, with the site's scale and mask."""
         total = scale_and_mask(sum_rightmost(self.value, self.coordinates), self.scale, self.mask)
-        return Term(total if is_identically_zero(self.rest) else total + self.rest, self.plates)
+        return Term(total if self.rest is None else total + self.rest, self.plates)
 
     def with_free_bits(self, free_bits: float, sites: Sequence[Enumerated]) -> Tensor:
         """The sum over the rows, where each coordinate's mean over the rows counts as ``free_bits`` at least."""
@@ -237,36 +278,75 @@ class _KL(NamedTuple):
         weighted = weight.reshape(weight.shape + (1,) * self.coordinates) * self.value
         weighted = expectation(Term(weighted, self.plates), sites, self.coordinates)
         count = expectation(Term(weight, self.plates), sites).sum()
-        mean = weighted.sum(list(range(weighted.dim() - self.coordinates))) / count
+        # Where a mask leaves no row, nothing is summed.
+        least_count = torch.finfo(count.dtype).tiny
+        mean = weighted.sum(list(range(weighted.dim() - self.coordinates))) / count.clamp(min=least_count)
         least = mean.clamp(min=free_bits).sum() * count
-        if is_identically_zero(self.rest):
+        if self.rest is None:
             return least
         return least + expectation(Term(self.rest, self.plates), sites).sum()
 
 
 def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL:
     """KL(q || p) of a latent site, in closed form if there is one, else log q - log p of the draw."""
-    scale, mask, plates = site["scale"], site["mask"], plates_of(guided) | plates_of(site)
+    plates = plates_of(guided) | plates_of(site)
+    scale = site["scale"]
     same_scale = scale is guided["scale"] or (not torch.is_tensor(scale) and scale == guided["scale"])
-    if analytic and same_scale and (mask is None) == (guided["mask"] is None):
-        q, p, coordinates = guided["fn"], site["fn"], 0
+    if analytic and same_scale:
+        q = guided["fn"]
+        p = site["fn"]
+        value = guided["value"]
+        coordinates = 0
         if by_coordinate and isinstance(q, Independent) and isinstance(p, Independent):
             if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
-                q, p, coordinates = q.base_dist, p.base_dist, q.reinterpreted_batch_ndims
-        try:
-            divergence = kl_divergence(q, p).to(site["value"].device)
-        except NotImplementedError:
-            pass
-        else:
-            # Two masks cannot be compared without reading them back, but E[m_q log q - m_p log p] is m_p KL and
-            # E[(m_q - m_p) log q], which is zero where they are equal.
-            rest = (
-                0.0
-                if mask is guided["mask"]
-                else _scaled_log_prob(guided).value - _scaled_log_prob({**guided, "mask": mask}).value
-            )
-            return _KL(divergence, plates, coordinates, scale, mask, rest)
+                coordinates = q.reinterpreted_batch_ndims
+                q = q.base_dist
+                p = p.base_dist
+        divergence = _divergence(q, p, value)
+        if divergence is not None:
+            mask = site["mask"]
+            rest = _beside_the_mask(guided["fn"], value, guided["mask"], mask)
+            return _KL(divergence, plates, coordinates, scale, mask, rest if rest is None else rest * scale)
     return _KL(_scaled_log_prob(guided).value - _scaled_log_prob(site).value, plates)
+
+
+def _divergence(q: Any, p: Any, value: Tensor) -> Tensor | None:
+    """KL(q || p) of each row, where it is known in closed form and whatever their own masks; else None."""
+    if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
+        q, q_mask = _unmasked(q)
+        p, p_mask = _unmasked(p)
+        divergence = _divergence(q, p, value)
+        if divergence is None:
+            return None
+        rest = _beside_the_mask(q, value, q_mask, p_mask)
+        total: Tensor = scale_and_mask(divergence, mask=p_mask)
+        return total if rest is None else total + rest
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        ndims = q.reinterpreted_batch_ndims
+        if ndims == p.reinterpreted_batch_ndims:
+            divergence = _divergence(q.base_dist, p.base_dist, value)
+            return None if divergence is None else torch.as_tensor(sum_rightmost(divergence, ndims))
+    return exact_kl(q, p)
+
+
+def _unmasked(distribution: Any) -> tuple[Any, Any]:
+    """A distribution without its own mask, and that mask."""
+    if isinstance(distribution, MaskedDistribution):
+        return distribution.base_dist, None if distribution._mask is True else distribution._mask
+    return distribution, None
+
+
+def _beside_the_mask(q: Any, value: Tensor, q_mask: Any, p_mask: Any) -> Tensor | None:
+    """What the mask of q leaves in where that of p does not, and the other way round: (m_q - m_p) log q.
+
+    Two masks cannot be compared without reading them back, but E[m_q log q - m_p log p] is m_p KL and this, which is
+    zero where they are equal.
+    """
+    if q_mask is p_mask:
+        return None
+    density = q.log_prob(value)
+    rest: Tensor = scale_and_mask(density, mask=q_mask) - scale_and_mask(density, mask=p_mask)
+    return rest
 
 
 def _scaled_log_prob(site: Site) -> Term:
@@ -284,13 +364,13 @@ def _log_guide_of_copies(
     sites = reparameterized(guide_trace, "gradient='stl'")
     trace = rerun(guide, guide_trace, {name: site["value"].detach() for name, site in sites.items()}, args, kwargs)
     enumerated = [site.detach() for site in enumerated]
-    terms = [_scaled_log_prob(site) for name, site in sample_sites(trace) if name in sites]
+    terms = [_scaled_log_prob(site) for name, site in guide_terms(trace)]
     return sum_of(expectation(term, enumerated).sum() for term in terms)
 
 
 def _score_functions(guide_trace: Trace) -> list[Term]:
     """The score functions of the draws that are not, or not wholly, reparameterized."""
-    sites = [site for _, site in sample_sites(guide_trace) if is_drawn(site)]
+    sites = [site for _, site in guide_terms(guide_trace) if not is_enumerated(site)]
     scores = [Term(score_function(site["fn"], site["value"]), plates_of(site)) for site in sites]
     # A mask leaves a site's density out, not the fact that the site was drawn.
     return [score for score in scores if not is_identically_zero(score.value)]

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 
 from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.reductions import renyi_bound
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, Program, name_of, trace_pair
-from tarspyro.infer.weights import Structure, in_plates, weigh
+from tarspyro.infer.weights import in_plates, weigh
 from tarspyro.steps import steps_of
 
 

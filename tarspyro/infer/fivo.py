@@ -66,6 +66,8 @@ class FIVO(Bound):
         True
     """
 
+    whole = False
+
     def __init__(
         self,
         num_particles: int = 4,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
-from tarspyro.infer.traces import Program, check_pair
+from tarspyro.infer.check import check_pair
+from tarspyro.infer.traces import Program
 from tarspyro.modules import Configurable
 
 Method = Callable[..., tuple[Tensor, dict[str, Tensor]]]

@@ -1,8 +1,8 @@
-"""What a number depends on, and numbers whose gradients are known already."""
+"""Leaf tensors of a number, and numbers with precomputed gradients."""
 
-__all__ = ["leaves_of", "with_gradients"]
+__all__ = ["leaves_of", "reachable_leaves", "with_gradients"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,34 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
             leaves[id(node.variable)] = node.variable
         stack.extend(function for function, _ in node.next_functions)
     return list(leaves.values())
+
+
+def reachable_leaves(leaves: Sequence[Tensor]) -> Callable[[Tensor], frozenset[int]]:
+    """Returns a function from a tensor to the identities of those of the leaves that it depends on.
+
+    Every node of the autograd graph is visited once, however many tensors are asked for.
+    """
+    wanted = frozenset(id(leaf) for leaf in leaves)
+    known: dict[Any, frozenset[int]] = {}
+
+    def reachable(value: Tensor) -> frozenset[int]:
+        if value.grad_fn is None:
+            return wanted & frozenset([id(value)])
+        stack = [value.grad_fn]
+        while stack:
+            node = stack[-1]
+            before = [function for function, _ in node.next_functions if function is not None]
+            waiting = [function for function in before if function not in known]
+            if node not in known and waiting:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            if node not in known:
+                own = wanted & frozenset([id(getattr(node, "variable", None))])
+                known[node] = own.union(*(known[function] for function in before))
+        return known[value.grad_fn]
+
+    return reachable
 
 
 def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import Program
-from tarspyro.infer.weights import Structure
 
 
 class _Composed(Bound):

@@ -38,7 +38,9 @@ def renyi_weights(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
     if math.isinf(order):
         chosen = log_weights.argmax(dim, keepdim=True) if order > 0 else log_weights.argmin(dim, keepdim=True)
         return torch.zeros_like(log_weights).scatter(dim, chosen, 1.0)
-    return torch.softmax(order * log_weights, dim)
+    weights = torch.softmax(order * log_weights, dim)
+    # Where all weights are zero there is nothing to follow.
+    return torch.where(log_weights.isneginf().all(dim, keepdim=True), 0.0, weights)
 
 
 def without_each(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
@@ -46,20 +48,34 @@ def without_each(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
 
     The baseline of a particle's score, which must not know the particle. (Mnih and Rezende 2016, VIMCO,
     arXiv:1602.06725, eq. 8.) It costs as little as the bound: sums from the left and from the right meet around each.
+    Where no finite number is left, it is 0, which knows the particle as little.
     """
     count, order = log_weights.shape[dim], 1 - alpha
     if count == 1:
         return torch.zeros_like(log_weights)
-    others = (log_weights.sum(dim, keepdim=True) - log_weights) / (count - 1)
+    others = _mean_of_others(log_weights, dim)
     if order == 0:
-        return others
+        return _finite(others)
     if math.isinf(order):
         sign = math.copysign(1.0, order)
         first, second = (sign * log_weights).topk(2, dim).values.split(1, dim)
-        return sign * torch.where(sign * log_weights == first, second, first)
+        return _finite(sign * torch.where(sign * log_weights == first, second, first))
     scaled = order * log_weights
     edge = torch.full_like(scaled.narrow(dim, 0, 1), -math.inf)
     left = torch.cat([edge, torch.logcumsumexp(scaled, dim).narrow(dim, 0, count - 1)], dim)
     right = torch.cat([edge, torch.logcumsumexp(scaled.flip(dim), dim).narrow(dim, 0, count - 1)], dim).flip(dim)
     total = torch.logsumexp(torch.stack([left, right, order * others]), 0)
-    return (total - math.log(count)) / order
+    return _finite((total - math.log(count)) / order)
+
+
+def _mean_of_others(log_weights: Tensor, dim: int) -> Tensor:
+    """The mean of the other log weights, -inf where one of them is."""
+    finite = log_weights.isfinite()
+    known = torch.where(finite, log_weights, 0.0)
+    means = (known.sum(dim, keepdim=True) - known) / (log_weights.shape[dim] - 1)
+    infinite = (~finite).to(log_weights.dtype)
+    return torch.where(infinite.sum(dim, keepdim=True) - infinite > 0, -math.inf, means)
+
+
+def _finite(baseline: Tensor) -> Tensor:
+    return torch.where(baseline.isfinite(), baseline, 0.0)

@@ -1,15 +1,6 @@
-"""Running a pair: its traces, whether its halves match, and its log weights."""
+"""Runs of a pair, and what their sites hold."""
 
-__all__ = [
-    "PairError",
-    "check_pair",
-    "check_program",
-    "guess_plate_nesting",
-    "log_weights",
-    "no_guide",
-    "particle_plate",
-    "trace_pair",
-]
+__all__ = ["PairError", "check_program", "no_guide", "particle_plate", "trace_pair"]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,20 +9,20 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Distribution, Independent
-from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
+from pyro.distributions import Delta, Distribution, Independent, Unit
+from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.arguments import shown
-from tarspyro.modules import evaluating, preserved_rng
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
-Plates = frozenset[tuple[str, int]]  # names and dimensions
+Plates = frozenset[tuple[str, int]]  # names, and dimensions or, of sequential plates, indices
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro's own bounds give this plate
+GROUPS = "num_groups_vectorized"
 
 
 class PairError(ValueError):
@@ -60,9 +51,29 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
             yield name, site
 
 
-def is_drawn(site: Site) -> bool:
-    """Whether the value of a site is random: neither given nor enumerated."""
-    return not site["is_observed"] and "_enumerate_dim" not in site["infer"]
+def is_factor(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor``."""
+    return isinstance(site["fn"], Unit)
+
+
+def is_delta(site: Site) -> bool:
+    """Whether the value of a site is a function of what was drawn before."""
+    fn = site["fn"]
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def guide_terms(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """Yields the sites of log q: what the guide draws, and its factors."""
+    for name, site in sample_sites(trace):
+        if not site["is_observed"] or is_factor(site):
+            yield name, site
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site takes all its values at once."""
+    return "_enumerate_dim" in site["infer"]
 
 
 def particle_plate(program: Program, num_particles: int, plate_nesting: int) -> Program:
@@ -110,7 +121,9 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
     Raises:
         PairError: If one of them is not, or not wholly, reparameterized.
     """
-    drawn = {name: site for name, site in sample_sites(guide_trace) if is_drawn(site)}
+    drawn = {
+        name: site for name, site in sample_sites(guide_trace) if not site["is_observed"] and not is_enumerated(site)
+    }
     for name, site in drawn.items():
         if not site["fn"].has_rsample or not is_identically_zero(score_function(site["fn"], site["value"])):
             raise PairError(f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'.")
@@ -128,7 +141,8 @@ def rerun(
     """Returns the trace of a guide that draws the given values in place of those in its trace."""
     trace = with_values(guide_trace, values)
     # What a single draw comes from does not depend on it, so there is no need to run the guide again.
-    return trace if len(values) == 1 else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
+    alone = len(values) == 1 and not any(is_factor(site) for _, site in guide_terms(guide_trace))
+    return trace if alone else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
 
 
 def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
@@ -139,119 +153,34 @@ def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
     return copy
 
 
-def guess_plate_nesting(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Returns how many plates deep the pair is, by one run that leaves no mark.
-
-    The run draws from a copy of the random state and in evaluation mode, so that neither the noise of later steps
-    nor the statistics of batch normalization change.
-    """
-    with preserved_rng(), evaluating(model, guide):
-        traces = trace_pair(model, guide, args, kwargs)
-    dims = [-frame.dim for trace in traces for site in trace.nodes.values() for frame in _frames(site)]
-    return max(dims, default=0)
+def only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
+    """Returns the unobserved sites of a trace that are chosen."""
+    part = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and chosen(site):
+            part.add_node(name, **site)
+    return part
 
 
-def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-    """Runs the pair once and raises where Pyro would only warn.
-
-    Leaves random state, statistics and parameters as they are.
-
-    Raises:
-        PairError: If the halves do not sample the same latent sites, or the model observes nothing.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("w", dist.Normal(x, 1.0))
-        >>> try:
-        ...     check_pair(model, guide, torch.zeros(3))
-        ... except PairError as error:
-        ...     print(error)
-        guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
-    """
-    with preserved_rng(), evaluating(model, guide):
-        model_trace, guide_trace = trace_pair(model, guide, args, kwargs)
-    latent = {name for name, site in sample_sites(model_trace) if not site["is_observed"]}
-    guided = {
-        name
-        for name, site in sample_sites(guide_trace)
-        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
-    }
-    if latent != guided:
-        missing, extra = sorted(latent - guided), sorted(guided - latent)
-        parts = [f"the model also samples {missing}"] * bool(missing) + [f"the guide also samples {extra}"] * bool(
-            extra
-        )
-        raise PairError(f"{name_of(guide)} does not pair with {name_of(model)}: {'; '.join(parts)}.")
-    if not any(site["is_observed"] for _, site in sample_sites(model_trace)):
-        raise PairError(f"{name_of(model)} observes nothing: give pyro.sample the data, obs=...")
-
-
-def log_weights(
-    model: Program,
-    guide: Program,
-    *args: Any,
-    num_particles: int = 1,
-    plate_nesting: int | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    r"""Returns the log weights of a pair, one row a particle and one column a data point.
-
-    .. math:: \log w_{kn} = \log p(x_n, z_{nk}) - \log q(z_{nk} \mid x_n), \qquad z_{nk} \sim q(z \mid x_n)
-
-    The plates that all sites share are kept, as columns; everything else is summed. Scales (of subsampling, or of
-    ``poutine.scale``) do not enter: these are the weights of single data points. Masks do.
-
-    Returns:
-        A tensor with shape ``(num_particles, *sizes of the shared plates)``, in nats.
-
-    Raises:
-        PairError: If a site lies outside every plate that the others share, so that data points have no weights of
-            their own.
-    """
-    if plate_nesting is None:
-        plate_nesting = guess_plate_nesting(model, guide, args, kwargs)
-    model_trace, guide_trace = trace_pair(
-        model, guide, args, kwargs, num_particles=num_particles, plate_nesting=plate_nesting
+def plates_of(site: Any) -> Plates:
+    """Returns the user's plates around a site; the index of a sequential plate takes the dimension's place."""
+    return frozenset(
+        (frame.name, frame.counter if frame.dim is None else frame.dim)
+        for frame in site.get("cond_indep_stack", ())
+        if frame.name not in (PARTICLES, GROUPS)
     )
-    signed = [
-        (name, site, sign)
-        for trace, sign in ((model_trace, 1), (guide_trace, -1))
-        for name, site in sample_sites(trace)
-        if sign > 0 or not site["is_observed"]
-    ]
-    shared = shared_plates([site for _, site, _ in signed])
-    if not shared:
-        bare = [name for name, site, _ in signed if not any(f.name != PARTICLES for f in _frames(site))]
-        where = f"{bare[0]} lies outside every plate" if bare else "its sites share no plate"
-        raise PairError(
-            f"{name_of(model)} has no weight for each data point, because {where}: put every site that belongs to a "
-            "data point inside one pyro.plate, such as pyro.plate('data', len(x))."
-        )
-    kept_dims = [*shared, -plate_nesting - 1] if num_particles > 1 else shared
-    total = sum_of(
-        sign * reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), kept_dims) for _, site, sign in signed
-    )
-    if num_particles == 1:
-        total = total.unsqueeze(-plate_nesting - 1)
-    # Drop the dimensions that no shared plate has; they are of size one after the reduction.
-    kept = {dim % total.dim() for dim in shared} | {0}
-    return total.reshape([size for dim, size in enumerate(total.shape) if dim in kept])
 
 
-def shared_plates(sites: Sequence[Site]) -> list[int]:
-    """Returns the dimensions of the plates that all the sites lie in, the particles' apart."""
-    return sorted(dim for _, dim in frozenset.intersection(*map(plates_of, sites)))
+def common_dims(sites: Iterable[Site]) -> list[int]:
+    """Returns the dimensions of the plates that hold all of the sites, counted from the right."""
+    return sorted(dim for _, dim in frozenset.intersection(*map(plates_of, sites)) if dim < 0)
 
 
-def plates_of(site: Site) -> Plates:
-    """Returns the plates around a site, the particles' apart."""
-    return frozenset((frame.name, frame.dim) for frame in _frames(site) if frame.name != PARTICLES)
+def nesting_of(*traces: Trace) -> int:
+    """Returns how many plates deep the sites of some traces are."""
+    sites: Any = [site for trace in traces for site in trace.nodes.values()]
+    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ()) if frame.vectorized]
+    return max((-frame.dim for frame in frames), default=0)
 
 
 def reduce_to(value: Tensor, dims: Sequence[int]) -> Tensor:
@@ -288,7 +217,3 @@ def name_of(program: Program) -> str:
     if cls.__module__.startswith(("tarspyro.models", "tarspyro.guides")):
         return f"{cls.__module__.split('.')[1]}.{cls.__name__}"
     return getattr(program, "__name__", cls.__name__)
-
-
-def _frames(site: Any) -> list[Any]:
-    return [frame for frame in site.get("cond_indep_stack", ()) if frame.vectorized]

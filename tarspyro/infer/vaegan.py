@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tarspyro.arguments import check_choice, check_number, shown
 from tarspyro.infer.adversarial import AdversarialGame, Draws, draw
 from tarspyro.infer.base import Bound
+from tarspyro.infer.check import check_pair
 from tarspyro.infer.divergences import Divergence
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.games import Player
-from tarspyro.infer.traces import PairError, Program, check_pair, name_of, trace_pair
+from tarspyro.infer.traces import PairError, Program, name_of, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tarspyro.arguments import check_number, check_positive
 from tarspyro.infer.adversarial import AdversarialGame, Draws, conditions_of
 from tarspyro.infer.base import Bound
+from tarspyro.infer.check import check_pair
 from tarspyro.infer.discrepancy import InverseMultiquadratic, mmd
 from tarspyro.infer.divergences import Divergence
 from tarspyro.infer.games import Player
-from tarspyro.infer.traces import PairError, Program, check_pair, log_prob, name_of, sample_sites, sum_of, trace_pair
+from tarspyro.infer.traces import PairError, Program, log_prob, name_of, sample_sites, sum_of, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tarspyro.arguments import as_count, check_choice
 from tarspyro.infer.base import Bound
 from tarspyro.infer.gradients import leaves_of, with_gradients
-from tarspyro.infer.traces import Program, reparameterized, rerun, trace_pair, views_of, with_values
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import PairError, Program, name_of, reparameterized, rerun, trace_pair, views_of, with_values
 from tarspyro.infer.weights import (
-    Structure,
     Weights,
     in_plates,
     joined,
@@ -32,6 +32,8 @@ class WeightedBound(Bound):
     Subclasses define ``bound``, ``without_each``, ``derivative`` and ``damping``; the shape of log weights is
     ``[groups, particles, data points]``.
     """
+
+    whole = False
 
     def __init__(
         self,
@@ -83,14 +85,39 @@ class WeightedBound(Bound):
         """Returns minus the bound; there are no terms."""
         structure = self._structure(model, guide, args, kwargs)
         groups, particles = self.num_groups, self.num_particles
-        if not self.vectorize_particles:
-            return -self._pathwise(weigh_one_by_one(model, guide, args, kwargs, groups, particles, structure)), {}
-        if self.chunk_size is not None:
-            return -self._in_chunks(model, guide, args, kwargs, structure), {}
-        model, guide = in_plates(model, guide, groups, particles, structure)
+        # One particle's bound is its log weight, whatever the scales of its parts.
+        scales = "inside" if particles == 1 else "common"
         if self.gradient == "dreg" and torch.is_grad_enabled():
-            return -self._doubly_reparameterized(model, guide, args, kwargs, structure), {}
-        return -self._pathwise(weigh(model, *trace_pair(model, guide, args, kwargs), structure)), {}
+            self._check_vectorized(model, structure, "gradient='dreg'")
+            halves = in_plates(model, guide, groups, particles, structure)
+            return -self._doubly_reparameterized(*halves, args, kwargs, structure), {}
+        if self.chunk_size is not None:
+            self._check_vectorized(model, structure, "chunk_size")
+            return -self._in_chunks(model, guide, args, kwargs, structure), {}
+        if structure.vectorized is False:
+            weights = weigh_one_by_one(model, guide, args, kwargs, groups, particles, structure, scales=scales)
+        else:
+            halves = (model, guide)
+            if groups * particles > 1:
+                halves = in_plates(model, guide, groups, particles, structure)
+            weights = weigh(model, *trace_pair(*halves, args, kwargs), structure, scales=scales)
+        return -self._pathwise(weights), {}
+
+    def _find(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+        structure = super()._find(model, guide, args, kwargs)
+        if structure.enumerated:
+            raise PairError(
+                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which {type(self).__name__} cannot sum "
+                "out inside a logarithm: train with ELBO(), or draw them in the guide."
+            )
+        return structure
+
+    def _check_vectorized(self, model: Program, structure: Structure, wanted_by: str) -> None:
+        if structure.vectorized is False:
+            raise PairError(
+                f"{wanted_by} runs all particles together, and {name_of(model)} cannot take them in a plate of their "
+                "own: leave it out."
+            )
 
     def _pathwise(self, weights: Weights) -> Tensor:
         """The bound, with its pathwise gradient and the score functions' where a draw needs them."""
@@ -98,10 +125,16 @@ class WeightedBound(Bound):
         surrogates = []
         for group in weights.groups:
             log_weights = group.log_weights
-            value = self.bound(log_weights)
+            if group.score is None:
+                value = self.bound(log_weights)
+            else:
+                # Draws without a derivative may all have the weight zero; such a bound has no direction to follow.
+                lost = log_weights.isneginf().all(1)
+                known = self.bound(log_weights.masked_fill(lost.unsqueeze(1), 0.0))
+                value = known.masked_fill(lost, -math.inf)
             total = total + (group.scale * value).sum(-1)
             if group.score is not None:
-                signal = value.unsqueeze(1) - self.without_each(log_weights)
+                signal = known.unsqueeze(1) - self.without_each(log_weights)
                 surrogates.append((group.scale * signal.detach() * group.score).sum((1, 2)))
         if weights.shared is not None:
             total = total + weights.shared.log_weights

@@ -1,20 +1,9 @@
-"""From a run of a pair to the log weights of its data points: the part that all bounds share."""
+"""The log weights of a pair's data points: the one account that bounds, filters and evaluations share."""
 
-__all__ = [
-    "Group",
-    "Shared",
-    "Structure",
-    "Weights",
-    "in_plates",
-    "joined",
-    "structure_of",
-    "weigh",
-    "weigh_in_chunks",
-    "weigh_one_by_one",
-]
+__all__ = ["Group", "Shared", "Weights", "in_plates", "joined", "weigh", "weigh_in_chunks", "weigh_one_by_one"]
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -26,32 +15,26 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from tarspyro.infer.structure import SHARED, Structure
 from tarspyro.infer.traces import (
+    GROUPS,
     PARTICLES,
     PairError,
-    Plates,
     Program,
     Site,
+    guide_terms,
     log_prob,
     name_of,
+    only,
+    plates_of,
     reduce_to,
     sample_sites,
     score_function,
     sum_of,
     trace_pair,
 )
-from tarspyro.modules import evaluating, preserved_rng
-
-GROUPS = "num_groups_vectorized"
 
 Signed = tuple[str, Site, int]  # a site of the model (+1) or of the guide (-1)
-
-
-class Structure(NamedTuple):
-    """How many plates deep a pair is, and whether latent variables belong to single data points."""
-
-    nesting: int
-    local: bool
 
 
 class Group(NamedTuple):
@@ -61,7 +44,7 @@ class Group(NamedTuple):
     log_guide: Tensor  # log q(z | x)
     score: Tensor | None  # of the draws that are not, or not wholly, reparameterized
     scale: Any = 1.0  # how much a data point counts: one number, or one for each of them
-    latent: tuple[str, ...] = ()  # the guide's sites
+    latent: tuple[str, ...] = ()  # the sites that the guide draws
     shape: tuple[int, ...] = ()  # that of the weights, with one dimension for each plate
 
     @property
@@ -96,30 +79,27 @@ class Weights(NamedTuple):
 
 
 class _LocalPlate(pyro.plate):
-    """A plate of particles for the sites inside other plates; what all data points share is drawn once."""
+    """A plate of particles for the sites of data points; what all of them share is drawn once."""
+
+    def __init__(self, name: str, size: int, dim: int, structure: Structure) -> None:
+        super().__init__(name, size, dim=dim)
+        self.structure = structure
 
     def _process_message(self, msg: Any) -> None:
-        if _plates(msg):
+        place = self.structure.group_of.get(msg["name"]) if msg["type"] == "sample" else None
+        if place is None and plates_of(msg) or place not in (None, SHARED):
             super()._process_message(msg)
-
-
-def structure_of(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Structure:
-    """Finds the structure of a pair by one run that leaves no mark on random state and statistics."""
-    with preserved_rng(), evaluating(model, guide):
-        traces = trace_pair(model, guide, args, kwargs)
-    sites = [site for trace in traces for site in trace.nodes.values()]
-    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ()) if frame.vectorized]
-    dims = [-(frame.dim or 0) for frame in frames]
-    latent = [site for _, site in sample_sites(traces[0]) if not site["is_observed"]]
-    return Structure(max(dims, default=0), any(_plates(site) for site in latent))
 
 
 def in_plates(
     model: Program, guide: Program, groups: int, particles: int, structure: Structure
 ) -> tuple[Program, Program]:
     """Returns both halves inside a plate of groups and one of particles, to the left of their own plates."""
-    kind = _LocalPlate if structure.local else pyro.plate
-    plates = [kind(PARTICLES, particles, dim=-structure.nesting - 1)]
+
+    def plate(name: str, size: int, dim: int) -> pyro.plate:
+        return pyro.plate(name, size, dim=dim) if structure.joint else _LocalPlate(name, size, dim, structure)
+
+    plates = [plate(PARTICLES, particles, -structure.nesting - 1)]
     if groups > 1:
         plates.insert(0, pyro.plate(GROUPS, groups, dim=-structure.nesting - 2))
 
@@ -135,43 +115,40 @@ def in_plates(
     return replicated(model), replicated(guide)
 
 
-def weigh(model: Program, model_trace: Trace, guide_trace: Trace, structure: Structure) -> Weights:
+def weigh(
+    model: Program, model_trace: Trace, guide_trace: Trace, structure: Structure, *, scales: str = "common"
+) -> Weights:
     """Reads the weights off the traces of a run inside ``in_plates``.
 
-    Latent variables inside plates belong to data points. Sites that plates tie together make a group, and its data
-    points are the indices of the plates that hold all of them. Sites outside all plates are shared. Where all latent
-    variables are shared, the whole data set is one data point, and the scale of a subsampled plate belongs into its
-    weight: it is an estimate of the weight with all data.
+    A data point's weight has no scale; its bound is multiplied by the scale that its sites have in common. Where there
+    is one weight of all data, the scale of a subsampled plate belongs into it: it is an estimate of the weight of all
+    data (Li and Turner 2016, arXiv:1602.02311, section 4.3).
+
+    Arguments:
+        model: The model.
+        model_trace: A run of it.
+        guide_trace: That of the guide.
+        structure: The structure of the pair.
+        scales: ``"common"`` to every data point's sites; ``"inside"`` its weight, where a bound is the log weight
+            itself, as with one particle; or ``"none"``, to leave them out.
 
     Raises:
-        PairError: If data points have no weights of their own, or no common scale.
+        PairError: If a data point has no common scale.
     """
-    signed: list[Signed] = [(name, site, 1) for name, site in sample_sites(model_trace)]
-    signed += [(name, site, -1) for name, site in sample_sites(guide_trace) if not site["is_observed"]]
-    group_dim, particle_dim = -structure.nesting - 2, -structure.nesting - 1
-    if not structure.local:
-        if not any(_plates(site) for _, site, _ in signed):
-            raise PairError(
-                f"{name_of(model)} has no weight for each data point, because no site lies in a plate: put what "
-                "belongs to a data point inside one, such as pyro.plate('data', len(x))."
-            )
-        return Weights([_group(signed, [group_dim, particle_dim], structure, 1.0, scaled=True)], None)
+    entries: list[list[Signed]] = [[] for _ in range(len(structure.groups) + 1)]
+    for name, site in sample_sites(model_trace):
+        entries[structure.group(name, site)].append((name, site, 1))
+    for name, site in guide_terms(guide_trace):
+        entries[structure.group(name, site)].append((name, site, -1))
+    dims = [-structure.nesting - 2, -structure.nesting - 1]
     groups = []
-    for component in _tied([entry for entry in signed if _plates(entry[1])]):
-        common = frozenset.intersection(*(_plates(site) for _, site, _ in component))
-        if not common:
-            names = sorted({name for name, _, _ in component})
-            raise PairError(
-                f"{name_of(model)} has no weight for each data point, because no pyro.plate holds all of {names}, "
-                "which share plates: give them one in common, or train with the ELBO."
-            )
-        dims = sorted(dim for _, dim in common if dim < 0)
-        scale = _common_scale(model, component)
-        groups.append(_group(component, [group_dim, particle_dim, *dims], structure, scale))
-    outside = [entry for entry in signed if not _plates(entry[1])]
-    if not outside:
+    for group, members in zip(structure.groups, entries[:-1], strict=True):
+        if members:
+            scale = 1.0 if scales == "none" else _scale(model, members, structure.joint, scales == "inside")
+            groups.append(_group(members, [*dims, *group.dims], structure, scale))
+    if not entries[SHARED]:
         return Weights(groups, None)
-    joint, guide, score = _sums(outside, [group_dim], scaled=True)
+    joint, guide, score = _sums(entries[SHARED], dims[:1], scaled=scales != "none")
     return Weights(groups, Shared(joint.reshape(-1), guide.reshape(-1), None if score is None else score.reshape(-1)))
 
 
@@ -183,6 +160,8 @@ def weigh_one_by_one(
     groups: int,
     particles: int,
     structure: Structure,
+    *,
+    scales: str = "common",
 ) -> Weights:
     """Returns the weights of as many runs of a pair as there are particles, without plates of particles.
 
@@ -198,10 +177,10 @@ def weigh_one_by_one(
     indices = Trace(), Trace()
     for _ in range(groups):
         first = run(*indices)
-        indices = _only(first[0], site_is_subsample), _only(first[1], site_is_subsample)
-        shared = _only(first[1], lambda site: site_is_subsample(site) or (structure.local and not _plates(site)))
+        indices = only(first[0], site_is_subsample), only(first[1], site_is_subsample)
+        shared = only(first[1], lambda site: site_is_subsample(site) or structure.group_of.get(site["name"]) == SHARED)
         runs = [first, *(run(indices[0], shared) for _ in range(particles - 1))]
-        rows.append([weigh(model, *traces, structure) for traces in runs])
+        rows.append([weigh(model, *traces, structure, scales=scales) for traces in runs])
     groups_of = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
     outside = [row[0].shared for row in rows]
     if outside[0] is None:
@@ -229,25 +208,16 @@ def weigh_in_chunks(
         halves = poutine.replay(model, trace=indices[0]), poutine.replay(guide, trace=indices[1])
         halves = in_plates(*halves, groups, min(chunk_size, particles - start), structure)
         traces = trace_pair(*halves, args, kwargs)
-        indices = _only(traces[0], site_is_subsample), _only(traces[1], site_is_subsample)
+        indices = only(traces[0], site_is_subsample), only(traces[1], site_is_subsample)
         weights = weigh(model, *traces, structure)
         if weights.shared is not None:
-            raise PairError(f"{name_of(model)} has latent variables outside all plates: leave out chunk_size.")
+            raise PairError(f"{name_of(model)}'s data points share {structure.shared}: leave out chunk_size.")
         yield weights
 
 
 def joined(chunks: Sequence[Weights]) -> Weights:
     """Puts chunks of particles together."""
     return Weights([_join([groups]) for groups in zip(*(chunk.groups for chunk in chunks), strict=True)], None)
-
-
-def _only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
-    """The unobserved sites of a trace that are chosen."""
-    part = Trace()
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"] and chosen(site):
-            part.add_node(name, **site)
-    return part
 
 
 def _join(table: Sequence[Sequence[Group]]) -> Group:
@@ -263,39 +233,17 @@ def _concatenated(values: Sequence[Tensor | None], dim: int = 0) -> Any:
     return None if values[0] is None else torch.cat([value for value in values if value is not None], dim)
 
 
-def _plates(site: Any) -> Plates:
-    """The user's plates around a site, name and dimension; a sequential plate's index takes the dimension's place."""
-    frames = site.get("cond_indep_stack", ())
-    return frozenset(
-        (frame.name, frame.dim if frame.vectorized else frame.counter)
-        for frame in frames
-        if frame.name not in (PARTICLES, GROUPS)
-    )
-
-
-def _tied(entries: Sequence[Signed]) -> list[list[Signed]]:
-    """Puts sites together that share a plate, directly or through others."""
-    found: list[tuple[set[tuple[str, int]], list[Signed]]] = []
-    for entry in entries:
-        plates, members = set(_plates(entry[1])), [entry]
-        for other in [group for group in found if group[0] & plates]:
-            found.remove(other)
-            plates, members = plates | other[0], other[1] + members
-        found.append((plates, members))
-    return [members for _, members in found]
-
-
-def _group(
-    entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any, scaled: bool = False
-) -> Group:
-    """The data points of some sites that are summed over all dimensions but the given ones."""
-    sums = [value for value in _sums(entries, dims, scaled) if value is not None]
+def _group(entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any) -> Group:
+    """The data points of some sites, summed over all dimensions but the given ones."""
+    sums = [value for value in _sums(entries, dims, scaled=scale is None) if value is not None]
     if len({value.shape for value in sums}) > 1:
         sums = list(torch.broadcast_tensors(*sums))
     full = (1,) * (structure.nesting + 2 - sums[0].dim()) + tuple(sums[0].shape)
     joint, guide, *score = (value.reshape(full[:2] + (-1,)) for value in sums)
-    latent = tuple(name for name, _, sign in entries if sign < 0)
-    return Group(joint, guide, score[0] if score else None, scale, latent, full)
+    latent = tuple(name for name, site, sign in entries if sign < 0 and not site["is_observed"])
+    if torch.is_tensor(scale):
+        scale = scale.reshape(-1)
+    return Group(joint, guide, score[0] if score else None, 1.0 if scale is None else scale, latent, full)
 
 
 def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -312,21 +260,35 @@ def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) 
     return joint, sum_of(guides) if guides else torch.zeros_like(joint), sum_of(scores) if scores else None
 
 
-def _common_scale(model: Program, component: Sequence[Signed]) -> Any:
-    """The scale of all sites of a group: a bound that is not linear cannot have several."""
-    first_name, first, _ = component[0]
-    for name, site, _ in component[1:]:
-        one, other = first["scale"], site["scale"]
-        if torch.is_tensor(one) or torch.is_tensor(other):
-            # Comparing tensors reads them back, so it belongs to validation.
-            same = torch.is_tensor(one) and torch.is_tensor(other)
-            same = same and (not is_validation_enabled() or torch.equal(one, other))
-        else:
-            same = one == other
-        if not same:
-            raise PairError(
-                f"{name_of(model)} has different scales at {first_name!r} ({one}) and {name!r} ({other}), which no "
-                "weighted bound can have within a data point: scale the whole pair, or train with the ELBO."
-            )
-    scale = first["scale"]
-    return scale.reshape(-1) if torch.is_tensor(scale) else scale
+def _scale(model: Program, entries: Sequence[Signed], joint: bool, inside: bool) -> Any:
+    """The scale that all sites of a data point have in common; None if the scales belong into its weight."""
+    first_name, first, _ = entries[0]
+    strange = [entry for entry in entries[1:] if not _equal(first["scale"], entry[1]["scale"])]
+    if not strange:
+        return first["scale"]
+    if inside or (joint and all(_equal(_own_scale(first), _own_scale(site)) for _, site, _ in strange)):
+        return None
+    name, site, _ = strange[0]
+    raise PairError(
+        f"{name_of(model)} has different scales at {first_name!r} ({first['scale']}) and {name!r} ({site['scale']}), "
+        "which no weighted bound can have within a data point: scale the whole pair, or train with the ELBO."
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if not (torch.is_tensor(one) or torch.is_tensor(other)):
+        return bool(one == other)
+    # Comparing tensors reads them back, so it belongs to validation.
+    both = torch.is_tensor(one) and torch.is_tensor(other)
+    return both and (not is_validation_enabled() or torch.equal(one, other))
+
+
+def _own_scale(site: Site) -> Any:
+    """The scale of a site without that of subsampled plates around it."""
+    scale = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale * (frame.size / frame.full_size)
+    return scale
