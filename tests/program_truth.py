@@ -122,11 +122,13 @@ def unmasked(distribution):
     return distribution
 
 
-def total(trace, scaled=True):
-    values = [
-        scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"] if scaled else 1.0, site["mask"]).sum()
-        for site in sites_of(trace).values()
-    ]
+def total(trace, scaled=True, summed=()):
+    """The log density of all sites; those that are summed out keep theirs where a mask leaves out what hangs on them."""
+    values = []
+    for name, site in sites_of(trace).items():
+        mask = None if name in summed else site["mask"]
+        log_prob = site["fn"].log_prob(site["value"])
+        values.append(scale_and_mask(log_prob, site["scale"] if scaled else 1.0, mask).sum())
     return torch.as_tensor(sum(values), dtype=DOUBLE)
 
 
@@ -191,7 +193,8 @@ def cases(programs, summed, graph=True):
             if n in drawn
         ]
         law = torch.as_tensor(sum(law), dtype=DOUBLE)
-        return law, total(model_trace) - total(guide_trace), total(model_trace, False) - total(guide_trace, False)
+        scaled, unscaled = (total(model_trace, way, summed) - total(guide_trace, way) for way in (True, False))
+        return law, scaled, unscaled
 
     list_of_hidden = list(configurations(hidden))
     for chosen in configurations(discrete):
@@ -241,12 +244,14 @@ def _truth(pair):
     probabilities = [row[0].law.log_integral().exp() for row in found]
     assert abs(sum(probabilities).item() - 1) < 1e-6
     elbo = gradient = None
-    if all(len(row) == 1 for row in found):
+    if not pair.summed:
         terms = [row[0].scaled.mean_under(row[0].law) for row in found]
         elbo = sum(p * term for p, term in zip(probabilities, terms, strict=True))
-    elif not len(found[0][0].law.gradient):
-        terms = [torch.stack([case.scaled.constant for case in row]).logsumexp(0) for row in found]
+    elif not len(found[0][0].law.gradient) and pair.scaling in ("", "all"):
+        # What is summed out is scaled as a whole.
+        terms = [torch.stack([case.unscaled.constant for case in row]).logsumexp(0) for row in found]
         elbo = sum(p * term for p, term in zip(probabilities, terms, strict=True))
+        elbo = elbo * pair.constants.get("SCALE", 1.0)
     if elbo is not None:
         names, parameters = list(programs.parameters), list(programs.parameters.values())
         gradients = torch.autograd.grad(elbo, parameters, allow_unused=True, materialize_grads=True, retain_graph=True)

@@ -601,6 +601,8 @@ def _decorate(draft, graph, writer):
     local = graph.structure == LOCAL
     if data is not None and draft.chance(0.3):
         choices = ["fn observed", "fn latent", "fn model", "fn guide", "fn different", "poutine observed", "all"]
+        if any(site.summed for site in graph.latent):
+            choices = []
         writer.mask = draft.pick(*choices, "poutine observed", "all")
         if len(graph.observed[0].plates) == 1 and graph.layout in ("iid", "groups", "global") and draft.chance(0.3):
             writer.mask = "obs_mask"
@@ -751,6 +753,8 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         bounded = False
     if any(site.summed for site in graph.latent):
         refusable |= {"weights", "points"}
+        if scaling not in ("", "all"):
+            refusable |= {"elbo"}  # which Pyro's own refuses where what is summed out has several scales
     if writer.mask in ("fn guide", "fn different", "fn model"):
         # Not a model that anybody means, but the numbers are those of what is written.
         refusable |= {"points"}
@@ -978,15 +982,15 @@ def guide(self, *args):
 with pyro.poutine.block():
     guide(*ARGS)
 """
-    start = "init_loc_fn=autoguide.init_to_median(num_samples=5)"
+    start = "init_loc_fn=autoguide.init_to_mean"
     scale = {"AutoDelta": "", "AutoNormal": ", init_scale=0.4", "AutoDiagonalNormal": ", init_scale=0.4",
              "AutoMultivariateNormal": ", init_scale=0.4", "AutoLowRankMultivariateNormal": ", init_scale=0.3, rank=1"}[way]  # fmt: skip
     return f"""from pyro.infer import autoguide
 
+guide = autoguide.{way}(model, {start}{scale})
 with torch.random.fork_rng():
-    torch.manual_seed({draft.seed})
-    guide = autoguide.{way}(model, {start}{scale})
     guide(*ARGS)
+{"guide.cov_factor.data.fill_(0.3)" if "LowRank" in way else ""}
 """
 
 
