@@ -32,6 +32,7 @@ class Row(NamedTuple):
     refused: str | None = None  # why a weighted bound cannot be
     alone: bool = False  # a particle at a time: it takes no plate of particles
     recorded: str | None = None  # the line that no recording can hold
+    score: bool = False  # something is neither reparameterized nor summed out: gradients differ in their baselines
     batch_size: int = 3
 
 
@@ -42,10 +43,15 @@ def of(build, *args, **kwargs):
 ROWS = {
     "VAE": Row(programs.vae, mean_field=True),
     "conditional VAE": Row(
-        programs.conditional_vae, mean_field=True, alone=True, recorded=READS + r"masked = probs\[\(xs == -1\)"
+        programs.conditional_vae,
+        mean_field=True,
+        alone=True,
+        recorded=READS + r"masked = probs\[\(xs == -1\)",
     ),
     "M2, labels summed in the guide": Row(programs.m2_summed_in_the_guide, TraceEnum_ELBO),
-    "M2, labels summed in the model": Row(programs.m2_summed_in_the_model, TraceEnum_ELBO, refused=IN_THE_MODEL),
+    "M2, labels summed in the model": Row(
+        programs.m2_summed_in_the_model, TraceEnum_ELBO, refused=IN_THE_MODEL
+    ),
     "M2, labels given": Row(programs.m2_labelled, mean_field=True),
     "M2, auxiliary loss": Row(programs.m2_auxiliary_loss, mean_field=True),
     "deep Markov model": Row(programs.deep_markov_model, mean_field=True, recorded=PACKED),
@@ -86,25 +92,41 @@ ROWS = {
         recorded=READS + "for t in pyro.markov",
         batch_size=4,
     ),
-    "AIR": Row(programs.attend_infer_repeat, TraceGraph_ELBO, alone=True, batch_size=6),
-    "AIR, subsampled": Row(of(programs.attend_infer_repeat, 4), TraceGraph_ELBO, alone=True, batch_size=6),
+    "AIR": Row(programs.attend_infer_repeat, TraceGraph_ELBO, alone=True, score=True, batch_size=6),
+    "AIR, subsampled": Row(
+        of(programs.attend_infer_repeat, 4), TraceGraph_ELBO, alone=True, score=True, batch_size=6
+    ),
     "sparse gamma DEF": Row(programs.sparse_gamma_def, mean_field=True, batch_size=4),
-    "sparse gamma DEF, AutoDiagonalNormal": Row(of(programs.sparse_gamma_def, "AutoDiagonalNormal"), batch_size=4),
+    "sparse gamma DEF, AutoDiagonalNormal": Row(
+        of(programs.sparse_gamma_def, "AutoDiagonalNormal"), batch_size=4
+    ),
     "sparse gamma DEF, AutoNormal": Row(of(programs.sparse_gamma_def, "AutoNormal"), batch_size=4),
     "sparse gamma DEF, EasyGuide": Row(of(programs.sparse_gamma_def, "EasyGuide"), batch_size=4),
-    "LDA": Row(programs.latent_dirichlet_allocation, TraceEnum_ELBO, 2, refused=IN_THE_MODEL, batch_size=6),
-    "LDA, subsampled": Row(
-        of(programs.latent_dirichlet_allocation, 2), TraceEnum_ELBO, 2, refused=IN_THE_MODEL, batch_size=6
+    "LDA": Row(
+        programs.latent_dirichlet_allocation, TraceEnum_ELBO, 2, refused=IN_THE_MODEL, batch_size=6
     ),
-    "ProdLDA": Row(programs.prodlda, mean_field=True, alone=True, recorded=READS + "total_count = int"),
+    "LDA, subsampled": Row(
+        of(programs.latent_dirichlet_allocation, 2),
+        TraceEnum_ELBO,
+        2,
+        refused=IN_THE_MODEL,
+        batch_size=6,
+    ),
+    "ProdLDA": Row(
+        programs.prodlda, mean_field=True, alone=True, recorded=READS + "total_count = int"
+    ),
     "scANVI, labels summed in the guide": Row(programs.scanvi_unlabelled, TraceEnum_ELBO),
-    "scANVI, labels given": Row(programs.scanvi_labelled),
+    "scANVI, labels given": Row(programs.scanvi_labelled, score=True),
     "scANVI, the counts with a scale of their own": Row(
         of(programs.scanvi_unlabelled, 0.5), TraceEnum_ELBO, refused=SCALES
     ),
     "GMM": Row(programs.gaussian_mixture, TraceEnum_ELBO, refused=IN_THE_MODEL, batch_size=5),
-    "GMM, full guide": Row(programs.gaussian_mixture_full_guide, TraceEnum_ELBO, alone=True, batch_size=5),
-    "Bayesian regression, AutoDiagonalNormal": Row(programs.bayesian_regression, alone=True, batch_size=8),
+    "GMM, full guide": Row(
+        programs.gaussian_mixture_full_guide, TraceEnum_ELBO, alone=True, batch_size=5
+    ),
+    "Bayesian regression, AutoDiagonalNormal": Row(
+        programs.bayesian_regression, alone=True, batch_size=8
+    ),
     "hierarchical regression, AutoNormal": Row(programs.hierarchical_regression, batch_size=18),
 }
 
@@ -134,7 +156,11 @@ every_row = pytest.mark.parametrize("row", ROWS, indirect=True)
 
 
 def rows(**expected):
-    chosen = [name for name, row in ROWS.items() if all(bool(getattr(row, k)) == v for k, v in expected.items())]
+    chosen = [
+        name
+        for name, row in ROWS.items()
+        if all(bool(getattr(row, k)) == v for k, v in expected.items())
+    ]
     return pytest.mark.parametrize("row", chosen, indirect=True)
 
 
@@ -176,7 +202,9 @@ def test_closed_forms_are_pyro_s(row, pair):
 @rows(mean_field=False)
 def test_closed_forms_change_nothing_in_expectation(row, pair):
     theirs = pyro_s(row)
-    off = torch.tensor([value(ELBO(), pair, seed) - value(theirs, pair, seed) for seed in range(30)])
+    off = torch.tensor(
+        [value(ELBO(), pair, seed) - value(theirs, pair, seed) for seed in range(30)]
+    )
     assert off.mean().abs() <= 4 * off.std() / len(off) ** 0.5 + 1e-6
 
 
@@ -188,7 +216,9 @@ def test_one_weight_is_pyro_s_elbo(row, pair):
         return
     bound = weighted(row, pair, 1)
     for seed in range(3):
-        with pyro.validation_enabled(False):  # which minds that Trace_ELBO draws what is marked for enumeration
+        with pyro.validation_enabled(
+            False
+        ):  # which minds that Trace_ELBO draws what is marked for enumeration
             theirs = value(pyro_s(row, Trace_ELBO), pair, seed)
         assert value(bound, pair, seed) == pytest.approx(theirs, rel=1e-6)
 
@@ -204,20 +234,39 @@ def test_weighted_bounds_lie_between_the_elbo_and_the_evidence(row, pair):
     with torch.no_grad():
         evidence = pair.evidence()
     evidence, error = evidence if isinstance(evidence, tuple) else (evidence, 0.0)
-    below = ELBO()
-    for bound in [weighted(row, pair, 8)] + [weighted(row, pair, 500)] * (not row.alone):
-        draws = torch.tensor([[value(one, pair, seed) for seed in range(24)] for one in (below, bound)])
-        (lower, higher), errors = draws.mean(1), draws.std(1) / draws.shape[1] ** 0.5
-        assert higher >= lower - 4 * math.hypot(*errors) - 1e-9
-        assert higher <= evidence + 4 * math.hypot(errors[1], error) + 1e-9
-        below = bound
+    bounds = [ELBO(), weighted(row, pair, 8)] + [weighted(row, pair, 500)] * (not row.alone)
+    draws = torch.tensor([[value(bound, pair, seed) for seed in range(24)] for bound in bounds])
+    means, errors = draws.mean(1), draws.std(1) / draws.shape[1] ** 0.5
+    assert (means <= evidence + 4 * (errors.square() + error**2).sqrt() + 1e-9).all()
+    noise = (errors[1:].square() + errors[:-1].square()).sqrt()
+    assert (means.diff() >= -4 * noise - 1e-9).all()
+
+
+def gradients(bound, row, pair):
+    """By name, of whatever the pair keeps in Pyro's store."""
+    torch.manual_seed(0)
+    loss = bound.differentiable_loss(pair.model, pair.guide, *pair.args)
+    parameters = dict(pyro.get_param_store().named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
+
+
+@rows(score=False)
+def test_gradients_are_pyro_s(row, pair):
+    ours, theirs = (gradients(bound, row, pair) for bound in (ELBO(analytic_kl=False), pyro_s(row)))
+    assert theirs
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-8)
+    assert ours.keys() == theirs.keys()
 
 
 def train(row, pair, **options):
     data = pair.args
     if isinstance(data[-1], float):  # an annealing factor, which is another one at every step
         data = [(*data[:-1], factor) for factor in (0.2, 0.6, 1.0)]
-    return fit(pair.model, pair.guide, data, batch_size=row.batch_size, epochs=2, progress=False, **options)
+    return fit(
+        pair.model, pair.guide, data, batch_size=row.batch_size, epochs=2, progress=False, **options
+    )
 
 
 @every_row
@@ -234,11 +283,17 @@ def test_trains_with_pyro_s_bound(row, pair):
 
 @every_row
 def test_compiles_or_names_the_line(row, pair):
-    strict, lenient = (Compiled(ELBO(), backend="eager", choose=False, fallback=fallback) for fallback in (False, True))
+    strict, lenient = (
+        Compiled(ELBO(), backend="eager", choose=False, fallback=fallback)
+        for fallback in (False, True)
+    )
     if row.recorded:
         with pytest.raises(RecordingError, match=row.recorded):
-            strict.loss(pair.model, pair.guide, *pair.args)
             train(row, pair, loss=strict)
-    with pytest.warns(UserWarning, match="goes on eagerly") if row.recorded else warnings.catch_warnings():
+    with (
+        pytest.warns(UserWarning, match="goes on eagerly")
+        if row.recorded
+        else warnings.catch_warnings()
+    ):
         history = train(row, pair, loss=lenient, compile=True)
     assert all(map(math.isfinite, history["loss"]))
