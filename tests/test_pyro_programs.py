@@ -2,7 +2,7 @@
 
 import functools
 import math
-import warnings
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from . import pyro_programs as programs
 
 IN_THE_MODEL = r"(?=.*enumerat)(?=.*(guide|ELBO))"
 SCALES = r"(?=.*scale)(?=.*ELBO)"
-READS = r"pyro_programs.py, line \d+, reads a value back: "
+READS = r"pyro_programs.py, line \d+, (reads a value back|cannot be recorded .*): "
 PACKED = READS + r"(packed =|states, _ = self.rnn\(packed)"
 
 
@@ -276,24 +276,33 @@ def test_trains(row, pair):
 
 
 @every_row
-def test_trains_with_pyro_s_bound(row, pair):
-    history = train(row, pair, loss=pyro_s(row))
-    assert all(map(math.isfinite, history["loss"]))
+def test_trains_with_pyro_s_bound(row):
+    """As with ours, from the same start and noise, where their gradients are the same."""
+    histories = []
+    for bound in (pyro_s(row), ELBO(analytic_kl=False)):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        histories.append(train(row, row.build(), loss=bound, seed=1))
+    theirs, ours = (history["loss"] for history in histories)
+    assert all(map(math.isfinite, theirs)) and theirs[0] != theirs[1]
+    if not row.score:
+        assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 @every_row
 def test_compiles_or_names_the_line(row, pair):
-    strict, lenient = (
-        Compiled(ELBO(), backend="eager", choose=False, fallback=fallback)
-        for fallback in (False, True)
-    )
+    sentence, choices = None, {"backend": "eager", "choose": False}
+    try:
+        train(row, pair, loss=Compiled(ELBO(), **choices))
+    except RecordingError as error:
+        sentence = str(error)
     if row.recorded:
-        with pytest.raises(RecordingError, match=row.recorded):
-            train(row, pair, loss=strict)
-    with (
-        pytest.warns(UserWarning, match="goes on eagerly")
-        if row.recorded
-        else warnings.catch_warnings()
-    ):
-        history = train(row, pair, loss=lenient, compile=True)
-    assert all(map(math.isfinite, history["loss"]))
+        assert re.search(row.recorded, sentence)
+    elif (
+        row.refused != IN_THE_MODEL
+    ):  # a sum over values of the model, Pyro's for one, may look at them
+        assert sentence is None
+    if sentence:
+        with pytest.warns(UserWarning, match="goes on eagerly"):
+            history = train(row, pair, loss=Compiled(ELBO(), fallback=True, **choices))
+        assert all(map(math.isfinite, history["loss"]))
