@@ -748,7 +748,7 @@ class SCANVI(nn.Module):
 
     def log_joint(self, x):
         """Log p(x, y), for each label a row: the integral over z1, and then over z2 and l, on grids."""
-        z, cell = grid(1, 161)
+        z, cell = grid(1, 101)
         labels = torch.eye(self.labels)[:, None]
         loc, scale = halves(in_rows(self.z2_decoder, z.expand(self.labels, len(z), 1), labels))
         moves = dist.Normal(loc, scale).log_prob(z[:, 0])  # [labels, values of z1, values of z2]
