@@ -78,6 +78,8 @@ PAIRS = {
     "Chi2": (Chi2(of(0.1, 7.0)), Chi2(of(2.0))),
     "Chi2, Gamma": (Chi2(of(7.0)), Gamma(of(1.0), of(1.0))),
     "InverseGamma": (InverseGamma(SMALL, of(2.0)), InverseGamma(of(1.0), of(1.0))),
+    "InverseGamma, Pyro's": (dist.InverseGamma(of(3.0), of(2.0)), dist.InverseGamma(of(1.0), of(1.0))),
+    "HalfCauchy": (dist.HalfCauchy(of(0.5, 2.0)), dist.HalfCauchy(of(1.0))),
     "Kumaraswamy": (Kumaraswamy(of(0.1, 3.0), of(0.2, 50.0)), Kumaraswamy(of(1.0), of(1.0))),
     "Kumaraswamy, other powers": (Kumaraswamy(of(0.3, 2.0, 3.0), of(0.5, 5.0, 0.4)), Kumaraswamy(of(2.5), of(3.0))),
     "Kumaraswamy, Beta": (Kumaraswamy(of(0.1, 3.0), of(0.2, 50.0)), Beta(of(1.5), of(4.0))),
