@@ -1,6 +1,6 @@
 """What a family's parameters are: their names, shapes and constraints, read from the family itself."""
 
-__all__ = ["FamilyModule"]
+__all__ = ["FIXED_UNLESS_GIVEN", "SPELLINGS", "FamilyModule"]
 
 import inspect
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from tarspyro.arguments import as_numbers, as_shape, shown
 from tarspyro.modules import Configurable
 
 # Where a family has several spellings of one parameter, the first is the one that a network parameterizes best.
-_SPELLINGS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
+SPELLINGS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
 
 # Parameters outside a family's constraints that a user need not give. Two thirds is what Maddison et al. (2016,
 # "The Concrete Distribution", section 5) use for binary and find good for few categories.
-_DEFAULTS = {"temperature": 2 / 3}
+FIXED_UNLESS_GIVEN = {"temperature": 2 / 3}
 
 
 class FamilyModule(Configurable):
@@ -90,8 +90,8 @@ class FamilyModule(Configurable):
             constraint = family.arg_constraints.get(name, constraints.real)
             if name in self._options:
                 continue
-            if name in fixed or name in _DEFAULTS:
-                self._fix(name, fixed.get(name, _DEFAULTS.get(name)), constraint, transforms.get(name))
+            if name in fixed or name in FIXED_UNLESS_GIVEN:
+                self._fix(name, fixed.get(name, FIXED_UNLESS_GIVEN.get(name)), constraint, transforms.get(name))
                 continue
             if constraints.is_dependent(constraint):
                 raise ValueError(
@@ -199,14 +199,14 @@ def _parameter_names(family: type[Any], given: Mapping[str, Any]) -> list[str]:
         if name not in allowed:
             raise ValueError(f"{family.__name__} has no parameter {name}; its parameters are {', '.join(allowed)}.")
     names = [name for name in allowed if name in family.arg_constraints]
-    for spellings in _SPELLINGS:
+    for spellings in SPELLINGS:
         present = [name for name in spellings if name in names]
         chosen = next((name for name in present if name in given), present[0] if present else None)
         names = [name for name in names if name not in present or name == chosen]
     for name in allowed:
         if name in names or name in family.arg_constraints or name == "validate_args":
             continue
-        if name in given or name in _DEFAULTS:
+        if name in given or name in FIXED_UNLESS_GIVEN:
             names.append(name)
         elif signature[name].default is inspect.Parameter.empty and signature[name].kind not in (
             inspect.Parameter.VAR_POSITIONAL,
