@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tarspyro.arguments import as_count, check_module, check_number, shown
 from tarspyro.infer.divergences import Divergence, JensenShannon
 from tarspyro.infer.games import Game, Player
+from tarspyro.infer.masks import counted_rows
 from tarspyro.infer.traces import PairError, Program, Site, name_of
 from tarspyro.modules import evaluating, preserved_rng
 
@@ -25,10 +26,15 @@ class Draws(NamedTuple):
     conditions: tuple[Tensor, ...]  # the rest of the data, which no site observes
 
     def total(self, values: Tensor) -> Tensor:
-        """Adds up the rows, with the site's scale and mask; of several numbers in a row, such as patches, the mean."""
+        """Adds up the rows, with the site's scale and masks; of several numbers in a row, such as patches, the mean."""
         rows = values if values.shape == (len(self.real),) else values.reshape(len(self.real), -1).mean(1)
-        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.site["mask"])
+        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.counted)
         return scaled.sum()
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which rows are not masked; None for all of them."""
+        return counted_rows(self.site)
 
 
 def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Draws:
@@ -58,9 +64,14 @@ class _Redrawn(UnconditionMessenger):
 
 
 def conditions_of(observed: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """Returns the tensors among the data that are none of the observed ones."""
-    known = {id(value) for value in observed}
-    return tuple(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and id(value) not in known)
+    """Returns the tensors among the data of which none is observed, nor a view of it, such as an image in one row."""
+    known = {id(_root(value)) for value in observed}
+    data = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
+    return tuple(value for value in data if id(_root(value)) not in known)
+
+
+def _root(value: Any) -> Any:
+    return value if not torch.is_tensor(value) or value._base is None else value._base
 
 
 class AdversarialGame(Game):
@@ -211,3 +222,4 @@ class Adversarial(AdversarialGame):
                 f"{name_of(model)} draws {self.site!r} from a {type(family).__name__}, without a derivative: "
                 "take a Deterministic as its likelihood."
             )
+        self.rehearse(model, guide, *args, **kwargs)

@@ -73,7 +73,7 @@ class InverseMultiquadratic(_Radial):
         return constant / (constant + squares)
 
 
-def mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], counted: Tensor | None = None) -> Tensor:
     r"""Returns an unbiased estimate of the squared maximum mean discrepancy, which is negative at times.
 
     .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
@@ -85,9 +85,11 @@ def mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Ten
         x: Draws of one law, of shape (N, *event).
         y: Draws of the other, of shape (M, *event).
         kernel: From (N, D) and (M, D) to (N, M), such as ``GaussianKernel()``.
+        counted: Which of N pairs of rows count, booleans of shape (N,), where M is N; all of them if not given. If
+            fewer than two do, the discrepancy is 0.
 
     Raises:
-        ValueError: If there are fewer than two draws of one of them.
+        ValueError: If there are fewer than two draws of one of them, or ``counted`` has another shape.
 
     Example:
         >>> x = torch.tensor([[0.0], [2.0]])
@@ -97,9 +99,32 @@ def mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Ten
     if min(len(x), len(y)) < 2:
         raise ValueError(f"mmd needs at least two draws of each law, got {len(x)} and {len(y)}.")
     x, y = x.flatten(1), y.flatten(1)
+    if counted is not None:
+        return _mmd_of_some(x, y, kernel, counted)
 
     def within(draws: Tensor) -> Tensor:
         pairs = kernel(draws, draws)
         return (pairs.sum() - pairs.diagonal().sum()) / (len(draws) * (len(draws) - 1))
 
     return within(x) + within(y) - 2 * kernel(x, y).mean()
+
+
+def _mmd_of_some(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], counted: Tensor) -> Tensor:
+    """The same over some of the rows, by weights: choosing rows would ask the device for their number."""
+    if counted.shape != x.shape[:1] or counted.shape != y.shape[:1]:
+        shapes = f"{len(x)} and {len(y)} draws and counted of shape {tuple(counted.shape)}"
+        raise ValueError(f"counted must have one entry for each draw of both laws, got {shapes}.")
+    # What a row that does not count holds may be anything, and NaN times zero is NaN.
+    x, y = (torch.where(counted.unsqueeze(-1), draws, 0.0) for draws in (x, y))
+    weights = counted.to(x.dtype)
+    number = weights.sum()
+
+    def total(pairs: Tensor) -> Tensor:
+        return weights @ pairs @ weights
+
+    def within(draws: Tensor) -> Tensor:
+        pairs = kernel(draws, draws)
+        return (total(pairs) - weights @ pairs.diagonal()) / (number * (number - 1)).clamp(min=1)
+
+    discrepancy = within(x) + within(y) - 2 * total(kernel(x, y)) / (number**2).clamp(min=1)
+    return torch.where(number > 1, discrepancy, 0.0)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tarspyro.infer.base import Bound
-from tarspyro.infer.check import check_pair
-from tarspyro.infer.traces import Program
-from tarspyro.modules import Configurable
+from tarspyro.infer.traces import PairError, Program, check_pair
+from tarspyro.modules import Configurable, evaluating, preserved_rng
 
 Method = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -96,6 +96,32 @@ class Game(Configurable):
     def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
         """Raises a ``PairError`` unless the game can be played with the pair, before the first step."""
         check_pair(model, guide, *args, **kwargs)
+        self.rehearse(model, guide, *args, **kwargs)
+
+    def rehearse(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
+        """Computes the loss of every player once, so that errors come, and lazy layers have sizes, before a step.
+
+        Nothing else changes: neither parameters and statistics nor random states.
+
+        Raises:
+            PairError: If a player's loss does not run on the data.
+        """
+        of_model, of_guide = (
+            list[Tensor](half.parameters()) if isinstance(half, nn.Module) else [] for half in (model, guide)
+        )
+        # A penalty takes slopes, and what it takes them of may be no draw of the distributions.
+        with preserved_rng(), evaluating(model, guide, self), torch.enable_grad(), pyro.validation_enabled(False):
+            for player in self.players(of_model, of_guide):
+                try:
+                    player.loss.differentiable_loss(model, guide, *args, **kwargs)
+                except RuntimeError as error:
+                    if type(error) is not RuntimeError:
+                        raise  # no memory, or not implemented
+                    reason = str(error).partition("\n")[0]
+                    shapes = ", ".join(str(tuple(part.shape)) for part in args if torch.is_tensor(part))
+                    raise PairError(
+                        f"The loss of the {player.name} does not run on data of shape {shapes}: {reason}"
+                    ) from error
 
     def prepare(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Does what a loss does only once for a pair, before its step is recorded."""

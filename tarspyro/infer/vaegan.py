@@ -148,6 +148,7 @@ class VAEGAN(AdversarialGame):
             _ = family.mean
         except NotImplementedError:
             raise PairError(f"{name_of(model)}'s distribution of {self.site!r} has no mean to generate.") from None
+        self.rehearse(model, guide, *args, **kwargs)
 
     def prepare(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         view = self._view(model, 1.0)

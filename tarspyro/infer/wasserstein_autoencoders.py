@@ -10,22 +10,45 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_number, check_positive
-from tarspyro.infer.adversarial import AdversarialGame, Draws, conditions_of
+from tarspyro.infer.adversarial import AdversarialGame, conditions_of
 from tarspyro.infer.base import Bound
 from tarspyro.infer.check import check_pair
 from tarspyro.infer.discrepancy import InverseMultiquadratic, mmd
 from tarspyro.infer.divergences import Divergence
 from tarspyro.infer.games import Player
-from tarspyro.infer.traces import PairError, Program, log_prob, name_of, sample_sites, sum_of, trace_pair
+from tarspyro.infer.masks import both, counted_rows, observed_rows
+from tarspyro.infer.traces import (
+    PairError,
+    Program,
+    Site,
+    check_pair,
+    log_prob,
+    name_of,
+    sample_sites,
+    sum_of,
+    trace_pair,
+)
 from tarspyro.modules import evaluating, preserved_rng
 
 
 class _Codes(NamedTuple):
-    """Codes of a batch, as many draws of the prior, and what the model makes of the codes."""
+    """Codes of a batch, as many draws of the prior, and what the model makes of the codes.
 
-    encoded: Draws  # whose real values are the guide's
+    A row counts if neither half masks its latent variable, and something of it is observed.
+    """
+
+    site: Site
+    encoded: Tensor
     drawn: Tensor
+    counted: Tensor | None  # which rows do
+    conditions: tuple[Tensor, ...]  # the rest of the data, which no site observes
     reconstruction: Tensor  # log p(x | z), summed
+
+    def total(self, values: Tensor) -> Tensor:
+        """Adds up the rows that count, with the site's scale; of several numbers in a row the mean."""
+        rows = values if values.shape == (len(self.encoded),) else values.reshape(len(self.encoded), -1).mean(1)
+        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.counted)
+        return scaled.sum()
 
 
 def _codes(model: Program, guide: Program, latent: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Codes:
@@ -40,7 +63,8 @@ def _codes(model: Program, guide: Program, latent: str, args: Sequence[Any], kwa
     conditions = conditions_of((site["value"] for site in observed), args, kwargs)
     prior = sites[latent]["fn"]
     drawn = prior.rsample() if prior.has_rsample else prior.sample()
-    return _Codes(Draws(sites[latent], guided[latent]["value"], conditions), drawn, sum_of(terms))
+    counted = both(observed_rows(sites[latent], observed), counted_rows(guided[latent]))
+    return _Codes(sites[latent], guided[latent]["value"], drawn, counted, conditions, sum_of(terms))
 
 
 class AdversarialAutoencoder(AdversarialGame):
@@ -113,22 +137,23 @@ class AdversarialAutoencoder(AdversarialGame):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of telling draws of the prior from codes."""
         with torch.no_grad():
-            encoded, drawn, _ = _codes(model, guide, self.latent, args, kwargs)
-        return self.tell_apart(drawn, [encoded.real], encoded.conditions, encoded.total)
+            codes = _codes(model, guide, self.latent, args, kwargs)
+        return self.tell_apart(codes.drawn, [codes.encoded], codes.conditions, codes.total)
 
     def autoencoder_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the reconstruction term, and the loss of codes that do not pass for draws of the prior."""
-        encoded, _, reconstruction = _codes(model, guide, self.latent, args, kwargs)
-        codes = self.convince([encoded.real], encoded.conditions, encoded.total)
-        return self.weight * codes - reconstruction, {"reconstruction": reconstruction.detach()}
+        codes = _codes(model, guide, self.latent, args, kwargs)
+        unconvinced = self.convince([codes.encoded], codes.conditions, codes.total)
+        return self.weight * unconvinced - codes.reconstruction, {"reconstruction": codes.reconstruction.detach()}
 
     def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
         """Raises a ``PairError`` unless the halves match and the guide's codes have a derivative."""
         check_pair(model, guide, *args, **kwargs)
         with preserved_rng(), evaluating(model, guide):
             _codes(model, guide, self.latent, args, kwargs)
+        self.rehearse(model, guide, *args, **kwargs)
 
 
 class WAE(Bound):
@@ -140,7 +165,8 @@ class WAE(Bound):
     A loss with the interface of a bound, but no bound on log p(x). With a Normal likelihood of fixed scale s the first
     term is the squared error over 2 s^2, the cost of the paper. The estimate of the discrepancy is unbiased (``mmd``)
     and is multiplied by the number of data points, as all losses are; a batch of a single row has none, and counts
-    its reconstruction alone. The history has its mean, ``mmd``, and ``reconstruction``.
+    its reconstruction alone. Rows whose latent variable is masked, or all of whose observations are, are not there.
+    The history has the mean of the discrepancy, ``mmd``, and ``reconstruction``.
 
     Arguments:
         weight: The weight lambda, 10 in the paper for MNIST; may be scheduled.
@@ -183,11 +209,12 @@ class WAE(Bound):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and its terms, summed over the data points."""
-        encoded, drawn, reconstruction = _codes(model, guide, self.latent, args, kwargs)
-        terms, loss = {"reconstruction": reconstruction.detach()}, -reconstruction
-        if len(drawn) > 1:
-            count = encoded.total(torch.ones(len(drawn), device=drawn.device, dtype=drawn.dtype))
-            discrepancy = count * mmd(encoded.real, drawn, self.kernel)
+        codes = _codes(model, guide, self.latent, args, kwargs)
+        terms = {"reconstruction": codes.reconstruction.detach()}
+        loss = -codes.reconstruction
+        if len(codes.drawn) > 1:
+            count = codes.total(torch.ones_like(codes.drawn.flatten(1)[:, 0]))
+            discrepancy = count * mmd(codes.encoded, codes.drawn, self.kernel, codes.counted)
             terms["mmd"] = discrepancy.detach()
             loss = loss + self.weight * discrepancy
         return loss, terms

@@ -42,8 +42,8 @@ def event_ndims(network: nn.Module) -> int | None:
             continue
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
-                kernel: Any = layer.weight if ndims < 0 else None
-                return kernel.dim() - 1 if ndims < 0 else ndims
+                kernel: Any = layer.kernel_size if ndims < 0 else ()  # lazy layers have no weight yet
+                return len(kernel) + 1 if ndims < 0 else ndims
         return None
     return None
 

@@ -35,7 +35,7 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     size = math.prod(shape)
     features = _out_features(trunk)
     # Where the trunk does not tell its output size, the first call does.
-    linear = nn.LazyLinear(size) if features is None else initialize(nn.Linear(features, size))
+    linear = _LazyHead(size) if features is None else initialize(nn.Linear(features, size))
     layers = [nn.Flatten(), linear] if features is None else [linear]
     if len(shape) != 1:
         layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))
@@ -50,8 +50,23 @@ def forget_features(head: nn.Module) -> None:
     """
     for layer in head.modules():
         weight = getattr(layer, "weight", None)
-        if isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter):
+        if isinstance(layer, _LazyHead):
+            layer.forgets = True
+        elif isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter):
             nn.init.zeros_(weight)
+
+
+class _LazyHead(nn.LazyLinear):
+    """A linear layer that starts as every head does, once the first call has told it the number of features."""
+
+    forgets = False
+
+    def reset_parameters(self) -> None:
+        if self.has_uninitialized_params() or not self.in_features:
+            return
+        initialize(self)
+        if self.forgets:
+            nn.init.zeros_(self.weight)
 
 
 def _out_features(trunk: nn.Module) -> int | None:
