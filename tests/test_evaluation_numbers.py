@@ -1,12 +1,14 @@
 """Numbers of ``evaluate`` against truth: gaps, distances, imputation."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import distributions as td
 
-from tarspyro import evaluate
+from tarspyro import data, evaluate
 from tarspyro.distributions import (
     Beta,
     Chi2,
@@ -183,3 +185,57 @@ def test_gaps_refuse_what_cannot_be_made_again():
     for message, q in refused.items():
         with pytest.raises(PairError, match=message):
             evaluate.gaps(*pair(q), torch.zeros(3), num_steps=1)
+
+
+# Distances.
+
+GRID = torch.randint(0, 10, (300, 2), generator=torch.Generator().manual_seed(0))
+WIDER = torch.randint(0, 12, (300, 2), generator=torch.Generator().manual_seed(1))
+AS_FEATURES = {
+    "integers": lambda grid: grid,
+    "far away": lambda grid: grid.double() + 1e6 + 0.3,
+    "tenths": lambda grid: 0.1 * grid.double(),
+    "tenths in single precision": lambda grid: (0.1 * grid).float(),
+    "ninths, far away, in single precision": lambda grid: (grid / 9 + 100).float(),
+}
+
+
+@pytest.mark.parametrize("features", AS_FEATURES.values(), ids=AS_FEATURES)
+def test_ties_of_precision_and_recall_are_those_of_the_integers(features):
+    """On a grid most of the distances are equal to others, by matrix products only nearly."""
+
+    def share(x, y):
+        squares = (x[:, None] - x[None]).square().sum(-1)
+        radii = squares.kthvalue(4, dim=1).values
+        return ((y[:, None] - x[None]).square().sum(-1) <= radii).any(1).double().mean().item()
+
+    found = evaluate.precision_recall(features(GRID), features(WIDER))
+    assert 0.5 < share(GRID, WIDER) < 0.9
+    assert found == (share(GRID, WIDER), share(WIDER, GRID))
+
+
+def test_a_point_beside_a_neighbourhood_is_not_in_it():
+    data, samples = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.00001], [1.99999]])
+    assert evaluate.precision_recall(data, samples, k=1).precision == 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_numbers_far_from_the_origin_have_the_distances_that_they_have(offset):
+    """Every sum is exact here: the same numbers, moved."""
+    torch.manual_seed(0)
+    x, y = (torch.randint(-8, 8, (50, 20)).double() / 8 for _ in range(2))
+    moved, other = x + offset, y + offset
+    found = evaluate.parzen_log_likelihood(moved, other, scales=0.5).log_likelihood
+    torch.testing.assert_close(found, evaluate.parzen_log_likelihood(x, y, scales=0.5).log_likelihood)
+    assert evaluate.mode_coverage(moved, moved[:5], scale=1e-9) == (5, 0.1)
+    labels = (x[:, 0] > 0).long()
+    own = evaluate.knn_accuracy(moved, labels, moved + 1 / 64, labels, k=1)
+    assert own == 1.0
+
+
+def test_the_density_of_narrow_modes_is_exact():
+    modes = data.ring(100, scale=1e-3, seed=0)
+    at = modes.means.repeat(10, 1) + 1e-3  # more than 25 rows, from which on torch multiplies matrices
+    expected = -1.0 - math.log(len(modes.means) * 2 * math.pi * 1e-6)
+    # The points themselves are rounded, by 1e-4 of the scale.
+    torch.testing.assert_close(modes.log_prob(at), torch.full((len(at),), expected), rtol=0, atol=1e-3)

@@ -2,12 +2,14 @@
 
 __all__ = ["Coverage", "PrecisionRecall", "agreement", "frechet_distance", "mode_coverage", "precision_recall"]
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_numbers, check_number, check_positive, shown
+from tarspyro.evaluate.distances import distances
 
 # How many rows of a matrix of distances are in memory at once.
 _ROWS = 1000
@@ -65,7 +67,8 @@ def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionReca
     """Returns which share of samples lies among the data, and which share of the data lies among the samples.
 
     A point lies among others if it is no farther from one of them than that one's k-th nearest neighbour of its own
-    kind. Precision falls where samples are unlike data, recall where the samples leave some data out.
+    kind. Distances that differ by no more than the rounding of the features are equal, as on a grid. Precision falls
+    where samples are unlike data, recall where the samples leave some data out.
 
     Arguments:
         features: Features of shape (N, F), of real data (see ``frechet_distance``).
@@ -90,7 +93,8 @@ def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionReca
     x, y = _checked(features=features, others=others)
     if as_count("k", k, 0) not in range(1, min(len(x), len(y))):
         raise ValueError(f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1}, got {k}.")
-    return PrecisionRecall(_share_among(x, y, k), _share_among(y, x, k))
+    slack = _rounding(features, others)
+    return PrecisionRecall(_share_among(x, y, k, slack), _share_among(y, x, k, slack))
 
 
 def agreement(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -142,18 +146,26 @@ def mode_coverage(samples: Any, means: Any, scale: float, *, within: float = 3.0
     check_number("within", within, 0)
     at_least = as_count("at_least", at_least)
     x, centres = _checked(1, samples=samples, means=means)
-    distances, nearest = torch.cdist(x, centres).min(1)
-    near = distances <= within * scale
+    farness, nearest = distances(x, centres).min(1)
+    near = farness <= within * scale
     counts = nearest[near].bincount(minlength=len(centres))
     return Coverage(int((counts >= at_least).sum()), near.double().mean().item())
 
 
-def _share_among(x: Tensor, y: Tensor, k: int) -> float:
+def _share_among(x: Tensor, y: Tensor, k: int, slack: float) -> float:
     """The share of the rows of y that lie among those of x."""
     # A row is the nearest of its neighbours to itself.
-    radii = torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(_ROWS)])
-    among = torch.cat([(torch.cdist(part, x) <= radii).any(1) for part in y.split(_ROWS)])
+    radii = torch.cat([distances(part, x).kthvalue(k + 1, dim=1).values for part in x.split(_ROWS)])
+    among = torch.cat([(distances(part, x) <= radii + slack).any(1) for part in y.split(_ROWS)])
     return among.double().mean().item()
+
+
+def _rounding(*sets: Any) -> float:
+    """How far two distances may be apart that were equal before the numbers were rounded to their type."""
+    tensors = [as_numbers("features", rows) for rows in sets]
+    precision = max(torch.finfo(rows.dtype if rows.is_floating_point() else torch.float64).eps for rows in tensors)
+    largest = max(float(rows.abs().max()) for rows in tensors)
+    return 2 * precision * largest * math.sqrt(tensors[0].shape[1])
 
 
 def _checked(at_least: int = 2, **sets: Any) -> list[Tensor]:

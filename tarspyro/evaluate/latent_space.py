@@ -9,6 +9,7 @@ import torch
 
 from tarspyro.arguments import as_count, check_number
 from tarspyro.evaluate.codes import decode, embed
+from tarspyro.evaluate.distances import distances
 from tarspyro.infer.traces import Program
 from tarspyro.modules import preserved_rng
 
@@ -52,15 +53,11 @@ def nearest_neighbours(guide: Program, x: Any, among: Any, *, num: int = 5, site
     if as_count("num", num, 0) not in range(1, len(others) + 1):
         raise ValueError(f"num must lie between 1 and the number of data points, {len(others)}, got {num}.")
     first, second = (torch.as_tensor(part).flatten(1) for part in (codes, others))
-    # Without the expansion of the square, which would lose the digits of small distances.
-    found = [
-        torch.cdist(part, second, compute_mode="donot_use_mm_for_euclid_dist").topk(num, largest=False)
-        for part in first.split(100)
-    ]
-    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    found = [distances(part, second).topk(num, largest=False) for part in first.split(100)]
+    values, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
     if isinstance(codes, np.ndarray):
-        return Neighbours(indices.numpy(), distances.numpy())
-    return Neighbours(indices, distances)
+        return Neighbours(indices.numpy(), values.numpy())
+    return Neighbours(indices, values)
 
 
 def arithmetic(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_numbers, check_positive
+from tarspyro.evaluate.distances import distances
 
 # How many data points meet all samples at once.
 _ROWS = 100
@@ -90,7 +91,7 @@ def _log_densities(windows: Tensor, points: Tensor, scales: Sequence[float]) -> 
         raise ValueError(f"data must have {windows.shape[1]} numbers in a row as samples have, got {points.shape[1]}.")
     size, parts = windows.shape[1], []
     for part in points.split(_ROWS):
-        squares = torch.cdist(part, windows.to(part.device)).square()
+        squares = distances(part, windows.to(part.device)).square()
         parts.append(
             torch.stack(
                 [
