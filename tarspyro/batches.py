@@ -1,6 +1,6 @@
 """Data as the arguments of a program, in batches."""
 
-__all__ = ["Batches", "as_arguments", "binarized", "count_rows", "each"]
+__all__ = ["Batches", "as_arguments", "as_float", "as_type", "binarized", "count_rows", "each"]
 
 import inspect
 import itertools
@@ -19,19 +19,24 @@ from tarspyro.data import Sequences, Split
 from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import check_program, name_of
 from tarspyro.processes import Processes
+from tarspyro.programs import type_of
 
 Arguments = tuple[Any, ...]  # tensors, and None for what is not observed
 _PART = (Tensor, np.ndarray, type(None))
 
 
-def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
+def as_arguments(data: Any, program: Callable[..., Any], *others: Callable[..., Any]) -> Arguments | None:
     """Returns in-memory data as the tensors that the program takes, in its order; None for loaders and streams.
+
+    Real numbers, booleans and bytes get the type of the parameters. Functions without networks get real numbers as
+    they are. Integers stay integers.
 
     Arguments:
         data: A tensor or array; a tuple of them, in the program's order, with None for what is not observed; a mapping
             from the names of the program's arguments; a ``Split`` or ``Sequences``, of which the program gets the parts
             (x, y, lengths) that it names; or a ``TensorDataset``.
         program: The model or guide that will be called.
+        others: What will be called with the same data, such as the other half.
 
     Raises:
         ValueError: If the parts differ in length, or are more than the program takes, or it lacks one of the names.
@@ -56,7 +61,8 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
         return None
     else:
         raise ValueError(f"data must be tensors, arrays, a data set or an iterable of batches, got {shown(data)}.")
-    arguments = each(_as_numbers, parts)
+    dtype = type_of(program, *others)
+    arguments = each(lambda part: as_type(as_numbers("data", part), dtype), parts)
     shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
     if () in shapes:
         raise ValueError("data has no rows: a part of it is a single number.")
@@ -66,11 +72,6 @@ def as_arguments(data: Any, program: Callable[..., Any]) -> Arguments | None:
         raise ValueError("data is empty: it has no rows.")
     check_count(arguments, program)
     return arguments
-
-
-def _as_numbers(part: Any) -> Tensor:
-    """A part of the data as a tensor of real numbers, pixels and double precision in torch's default type."""
-    return as_float(as_numbers("data", part))
 
 
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:
@@ -115,10 +116,34 @@ def positional_names(program: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
-def as_float(tensor: Tensor) -> Tensor:
-    """Double precision, NumPy's default, and the types of pixels become torch's default; labels stay integers."""
-    pixels = (torch.float64, torch.bool, torch.uint8)
-    return tensor.to(torch.get_default_dtype()) if tensor.dtype in pixels else tensor
+def as_float(tensor: Tensor, *programs: Any) -> Tensor:
+    """Returns numbers in the type that programs compute in, see ``as_type``.
+
+    Arguments:
+        tensor: The numbers.
+        programs: Modules or functions. If there are none, booleans, bytes and double precision, NumPy's default, become
+            torch's default.
+    """
+    if not programs and tensor.dtype is torch.float64:
+        return tensor.to(torch.get_default_dtype())
+    return as_type(tensor, type_of(*programs))
+
+
+def as_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Returns real numbers, booleans and bytes in a type; other integers stay, as they are labels.
+
+    Without a type real numbers keep their own, and booleans and bytes get torch's default.
+
+    Example:
+        >>> double, byte = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.uint8)
+        >>> as_type(double, torch.float32).dtype, as_type(byte, None).dtype, as_type(double, None).dtype
+        (torch.float32, torch.float32, torch.float64)
+    """
+    if tensor.is_floating_point():
+        return tensor if dtype is None else tensor.to(dtype)
+    if tensor.dtype in (torch.bool, torch.uint8):
+        return tensor.to(dtype or torch.get_default_dtype())
+    return tensor
 
 
 def binarized(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -187,6 +212,7 @@ class Batches:
         program: The model that will be called.
         batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
         device: Where the batches are.
+        others: What will be called with the same data, such as the guide.
         shuffle: Whether each epoch has another order (loaders keep their own).
         binarize: Whether to draw the pixels of the first part anew for every batch.
         pixel_seed: Draw the same pixels in every epoch instead, whatever else draws random numbers meanwhile.
@@ -205,6 +231,7 @@ class Batches:
         batch_size: int,
         device: torch.device,
         *,
+        others: Sequence[Callable[..., Any]] = (),
         shuffle: bool = True,
         binarize: bool = False,
         pixel_seed: int | None = None,
@@ -212,9 +239,10 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         self.pixel_seed, self._pixels = pixel_seed, None if pixel_seed is None else torch.Generator(device)
-        self.program, self.device, self.binarize = program, device, binarize
+        self.program, self.dtype = program, type_of(program, *others)
+        self.device, self.binarize = device, binarize
         batch_size = as_count("batch_size", batch_size)
-        arguments = as_arguments(data, program)
+        arguments = as_arguments(data, program, *others)
         if binarize and arguments is not None:
             check_binarizable(arguments[0])
         self.tensors = None if arguments is None else each(lambda part: part.to(device), arguments)
@@ -307,7 +335,11 @@ class Batches:
         if isinstance(batch, Mapping):
             parts = _in_order(batch, positional_names(self.program))
         check_count(parts, self.program)
-        return each(lambda part: _as_numbers(part).to(self.device, non_blocking=True), parts)
+
+        def moved(part: Any) -> Tensor:
+            return as_type(as_numbers("data", part), self.dtype).to(self.device, non_blocking=True)
+
+        return each(moved, parts)
 
     def _prepare(self, arguments: Arguments) -> Arguments:
         if not self.binarize:

@@ -19,15 +19,19 @@ from tarspyro.runs import History, Run, RunError, States, set_states
 
 
 class Means:
-    """Means over the data points of an epoch; not every player of a game moves in every step."""
+    """Means over the data points of an epoch, in single precision or better.
+
+    Not every player of a game moves in every step.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor], rows: int) -> None:
-        """Adds what is summed over so many rows."""
+        """Adds what is summed over so many data points."""
         for name, value in values.items():
+            value = value.to(torch.promote_types(value.dtype, torch.float32))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.rows[name] = self.rows.get(name, 0) + rows
 
@@ -37,7 +41,7 @@ class Means:
         self.rows.clear()
 
     def read(self, processes: Processes) -> dict[str, float]:
-        """Returns the means over the rows of all processes."""
+        """Returns the means over the data points of all processes."""
         if not self.sums:
             return {}
         rows = torch.tensor(list(self.rows.values()), dtype=torch.float64)
@@ -56,6 +60,8 @@ class Progress:
         position: Batches done in the epoch that is under way.
         seconds: What they took.
         epochs_since_best: Epochs since the best one.
+        judged_under: The scheduled values that epochs must share to be compared.
+        stage: How often these have changed.
         skipped: Steps of this epoch that were left out, as their loss or gradient was not finite.
         skipped_in_a_row: The last ones of them.
         below: For how many moves in a row the losses of players were below their floors.
@@ -68,6 +74,8 @@ class Progress:
     position: int = 0
     seconds: float = 0.0
     epochs_since_best: int = 0
+    judged_under: dict[str, float] = field(default_factory=dict)
+    stage: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     below: dict[str, int] = field(default_factory=dict)

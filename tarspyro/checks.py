@@ -20,6 +20,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Bernoulli, Delta, Independent, MaskedDistribution
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -30,7 +37,7 @@ from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError, Program, check_program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
-_HALVES = (torch.bfloat16, torch.float16)
+_JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
 class InputError(ValueError):
@@ -119,12 +126,23 @@ def check_training(
 
     Raises:
         TypeError: If one is of another kind.
+        ValueError: If ``autocast`` is a type in which gradients vanish.
     """
     check_program("model", model)
     if guide is not None:
         check_program("guide", guide)
     if loss is not None and (isinstance(loss, type) or not callable(loss) and not hasattr(loss, "loss_and_grads")):
         raise TypeError(f"loss must be a bound or a game, such as ELBO(), got {shown(loss)}.")
+    if isinstance(loss, _JITTED):
+        name = type(loss).__name__
+        raise TypeError(
+            f"loss is a {name}, which torch compiles by a way of its own: take pyro.infer.{name.removeprefix('Jit')}() "
+            "as it is, or tarspyro.infer.ELBO() with compile=True."
+        )
+    if isinstance(loss, TraceTailAdaptive_ELBO):
+        raise TypeError(
+            "loss is a TraceTailAdaptive_ELBO, which has gradients and no value: take tarspyro.infer.Renyi(0.5)."
+        )
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be the class of one, such as torch.optim.Adam, got {shown(optimizer)}.")
     named = {"optimizer_options": optimizer_options, "schedules": schedules, "settings": settings}
@@ -134,8 +152,13 @@ def check_training(
     for name, schedule in (schedules or {}).items():
         if not callable(schedule):
             raise TypeError(f"schedules[{name!r}] must be a function of the step, got {shown(schedule)}.")
-    if autocast is not None and (not isinstance(autocast, torch.dtype) or autocast not in _HALVES):
-        raise TypeError(f"autocast must be torch.bfloat16 or torch.float16, got {shown(autocast)}.")
+    if autocast is torch.float16:
+        raise ValueError(
+            "autocast must be torch.bfloat16, got torch.float16, in which gradients below 6e-8 are zero: bfloat16 has "
+            "the range of float32."
+        )
+    if autocast is not None and autocast is not torch.bfloat16:
+        raise TypeError(f"autocast must be torch.bfloat16, got {shown(autocast)}.")
 
 
 def check_binarizable(part: Tensor | None) -> None:

@@ -88,6 +88,11 @@ class Declared:
             self.tensors[name].data.copy_(value)
 
 
+def rank(row: Mapping[str, float]) -> tuple[Any, Any]:
+    """What epochs are ordered by: the newest values of the schedules first, and under the same ones the objective."""
+    return row.get("stage", 0), row.get("objective")
+
+
 def get_states(halves: Mapping[str, Any]) -> States:
     """Returns copies of the halves' parameters and buffers, on the CPU."""
     return {
@@ -220,7 +225,7 @@ class Run:
             rows = [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
         except (ValueError, RecursionError) as error:
             raise self._corrupted("metrics.jsonl", error) from error
-        if not all(isinstance(row, dict) and isinstance(row.get("objective"), (int, float)) for row in rows):
+        if not all(isinstance(row, dict) and all(isinstance(n, (int, float)) for n in rank(row)) for row in rows):
             raise self._corrupted("metrics.jsonl", "a line is not that of an epoch")
         return rows
 
@@ -364,6 +369,6 @@ def load_run(folder: str | Path, which: str = "best", *, model: Any = None, guid
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{folder}: the {which} weights do not fit the model and the guide ({reason}).") from error
-    objective = [row["objective"] for row in history.rows]
-    history.best_epoch = 1 + objective.index(max(objective)) if objective else 0
+    ranks = [rank(row) for row in history.rows]
+    history.best_epoch = 1 + ranks.index(max(ranks)) if ranks else 0
     return LoadedRun(halves["model"], halves["guide"], config, history)

@@ -12,25 +12,40 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from tarspyro.batches import Arguments, Batches, count_rows
+from tarspyro.batches import Arguments, Batches
 from tarspyro.checkpoints import Checkpoints, Means, Progress
 from tarspyro.checks import CollapseError, NonFiniteError, check_trained
-from tarspyro.infer import Compiled, Player
+from tarspyro.counts import Counts, rows_of
+from tarspyro.infer import Compiled, PairError, Player
 from tarspyro.infer.recording import tensors_of
 from tarspyro.interrupts import Interrupts
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.modules import StochasticModule, evaluating, preserved_rng
 from tarspyro.processes import ProcessError, Processes
-from tarspyro.runs import History, Run, RunError, get_states
+from tarspyro.runs import History, Run, RunError, get_states, rank
 from tarspyro.watch import Watch
 
 
 def is_differentiable(loss: Any) -> bool:
     """Whether the loss is a tensor to differentiate; some of Pyro's bounds only fill in the gradients themselves."""
     return hasattr(loss, "differentiable_loss") or not hasattr(loss, "loss_and_grads")
+
+
+def _registering(name: str, half: Any) -> Any:
+    """A half for bounds that find parameters in Pyro's store alone: networks that are no programs are put there."""
+    if not isinstance(half, nn.Module) or isinstance(half, (StochasticModule, PyroModule)):
+        return half
+
+    def registering(*args: Any, **kwargs: Any) -> Any:
+        pyro.module(name, half)
+        return half(*args, **kwargs)
+
+    return registering
 
 
 class Trainer:
@@ -43,8 +58,7 @@ class Trainer:
         schedules: See ``fit``.
         clip_norm: See ``fit``.
         clip_value: See ``fit``.
-        data_size: How many data points a loss stands for, if not the rows of its batch.
-        held_out_size: The same of held-out data.
+        count: Returns how many data points a batch holds, and how many its loss stands for; its rows if not given.
         autocast: See ``fit``.
         on_nonfinite: See ``fit``.
         checkpoint_steps: See ``fit``.
@@ -63,8 +77,7 @@ class Trainer:
         schedules: Mapping[str, Callable[[int], float]],
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        data_size: int | None = None,
-        held_out_size: int | None = None,
+        count: Callable[[Arguments], Counts] = rows_of,
         autocast: torch.dtype | None = None,
         on_nonfinite: str = "stop",
         checkpoint_steps: int | None = None,
@@ -74,10 +87,13 @@ class Trainer:
         callback: Callable[[dict[str, float]], Any] | None = None,
     ) -> None:
         self.callback = callback
-        self.data_size, self.held_out_size, self.autocast = data_size, held_out_size, autocast
+        self.autocast = autocast
         # Beside the halves there may be "params", which functions declared, and "loss", a game's networks.
         self.halves, self.model, self.guide = halves, halves["model"], halves["guide"]
+        self.count = count
+        self._registered = [_registering(name, halves[name]) for name in ("model", "guide")]
         self.loss, self.players = loss, players
+        self._values: dict[str, float] = {}  # what the schedules said last
         self.schedules = {name: (self._setter(name), schedule) for name, schedule in schedules.items()}
         self.clip_norm, self.clip_value, self.on_nonfinite = clip_norm, clip_value, on_nonfinite
         self.checkpoint_steps, self.processes = checkpoint_steps, processes or Processes()
@@ -158,12 +174,11 @@ class Trainer:
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
 
     def _train_epoch(self, batches: Batches, bar: Any) -> dict[str, float]:
-        for half in self._modules():
-            half.train()
         now = self.progress
         start = time.perf_counter() - now.seconds
         for arguments, rows in self._epoch(batches):
-            self.means.add(self.step(arguments, rows), rows)
+            counts = self._count(arguments, rows)
+            self.means.add(self.step(arguments, counts), counts.held)
             now.position += 1
             now.seconds = time.perf_counter() - start
             bar.update()
@@ -206,29 +221,35 @@ class Trainer:
             return ""
         return f"; {self.run.folder} holds {self.checkpoints.saved or 'no step yet'}: go on with resume=True"
 
-    def step(self, arguments: Arguments, rows: int | None = None) -> dict[str, Tensor]:
-        """One step; returns the losses and their terms, per data point times the rows, on the device.
+    def _count(self, arguments: Arguments, rows: int) -> Counts:
+        """The counts of a batch, of which all rows count, or none in a process that has no share of it."""
+        counts = self.count(arguments)
+        return counts if rows else counts._replace(held=0)
+
+    def step(self, arguments: Arguments, counts: Counts | None = None) -> dict[str, Tensor]:
+        """One step; returns the losses and their terms, per data point times those held, on the device.
 
         Arguments:
             arguments: The batch, or this process's share of it.
-            rows: How many of its rows count, if not all of them.
+            counts: How many data points it holds, and how many the loss stands for, if they are known.
         """
         self._follow_schedules(self.progress.step)
+        counts = self.count(arguments) if counts is None else counts
         values: dict[str, Tensor] = {}
         for player, optimizer in self.players:
             if player.moves(self.progress.step):
-                values |= self._move(player, optimizer, arguments, count_rows(arguments) if rows is None else rows)
+                values |= self._move(player, optimizer, arguments, counts)
         self.progress.step += 1
         return values
 
     def _follow_schedules(self, step: int) -> None:
-        for assign, schedule in self.schedules.values():
-            assign(schedule(step))
+        for name, (assign, schedule) in self.schedules.items():
+            self._values[name] = schedule(step)
+            assign(self._values[name])
 
-    def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments, rows: int) -> dict[str, Tensor]:
+    def _move(self, player: Player, optimizer: Optimizer, arguments: Arguments, counts: Counts) -> dict[str, Tensor]:
         """One player changes its parameters once."""
-        tensors, loss_of = tensors_of(arguments), player.loss
-        size = self.data_size or len(tensors[0])
+        tensors, loss_of, size = tensors_of(arguments), player.loss, counts.meant
         shapes = str([tuple(tensor.shape) for tensor in tensors])
         known = self.progress.shapes.setdefault(player.name, [])
         new_shape, updated = shapes not in known, False
@@ -254,28 +275,32 @@ class Trainer:
                     self._check_trained(player, loss)
                 (loss / size).backward(inputs=getattr(_original(loss_of), "parameters", None))
             else:
-                loss, terms = torch.tensor(loss_of.loss_and_grads(self.model, self.guide, *arguments)), {}
+                loss, terms = _numbers(loss_of.loss_and_grads(*self._registered, *arguments), player.parameters[0])
+                if not known and not player.gradients:
+                    raise PairError(
+                        f"{type(loss_of).__name__} has no gradient of any parameter: take tarspyro.infer.ELBO()."
+                    )
                 torch._foreach_div_(player.gradients, size)
         if new_shape:
             known.append(shapes)
-        mean = self._averaged(player, loss.detach() / size, rows)
+        mean = self._averaged(player, _precise(loss) / size, counts.held)
         norm = None if updated else player.gradient_norm()
         if not self.watch.note(player, mean, norm, arguments, noise):
             optimizer.zero_grad()
             return {}
         if norm is not None:
             self._update(player, optimizer, norm)
-        values = _by_rows({_named(player, "loss"): loss.detach(), **terms}, rows, size)
+        values = _of_held({_named(player, "loss"): loss, **terms}, counts)
         if player.name and norm is not None:  # where several pull, the balance of forces tells more than their losses
-            values[_named(player, "gradient")] = norm * rows
+            values[_named(player, "gradient")] = norm * counts.held
         return values
 
-    def _averaged(self, player: Player, mean: Tensor, rows: int) -> Tensor:
+    def _averaged(self, player: Player, mean: Tensor, held: int) -> Tensor:
         """Makes the gradients, and a loss, those of all processes; and learns whether one of them shall stop."""
         if self.processes.size == 1:
             return mean
         asked = self._interrupts is not None and self._interrupts.received is not None
-        mean, asked_by = self.processes.average(player.parameters, torch.stack([mean, mean.new_tensor(asked)]), rows)
+        mean, asked_by = self.processes.average(player.parameters, torch.stack([mean, mean.new_tensor(asked)]), held)
         self._agreed = self._agreed or bool(asked_by > 0)
         return mean
 
@@ -296,6 +321,13 @@ class Trainer:
         compute = getattr(bound, "differentiable_loss", bound)
         return compute(self.model, self.guide, *arguments), {}
 
+    def _judge_loss(self, player: Player, arguments: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
+        bound: Any = _original(player.loss)
+        if not isinstance(bound, ELBO) or hasattr(bound, "loss_and_terms"):
+            return self._evaluate_loss(bound, arguments)
+        # The differentiable loss of some of Pyro's bounds fails where nothing requires gradients.
+        return _numbers(bound.loss(*self._registered, *arguments), player.parameters[0])
+
     def _check_trained(self, player: Player, loss: Tensor) -> None:
         everyone = [p for other, _ in self.players for p in other.parameters] if player.name else None
         unreached = check_trained(loss, player.parameters, list(self.halves.values()), everyone)
@@ -311,43 +343,56 @@ class Trainer:
         means = Means()
         with preserved_rng(seed=0), evaluating(*self.halves.values()):
             for arguments, rows in held_out.epoch(self.checkpoints.order):
+                counts = self._count(arguments, rows)
                 values: dict[str, Tensor] = {}
                 for player, _ in self.players:
-                    if is_differentiable(player.loss):
-                        loss, terms = self._evaluate_loss(player.loss, arguments)
-                    else:
-                        loss, terms = torch.tensor(player.loss.loss(self.model, self.guide, *arguments)), {}
-                    values |= {_named(player, "loss"): loss.detach(), **terms}
-                means.add(_by_rows(values, rows, self.held_out_size or count_rows(arguments)), rows)
+                    loss, terms = self._judge_loss(player, arguments)
+                    values |= {_named(player, "loss"): loss, **terms}
+                means.add(_of_held(values, counts), counts.held)
         return means.read(self.processes)
 
     def _finish_epoch(self, row: dict[str, float], states: dict[str, dict[str, Tensor]]) -> None:
         """Notes the epoch, keeps its weights if they are the best, and writes the checkpoint."""
-        # With an annealed weight the losses of different epochs are not comparable, the bound itself is.
-        annealed = "beta" in self.schedules and "elbo" in row
         prefix = "validation_" if "validation_loss" in row else ""
+        now = self.progress
+        of_loss, of_pair = self._scheduled()
         if "loss" not in row:  # no loss of a game tells which of its weights are the best: the last ones are taken
             row["objective"] = float(row["epoch"])
+        elif of_loss and "elbo" in row:  # the bound itself stays what it is
+            row["objective"], of_loss = row[f"{prefix}elbo"], {}
         else:
-            row["objective"] = row[f"{prefix}elbo"] if annealed else -row[f"{prefix}loss"]
+            row["objective"] = -row[f"{prefix}loss"]
         if math.isnan(row["objective"]):
             row["objective"] = -math.inf  # never the best
-        best = max((earlier["objective"] for earlier in self.history.rows), default=-math.inf)
-        now = self.progress
+        # Under other values of a schedule the objective is another one: what follows is not compared with what was.
+        changed, now.judged_under = now.judged_under != of_loss | of_pair, of_loss | of_pair
+        if now.judged_under:
+            row["stage"] = now.stage = now.stage + changed
+        best = max((rank(earlier) for earlier in self.history.rows), default=(0, -math.inf))
         now.epoch, now.position, now.seconds, now.skipped = now.epoch + 1, 0, 0.0, 0
         self.means.clear()
         self.history.rows.append(row)
         self.history.states["last"] = states
         now.epochs_since_best += 1
-        if row["objective"] > best or "best" not in self.history.states:
+        if rank(row) > best or "best" not in self.history.states:
             now.epochs_since_best, self.history.best_epoch = 0, now.epoch
             self.history.states["best"] = states
         self.watch.keep_good(states)
         self.checkpoints.save(now, self.means, states, best=now.epochs_since_best == 0)
 
+    def _scheduled(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What schedules said in the last step: of the loss's attributes, and of the pair's fixed parameters."""
+        values = {name: float(value) for name, value in self._values.items() if not self._rated(name)}
+        of_loss = {name: value for name, value in values.items() if hasattr(_original(self.loss), name)}
+        return of_loss, {name: value for name, value in values.items() if name not in of_loss}
+
+    def _rated(self, name: str) -> list[Optimizer]:
+        """The optimizers whose learning rate a schedule is of."""
+        return [optimizer for player, optimizer in self.players if name in ("lr", _named(player, "lr"))]
+
     def _setter(self, name: str) -> Callable[[float], None]:
         """Returns what assigns a scheduled value."""
-        rated = [optimizer for player, optimizer in self.players if name in ("lr", _named(player, "lr"))]
+        rated = self._rated(name)
         if rated:
 
             def set_rate(value: float) -> None:
@@ -383,9 +428,24 @@ def _with_elbo(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"elbo": terms["reconstruction"] - terms["kl"], **terms} if {"reconstruction", "kl"} <= set(terms) else terms
 
 
-def _by_rows(values: dict[str, Tensor], rows: int, size: int) -> dict[str, Tensor]:
-    """What is summed over so many data points as if it were summed over the rows."""
-    return values if size == rows else {name: value * rows / size for name, value in values.items()}
+def _precise(value: Tensor) -> Tensor:
+    """A number to write down, in single precision or better."""
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _of_held(values: dict[str, Tensor], counts: Counts) -> dict[str, Tensor]:
+    """What is summed over the data points that are meant as if it were summed over those held."""
+    precise = {name: _precise(value) for name, value in values.items()}
+    if counts.held == counts.meant:
+        return precise
+    return {name: value * counts.held / counts.meant for name, value in precise.items()}
+
+
+def _numbers(losses: Any, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a bound of Pyro's returns that fills in gradients itself: a loss, or the model's and the guide's."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    loss, *others = torch.as_tensor(losses, dtype=dtype, device=like.device).reshape(-1)
+    return loss, dict(zip(("guide_loss",), others, strict=False))
 
 
 def _original(loss: Any) -> Any:

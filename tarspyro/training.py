@@ -3,6 +3,7 @@
 __all__ = ["fit"]
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,20 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from tarspyro.arguments import as_count, check_choice, check_positive, shown
-from tarspyro.batches import Batches, count_rows
+from tarspyro.batches import Batches
 from tarspyro.checks import check_inputs, check_training
 from tarspyro.config import describe, describe_pair
+from tarspyro.counts import Counter
 from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
-from tarspyro.infer.recording import tensors_of
-from tarspyro.infer.traces import no_guide, trace_pair
+from tarspyro.infer.traces import name_of, no_guide, trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
+from tarspyro.nn import GaussianNoise
 from tarspyro.optimizers import make_optimizer
 from tarspyro.processes import Processes, join
 from tarspyro.runs import Declared, History, Run
 from tarspyro.trainer import Trainer, is_differentiable
+
+_MODAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, GaussianNoise)
 
 
 def fit(
@@ -66,8 +70,13 @@ def fit(
 
     The loss is divided by the number of data points that it stands for, so that learning rates, clipping and the
     numbers of the history are per data point: the rows of the batch, or N where the model's plate makes the batch a
-    subsample of N, ``pyro.plate("data", N, subsample=x)``; plates side by side count together. Pyro's global parameter
-    store is not touched.
+    subsample of N, ``pyro.plate("data", N, subsample=x)``; plates side by side count together. Every batch counts for
+    what it holds, the last short one of an epoch and a process's share included. Pyro's global parameter store is not
+    touched.
+
+    Modules stay in the mode that they are in: one that is in evaluation mode, such as a frozen network with batch
+    normalization, keeps its statistics; a warning says so of a whole half. Real numbers, bytes and booleans of the
+    data get the type of the parameters, so that a pair in double precision trains in it.
 
     A game, such as ``tarspyro.infer.Adversarial``, has several players, which move in turn in every step, each with an
     optimizer of its own parameters. None of their losses tells which weights are the best, so the last ones are.
@@ -86,7 +95,8 @@ def fit(
         data: Tensors or arrays (kept on the device), a mapping by argument name, a ``Split`` or ``Sequences``, a torch
             ``Dataset``, or an iterable of batches such as a ``DataLoader`` or ``Sequences.batches``; or a stream, an
             iterator of batches of any sizes, single rows too, which may never end (see ``steps_per_epoch``).
-        loss: Any bound, ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``; or a game.
+        loss: Any bound, ``tarspyro.infer.ELBO()`` if not given, or one of ``pyro.infer``; or a game. Those of Pyro that
+            torch compiles, such as ``JitTrace_ELBO``, and ``TraceTailAdaptive_ELBO``, which has no value, are refused.
         optimizer: The class of a torch optimizer, for all parameters together, or all of a player.
         optimizer_options: Its options, such as ``{"lr": 1e-4}``; the learning rate is 1e-3 if not given. Under the name
             of a player, others for its own: ``{"lr": 2e-4, "discriminator": {"lr": 1e-4}}``.
@@ -101,7 +111,9 @@ def fit(
             probabilities. Held-out pixels are drawn once.
         schedules: Functions of the step (0, 1, ...): ``"lr"`` for the learning rate, ``"generator_lr"`` for a player's,
             any other name for an attribute of the loss such as ``"beta"``, or else for a fixed parameter such as
-            ``"temperature"`` in the pair.
+            ``"temperature"`` in the pair. Losses under different values are not comparable: the best epoch is then
+            judged by the elbo, if the schedule is of the loss and the history has one, and else it is the best among
+            those with the last values.
         clip_norm: The largest norm of the whole gradient, or of a player's (applied first).
         clip_value: The largest absolute value of a gradient's entry.
         patience: Stop after so many epochs without a better objective.
@@ -191,6 +203,7 @@ def fit(
             stack.enter_context(local_parameters())
         stack.enter_context(pyro.validation_enabled(False))
         common: dict[str, Any] = {
+            "others": [guide],
             "batch_size": batch_size,
             "device": device,
             "binarize": binarize,
@@ -204,6 +217,7 @@ def fit(
             check_inputs(model, guide, held_out.first(), None if binarize else held_out.tensors)
         with pyro.validation_enabled(True):
             (loss.check if isinstance(loss, Game) else check_pair)(model, guide, *first)
+        _warn_of_modes(halves)
         own, declared = _parameters(model, guide, first)
         if declared.tensors:
             halves["params"] = declared
@@ -216,10 +230,9 @@ def fit(
             loss,
             list(zip(players, _optimizers(players, optimizer, optimizer_options or {}), strict=True)),
             schedules=schedules or {},
+            count=Counter(model, guide),
             clip_norm=clip_norm,
             clip_value=clip_value,
-            data_size=_data_size(model, guide, first),
-            held_out_size=None if held_out is None else _data_size(model, guide, held_out.first()),
             autocast=autocast,
             on_nonfinite=on_nonfinite,
             checkpoint_steps=checkpoint_steps,
@@ -263,6 +276,17 @@ def _check_arguments(
         raise TypeError(f"folder must be the path of a run folder, got {shown(folder)}.")
     if resume and folder is None:
         raise ValueError(f"resume={resume!r} needs the folder of the run to go on with, folder=...")
+
+
+def _warn_of_modes(halves: Mapping[str, Any]) -> None:
+    """Says that a half as a whole is in evaluation mode, where that makes a difference: perhaps it was forgotten."""
+    for name, half in halves.items():
+        if isinstance(half, nn.Module) and not half.training and any(isinstance(m, _MODAL) for m in half.modules()):
+            warnings.warn(
+                f"The {name}, {name_of(half)}, is in evaluation mode and stays in it: its dropout and batch "
+                "normalization rest. Call its method train() before fit if they should not.",
+                stacklevel=3,
+            )
 
 
 def _players(loss: Any, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
@@ -321,27 +345,6 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[tuple
         [parameter for key, parameter in trained.items() if key in in_guide],
     )
     return halves, Declared(declared)
-
-
-def _data_size(model: Any, guide: Any, arguments: Sequence[Any]) -> int | None:
-    """How many data points a loss stands for, where that is not the rows of the batch's first part; else None.
-
-    N, where a plate makes the batch a subsample of N; and the sum over plates that stand side by side, such as those of
-    data points with labels and of others without.
-    """
-    with preserved_rng(), evaluating(model, guide):
-        sites: Any = trace_pair(model, guide, arguments, {})[0].nodes.values()
-    rows, tensors = count_rows(arguments), tensors_of(arguments)
-    lengths = {len(part) for part in tensors}
-    frames = {f.name: f for site in sites for f in site.get("cond_indep_stack", ()) if f.size in lengths}
-    first = [f for f in frames.values() if f.size == rows]
-    subsampled = [f for f in first if f.size < (f.full_size or f.size)]
-    if not first:
-        return None
-    chosen = (subsampled or first)[0]
-    beside = [f for f in frames.values() if f.dim == chosen.dim] if len(tensors) > 1 else [chosen]
-    size = sum(f.full_size or f.size for f in beside)
-    return None if size == rows else size
 
 
 def _describe_loss(loss: Any) -> Any:
