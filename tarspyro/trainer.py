@@ -323,10 +323,10 @@ class Trainer:
 
     def _judge_loss(self, player: Player, arguments: Arguments) -> tuple[Tensor, dict[str, Tensor]]:
         bound: Any = _original(player.loss)
-        if not isinstance(bound, ELBO) or hasattr(bound, "loss_and_terms"):
-            return self._evaluate_loss(bound, arguments)
-        # The differentiable loss of some of Pyro's bounds fails where nothing requires gradients.
-        return _numbers(bound.loss(*self._registered, *arguments), player.parameters[0])
+        of_pyro = isinstance(bound, ELBO) and not hasattr(bound, "loss_and_terms")
+        if of_pyro:  # the differentiable loss of some of them fails where nothing requires gradients
+            return _numbers(bound.loss(*self._registered, *arguments), player.parameters[0])
+        return self._evaluate_loss(bound, arguments)
 
     def _check_trained(self, player: Player, loss: Tensor) -> None:
         everyone = [p for other, _ in self.players for p in other.parameters] if player.name else None

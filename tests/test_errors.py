@@ -205,7 +205,7 @@ CASES = {
 X, Y = data.digits().train.x[:8].round(), data.digits().train.y[:8]
 PUBLIC = (tarspyro, tarspyro.distributions, tarspyro.infer, tarspyro.nn)
 NAMES = {name: getattr(module, name) for module in PUBLIC for name in module.__all__}
-NAMES |= {"math": math, "dist": dist, "torch": torch, "nn": torch.nn}
+NAMES |= {"math": math, "dist": dist, "torch": torch, "nn": torch.nn, "pyro": pyro}
 
 
 def sentence(call):

@@ -15,9 +15,16 @@ import pyro
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError
@@ -26,7 +33,8 @@ from tarspyro.modules import local_parameters, preserved_rng
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 # Where a read-back happens is the last line of the program before these packages take over.
-_MACHINERY = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, __file__))
+_MACHINERY = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, contextlib.__file__))
+_LIBRARY = str(Path(__file__).parents[1])
 
 
 class RecordingError(RuntimeError):
@@ -135,12 +143,65 @@ def _graph(
 ) -> GraphModule:
     with preserved_rng(), local_parameters(), pyro.validation_enabled(False), torch.enable_grad(), _kept(buffers):
         try:
-            tracer = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True, pre_dispatch=pre_dispatch)
-            return tracer(*(value.detach() for value in inputs))
+            # Without symbols for what only values tell: there is no graph of it that a compiler could take.
+            fake = FakeTensorMode(allow_non_fake_inputs=True)
+            values = [fake.from_tensor(value.detach(), static_shapes=True) for value in inputs]
+            tracer = make_fx(_unread(function), tracing_mode="fake", pre_dispatch=pre_dispatch)
+            return tracer(*values)
         except PairError:
             raise
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever a program says of tensors without values
             raise RecordingError(_where(error)) from error
+
+
+def _unread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function during whose run no value is read, not even of what is known, such as a parameter: it may change."""
+
+    def run(*inputs: Tensor) -> Any:
+        reads = _NoReads()
+        with _NoCopies(), reads:
+            results = function(*inputs)
+        if reads.met is not None:  # and the program has caught it
+            raise reads.met
+        return results
+
+    return run
+
+
+class _Read(RuntimeError):
+    """A value was read back."""
+
+
+_READS = (_Read, DataDependentOutputException, DynamicOutputShapeException)
+
+
+class _NoReads(TorchDispatchMode):
+    """Refuses operations whose result is a Python value, or whose shape only values tell."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.met: Exception | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            if torch.Tag.data_dependent_output in func.tags:
+                raise _Read
+            return func(*args, **(kwargs or {}))
+        except _READS as error:
+            self.met = error
+            raise
+
+
+class _NoCopies(TorchFunctionMode):
+    """Refuses what takes values out of tensors without an operation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _COPIES:
+            raise _Read
+        return func(*args, **(kwargs or {}))
+
+
+_COPIES = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
 
 
 @contextlib.contextmanager
@@ -309,12 +370,18 @@ def _work(graph: GraphModule) -> int:
     return sum(number for name, number in counts.items() if any(kind in name for kind in kinds))
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Says in one sentence which line of the program cannot be recorded."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)]
-    own = [frame for frame in frames if not frame.filename.startswith(_MACHINERY) and frame.filename != "<string>"]
+    chain = [error]
+    while chain[-1].__cause__ is not None:  # a module may have said it in its own words
+        chain.append(chain[-1].__cause__)
+    frames = [frame for one in chain for frame in traceback.extract_tb(one.__traceback__)]
+    others = [frame for frame in frames if not frame.filename.startswith((*_MACHINERY, "<"))]
+    own = [frame for frame in others if not frame.filename.startswith(_LIBRARY)] or others
+    reads = any(isinstance(one, _READS) for one in chain)
+    reason = " ".join(str(chain[-1]).partition("\n")[0].split())
     if not own:
-        return f"The program cannot be recorded: {error}"
+        return "The program reads a value back." if reads else f"The program cannot be recorded: {reason}"
     frame = own[-1]
-    reason = "reads a value back" if "DataDependent" in type(error).__name__ else f"cannot be recorded ({error})"
-    return f"{Path(frame.filename).name}, line {frame.lineno}, {reason}: {frame.line}"
+    what = "reads a value back" if reads else f"cannot be recorded ({reason})"
+    return f"{Path(frame.filename).name}, line {frame.lineno}, {what}: {frame.line}"
