@@ -131,7 +131,8 @@ def fit(
         progress: Whether to show a progress bar.
         compile: Whether to compile the steps, see ``Compiled``, which also makes the steps that are slower when
             compiled go on as they were. It takes from ten seconds to a minute; a line says after how many steps it
-            has paid. On a GPU a step, the optimizer's part included, is then one CUDA graph.
+            has paid. On a GPU a step, the optimizer's part included, is then one CUDA graph. A program that reads
+            values back goes on eagerly, with a warning that names the line.
         autocast: The type in which networks compute while they train, such as ``torch.bfloat16``. Parameters, draws,
             densities and evaluations stay as they are.
         on_nonfinite: What to do when a loss or a gradient is not finite: ``"stop"``, or ``"skip"`` the step, with a
@@ -224,7 +225,7 @@ def fit(
         players = _players(loss, *own)
         if compile and not isinstance(loss, Compiled):
             report = tqdm.write if progress else None
-            players = [replace(player, loss=Compiled(player.loss, report=report)) for player in players]
+            players = [replace(player, loss=Compiled(player.loss, fallback=True, report=report)) for player in players]
         trainer = Trainer(
             halves,
             loss,

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -20,9 +20,12 @@ from tarspyro.infer.capture import Captured
 from tarspyro.infer.gradients import with_gradients
 from tarspyro.infer.recording import Recording, RecordingError, record, tensors_of
 from tarspyro.infer.traces import Program, name_of
+from tarspyro.programs import modules_of
 
 _TRIALS = 5  # steps of each kind that tell which is faster
+_MOST_VALUES = 4  # of the same attributes for which steps are compiled
 _PLAIN = (bool, int, float, str, type(None))
+_TYPES = frozenset(_PLAIN)
 
 
 class Compiled(Bound):
@@ -37,7 +40,10 @@ class Compiled(Bound):
 
     Arrays that the pair reads, its parameters, statistics and fixed parameters, are inputs of the graph, and so is the
     ``beta`` of ``ELBO``: changes take effect. Numbers and branches of Python are parts of it. Another shape, another
-    mode (``train`` or ``eval``), another attribute of the bound or a replaced parameter makes another recording.
+    mode (``train`` or ``eval``), a parameter that is replaced, frozen or unfrozen (``requires_grad``), another number
+    among the attributes of a module, of the bound or of a bound inside it makes another recording. Such a number that
+    changes from step to step, as a schedule's, would make one at every step: steps run eagerly, with a warning, until
+    it has stayed the same for a few of them.
 
     Arguments:
         bound: Any bound of ``tarspyro.infer``, or a subclass.
@@ -91,8 +97,10 @@ class Compiled(Bound):
         self.original, self.backend, self.choose, self.fallback = bound, backend, choose, fallback
         self.capture, self.report = capture, report
         self.last_compilation: float | None = None  # seconds
-        self._inputs: dict[str, Tensor] = {}
+        self._inputs: dict[Any, dict[str, Tensor]] = {}  # by device and type
         self._plans: dict[Any, _Plan] = {}
+        self._moving: dict[Any, _Moving] = {}
+        self._warned = False
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -150,31 +158,79 @@ class Compiled(Bound):
 
     def _plan(self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "_Plan":
         """How steps of this kind run: with these programs, shapes and attributes of the bound."""
-        bound, settings, device = self.original, self.original.settings, _device(args)
+        bound, settings, device, dtype = self.original, self.original.settings, _device(args), _dtype(args)
+        inputs = self._inputs.setdefault((device, dtype), {})
         for name in bound.adjustable:
             value = getattr(settings, name)
-            if name not in self._inputs:
-                self._inputs[name] = torch.tensor(float(value), device=device)
-            self._inputs[name].fill_(value)
-        attributes = [
-            (name, repr(value) if isinstance(value, _PLAIN) else id(value))
-            for name, value in vars(settings).items()
-            if name not in self._inputs and name[0] != "_"
-        ]
+            if name not in inputs:
+                inputs[name] = torch.tensor(float(value), device=device, dtype=dtype)
+            inputs[name].fill_(value)
         described = [(v.shape, v.dtype, v.device) if torch.is_tensor(v) else repr(v) for v in (*args, *kwargs.values())]
         cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        states = [_state(program) for program in (model, guide, *bound.programs)]
-        key = (model, guide, *described, *kwargs, *attributes, cast, *states)
+        programs = [list(_modules(program)) for program in (model, guide, *bound.programs)]
+        states = [tuple(_state(module) for module in modules) for modules in programs]
+        numbers = [number for modules in programs for module in modules for number in _numbers(module)]
+        kind = (model, guide, *described, *kwargs, cast, *states)
+        values = (*_attributes_of(settings, bound.adjustable), *numbers)
+        key = kind, values
+        if kind not in self._moving:
+            self._moving[kind] = _Moving(_Plan(self, model, guide, kwargs, inputs).give_up())
+        moving = self._moving[kind]
+        moving.note(values)
+        if key not in self._plans and not moving.steady:
+            if moving.restless and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{', '.join(moving.changed)} changes from step to step, and a compiled step holds its value: "
+                    f"{name_of(model)} goes on eagerly while it does.",
+                    stacklevel=4,
+                )
+            return moving.eager
         if key not in self._plans or self._plans[key].outdated():
-            self._plans[key] = _Plan(self, model, guide, kwargs)
+            moving.plans += key not in self._plans
+            self._plans[key] = _Plan(self, model, guide, kwargs, inputs)
         return self._plans[key]
+
+
+class _Moving:
+    """The attributes that a step of one kind holds: whether they are the same for long enough to compile it."""
+
+    def __init__(self, eager: "_Plan") -> None:
+        self.eager, self.plans = eager, 0
+        self.values: tuple[tuple[str, Any], ...] | None = None
+        self.calls = 0  # in a row with these values
+        self.restless = False  # whether two values in a row were those of a single step
+        self.changed: list[str] = []
+
+    def note(self, values: tuple[tuple[str, Any], ...]) -> None:
+        """Notes the values of a step."""
+        if values == self.values:
+            self.calls, self.restless = self.calls + 1, False
+            return
+        if self.values is not None:
+            before = dict.fromkeys(self.values)
+            self.changed = list(dict.fromkeys(name for name, value in values if (name, value) not in before))
+            self.restless = self.calls == 1
+        self.values, self.calls = values, 1
+
+    @property
+    def steady(self) -> bool:
+        """Whether a step with the newest values is worth a plan."""
+        return not self.plans or (self.calls > _TRIALS and self.plans < _MOST_VALUES)
 
 
 class _Plan:
     """Steps of one kind: eager at first, then compiled, then whichever was faster."""
 
-    def __init__(self, owner: Compiled, model: Program, guide: Program, kwargs: Mapping[str, Any]) -> None:
-        self.owner, self.halves, self.kwargs = owner, (model, guide), kwargs
+    def __init__(
+        self,
+        owner: Compiled,
+        model: Program,
+        guide: Program,
+        kwargs: Mapping[str, Any],
+        inputs: Mapping[str, Tensor],
+    ) -> None:
+        self.owner, self.halves, self.kwargs, self.inputs = owner, (model, guide), kwargs, inputs
         self.names: dict[str, int] = {}  # what the step reads from Pyro's store, and which tensors these were
         self.recording: Recording | None = None
         self.function: Callable[..., Any] | None = None
@@ -184,17 +240,29 @@ class _Plan:
         self.calls = self.compiled_calls = 0
         self.spent = 0.0
         self.captured: Captured | None = None
+        self.modes: list[tuple[nn.Module, bool]] = []  # of the modules that ran, wherever the step has them from
+        self.frozen: list[tuple[Tensor, bool]] = []  # whether what it holds required no gradients
 
     @property
     def parameters(self) -> list[Tensor]:
         """What the gradients belong to."""
         return [] if self.recording is None else self.recording.parameters
 
+    def give_up(self) -> "_Plan":
+        """Goes on eagerly; returns the plan."""
+        self.given_up = True
+        return self
+
     def outdated(self) -> bool:
-        """Whether Pyro's store has other parameters than when the step was recorded, or none, under its names."""
-        if self.recording is None or not self.names:
+        """Whether what the step was recorded with is another now: parameters in Pyro's store, modes, what is frozen."""
+        if self.recording is None:
             return False
-        return _stored(self.names) != self.names
+        return (
+            any(module.training != training for module, training in self.modes)
+            or any(tensor.requires_grad == frozen for tensor, frozen in self.frozen)
+            or bool(self.names)
+            and _stored(self.names) != self.names
+        )
 
     def ready(self, args: Sequence[Any]) -> bool:
         """Whether this step runs compiled; compiles it when its time has come."""
@@ -275,14 +343,14 @@ class _Plan:
 
     def _scale(self, scale: float, args: Sequence[Any]) -> Tensor:
         if scale not in self.scales:
-            self.scales[scale] = torch.full((), scale, device=_device(args))
+            self.scales[scale] = torch.full((), scale, device=_device(args), dtype=_dtype(args))
         return self.scales[scale]
 
     def _compile(self, args: Sequence[Any]) -> None:
-        bound, owner = self.owner.original, self.owner
+        bound, owner, inputs = self.owner.original, self.owner, self.inputs
 
         def step(scale: Tensor, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            with _attributes(bound.settings, owner._inputs):
+            with _attributes(bound.settings, inputs):
                 loss, terms = bound.loss_and_terms(*self.halves, *args, **self.kwargs)
             return loss * scale, {"loss": loss, **terms}
 
@@ -291,13 +359,15 @@ class _Plan:
         programs = (*self.halves, *bound.programs)
         buffers = [buffer for program in programs for module in _modules(program) for buffer in module.buffers(False)]
         scale = self._scale(1.0, args)
-        self.recording = record(step, (scale, *args), buffers=buffers, parameters=bound.parameters)
+        with _noting_modes() as self.modes:
+            self.recording = record(step, (scale, *args), buffers=buffers, parameters=bound.parameters)
+        self.frozen = [(tensor, not tensor.requires_grad) for tensor in self.recording.held]
         nodes = len(self.recording.graph.graph.nodes)
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(args))
         self._report(f"compiling the step for data of shape {shapes}: {nodes} operations ...")
         try:
-            inputs = [scale, *tensors_of(args), *self.recording.held]
-            self.function = _built(self.recording.graph, inputs, owner.backend)
+            examples = [scale, *tensors_of(args), *self.recording.held]
+            self.function = _built(self.recording.graph, examples, owner.backend)
         except Exception as error:  # whatever a compiler fails with, training goes on without
             self._give_up(f"The step cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}).")
         owner.last_compilation = time.perf_counter() - start
@@ -308,7 +378,7 @@ class _Plan:
             self.owner.report(line)
 
     def _give_up(self, reason: str) -> None:
-        self.given_up = True
+        self.give_up()
         warnings.warn(f"{reason} {name_of(self.halves[0])} goes on eagerly.", stacklevel=5)
 
 
@@ -326,24 +396,75 @@ def _device(args: Sequence[Any]) -> torch.device:
     return next((value.device for value in args if torch.is_tensor(value)), torch.device("cpu"))
 
 
+def _dtype(args: Sequence[Any]) -> torch.dtype:
+    """The type of numbers that meet the data: double precision stays double."""
+    double = any(value.dtype is torch.float64 for value in args if torch.is_tensor(value))
+    return torch.float64 if double else torch.get_default_dtype()
+
+
 def _stored(names: Iterable[str]) -> dict[str, int]:
     """Which tensors Pyro's store has under some names."""
     stored = dict(pyro.get_param_store().named_parameters())
     return {name: id(stored[name]) for name in names if name in stored}
 
 
-def _state(program: Program) -> tuple[Any, ...]:
-    """The mode of every module of a program, and which tensors it holds."""
-    return tuple(
-        (module.training, *map(id, module._parameters.values()), *map(id, module._buffers.values()))
-        for module in _modules(program)
-    )
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """The mode of a module, which tensors it holds, and which of them are trained."""
+    parameters, buffers = module._parameters, module._buffers
+    if not parameters and not buffers:
+        return (module.training,)
+    trained = [parameter is not None and parameter.requires_grad for parameter in parameters.values()]
+    return module.training, *map(id, parameters.values()), *trained, *map(id, buffers.values())
 
 
-def _modules(program: Program) -> Iterable[nn.Module]:
-    """The modules of a program that is one, or a method of one."""
-    owner = getattr(program, "__self__", program)
-    return owner.modules() if isinstance(owner, nn.Module) else ()
+def _numbers(module: nn.Module) -> list[tuple[str, Any]]:
+    """The numbers and words among the attributes of a module, but for its mode."""
+    plain = [(name, value) for name, value in vars(module).items() if type(value) in _TYPES]
+    return [(name, value) for name, value in plain if name[0] != "_" and name != "training"]
+
+
+def _attributes_of(settings: Any, adjustable: Collection[str]) -> list[tuple[str, Any]]:
+    """What a loss holds besides what may change at every step: of bounds inside it their own, as far as they are."""
+    return [
+        (name, _frozen(value, adjustable))
+        for name, value in vars(settings).items()
+        if name[0] != "_" and name != "constructor_arguments" and name not in adjustable
+    ]
+
+
+def _frozen(value: Any, adjustable: Collection[str]) -> Any:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_frozen(part, adjustable) for part in value)
+    if isinstance(value, dict):
+        return dict, *((name, _frozen(part, adjustable)) for name, part in value.items())
+    if isinstance(value, (Bound, nn.Module)):
+        return id(value), *_attributes_of(value, adjustable)
+    return id(value)
+
+
+def _modules(program: Program) -> Iterator[nn.Module]:
+    """All modules of a program: its own, or those that a function reads."""
+    for module in modules_of(program):
+        yield from module.modules()
+
+
+@contextlib.contextmanager
+def _noting_modes() -> Iterator[list[tuple[nn.Module, bool]]]:
+    """Gives a list, in which afterwards are the modules that ran inside, and their modes."""
+    ran: dict[int, nn.Module] = {}
+    modes: list[tuple[nn.Module, bool]] = []
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        ran[id(module)] = module
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield modes
+    finally:
+        handle.remove()
+        modes += [(module, module.training) for module in ran.values()]
 
 
 @contextlib.contextmanager
