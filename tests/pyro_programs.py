@@ -28,9 +28,7 @@ class Pair(NamedTuple):
     model: Callable
     guide: Callable
     args: tuple
-    evidence: Callable | None = (
-        None  # log p(x), times the scale of a data point; or that and its standard error
-    )
+    evidence: Callable | None = None  # log p(x), times the scale of a data point; or that and its standard error
     modules: tuple = ()
 
 
@@ -80,12 +78,8 @@ class VAE(nn.Module):
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", x.shape[0]):
-            z = pyro.sample(
-                "latent", dist.Normal(x.new_zeros(len(x), 2), x.new_ones(len(x), 2)).to_event(1)
-            )
-            pyro.sample(
-                "obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.reshape(-1, 5)
-            )
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(len(x), 2), x.new_ones(len(x), 2)).to_event(1))
+            pyro.sample("obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.reshape(-1, 5))
 
     def guide(self, x):
         pyro.module("encoder", self.encoder)
@@ -150,9 +144,7 @@ class M2(nn.Module):
     def model(self, xs, ys=None):
         pyro.module("m2", self)
         with pyro.plate("data"):
-            z = pyro.sample(
-                "z", dist.Normal(xs.new_zeros(len(xs), 2), xs.new_ones(len(xs), 2)).to_event(1)
-            )
+            z = pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 2), xs.new_ones(len(xs), 2)).to_event(1))
             ys = pyro.sample("y", dist.OneHotCategorical(xs.new_ones(len(xs), 3) / 3), obs=ys)
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(joined(z, ys))).to_event(1), obs=xs)
 
@@ -245,9 +237,7 @@ class DeepMarkovModel(nn.Module):
         with pyro.plate("z_minibatch", len(sequences)):
             for t in pyro.markov(range(1, sequences.shape[1] + 1)):
                 with poutine.scale(scale=annealing):
-                    z = self.draw(
-                        f"z_{t}", dist.Normal(*halves(self.transition(z))), mask[:, t - 1]
-                    )
+                    z = self.draw(f"z_{t}", dist.Normal(*halves(self.transition(z))), mask[:, t - 1])
                 law = dist.Bernoulli(logits=self.emitter(z))
                 self.draw(f"obs_x_{t}", law, mask[:, t - 1], sequences[:, t - 1])
 
@@ -263,9 +253,7 @@ class DeepMarkovModel(nn.Module):
             for t in pyro.markov(range(1, steps + 1)):
                 features = joined(states[:, t - 1], z)
                 with poutine.scale(scale=annealing):
-                    z = self.draw(
-                        f"z_{t}", dist.Normal(*halves(self.combiner(features))), mask[:, t - 1]
-                    )
+                    z = self.draw(f"z_{t}", dist.Normal(*halves(self.combiner(features))), mask[:, t - 1])
 
     def log_likelihood(self, sequences, lengths):
         """By filtering on a grid of states."""
@@ -296,9 +284,7 @@ class HiddenMarkovModel:
     states, tones = 3, 2
 
     def priors(self):
-        probs_x = pyro.sample(
-            "probs_x", dist.Dirichlet(0.9 * torch.eye(self.states) + 0.1).to_event(1)
-        )
+        probs_x = pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(self.states) + 0.1).to_event(1))
         law = dist.Beta(0.8, 0.9).expand([self.states, self.tones]).to_event(2)
         return probs_x, pyro.sample("probs_y", law)
 
@@ -308,13 +294,9 @@ class HiddenMarkovModel:
         for i in pyro.plate("sequences", len(sequences)):
             x = 0
             for t in pyro.markov(range(int(lengths[i]))):
-                x = pyro.sample(
-                    f"x_{i}_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
-                )
+                x = pyro.sample(f"x_{i}_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"})
                 with tones:
-                    pyro.sample(
-                        f"y_{i}_{t}", dist.Bernoulli(probs_y[x.squeeze(-1)]), obs=sequences[i, t]
-                    )
+                    pyro.sample(f"y_{i}_{t}", dist.Bernoulli(probs_y[x.squeeze(-1)]), obs=sequences[i, t])
 
     def batched(self, sequences, lengths, batch_size=None, probs=None):
         probs_x, probs_y = self.priors() if probs is None else probs()
@@ -324,9 +306,7 @@ class HiddenMarkovModel:
             x = 0
             for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths).unsqueeze(-1)):
-                    x = pyro.sample(
-                        f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
-                    )
+                    x = pyro.sample(f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"})
                     with tones:
                         pyro.sample(
                             f"y_{t}",
@@ -361,9 +341,7 @@ def hidden_markov_model(form="batched", batch_size=None):
     model = functools.partial(HiddenMarkovModel().batched, batch_size=batch_size)
     if form == "one by one":
         model = HiddenMarkovModel().one_by_one
-    guide = AutoDelta(
-        poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_"))
-    )
+    guide = AutoDelta(poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_")))
     return Pair(model, guide, chords())
 
 
@@ -393,9 +371,7 @@ class AttendInferRepeat(nn.Module):
 
     def object_at(self, where, what):
         """An object on the line of pixels."""
-        return softplus(self.decode(what)) * torch.exp(
-            -((torch.arange(self.pixels) - 2.0 - where) ** 2)
-        )
+        return softplus(self.decode(what)) * torch.exp(-((torch.arange(self.pixels) - 2.0 - where) ** 2))
 
     def model(self, data, batch_size=None):
         pyro.module("decode", self.decode)
@@ -404,9 +380,7 @@ class AttendInferRepeat(nn.Module):
             image, present = torch.zeros_like(batch), batch.new_ones(len(batch), 1)
             for t in range(self.steps):
                 present = pyro.sample(f"z_pres_{t}", dist.Bernoulli(0.5 * present).to_event(1))
-                standard = (
-                    dist.Normal(batch.new_zeros(len(batch), 1), 1.0).mask(present).to_event(1)
-                )
+                standard = dist.Normal(batch.new_zeros(len(batch), 1), 1.0).mask(present).to_event(1)
                 where = pyro.sample(f"z_where_{t}", standard)
                 what = pyro.sample(f"z_what_{t}", standard)
                 image = image + self.object_at(where, what) * present
@@ -463,9 +437,7 @@ class AttendInferRepeat(nn.Module):
 
 def attend_infer_repeat(batch_size=None):
     air, data = AttendInferRepeat(), 0.5 * normal(6, 5).abs()
-    model, guide = (
-        functools.partial(half, batch_size=batch_size) for half in (air.model, air.guide)
-    )
+    model, guide = (functools.partial(half, batch_size=batch_size) for half in (air.model, air.guide))
     return Pair(model, guide, (data,), lambda: air.log_likelihood(data), (air,))
 
 
@@ -477,17 +449,10 @@ class SparseGammaDEF:
 
     def __init__(self, x, widths=(2, 2, 1), shape=1.0, rate=1.0):
         self.x, self.shape, self.rate = x, shape, rate
-        self.layers = dict(
-            zip(("top", "mid", "bottom"), itertools.pairwise((*widths, x.shape[1])), strict=True)
-        )
+        self.layers = dict(zip(("top", "mid", "bottom"), itertools.pairwise((*widths, x.shape[1])), strict=True))
         rows, columns = x.sum(1) / x.sum(1).mean(), x.mean(0) / 2
-        self.start = {
-            f"z_{name}": torch.ones(len(x), inputs) for name, (inputs, _) in self.layers.items()
-        }
-        self.start |= {
-            f"w_{name}": torch.ones(inputs * outputs)
-            for name, (inputs, outputs) in self.layers.items()
-        }
+        self.start = {f"z_{name}": torch.ones(len(x), inputs) for name, (inputs, _) in self.layers.items()}
+        self.start |= {f"w_{name}": torch.ones(inputs * outputs) for name, (inputs, outputs) in self.layers.items()}
         inputs = self.layers["bottom"][0]
         self.start["z_bottom"] = (2 * rows).unsqueeze(1).repeat(1, inputs)
         self.start["w_bottom"] = (columns + 0.1).repeat(inputs) / inputs
@@ -498,18 +463,12 @@ class SparseGammaDEF:
             with pyro.plate(f"w_{name}_plate", inputs * outputs):
                 w = pyro.sample(f"w_{name}", dist.Gamma(self.shape, self.rate))
                 # A plate of particles comes first, if there is one.
-                weights[name] = (
-                    w.reshape(inputs, outputs) if w.dim() == 1 else w.reshape(-1, inputs, outputs)
-                )
+                weights[name] = w.reshape(inputs, outputs) if w.dim() == 1 else w.reshape(-1, inputs, outputs)
         with pyro.plate("data", len(x)):
             law = dist.Gamma(x.new_tensor(self.shape), self.rate).expand([self.layers["top"][0]])
             z = pyro.sample("z_top", law.to_event(1))
-            z = pyro.sample(
-                "z_mid", dist.Gamma(self.shape, self.rate / (z @ weights["top"])).to_event(1)
-            )
-            z = pyro.sample(
-                "z_bottom", dist.Gamma(self.shape, self.rate / (z @ weights["mid"])).to_event(1)
-            )
+            z = pyro.sample("z_mid", dist.Gamma(self.shape, self.rate / (z @ weights["top"])).to_event(1))
+            z = pyro.sample("z_bottom", dist.Gamma(self.shape, self.rate / (z @ weights["mid"])).to_event(1))
             pyro.sample("obs", dist.Poisson(z @ weights["bottom"]).to_event(1), obs=x)
 
     def guide(self, x):
@@ -582,9 +541,7 @@ def sparse_gamma_def(kind="custom"):
     elif kind == "EasyGuide":
         guide = DEFGuide(family)
     else:
-        guide = auto[kind](
-            family.model, init_loc_fn=init_to_value(values=family.start), init_scale=0.5
-        )
+        guide = auto[kind](family.model, init_loc_fn=init_to_value(values=family.start), init_scale=0.5)
     return Pair(family.model, guide, (x,), family.log_likelihood)
 
 
@@ -608,12 +565,8 @@ def latent_dirichlet_allocation(batch_size=None):
                 pyro.sample("doc_words", dist.Categorical(topic_words[topic]), obs=data[:, rows])
 
     def guide(predictor, data):
-        weights = pyro.param(
-            "weights_q", lambda: torch.ones(topics), constraint=constraints.positive
-        )
-        word_q = pyro.param(
-            "words_q", lambda: torch.ones(topics, words), constraint=constraints.greater_than(0.5)
-        )
+        weights = pyro.param("weights_q", lambda: torch.ones(topics), constraint=constraints.positive)
+        word_q = pyro.param("words_q", lambda: torch.ones(topics, words), constraint=constraints.greater_than(0.5))
         with pyro.plate("topics", topics):
             pyro.sample("topic_weights", dist.Gamma(weights, 1.0))
             pyro.sample("topic_words", dist.Dirichlet(word_q))
@@ -631,9 +584,7 @@ class ProdLDA(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(self.words, 6), nn.Softplus(), nn.Dropout(0.2), nn.Linear(6, 4)
-        )
+        self.encoder = nn.Sequential(nn.Linear(self.words, 6), nn.Softplus(), nn.Dropout(0.2), nn.Linear(6, 4))
         self.encoder_norm = nn.BatchNorm1d(4, affine=False)
         self.decoder = nn.Sequential(
             nn.Dropout(0.2),
@@ -661,9 +612,7 @@ class ProdLDA(nn.Module):
 
     def log_likelihood(self, docs):
         z, cell = grid(2)
-        law = dist.Multinomial(
-            int(docs.sum(-1).max()), softmax(self.decoder(softmax(z, -1)), -1).unsqueeze(1)
-        )
+        law = dist.Multinomial(int(docs.sum(-1).max()), softmax(self.decoder(softmax(z, -1)), -1).unsqueeze(1))
         return log_integral(standard_normal(z).unsqueeze(1) + law.log_prob(docs), cell).sum()
 
 
@@ -717,18 +666,14 @@ class SCANVI(nn.Module):
         )
         gate_logits, mu = self.x_decoder(z2).chunk(2, -1)
         logits = (total * softmax(mu, -1) + 5e-3).log() - (theta + 5e-3).log()
-        return dist.ZeroInflatedNegativeBinomial(
-            gate_logits=gate_logits, total_count=theta, logits=logits
-        ).to_event(1)
+        return dist.ZeroInflatedNegativeBinomial(gate_logits=gate_logits, total_count=theta, logits=logits).to_event(1)
 
     def model(self, x, y=None):
         pyro.module("scanvi", self)
         with pyro.plate("batch", len(x)), poutine.scale(scale=self.scale):
             z1 = pyro.sample("z1", dist.Normal(0, x.new_ones(1)).to_event(1))
             y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(self.labels)), obs=y)
-            z2 = pyro.sample(
-                "z2", dist.Normal(*halves(in_rows(self.z2_decoder, z1, y))).to_event(1)
-            )
+            z2 = pyro.sample("z2", dist.Normal(*halves(in_rows(self.z2_decoder, z1, y))).to_event(1))
             total = pyro.sample("l", dist.LogNormal(1.0, 0.5 * x.new_ones(1)).to_event(1))
             with poutine.scale(scale=self.part):
                 pyro.sample("x", self.law_of_counts(z2, total), obs=x)
@@ -752,30 +697,22 @@ class SCANVI(nn.Module):
         labels = torch.eye(self.labels)[:, None]
         loc, scale = halves(in_rows(self.z2_decoder, z.expand(self.labels, len(z), 1), labels))
         moves = dist.Normal(loc, scale).log_prob(z[:, 0])  # [labels, values of z1, values of z2]
-        z2 = (standard_normal(z).unsqueeze(-1) + moves).logsumexp(
-            1
-        ) + cell  # [labels, values of z2]
+        z2 = (standard_normal(z).unsqueeze(-1) + moves).logsumexp(1) + cell  # [labels, values of z2]
         noise = z  # of the logarithm of l
         law = self.law_of_counts(z[:, None, None], (1.0 + 0.5 * noise).exp()[None, :, None])
-        log_x = (standard_normal(noise)[None, :, None] + law.log_prob(x)).logsumexp(
-            1
-        ) + cell  # [values of z2, rows]
+        log_x = (standard_normal(noise)[None, :, None] + law.log_prob(x)).logsumexp(1) + cell  # [values of z2, rows]
         return (z2.unsqueeze(-1) + log_x).logsumexp(1) + cell - math.log(self.labels)
 
 
 def cells():
-    x = torch.tensor(
-        [[3.0, 0, 1, 0], [0, 5, 0, 1], [1, 1, 2, 0], [0, 0, 4, 1], [2, 0, 0, 0], [1, 3, 0, 0]]
-    )
+    x = torch.tensor([[3.0, 0, 1, 0], [0, 5, 0, 1], [1, 1, 2, 0], [0, 0, 4, 1], [2, 0, 0, 0], [1, 3, 0, 0]])
     return x, torch.eye(2)[torch.arange(6) % 2]
 
 
 def scanvi_unlabelled(part=1.0):
     scanvi, (x, _) = SCANVI(part=part), cells()
     guide = config_enumerate(scanvi.guide, "parallel", expand=True)
-    return Pair(
-        scanvi.model, guide, (x,), lambda: scanvi.log_joint(x).logsumexp(0).sum() / 24, (scanvi,)
-    )
+    return Pair(scanvi.model, guide, (x,), lambda: scanvi.log_joint(x).logsumexp(0).sum() / 24, (scanvi,))
 
 
 def scanvi_labelled():
@@ -826,24 +763,15 @@ def gaussian_mixture_full_guide():
         with poutine.block(hide_types=["param"]):
             components(data)
         with pyro.plate("data", len(data)):
-            probs = pyro.param(
-                "probs", lambda: torch.ones(len(data), 2) / 2, constraint=constraints.simplex
-            )
+            probs = pyro.param("probs", lambda: torch.ones(len(data), 2) / 2, constraint=constraints.simplex)
             pyro.sample("assignment", dist.Categorical(probs))
 
     def evidence():
         """Log p(x, parameters): what a point of them is weighed by."""
         weights, scale, locs = (components(data)[name] for name in ("weights", "scale", "locs"))
-        prior = dist.Dirichlet(0.5 * torch.ones(2)).log_prob(weights) + dist.LogNormal(
-            0.0, 2.0
-        ).log_prob(scale)
+        prior = dist.Dirichlet(0.5 * torch.ones(2)).log_prob(weights) + dist.LogNormal(0.0, 2.0).log_prob(scale)
         prior = prior + dist.Normal(0.0, 10.0).log_prob(locs).sum()
-        return (
-            prior
-            + (weights.log() + dist.Normal(locs, scale).log_prob(data.unsqueeze(-1)))
-            .logsumexp(-1)
-            .sum()
-        )
+        return prior + (weights.log() + dist.Normal(locs, scale).log_prob(data.unsqueeze(-1))).logsumexp(-1).sum()
 
     return Pair(mixture, guide, (data,), evidence)
 
@@ -877,9 +805,7 @@ def bayesian_regression():
     def evidence():
         sigma = (torch.arange(5000) + 0.5) / 500
         covariance = x @ x.T + 100.0
-        return gaussian_evidence(
-            y, covariance, sigma, torch.full_like(sigma, -math.log(len(sigma)))
-        )
+        return gaussian_evidence(y, covariance, sigma, torch.full_like(sigma, -math.log(len(sigma))))
 
     start = {
         "linear.weight": torch.tensor([[1.0, -0.5]]),
@@ -907,9 +833,7 @@ def hierarchical_regression():
     def evidence():
         z, cell = grid(1, 401)
         covariance = x.outer(x) + (group.unsqueeze(1) == group)
-        return gaussian_evidence(
-            y, covariance, (-0.5 + 0.5 * z[:, 0]).exp(), standard_normal(z) + cell
-        )
+        return gaussian_evidence(y, covariance, (-0.5 + 0.5 * z[:, 0]).exp(), standard_normal(z) + cell)
 
     start = {"slope": torch.tensor(0.7), "sigma": torch.tensor(0.5), "intercept": levels}
     guide = AutoNormal(model, init_loc_fn=init_to_value(values=start), init_scale=0.25)

@@ -51,9 +51,7 @@ ROWS = {
         recorded=READS + r"masked = probs\[\(xs == -1\)",
     ),
     "M2, labels summed in the guide": Row(programs.m2_summed_in_the_guide, TraceEnum_ELBO),
-    "M2, labels summed in the model": Row(
-        programs.m2_summed_in_the_model, TraceEnum_ELBO, refused=IN_THE_MODEL
-    ),
+    "M2, labels summed in the model": Row(programs.m2_summed_in_the_model, TraceEnum_ELBO, refused=IN_THE_MODEL),
     "M2, labels given": Row(programs.m2_labelled, mean_field=True),
     "M2, auxiliary loss": Row(programs.m2_auxiliary_loss, mean_field=True),
     "deep Markov model": Row(programs.deep_markov_model, mean_field=True, recorded=PACKED),
@@ -95,18 +93,12 @@ ROWS = {
         batch_size=4,
     ),
     "AIR": Row(programs.attend_infer_repeat, TraceGraph_ELBO, alone=True, score=True, batch_size=6),
-    "AIR, subsampled": Row(
-        of(programs.attend_infer_repeat, 4), TraceGraph_ELBO, alone=True, score=True, batch_size=6
-    ),
+    "AIR, subsampled": Row(of(programs.attend_infer_repeat, 4), TraceGraph_ELBO, alone=True, score=True, batch_size=6),
     "sparse gamma DEF": Row(programs.sparse_gamma_def, mean_field=True, batch_size=4),
-    "sparse gamma DEF, AutoDiagonalNormal": Row(
-        of(programs.sparse_gamma_def, "AutoDiagonalNormal"), batch_size=4
-    ),
+    "sparse gamma DEF, AutoDiagonalNormal": Row(of(programs.sparse_gamma_def, "AutoDiagonalNormal"), batch_size=4),
     "sparse gamma DEF, AutoNormal": Row(of(programs.sparse_gamma_def, "AutoNormal"), batch_size=4),
     "sparse gamma DEF, EasyGuide": Row(of(programs.sparse_gamma_def, "EasyGuide"), batch_size=4),
-    "LDA": Row(
-        programs.latent_dirichlet_allocation, TraceEnum_ELBO, 2, refused=IN_THE_MODEL, batch_size=6
-    ),
+    "LDA": Row(programs.latent_dirichlet_allocation, TraceEnum_ELBO, 2, refused=IN_THE_MODEL, batch_size=6),
     "LDA, subsampled": Row(
         of(programs.latent_dirichlet_allocation, 2),
         TraceEnum_ELBO,
@@ -114,21 +106,15 @@ ROWS = {
         refused=IN_THE_MODEL,
         batch_size=6,
     ),
-    "ProdLDA": Row(
-        programs.prodlda, mean_field=True, alone=True, recorded=READS + "total_count = int"
-    ),
+    "ProdLDA": Row(programs.prodlda, mean_field=True, alone=True, recorded=READS + "total_count = int"),
     "scANVI, labels summed in the guide": Row(programs.scanvi_unlabelled, TraceEnum_ELBO),
     "scANVI, labels given": Row(programs.scanvi_labelled, score=True),
     "scANVI, the counts with a scale of their own": Row(
         of(programs.scanvi_unlabelled, 0.5), TraceEnum_ELBO, refused=SCALES
     ),
     "GMM": Row(programs.gaussian_mixture, TraceEnum_ELBO, refused=IN_THE_MODEL, batch_size=5),
-    "GMM, full guide": Row(
-        programs.gaussian_mixture_full_guide, TraceEnum_ELBO, alone=True, batch_size=5
-    ),
-    "Bayesian regression, AutoDiagonalNormal": Row(
-        programs.bayesian_regression, alone=True, batch_size=8
-    ),
+    "GMM, full guide": Row(programs.gaussian_mixture_full_guide, TraceEnum_ELBO, alone=True, batch_size=5),
+    "Bayesian regression, AutoDiagonalNormal": Row(programs.bayesian_regression, alone=True, batch_size=8),
     "hierarchical regression, AutoNormal": Row(programs.hierarchical_regression, batch_size=18),
 }
 
@@ -158,11 +144,7 @@ every_row = pytest.mark.parametrize("row", ROWS, indirect=True)
 
 
 def rows(**expected):
-    chosen = [
-        name
-        for name, row in ROWS.items()
-        if all(bool(getattr(row, k)) == v for k, v in expected.items())
-    ]
+    chosen = [name for name, row in ROWS.items() if all(bool(getattr(row, k)) == v for k, v in expected.items())]
     return pytest.mark.parametrize("row", chosen, indirect=True)
 
 
@@ -204,9 +186,7 @@ def test_closed_forms_are_pyro_s(row, pair):
 @rows(mean_field=False)
 def test_closed_forms_change_nothing_in_expectation(row, pair):
     theirs = pyro_s(row)
-    off = torch.tensor(
-        [value(ELBO(), pair, seed) - value(theirs, pair, seed) for seed in range(30)]
-    )
+    off = torch.tensor([value(ELBO(), pair, seed) - value(theirs, pair, seed) for seed in range(30)])
     assert off.mean().abs() <= 4 * off.std() / len(off) ** 0.5 + 1e-6
 
 
@@ -218,9 +198,7 @@ def test_one_weight_is_pyro_s_elbo(row, pair):
         return
     bound = weighted(row, pair, 1)
     for seed in range(3):
-        with pyro.validation_enabled(
-            False
-        ):  # which minds that Trace_ELBO draws what is marked for enumeration
+        with pyro.validation_enabled(False):  # which minds that Trace_ELBO draws what is marked for enumeration
             theirs = value(pyro_s(row, Trace_ELBO), pair, seed)
         assert value(bound, pair, seed) == pytest.approx(theirs, rel=1e-6)
 
@@ -302,9 +280,7 @@ def train(row, pair, **options):
     data = pair.args
     if isinstance(data[-1], float):  # an annealing factor, which is another one at every step
         data = [(*data[:-1], factor) for factor in (0.2, 0.6, 1.0)]
-    return fit(
-        pair.model, pair.guide, data, batch_size=row.batch_size, epochs=2, progress=False, **options
-    )
+    return fit(pair.model, pair.guide, data, batch_size=row.batch_size, epochs=2, progress=False, **options)
 
 
 @every_row
@@ -336,9 +312,7 @@ def test_compiles_or_names_the_line(row, pair):
         sentence = str(error)
     if row.recorded:
         assert re.search(row.recorded, sentence)
-    elif (
-        row.refused != IN_THE_MODEL
-    ):  # a sum over values of the model, Pyro's for one, may look at them
+    elif row.refused != IN_THE_MODEL:  # a sum over values of the model, Pyro's for one, may look at them
         assert sentence is None
     if sentence:
         with pytest.warns(UserWarning, match="goes on eagerly"):

@@ -61,7 +61,8 @@ class ELBO(Bound):
 
     .. math:: \mathcal{L} = \sum_y q(y \mid x) \, \mathbb{E}_{q(z \mid x, y)}[\log p(x, y, z) - \log q(y, z \mid x)]
 
-    with draws of the other sites given each of them. The weighted bounds draw such sites like any other.
+    with draws of the other sites given each of them. The weighted bounds draw such sites like any other, and so does
+    this one where they are marked ``"sequential"``.
 
     Sites of the model alone that it marks so, as ``pyro.infer.config_enumerate(model)`` does (mixtures, hidden Markov
     models), are summed out of p(x, z) by ``pyro.infer.TraceEnum_ELBO``. Then nothing is in closed form, and the two
@@ -135,7 +136,7 @@ class ELBO(Bound):
         The terms are ``"reconstruction"``, E[log p(x | z)], and ``"kl"``; the ELBO is their difference.
         """
         structure = self._structure(model, guide, args, kwargs)
-        if structure.enumerated or structure.sequential:
+        if structure.enumerated:
             loss = self._summed_out(model, guide, args, kwargs, structure)
             return loss, {"elbo": -loss.detach()}
         together = self.vectorize_particles and structure.vectorized is not False
@@ -150,7 +151,7 @@ class ELBO(Bound):
         """Minus the bound of a model some of whose sites are summed out of it."""
         if self.beta != 1 or self.free_bits or self.gradient != "pathwise":
             raise PairError(
-                f"{name_of(model)} enumerates {sorted((*structure.enumerated, *structure.sequential))}, which beta=1, "
+                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which beta=1, "
                 "free_bits=0 and gradient='pathwise' allow alone: leave the others out, or enumerate in the guide, "
                 "infer={'enumerate': 'parallel'}."
             )

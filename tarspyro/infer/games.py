@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tarspyro.infer.base import Bound
-from tarspyro.infer.traces import PairError, Program, check_pair
+from tarspyro.infer.check import check_pair
+from tarspyro.infer.traces import PairError, Program
 from tarspyro.modules import Configurable, evaluating, preserved_rng
 
 Method = Callable[..., tuple[Tensor, dict[str, Tensor]]]

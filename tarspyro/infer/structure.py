@@ -60,7 +60,6 @@ class Structure:
         group_of: The place of each site's group, or ``SHARED``.
         latent: The latent variables that the guide draws.
         enumerated: The latent variables of the model alone, which it marks to be summed out.
-        sequential: The latent variables that the guide marks to be summed out one value after another.
         vectorized: Whether the pair can take a plate of particles; None if that was not tried.
     """
 
@@ -69,7 +68,6 @@ class Structure:
     group_of: Mapping[str, int]
     latent: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
-    sequential: tuple[str, ...] = ()
     vectorized: bool | None = None
 
     @property
@@ -142,7 +140,6 @@ def read_structure(
             {term.name: 0 for term in terms},
             tuple(name for name in drawn if name in random),
             summed,
-            tuple(name for name in drawn if guided[name]["infer"].get("enumerate") == "sequential"),
         )
         common = frozenset.intersection(*(term.plates for term in terms)) if terms else frozenset()
         if common and not auxiliary:

@@ -21,7 +21,6 @@ from tarspyro.infer.traces import (
     PairError,
     Program,
     Site,
-    check_pair,
     log_prob,
     name_of,
     sample_sites,
