@@ -6,13 +6,14 @@
 
 Pairs are drawn by seed, ``tests/random_programs.py`` says how; ``tests/program_judge.py`` says what is compared with
 what, and how often it is wrong itself. A run that was interrupted goes on where it was, unless it is told ``--again``.
-The result holds how many pairs of each kind came out how, the same for single quantities, and what failed.
+The result holds how many pairs of each kind came out how, the same for single quantities, and of each pair a letter
+for each quantity (= right, < between the ELBO and the evidence, x refused, ? needlessly refused, . not compared,
+! wrong) with what was wrong.
 """
 
 import argparse
 import json
 import sys
-import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -22,47 +23,65 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.program_judge import FAILED, NEEDLESS, judge  # noqa: E402
+from tests.program_judge import (  # noqa: E402
+    BOUND,
+    FAILED,
+    NEEDLESS,
+    QUANTITIES,
+    REFUSED,
+    RIGHT,
+    SKIPPED,
+    judge,
+)
 from tests.random_programs import draw  # noqa: E402
+
+LETTERS = {RIGHT: "=", BOUND: "<", REFUSED: "x", NEEDLESS: "?", SKIPPED: ".", FAILED: "!"}
+BROKEN = "the test itself failed"
 
 
 def found(seed):
-    """What is kept of one pair."""
-    start = time.perf_counter()
+    """What is kept of one pair: its kind, how it came out, a letter for each quantity, and what was wrong."""
     try:
-        verdict = judge(draw(seed))
+        pair = draw(seed)
+        verdict = judge(pair)
     except Exception:
-        return {"kind": "?", "outcome": "the test itself failed", "failures": [traceback.format_exc(limit=-3)]}
-    return {
-        "kind": verdict.pair.kind,
-        "features": verdict.pair.features,
+        return {"kind": "?", "outcome": BROKEN, "letters": "", "failures": [traceback.format_exc(limit=-3)]}
+    row = {
+        "kind": pair.kind,
         "outcome": verdict.outcome,
-        "quantities": {finding.quantity: finding.verdict for finding in verdict.findings},
-        "failures": [f"{f.quantity}: {f.verdict}: {f.detail}" for f in verdict.failures],
-        "needless": [f"{f.quantity}: {f.detail}" for f in verdict.findings if f.verdict == NEEDLESS],
-        "seconds": round(time.perf_counter() - start, 2),
+        "letters": "".join(LETTERS[finding.verdict] for finding in verdict.findings),
     }
+    if verdict.failures:
+        row["features"] = ", ".join(pair.features)
+        row["failures"] = [f"{f.quantity}: {f.verdict}: {f.detail}" for f in verdict.failures]
+    elif verdict.outcome == NEEDLESS:
+        row["features"] = ", ".join(pair.features)
+        row["refusals"] = [f"{f.quantity}: {f.detail}" for f in verdict.findings if f.verdict == NEEDLESS]
+    return row
 
 
 def summary(pairs):
     """Counts by kind and outcome, by quantity and verdict, and what to look at."""
     kinds: dict[str, Counter] = {}
-    quantities: dict[str, Counter] = {}
+    quantities: dict[str, Counter] = {quantity: Counter() for quantity in QUANTITIES}
+    verdicts = {letter: verdict for verdict, letter in LETTERS.items()}
     for pair in pairs.values():
         kinds.setdefault(pair["kind"], Counter())[pair["outcome"]] += 1
-        for quantity, verdict in pair.get("quantities", {}).items():
-            quantities.setdefault(quantity, Counter())[verdict] += 1
-    wrong = {seed: pair for seed, pair in pairs.items() if pair["failures"]}
-    needless = [int(seed) for seed, pair in pairs.items() if pair["outcome"] == NEEDLESS]
+        for quantity, letter in zip(QUANTITIES, pair["letters"], strict=False):
+            quantities[quantity][verdicts[letter]] += 1
     return {
         "pairs": len(pairs),
         "by kind": {kind: dict(counts) for kind, counts in sorted(kinds.items())},
         "by quantity": {quantity: dict(counts) for quantity, counts in quantities.items()},
-        "failing seeds": [int(seed) for seed in wrong],
-        "needlessly refused seeds": needless,
-        "failures": {seed: {k: pair.get(k) for k in ("kind", "features", "failures")} for seed, pair in wrong.items()},
-        "seconds": round(sum(pair.get("seconds", 0) for pair in pairs.values())),
+        "failing seeds": [int(seed) for seed, pair in pairs.items() if "failures" in pair],
+        "needlessly refused seeds": [int(seed) for seed, pair in pairs.items() if "refusals" in pair],
     }
+
+
+def write(path, pairs):
+    lines = [f"  {json.dumps(seed)}: {json.dumps(pair)}" for seed, pair in pairs.items()]
+    head = json.dumps(summary(pairs), indent=1)[:-2]
+    path.write_text(head + ',\n "each": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
 def main():
@@ -77,12 +96,12 @@ def main():
     for seed in range(arguments.first, arguments.first + arguments.num):
         if str(seed) not in kept:
             kept[str(seed)] = found(seed)
-            if kept[str(seed)]["outcome"] == FAILED:
-                print(seed, kept[str(seed)]["kind"], kept[str(seed)]["failures"][0][:150], flush=True)
+            for failure in kept[str(seed)].get("failures", [])[:1]:
+                print(seed, kept[str(seed)]["kind"], failure[:150], flush=True)
         if seed % 50 == 49:
-            arguments.out.write_text(json.dumps({**summary(kept), "each": kept}, indent=1))
-    arguments.out.write_text(json.dumps({**summary(kept), "each": kept}, indent=1))
-    print(json.dumps({k: v for k, v in summary(kept).items() if k != "failures"}, indent=1))
+            write(arguments.out, kept)
+    write(arguments.out, kept)
+    print(json.dumps(summary(kept), indent=1))
 
 
 if __name__ == "__main__":

@@ -736,7 +736,8 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         bounded = scaling == "data"
     if scaling and scaling != "all" and scaling != "rows":
         refusable |= {"points"}
-    if graph.structure != LOCAL or graph.layout in ("beside", "sequential", "unobserved"):
+    loops = [site for site in graph.sites if site.loop and len(site.plates) > 1]
+    if graph.structure != LOCAL or graph.layout in ("beside", "unobserved") or loops:
         refusable |= {"points"}
     if graph.structure == JOINT:
         refusable |= {"weights"}
