@@ -9,6 +9,7 @@ Not every registered rule is the divergence. ``exact_kl`` takes those that are.
 
 __all__ = ["exact_kl"]
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import Distribution, Transform, kl_divergence, register_kl
-from torch.distributions.kl import _KL_MEMOIZE, _KL_REGISTRY, _dispatch_kl
+from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
 from torch.distributions.transforms import _InverseTransform
 
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
@@ -78,7 +79,8 @@ def _exact(q: Any, p: Any) -> Tensor | None:
         return _of_masked(q, p)
     if isinstance(q, ExpandedDistribution) or isinstance(p, ExpandedDistribution):
         return exact_kl(*(one.base_dist if isinstance(one, ExpandedDistribution) else one for one in (q, p)))
-    if _has_own_density(q) or _has_own_density(p):
+    families: list[Any] = [type(q), type(p)]
+    if any(map(_has_own_density, families)):
         return _by_rule(q, p)
     if isinstance(q, td.Independent) and isinstance(p, td.Independent):
         shared = min(q.reinterpreted_batch_ndims, p.reinterpreted_batch_ndims)
@@ -114,13 +116,9 @@ def _with_fewer_dims(distribution: Any, ndims: int) -> Any:
 
 
 def _by_rule(q: Any, p: Any) -> Tensor | None:
-    types = type(q), type(p)
-    rule = _KL_MEMOIZE.get(types)
+    families: list[Any] = [type(one) for one in (q, p, _innermost(q), _innermost(p))]
+    rule = _rule(*families)
     if rule is None:
-        rule = _KL_MEMOIZE[types] = _dispatch_kl(*types)
-    if rule is NotImplemented or rule in _INEXACT:
-        return None
-    if _is_ours_or_theirs(rule) and any(_has_own_density(_innermost(one)) for one in (q, p)):
         return None
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     try:  # not every rule broadcasts, and not every class expands
@@ -131,17 +129,30 @@ def _by_rule(q: Any, p: Any) -> Tensor | None:
     return divergence
 
 
+@functools.cache
+def _rule(q: type, p: type, *innermost: type) -> Callable[..., Tensor] | None:
+    """The registered rule of two classes, if it is exact for them; rules are registered before they are used."""
+    rule = _dispatch_kl(q, p)
+    if rule is NotImplemented or rule in _INEXACT:
+        return None
+    if _is_ours_or_theirs(rule) and any(map(_has_own_density, innermost)):
+        return None
+    exact: Callable[..., Tensor] = rule
+    return exact
+
+
 def _innermost(distribution: Any) -> Any:
     while isinstance(distribution, td.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
-def _has_own_density(distribution: Any) -> bool:
+@functools.cache
+def _has_own_density(family: type) -> bool:
     """Whether no rule of a base is about it: a Delta, or a class from elsewhere with a ``log_prob`` of its own."""
-    if isinstance(distribution, (dist.Delta, MaskedDistribution)):
+    if issubclass(family, (dist.Delta, MaskedDistribution)):
         return True
-    density = next(base for base in type(distribution).__mro__ if "log_prob" in vars(base))
+    density = next(base for base in family.__mro__ if "log_prob" in vars(base))
     return not _is_ours_or_theirs(density)
 
 
