@@ -1,7 +1,7 @@
-"""Programs with the structure of Pyro's examples and tutorials, tiny enough that their evidence is known.
+"""Programs with the structure of Pyro's examples and tutorials, so tiny that log p(x) is known.
 
-A builder returns the pair as Pyro's users write it, its arguments, and log p(x) by a way of its own: a sum, a grid, a
-closed form, or many draws from the prior.
+A builder returns the pair as Pyro's users write it, its arguments, and log p(x) by a way of its own:
+a sum, a grid, a closed form, or many draws from the prior.
 """
 
 import functools
@@ -25,10 +25,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Pair(NamedTuple):
+    """A pair, and its log p(x), times the scale of a data point; or that and its standard error."""
+
     model: Callable
     guide: Callable
     args: tuple
-    evidence: Callable | None = None  # log p(x), times the scale of a data point; or that and its standard error
+    evidence: Callable | None = None
     modules: tuple = ()
 
 
@@ -52,7 +54,7 @@ def joined(*parts):
 
 
 def grid(dims, points=81, reach=8.0):
-    """Nodes of the trapezoidal rule, exact to many digits for smooth densities, and the log of a cell's volume."""
+    """Nodes of the trapezoidal rule, very exact for smooth densities, and a cell's log volume."""
     axis = torch.linspace(-reach, reach, points)
     nodes = torch.stack(torch.meshgrid(*[axis] * dims, indexing="ij"), -1).reshape(-1, dims)
     return nodes, dims * math.log(2 * reach / (points - 1))
@@ -99,7 +101,7 @@ def vae():
 
 
 class ConditionalVAE(nn.Module):
-    """Fills in the pixels that are -1 in ``xs``; only those are scored, which indexing by a mask picks out."""
+    """Fills in the pixels that are -1 in ``xs``; indexing by a mask picks those that are scored."""
 
     def __init__(self):
         super().__init__()
@@ -159,7 +161,7 @@ class M2(nn.Module):
             pyro.sample("z", dist.Normal(*halves(self.encoder(xs))).to_event(1))
 
     def classify(self, xs, ys):
-        """The auxiliary loss: a model of the labels, without latent variables, weighted by a scale."""
+        """The auxiliary loss: a model of the labels without latent variables, with a scale."""
         pyro.module("m2", self)
         with pyro.plate("data"), poutine.scale(scale=0.3):
             pyro.sample("y_aux", dist.OneHotCategorical(logits=self.encoder_y(xs)), obs=ys)
@@ -414,7 +416,7 @@ class AttendInferRepeat(nn.Module):
                 what = pyro.sample(f"z_what_{t}", law.mask(present).to_event(1))
 
     def log_likelihood(self, data):
-        """The sum over the number of objects, and the prior's integral over where and what they are on a grid."""
+        """The sum over the number of objects, and the integral over where and what they are."""
         z, cell = grid(2, 33, 6.0)
         prior, objects = standard_normal(z), self.object_at(z[:, :1], z[:, 1:])
 
@@ -445,7 +447,7 @@ def attend_infer_repeat(batch_size=None):
 
 
 class SparseGammaDEF:
-    """Three layers of gamma variables above counts; the guides start near the posterior, so that bounds are tight."""
+    """Three layers of gamma variables above counts; the guides start near the posterior."""
 
     def __init__(self, x, widths=(2, 2, 1), shape=1.0, rate=1.0):
         self.x, self.shape, self.rate = x, shape, rate
@@ -488,7 +490,7 @@ class SparseGammaDEF:
                 pyro.sample(f"z_{name}", law(f"z_{name}").to_event(1))
 
     def log_likelihood(self, draws=200_000):
-        """By draws from the prior of all but the last weights, which a bottom layer of one unit lets integrate out.
+        """By draws from the prior of all but the last weights, which integrate out.
 
         The probability of counts is at most 1, so the standard error is to be trusted.
         """
@@ -692,15 +694,17 @@ class SCANVI(nn.Module):
             pyro.sample("z1", dist.Normal(*halves(in_rows(self.z1_encoder, z2, y))).to_event(1))
 
     def log_joint(self, x):
-        """Log p(x, y), for each label a row: the integral over z1, and then over z2 and l, on grids."""
+        """Log p(x, y), for each label a row: integrals over z1, and then over z2 and l."""
         z, cell = grid(1, 101)
         labels = torch.eye(self.labels)[:, None]
         loc, scale = halves(in_rows(self.z2_decoder, z.expand(self.labels, len(z), 1), labels))
-        moves = dist.Normal(loc, scale).log_prob(z[:, 0])  # [labels, values of z1, values of z2]
-        z2 = (standard_normal(z).unsqueeze(-1) + moves).logsumexp(1) + cell  # [labels, values of z2]
-        noise = z  # of the logarithm of l
+        # Dimensions: labels, values of z1, values of z2.
+        moves = dist.Normal(loc, scale).log_prob(z[:, 0])
+        z2 = (standard_normal(z).unsqueeze(-1) + moves).logsumexp(1) + cell
+        # Dimensions: values of z2, values of l, rows.
+        noise = z
         law = self.law_of_counts(z[:, None, None], (1.0 + 0.5 * noise).exp()[None, :, None])
-        log_x = (standard_normal(noise)[None, :, None] + law.log_prob(x)).logsumexp(1) + cell  # [values of z2, rows]
+        log_x = (standard_normal(noise)[None, :, None] + law.log_prob(x)).logsumexp(1) + cell
         return (z2.unsqueeze(-1) + log_x).logsumexp(1) + cell - math.log(self.labels)
 
 
@@ -754,7 +758,7 @@ def gaussian_mixture():
 
 
 def gaussian_mixture_full_guide():
-    """The second step of Pyro's tutorial: the components' parameters stay, and q(assignment) is fitted."""
+    """The tutorial's second step: the components' parameters stay, q(assignment) is fitted."""
     data = torch.tensor([0.0, 10.0, 1.0, 11.0, 12.0])
     components = mixture_guide(data)
 
@@ -792,7 +796,7 @@ class BayesianRegression(PyroModule):
 
 
 def gaussian_evidence(y, covariance, deviations, log_prior):
-    """The integral over a deviation's logarithm of what is Gaussian given it; ``covariance`` is without the noise."""
+    """The sum over a grid of the noise's deviations; ``covariance`` is that without the noise."""
     noise = deviations.square()[:, None, None] * torch.eye(len(y))
     law = torch.distributions.MultivariateNormal(torch.zeros(len(y)), covariance + noise)
     return (log_prior + law.log_prob(y)).logsumexp(0)

@@ -1,4 +1,4 @@
-"""Pyro's own examples, written anew: our bounds against Pyro's and against the evidence, and their training."""
+"""Pyro's own examples, written anew: bounds against Pyro's and the evidence, and training."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     refused: str | None = None  # why a weighted bound cannot be
     alone: bool = False  # a particle at a time: it takes no plate of particles
     recorded: str | None = None  # the line that no recording can hold
-    score: bool = False  # something is neither reparameterized nor summed out: gradients differ in their baselines
+    score: bool = False  # gradients of score functions differ in their baselines
     batch_size: int = 3
 
 
@@ -158,7 +158,7 @@ def pyro_s(row, kind=None):
 
 
 def weighted(row, pair, particles):
-    """A weighted bound, told to run particles one by one if it says so, and only where it has reason to."""
+    """A weighted bound, with particles one by one if it asks for that and has reason to."""
     bound = IWAE(particles)
     try:
         bound.loss(pair.model, pair.guide, *pair.args)
@@ -198,7 +198,8 @@ def test_one_weight_is_pyro_s_elbo(row, pair):
         return
     bound = weighted(row, pair, 1)
     for seed in range(3):
-        with pyro.validation_enabled(False):  # which minds that Trace_ELBO draws what is marked for enumeration
+        # Validation minds that Trace_ELBO draws what is marked for enumeration.
+        with pyro.validation_enabled(False):
             theirs = value(pyro_s(row, Trace_ELBO), pair, seed)
         assert value(bound, pair, seed) == pytest.approx(theirs, rel=1e-6)
 
@@ -223,7 +224,7 @@ def test_weighted_bounds_lie_between_the_elbo_and_the_evidence(row, pair):
 
 
 def by_hand(pair, particles):
-    """With one joint weight of everything; and nested, with a weight of each row given what the rows share."""
+    """With joint weights of everything; and nested, with weights of rows given what they share."""
 
     def weights(guide):
         """Of all sites, of those shared, and of the rows."""
@@ -312,7 +313,7 @@ def test_compiles_or_names_the_line(row, pair):
         sentence = str(error)
     if row.recorded:
         assert re.search(row.recorded, sentence)
-    elif row.refused != IN_THE_MODEL:  # a sum over values of the model, Pyro's for one, may look at them
+    elif row.refused != IN_THE_MODEL:  # summing out in the model may look at values, as Pyro does
         assert sentence is None
     if sentence:
         with pytest.warns(UserWarning, match="goes on eagerly"):
