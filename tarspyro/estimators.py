@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from tarspyro.evaluate import decode, embed, log_likelihood, sample
@@ -25,7 +25,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     work. What the halves share, such as a recurrent cell, the copies share too.
 
     The data X are numbers of shape ``(N, *event)``, in any form that ``numpy.asarray`` takes, and what is returned are
-    arrays. Codes are flat, of shape (N, D). Give X as the model's likelihood has it: the steps before this one must
+    arrays. Their rows may also come flat, as other steps leave them, once the pair is fitted. Codes are flat, of shape
+    (N, D). Give X as the model's likelihood has it: the steps before this one must
     leave black and white pixels to a Bernoulli, for example, or grey ones with ``binarize=True``.
 
     Arguments:
@@ -44,9 +45,13 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         model_: The trained model.
         guide_: The trained guide.
         history_: What the training measured.
+        n_features_in_: The number of features of a row, all of an image's pixels.
+        feature_names_in_: Their names, if X had some.
 
     Raises:
         TypeError: If a half is no module: ``fit`` could not train a copy.
+        ValueError: If X has no rows or other features than in ``fit``, or a number is not finite, in the words of
+            scikit-learn.
         NotFittedError: If it is used before ``fit``.
 
     Example:
@@ -83,6 +88,11 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.epochs, self.batch_size, self.binarize = epochs, batch_size, binarize
         self.seed, self.site, self.num_particles, self.options = seed, site, num_particles, options
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # codes have the type of the guide's parameters
+        return tags
+
     def __sklearn_clone__(self) -> "PairTransformer":
         # All arguments in one copy: scikit-learn copies one by one, which would part what the halves share.
         return type(self)(**copy.deepcopy(self.get_params(deep=False)))
@@ -94,11 +104,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 raise TypeError(
                     f"{name} must be a module, such as {name}s.VAE(...), of which fit trains a copy: {half!r}."
                 )
+        x = self._rows(X, reset=True)
         self.model_, self.guide_, loss = copy.deepcopy((self.model, self.guide, self.loss))
         self.history_ = fit(
             self.model_,
             self.guide_,
-            _numbers(X),
+            x,
             loss=loss,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -106,19 +117,22 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             seed=self.seed,
             **{"progress": False, **(self.options or {})},
         )
-        self._code_shape = self._codes(_numbers(X)[:1]).shape[1:]
+        self._code_shape = self._codes(x[:1]).shape[1:]
         return self
 
     def transform(self, X: Any) -> Any:
         """Returns the posterior means of X, of shape (N, D)."""
         check_is_fitted(self)
-        return self._codes(_numbers(X)).reshape(len(X), -1)
+        x = self._rows(X)
+        return self._codes(x).reshape(len(x), -1)
 
     def inverse_transform(self, codes: Any) -> Any:
         """Returns the means of p(x | z) at codes of shape (N, D), of shape ``(N, *event)``."""
         check_is_fitted(self)
-        z = _numbers(codes).reshape(len(codes), *self._code_shape)
-        return decode(self.model_, z, latent=self.site or "z")
+        z = check_array(codes, dtype=np.float64, input_name="codes")
+        if z.shape[1] != self._n_features_out:
+            raise ValueError(f"codes must have the {self._n_features_out} columns of transform, got {z.shape[1]}.")
+        return decode(self.model_, z.reshape(len(z), *self._code_shape), latent=self.site or "z")
 
     def score_samples(self, X: Any, y: Any = None) -> Any:
         """Returns importance weighted estimates of log p(x), in nats, one for each row of X."""
@@ -126,7 +140,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return log_likelihood(
             self.model_,
             self.guide_,
-            _numbers(X),
+            self._rows(X),
             num_particles=self.num_particles,
             binarize=self.binarize,
             seed=self.seed,
@@ -141,6 +155,15 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         return sample(self.model_, num_samples, seed=seed).numpy(force=True)
 
+    def _rows(self, X: Any, *, reset: bool = False) -> Any:
+        """X as an array of the pair's shape; scikit-learn checks the number of features, however they are shaped."""
+        X = X if hasattr(X, "shape") else np.asarray(X)  # tables keep the names of their columns
+        flat = X if len(X.shape) < 3 else np.asarray(X).reshape(len(X), -1)
+        x = _validated(self, flat, reset=reset, dtype=np.float64)
+        if reset:
+            self._event_shape = X.shape[1:]
+        return x.reshape(len(x), *self._event_shape)
+
     def _codes(self, x: Any) -> Any:
         return embed(self.guide_, x, site=self.site)
 
@@ -149,5 +172,9 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return int(np.prod(self._code_shape))
 
 
-def _numbers(x: Any) -> Any:
-    return np.asarray(x, dtype=np.float64)
+def _validated(estimator: Any, X: Any, **options: Any) -> Any:
+    try:
+        from sklearn.utils.validation import validate_data
+    except ImportError:  # before scikit-learn 1.6 it was a method
+        return estimator._validate_data(X, **options)
+    return validate_data(estimator, X, **options)

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
 from torch import nn
 
 from tarspyro import Conditional, evaluate, fit, guides, models
@@ -133,3 +135,97 @@ def test_errors(X):
         PairTransformer(lambda x: None, pair()[1]).fit(X)
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         PairTransformer(*pair(), epochs=0).fit(X)
+
+
+# Scikit-learn's own checks, with a pair that takes rows of any length.
+
+
+class AnyModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(2, 200))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.weight[:, : x.shape[-1]], 1.0).to_event(1), obs=x)
+
+
+class AnyGuide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(200, 2))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.weight[: x.shape[-1]], 1.0).to_event(1))
+
+
+# All of them, but for those of scores that are drawn, and of hashes, which differ between copies of a module.
+CHECKS = [
+    "check_complex_data",
+    "check_dict_unchanged",
+    "check_dont_overwrite_parameters",
+    "check_dtype_object",
+    "check_estimators_dtypes",
+    "check_estimators_empty_data_messages",
+    "check_estimators_fit_returns_self",
+    "check_estimators_nan_inf",
+    "check_estimators_pickle",
+    "check_f_contiguous_array_estimator",
+    "check_fit1d",
+    "check_fit2d_1feature",
+    "check_fit2d_1sample",
+    "check_fit2d_predict1d",
+    "check_fit_check_is_fitted",
+    "check_fit_idempotent",
+    "check_fit_score_takes_y",
+    "check_get_feature_names_out_error",
+    "check_get_params_invariance",
+    "check_n_features_in",
+    "check_n_features_in_after_fitting",
+    "check_pipeline_consistency",
+    "check_readonly_memmap_input",
+    "check_set_params",
+    "check_transformer_data_not_an_array",
+    "check_transformer_general",
+    "check_transformer_get_feature_names_out",
+    "check_transformer_preserve_dtypes",
+    "check_transformers_unfitted",
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", CHECKS)
+def test_passes_the_checks_of_scikit_learn(name):
+    torch.manual_seed(0)
+    estimator = PairTransformer(AnyModel(), AnyGuide(), epochs=1, seed=0, num_particles=2)
+    getattr(estimator_checks, name)("PairTransformer", estimator)
+
+
+def test_a_row_is_not_taken_for_a_column(fitted, X):
+    for method in (fitted.transform, fitted.score_samples, fitted.score, clone(fitted).fit):
+        with pytest.raises(ValueError, match="Expected 2D array, got 1D array instead"):
+            method(X[0])
+        with pytest.raises(ValueError, match="Found array with 0 sample"):
+            method(X[:0])
+    assert fitted.n_features_in_ == 64
+    with pytest.raises(ValueError, match="X has 63 features, but PairTransformer is expecting 64 features as input"):
+        fitted.transform(X[:, 1:])
+    with pytest.raises(ValueError, match="codes must have the 2 columns of transform, got 3"):
+        fitted.inverse_transform(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array instead"):
+        fitted.inverse_transform(np.zeros(2))
+
+
+def test_features_of_images_are_their_pixels(train):
+    """However shaped: other steps of a pipeline leave flat rows."""
+    images = train.x[:40].reshape(-1, 1, 8, 8).numpy().round()
+    p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8)))
+    q = guides.VAE(Conditional(dist.Normal, ConvEncoder((1, 8, 8), [4]), 2))
+    codes = PairTransformer(p, q, epochs=1, seed=0).fit(images)
+    assert codes.n_features_in_ == 64
+    np.testing.assert_array_equal(codes.transform(images), codes.transform(images.reshape(40, 64)))
+    np.testing.assert_array_equal(codes.transform(images.tolist()), codes.transform(images))
+    with pytest.raises(ValueError, match="X has 32 features, but PairTransformer is expecting 64"):
+        codes.transform(images[:, :, :4])
