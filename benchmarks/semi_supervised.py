@@ -44,7 +44,7 @@ from torch import nn
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import GumbelSoftmax, default_prior
-from tarspyro.infer import ELBO, Compiled, Player
+from tarspyro.infer import ELBO, Compiled, Player, SemiSupervised
 from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
 from tarspyro.trainer import Trainer
@@ -80,7 +80,7 @@ class Convolutions(nn.Module):
         return self.layers(image.reshape(-1, 1, 28, 28)).reshape(*rows, -1)
 
 
-def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlabelled=0, alpha=0.1):
+def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlabelled=0):
     """M2 on rows of so many features."""
     family, options = LABELS[labels]
     sizes = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
@@ -94,12 +94,15 @@ def pair(features, hidden, likelihood, *, labels="m2", num_labelled=0, num_unlab
         default_prior(dist.Normal, 50),
         default_prior(family, 10, **options),
         Conditional(likelihood, trunk([50, 10]), features),
-        classifier=classifier,
-        alpha=alpha,
         **sizes,
     )
     posterior = Conditional(dist.Normal, trunk([features, 10]), 50)
     return model, guides.SemiSupervisedVAE(classifier, posterior, **sizes)
+
+
+def objective(alpha=0.1):
+    """J of eq. 9 of Kingma et al. (2014)."""
+    return SemiSupervised(ELBO(), alpha)
 
 
 def sizes_of(labelled, rest):
@@ -107,11 +110,11 @@ def sizes_of(labelled, rest):
 
 
 def m2(mnist, parts, options, epochs, seed):
-    halves = pair(784, 500, dist.Bernoulli, labels=options.method, alpha=options.alpha, **sizes_of(*parts))
+    halves = pair(784, 500, dist.Bernoulli, labels=options.method, **sizes_of(*parts))
     size = 50 if options.method == "m2-conv" else 100
     batches = data.PartlyLabelled(*parts, batch_size=size, labelled_batch_size=size, binarize=True)
     schedules = falling(options.lr, epochs * len(batches)) if options.method == "m2-conv" else None
-    history = train(halves, batches, options, epochs, seed, schedules=schedules)
+    history = train(halves, batches, options, epochs, seed, loss=objective(options.alpha), schedules=schedules)
     found = {
         part: 100 * evaluate.accuracy(halves[1], rows.x, rows.y)
         for part, rows in (("test", mnist.test), ("validation", mnist.validation))
@@ -170,9 +173,10 @@ def m1m2(mnist, split, options, epochs, seed):
     rows = data.Split(found["train"][..., used], mnist.train.y)
     parts = data.labelled_subset(rows, options.labels, seed=split)
     batches = data.PartlyLabelled(*parts, batch_size=90, labelled_batch_size=10)
-    halves = pair(int(used.sum()), 300, dist.Normal, alpha=options.alpha, **sizes_of(*parts))
+    halves = pair(int(used.sum()), 300, dist.Normal, **sizes_of(*parts))
     schedules = falling(options.lr, epochs * len(batches))
-    history = train(halves, Draws(batches), options, epochs, seed, schedules=schedules)
+    loss = objective(options.alpha)
+    history = train(halves, Draws(batches), options, epochs, seed, loss=loss, schedules=schedules)
     return {
         "test": 100 * evaluate.accuracy(halves[1], found["test"][:, 0, used], mnist.test.y),
         "validation": 100 * evaluate.accuracy(halves[1], found["validation"][:, 0, used], mnist.validation.y),
@@ -247,7 +251,7 @@ def ours(arguments, compiled):
     halves = pair(784, 500, dist.Bernoulli, num_labelled=100, num_unlabelled=49_900)
     parameters = list({id(p): p for half in halves for p in half.parameters()}.values())
     optimizer = torch.optim.Adam(parameters, lr=3e-4, fused=True)  # as fit chooses
-    bound = Compiled(ELBO(), choose=False) if compiled else ELBO()
+    bound = Compiled(objective(), choose=False) if compiled else objective()
     names = dict(zip(("model", "guide"), halves, strict=True))
     trainer = Trainer(names, bound, [(Player("", bound, parameters), optimizer)], schedules={}, data_size=50_000)
 
@@ -264,7 +268,15 @@ def enumerated_by_pyro(arguments, concatenating):
     for module in (module for half in halves for module in half.modules()):
         if isinstance(module, MLP):
             module.broadcasts = not concatenating
-    inference = SVI(*halves, pyro.optim.Adam({"lr": 3e-4}), TraceEnum_ELBO(max_plate_nesting=1))
+    model, guide = halves
+
+    def with_labels(x, y, unlabelled):
+        """The objective of eq. 9 as Pyro's tutorials write it: the labels observed once more, with a scale."""
+        model(x, y, unlabelled)
+        with pyro.plate("classified", 100, subsample=x), pyro.poutine.scale(scale=0.1 * 50_000 / 100):
+            pyro.sample("y_classified", guide.classifier(x), obs=y)
+
+    inference = SVI(with_labels, guide, pyro.optim.Adam({"lr": 3e-4}), TraceEnum_ELBO(max_plate_nesting=1))
 
     def step(_):
         with pyro.validation_enabled(False):

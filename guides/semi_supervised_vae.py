@@ -19,7 +19,8 @@ class SemiSupervisedVAE(StochasticModule):
     .. math:: q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
 
     Where labels are missing, a classifier of one-hot vectors has them summed out by the ``ELBO`` (and drawn by other
-    bounds); one of points of the simplex, such as ``GumbelSoftmax``, has them drawn with a derivative.
+    bounds); one of points of the simplex, such as ``GumbelSoftmax``, has them drawn with a derivative. Given labels
+    train it under ``infer.SemiSupervised``.
 
     Sites:
 

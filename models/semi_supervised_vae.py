@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_count, check_positive
+from tarspyro.arguments import as_count
 from tarspyro.distributions import as_conditional, as_discrete, as_prior
 from tarspyro.modules import StochasticModule
 
@@ -24,15 +23,10 @@ class SemiSupervisedVAE(StochasticModule):
     - ``y``, ``z``, ``x``: a one-hot label of K classes, the latent variable, the observation; in the plate
       ``labelled`` where labels are given, else in the plate ``unlabelled``, with ``y`` latent;
     - ``y_unlabelled``, ``z_unlabelled``, ``x_unlabelled``: the same of the rows ``unlabelled``, in the plate
-      ``unlabelled``;
-    - ``y_classified``, in training mode alone: the given labels under the classifier, in the plate ``classified``.
+      ``unlabelled``.
 
-    The last makes the objective that of eq. 9, with the weight 0.1 N of the experiments if ``alpha`` is 0.1,
-
-    .. math:: \mathcal{J}^\alpha = \mathcal{J} + \alpha N \, \mathbb{E}_{\tilde{p}_l(x, y)}[-\log q(y \mid x)]
-
-    where N counts all data points, and the expectation is over the labelled ones. In evaluation mode the bound is one
-    of log p(x, y) and log p(x).
+    A given label teaches the guide's classifier nothing under a bound of log p(x, y) and log p(x): the loss that also
+    trains it on the labels is ``infer.SemiSupervised(ELBO())``.
 
     Arguments:
         prior: The prior p(z): a distribution, or a module that returns one.
@@ -41,12 +35,9 @@ class SemiSupervisedVAE(StochasticModule):
         likelihood: The likelihood p(x | z, y), such as a ``Conditional`` with the trunk ``MLP([50, 10], [500])``.
         num_labelled: How many labelled data points there are, of which x is a subsample; the rows of x if not given.
         num_unlabelled: How many there are without labels, likewise. The guide needs both numbers too.
-        classifier: The guide's classifier q(y | x), to be trained on the labels as well: the same module.
-        alpha: Its weight for each data point.
 
     Raises:
-        ValueError: If ``alpha`` is not positive; when called, if labels are not one-hot, or missing beside
-            ``unlabelled``.
+        ValueError: When called, if labels are not one-hot, or missing beside ``unlabelled``.
 
     References:
         Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models,
@@ -79,16 +70,12 @@ class SemiSupervisedVAE(StochasticModule):
         *,
         num_labelled: int = 0,
         num_unlabelled: int = 0,
-        classifier: Callable[[Tensor], Any] | None = None,
-        alpha: float = 0.1,
     ) -> None:
         super().__init__()
-        check_positive("alpha", alpha)
         self.prior, self.label_prior = as_prior(prior), as_prior(label_prior)
         self.likelihood = as_conditional("likelihood", likelihood)
         self.num_labelled = as_count("num_labelled", num_labelled, 0)
         self.num_unlabelled = as_count("num_unlabelled", num_unlabelled, 0)
-        self.classifier, self.alpha = classifier, alpha
 
     def forward(
         self,
@@ -114,7 +101,6 @@ class SemiSupervisedVAE(StochasticModule):
         if y is None:
             with pyro.plate("unlabelled", max(self.num_unlabelled, len(x)), subsample=x):
                 return self.joint(x)
-        self.classify(x, y, 0 if unlabelled is None else len(unlabelled))
         with pyro.plate("labelled", max(self.num_labelled, len(x)), subsample=x):
             return self.joint(x, y)
 
@@ -124,12 +110,3 @@ class SemiSupervisedVAE(StochasticModule):
         y = pyro.sample(f"y{suffix}", label_prior if y is None else as_discrete(label_prior), obs=y)
         z = pyro.sample(f"z{suffix}", self.prior())
         return pyro.sample(f"x{suffix}", self.likelihood(z, y), obs=x)
-
-    def classify(self, x: Tensor, y: Tensor, unlabelled: int) -> None:
-        """Observes the labels under the classifier, in a plate of their own: no latent variable is among them."""
-        if self.classifier is None or not self.training:
-            return
-        labelled = max(self.num_labelled, len(x))
-        weight = self.alpha * (labelled + max(self.num_unlabelled, unlabelled)) / labelled
-        with pyro.plate("classified", labelled, subsample=x), poutine.scale(scale=weight):
-            pyro.sample("y_classified", as_discrete(self.classifier(x)), obs=y)

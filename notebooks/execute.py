@@ -66,7 +66,9 @@ def execute(
         )
         with client.setup_kernel(env=environment):
             forget = f"import os\nos.chdir({folder!r})\n%reset -f"
+            cells = [*notebook.cells]
             client.execute_cell(nbformat.v4.new_code_cell(forget), -1, store_history=False)
+            notebook.cells[:] = cells  # the client put that cell in the place of the last one
             client.reset_execution_trackers()
             for index, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)

@@ -202,6 +202,7 @@ CALLS = {
         (infer.AdversarialAutoencoder, {"discriminator": CRITIC, "weight": 1.0, "patience": None}),
         (infer.WAE, {"weight": 1.0}),
         (infer.ModalityKL, {"bound": infer.ELBO(), "alpha": 1.0}),
+        (infer.SemiSupervised, {"bound": infer.ELBO(), "alpha": 1.0}),
         (infer.ModalitySubsets, {"bound": infer.ELBO(), "num_subsets": 1}),
     ],
     "models and guides": [
@@ -213,7 +214,7 @@ CALLS = {
         (models.HierarchicalVAE, {"prior": PRIOR, "conditionals": [ENCODER], "likelihood": DECODER}),
         (
             models.SemiSupervisedVAE,
-            {"prior": PRIOR, "label_prior": PRIOR, "likelihood": DECODER, "num_labelled": 3, "alpha": 0.1},
+            {"prior": PRIOR, "label_prior": PRIOR, "likelihood": DECODER, "num_labelled": 3},
         ),
         (models.JMVAE, {"prior": PRIOR, "likelihoods": [DECODER, DECODER]}),
         (models.MVAE, {"prior": PRIOR, "likelihoods": [DECODER, DECODER]}),

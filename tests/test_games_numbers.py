@@ -1,6 +1,7 @@
 """Games and losses of codes: discriminators of any trunk, checks before the first step, and rows that are masked."""
 
 import copy
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -12,12 +13,15 @@ from torch import nn
 from tarspyro import Conditional, Deterministic, fit, guides, models
 from tarspyro.distributions import Gamma, default_prior
 from tarspyro.infer import (
+    ELBO,
+    IWAE,
     VAEGAN,
     WAE,
     Adversarial,
     AdversarialAutoencoder,
     Game,
     GaussianKernel,
+    ModalityKL,
     PairError,
     Wasserstein,
 )
@@ -352,3 +356,39 @@ def test_priors_of_other_families_are_weighed_too():
 
     _, terms = WAE().loss_and_terms(model, guide, rows())
     assert terms["mmd"].isfinite()
+
+
+# Losses beside a bound.
+
+
+class Modalities:
+    """Guides of one and of two modalities, StudentT and Normal, between which there is no closed form."""
+
+    @staticmethod
+    def guide(first, second):
+        rows = first if first is not None else second
+        with pyro.plate("data", len(rows)):
+            if first is None or second is None:
+                return pyro.sample("z", dist.StudentT(3.0, rows, 1.0).to_event(1))
+            return pyro.sample("z", dist.Normal((first + second) / 2, 0.5).to_event(1))
+
+    @staticmethod
+    def model(first, second):
+        with pyro.plate("data", len(first)):
+            z = pyro.sample("z", dist.StudentT(3.0, torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x_1", dist.Normal(z, 1.0).to_event(1), obs=first)
+            pyro.sample("x_2", dist.Normal(z, 1.0).to_event(1), obs=second)
+
+
+@pytest.mark.parametrize("make, vectorized, times", [(ELBO, True, 40), (IWAE, True, 40), (ELBO, False, 12)])
+def test_modality_kl_takes_as_many_draws_as_its_bound_has_particles(make, vectorized, times):
+    """Its variance falls with their number, and it is run as the bound is."""
+    x, spread = (rows()[:10], rows()[:10] + 0.3), []
+    for particles in (1, 16):
+        torch.manual_seed(0)
+        loss = ModalityKL(make(particles, vectorize_particles=vectorized))
+        values = [loss.loss_and_terms(Modalities.model, Modalities.guide, *x)[1]["modality_kl"] for _ in range(times)]
+        spread.append(torch.stack(values).var().log().item())
+    # The logarithm of the ratio of two variances of n draws has a standard error of 2 / sqrt(n - 1).
+    assert spread[0] - spread[1] == pytest.approx(math.log(16), abs=4 * 2 / (times - 1) ** 0.5)
+    assert spread[0] - spread[1] > 1

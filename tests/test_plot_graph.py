@@ -55,14 +55,13 @@ def test_sites_arrows_and_plates_are_those_of_the_program():
 
 
 def test_no_two_sites_stand_in_one_place():
-    classifier = Conditional(dist.OneHotCategorical, MLP(6, [4]), 3)
     likelihood = Conditional(dist.Bernoulli, MLP([2, 3], [4]), 6)
     label_prior = default_prior(dist.OneHotCategorical, 3)
-    p = models.SemiSupervisedVAE(default_prior(dist.Normal, 2), label_prior, likelihood, classifier=classifier)
+    p = models.SemiSupervisedVAE(default_prior(dist.Normal, 2), label_prior, likelihood)
     x = torch.zeros(3, 6)
     figure = plot.graph(p, x, torch.eye(3), x)
     centers = [complex(*circle.center) for circle in patches(figure, Ellipse)]
-    assert len(centers) == 6  # without the classifier's own term, which is that of a training
+    assert len(centers) == 6
     assert all(abs(a - b) > 2 * RADIUS for i, a in enumerate(centers) for b in centers[:i])
     assert r"$y_{\mathrm{unlabelled}}$" in places(figure)
 

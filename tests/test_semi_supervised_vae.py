@@ -15,7 +15,7 @@ from tarspyro import Conditional, data, distributions, evaluate, fit, guides, lo
 from tarspyro.batches import as_arguments
 from tarspyro.checks import InputError
 from tarspyro.distributions import GumbelSoftmax, Prior, default_prior
-from tarspyro.infer import ELBO, IWAE, PairError, Renyi, check_pair
+from tarspyro.infer import ELBO, IWAE, PairError, Renyi, SemiSupervised, check_pair
 from tarspyro.nn import MLP
 
 from .programs import assert_within
@@ -159,7 +159,7 @@ def test_equals_pyro_s_bound_with_enumeration(double):
 
 def test_likelihoods_of_rows_with_and_without_labels(double):
     toy = Gaussian(off=0.3)
-    model, guide = toy.pair(**SIZES, classifier=toy.classifier)
+    model, guide = toy.pair(**SIZES)
     truths = {
         "x alone": (toy.log_joint(toy.unlabelled).logsumexp(-1), toy.elbo_unlabelled(toy.unlabelled)),
         "labelled": ((toy.y * toy.log_joint(toy.x)).sum(-1), toy.elbo(toy.x, toy.y)),
@@ -192,22 +192,55 @@ def test_the_classifier_s_term_is_that_of_the_paper(bound, sizes, given, double)
     """alpha N times the mean over the labelled rows, of a categorical and no Bernoulli probability (eq. 9)."""
     toy = Gaussian()
     arguments = toy.arguments(given)
-    without = toy.pair(**sizes)
-    model, guide = toy.pair(**sizes, classifier=toy.classifier, alpha=0.3)
+    model, guide = toy.pair(**sizes)
+    guide.enumerate = isinstance(bound, ELBO)
     exact = (toy.y * torch.log_softmax(toy.log_joint(toy.x), -1)).sum(-1).mean()
     num = sizes.get("num_labelled", 4) + (sizes.get("num_unlabelled", 6) if given == "both" or sizes else 0)
+    loss = SemiSupervised(bound, alpha=0.3)
     with pyro.validation_enabled(False):
-        values = []
-        for halves in (without, (model, guide)):
-            guide_of = halves[1]
-            guide_of.enumerate = isinstance(bound, ELBO)
-            torch.manual_seed(0)
-            values.append(bound.differentiable_loss(*halves, *arguments))
-    assert (values[1] - values[0]).item() == pytest.approx(-0.3 * num * exact.item())
+        torch.manual_seed(0)
+        value, terms = bound.loss_and_terms(model, guide, *arguments)
+        torch.manual_seed(0)
+        further, named = loss.loss_and_terms(model, guide, *arguments)
+    assert (further - value).item() == pytest.approx(-0.3 * num * exact.item())
+    assert named.pop("classifier").item() == pytest.approx(num * exact.item())
+    assert named.pop("bound").item() == pytest.approx(-value.item())
+    assert named == terms  # what is the bound's own stays as it is
     check_pair(model, guide, *arguments)
-    model.eval()
+    guide.eval()
     torch.manual_seed(0)
-    assert bound.loss(model, guide, *arguments) == pytest.approx(values[0].item())
+    assert loss.loss(model, guide, *arguments) == pytest.approx(value.item())
+
+
+def test_the_classifier_s_term_has_a_gradient_that_scales_with_alpha(double):
+    toy = Gaussian(off=0.3)
+    model, guide = toy.pair(**SIZES)
+    exact = 110 * (toy.y * torch.log_softmax(toy.classifier(toy.x).logits, -1)).sum(-1).mean()
+    (expected,) = torch.autograd.grad(exact, toy.error)
+    found = []
+    for alpha in (1.0, 1.5):
+        torch.manual_seed(0)
+        loss = SemiSupervised(ELBO(), alpha).differentiable_loss(model, guide, *toy.arguments("both"))
+        found.append(torch.autograd.grad(loss, toy.error)[0])
+    torch.testing.assert_close(found[1] - found[0], -0.5 * expected)
+
+
+def test_the_history_s_elbo_is_that_of_the_bound():
+    """Whatever alpha is; the classifier's term goes by its own name."""
+    torch.manual_seed(0)
+    p, q = make_pair()
+    still = {"optimizer": torch.optim.SGD, "optimizer_options": {"lr": 0.0}, "progress": False, "seed": 0}
+    binary = [data.Split(part.x.round(), part.y) for part in DIGITS]
+    x = data.PartlyLabelled(*binary, batch_size=250, labelled_batch_size=50)
+    rows = [fit(p, q, x, loss=loss, epochs=1, **still).rows[0] for loss in (ELBO(), SemiSupervised(ELBO(), 5.0))]
+    plain, row = rows
+    for name in ("elbo", "reconstruction", "kl"):
+        assert row[name] == pytest.approx(plain[name], rel=1e-5)
+    assert row["bound"] == pytest.approx(row["elbo"], rel=1e-5)
+    labels = torch.eye(10)[DIGITS[0].y]
+    log_q = (labels * torch.log_softmax(q.classifier(DIGITS[0].x.round()).logits, -1)).sum(-1).mean().item()
+    assert row["classifier"] == pytest.approx(log_q, abs=0.2)
+    assert row["loss"] == pytest.approx(-row["elbo"] - 5 * row["classifier"], rel=1e-5)
 
 
 def test_a_known_label_is_discrete_whatever_the_family():
@@ -218,13 +251,14 @@ def test_a_known_label_is_discrete_whatever_the_family():
     trace.compute_log_prob()
     torch.testing.assert_close(trace.nodes["y"]["unscaled_log_prob"], torch.full((5,), -math.log(10)))
     probs = evaluate.classify(toy[1], x)
-    torch.testing.assert_close(trace.nodes["y_classified"]["unscaled_log_prob"].exp(), probs[:, :5].diagonal())
+    _, terms = SemiSupervised(ELBO()).loss_and_terms(*toy, x, y)
+    torch.testing.assert_close(terms["classifier"], 300 * probs[:, :5].diagonal().log().mean())
 
 
 # --- training
 
 
-def make_pair(family="Normal", labels=dist.OneHotCategorical, classifier=True, sizes=None, **options):
+def make_pair(family="Normal", labels=dist.OneHotCategorical, sizes=None, **options):
     family = getattr(distributions, family, None) or getattr(dist, family)
     sizes = SIZES_OF_DIGITS if sizes is None else sizes
     q = Conditional(labels, MLP(64, [16]), 10, **options)
@@ -232,7 +266,6 @@ def make_pair(family="Normal", labels=dist.OneHotCategorical, classifier=True, s
         default_prior(family, 4),
         default_prior(labels, 10, **options),
         Conditional(dist.Bernoulli, MLP([4, 10], [16]), 64),
-        classifier=q if classifier else None,
         **sizes,
     )
     return model, guides.SemiSupervisedVAE(q, Conditional(family, MLP([64, 10], [16]), 4), **sizes)
@@ -274,7 +307,14 @@ def test_trains(bound, family, labels):
             fit(p, q, batches(), loss=BOUNDS[bound](), epochs=1, progress=False)
         return
     history = fit(
-        p, q, batches(), loss=BOUNDS[bound](), epochs=4, optimizer_options={"lr": 0.01}, seed=0, progress=False
+        p,
+        q,
+        batches(),
+        loss=SemiSupervised(BOUNDS[bound]()),
+        epochs=4,
+        optimizer_options={"lr": 0.01},
+        seed=0,
+        progress=False,
     )
     assert history["loss"][-1] < history["loss"][0]
     x = data.digits().test.x[:20].round()
@@ -293,13 +333,13 @@ def test_recorded_steps_are_the_eager_ones(bound, labels, given):
     p, q = make_pair("Normal", family, **options)
     x = torch.rand(6, 64).round()
     arguments = (x[:2], torch.eye(10)[:2], x[2:]) if given == "both" else (x,)
-    assert_same_step(BOUNDS[bound](), p, q, *arguments)
+    assert_same_step(SemiSupervised(BOUNDS[bound]()), p, q, *arguments)
 
 
 def test_history_is_per_data_point():
     """Tars and Pixyz average over batches of either kind, whatever the sizes of the data sets."""
     torch.manual_seed(0)
-    p, q = make_pair(classifier=False)
+    p, q = make_pair()
     plain = data.PartlyLabelled(*DIGITS, batch_size=250, labelled_batch_size=50)
     still = {"optimizer": torch.optim.SGD, "optimizer_options": {"lr": 0.0}, "progress": False}
     binary = [data.Split(part.x.round(), part.y) for part in DIGITS]
@@ -324,10 +364,10 @@ def test_history_is_per_data_point():
 
 def test_the_classifier_is_trained_on_the_labels():
     accuracies = []
-    for classifier in (False, True):
+    for loss in (ELBO(), SemiSupervised(ELBO())):
         torch.manual_seed(0)
-        p, q = make_pair(classifier=classifier)
-        fit(p, q, batches(), epochs=30, optimizer_options={"lr": 0.01}, seed=0, progress=False)
+        p, q = make_pair()
+        fit(p, q, batches(), loss=loss, epochs=30, optimizer_options={"lr": 0.01}, seed=0, progress=False)
         accuracies.append(evaluate.accuracy(q, DIGITS[1].x, DIGITS[1].y))
     assert accuracies[0] + 0.2 < accuracies[1] and accuracies[1] > 0.6
 
@@ -346,22 +386,20 @@ def test_on_the_codes_of_another_pair():
         default_prior(dist.Normal, 4),
         default_prior(dist.OneHotCategorical, 10),
         Conditional(dist.Normal, MLP([4, 10], [32]), 6, scale=0.3),
-        classifier=classifier,
-        alpha=1.0,
         **SIZES_OF_DIGITS,
     )
     q = guides.SemiSupervisedVAE(classifier, Conditional(dist.Normal, MLP([6, 10], [32]), 4), **SIZES_OF_DIGITS)
     codes = data.PartlyLabelled(labelled, rest, batch_size=50)
-    fit(p, q, codes, epochs=40, optimizer_options={"lr": 0.01}, progress=False)
+    fit(p, q, codes, loss=SemiSupervised(ELBO(), 1.0), epochs=40, optimizer_options={"lr": 0.01}, progress=False)
     assert evaluate.accuracy(q, rest.x, rest.y) > 0.6
 
 
-def test_run_folders_restore_the_pair_and_what_its_halves_share(tmp_path):
+def test_run_folders_restore_the_pair(tmp_path):
     torch.manual_seed(0)
     p, q = make_pair()
-    fit(p, q, batches(), epochs=2, seed=0, folder=tmp_path / "whole", progress=False)
+    loss = SemiSupervised(ELBO())
+    fit(p, q, batches(), loss=loss, epochs=2, seed=0, folder=tmp_path / "whole", progress=False)
     run = load_run(tmp_path / "whole")
-    assert run.model.classifier is run.guide.classifier
     assert str(run.model) == str(p) and str(run.guide) == str(q)
     x = DIGITS[1].x.round()
     torch.testing.assert_close(evaluate.classify(run.guide, x), evaluate.classify(q, x))
@@ -371,9 +409,10 @@ def test_run_folders_restore_the_pair_and_what_its_halves_share(tmp_path):
     # for rounding, because the first step of a process is validated, and so computes probabilities earlier.
     torch.manual_seed(0)
     halves = make_pair()
-    fit(*halves, batches(), epochs=1, seed=0, folder=tmp_path / "half", progress=False)
+    fit(*halves, batches(), loss=loss, epochs=1, seed=0, folder=tmp_path / "half", progress=False)
     half = load_run(tmp_path / "half", "last")
-    fit(half.model, half.guide, batches(), epochs=2, seed=0, folder=tmp_path / "half", resume=True, progress=False)
+    more = {"epochs": 2, "seed": 0, "folder": tmp_path / "half", "resume": True, "progress": False}
+    fit(half.model, half.guide, batches(), loss=loss, **more)
     for name, value in q.state_dict().items():
         torch.testing.assert_close(half.guide.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
@@ -388,8 +427,6 @@ def test_printing_and_sites():
     assert [name for name in sites if "labelled" not in (name,)] == [
         "unlabelled",
         *pairs,
-        "classified",
-        "y_classified",
         *"yzx",
     ]
     assert evaluate.embed(q, (x, y)).shape == (3, 4)
@@ -405,7 +442,9 @@ def test_errors():
     with pytest.raises(ValueError, match="y is missing"):
         p(x, None, x)
     with pytest.raises(ValueError, match="alpha must be positive"):
-        models.SemiSupervisedVAE(p.prior, p.label_prior, p.likelihood, alpha=0)
+        SemiSupervised(ELBO(), alpha=0)
+    with pytest.raises(TypeError, match="SemiSupervised needs a guide with a classifier"):
+        SemiSupervised(ELBO()).loss(p, lambda *data: q(*data), x)
     with pytest.raises(ValueError, match="lacks 'y'"):
         as_arguments({"x": x, "unlabelled": x}, p)
 

@@ -15,7 +15,7 @@ import tarspyro.distributions
 from tarspyro import Conditional, Deterministic, Transformed, guides, models
 from tarspyro.commands.material import Material
 from tarspyro.distributions import Prior, VampPrior, default_prior
-from tarspyro.infer import ELBO, FIVO, IWAE, ModalityKL, ModalitySubsets, Renyi
+from tarspyro.infer import ELBO, FIVO, IWAE, ModalityKL, ModalitySubsets, Renyi, SemiSupervised
 from tarspyro.nn import (
     MLP,
     Backward,
@@ -214,12 +214,11 @@ def semi_supervised_vae(o: Any, m: Material) -> Built:
         default_prior(dist.Normal, o.latent),
         default_prior(dist.OneHotCategorical, m.num_classes),
         likelihood(o, m.shape, decoder_of(o, o.latent, m.num_classes)),
-        classifier=classifier,
-        alpha=o.classifier_weight,
         **sizes,
     )
     posterior = normal(encoder_of(o, m.shape, m.num_classes), o)
-    return Built(model, guides.SemiSupervisedVAE(classifier, posterior, **sizes), bound_of(o))
+    loss = SemiSupervised(bound_of(o), alpha=o.classifier_weight)
+    return Built(model, guides.SemiSupervisedVAE(classifier, posterior, **sizes), loss)
 
 
 def _modalities(o: Any, m: Material) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -22,6 +22,7 @@ __all__ = [
     "Player",
     "RecordingError",
     "Renyi",
+    "SemiSupervised",
     "VAEGAN",
     "WAE",
     "Wasserstein",
@@ -44,6 +45,7 @@ from tarspyro.infer.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
-from tarspyro.infer.traces import PairError
+from tarspyro.infer.semi_supervised import SemiSupervised
+from tarspyro.infer.traces import PairError, check_pair, log_weights
 from tarspyro.infer.vaegan import VAEGAN
 from tarspyro.infer.wasserstein_autoencoders import WAE, AdversarialAutoencoder

@@ -2,7 +2,7 @@
 
 __all__ = ["ModalityKL", "ModalitySubsets"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -12,60 +12,42 @@ from torch import Tensor
 
 from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.base import Bound
+from tarspyro.infer.composed import Composed
 from tarspyro.infer.elbo import ELBO
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import Program
 
 
-class _Composed(Bound):
-    """A loss that is made of a bound of the same pair, with that bound's adjustable numbers as its own.
+class _OfModalities(Composed):
+    """A bound, and a further part that is a function of the modalities. Subclasses define ``of_modalities``."""
 
-    Subclasses define ``further``, the other part.
-    """
-
-    def __init__(self, bound: Bound) -> None:
-        if not isinstance(bound, Bound):
-            raise TypeError(f"bound must be one of tarspyro.infer, got {type(bound).__name__}.")
-        super().__init__(bound.num_particles, max_plate_nesting=bound.max_plate_nesting)
-        self.bound, self.chunk_size = bound, getattr(bound, "chunk_size", None)
-        self.adjustable = (*self.adjustable, *bound.adjustable)
-        for name in bound.adjustable:
-            setattr(self, name, getattr(bound, name))
-
-    def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, and beside it the bound on all that is given, with its terms, and the other part."""
-        for name in self.bound.adjustable:
-            setattr(self.bound, name, getattr(self, name))
-        loss, terms = self.bound.loss_and_terms(model, guide, *args, **kwargs)
+    def further(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
         # A pair of functions has no likelihoods: all that it takes are modalities.
         count = len(getattr(model, "likelihoods", args))
         if kwargs:
             model, guide = partial(model, **kwargs), partial(guide, **kwargs)
         masks = [mask for mask in args[count:] if mask is not None]
-        further, named = self.further(model, guide, args[:count], masks)
-        return loss + further, {"bound": -loss.detach(), **terms, **named}
+        return self.of_modalities(model, guide, args[:count], masks)
 
-    def further(
+    def of_modalities(
         self, model: Program, guide: Program, x: Sequence[Tensor | None], masks: Sequence[Tensor]
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """Returns the other part of the loss and its terms, given the modalities and, if there is one, the mask."""
+        """Returns the further part of the loss and its terms, given the modalities and, if there is one, the mask."""
         raise NotImplementedError
 
-    def _structure(self, *pair_and_data: Any) -> Structure:
-        return self.bound._structure(*pair_and_data)
 
-
-class ModalityKL(_Composed):
+class ModalityKL(_OfModalities):
     r"""A bound, and beside it how far the guide of each modality is from the guide of all: JMVAE-kl.
 
     .. math:: \mathcal{L} - \alpha \sum_m \mathrm{KL}(q(z \mid x_1, \dots, x_M) \,\|\, q(z \mid x_m))
 
     The sum is over the modalities that are given, in the rows that have them. (Suzuki et al. 2016, arXiv:1611.01891.)
     It is a function of the guide alone, which is asked with all and with one modality; in closed form where the ELBO
-    would take that, from draws else. The bound stays one on log p of what is given: ``fit`` writes it down as
-    ``bound``, with the terms of an ``ELBO``, and the sum of the KLs, without alpha, as ``modality_kl``.
+    would take that, else from as many draws as the bound has particles. The bound stays one on log p of what is given:
+    ``fit`` writes it down as ``bound``, with the terms of an ``ELBO``, and the sum of the KLs, without alpha, as
+    ``modality_kl``.
 
     Arguments:
         bound: Any bound of ``tarspyro.infer``. What ``schedules`` of ``fit`` change, such as ``beta``, is set here.
@@ -88,10 +70,15 @@ class ModalityKL(_Composed):
         super().__init__(bound)
         self.alpha = alpha
 
-    def further(
+    def of_modalities(
         self, model: Program, guide: Program, x: Sequence[Tensor | None], masks: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns alpha times the KLs, and the KLs."""
+        divergence = ELBO(
+            self.bound.num_particles,
+            max_plate_nesting=self.bound.max_plate_nesting,
+            vectorize_particles=self.bound.vectorize_particles,
+        )
         divergences = []
         for m in _given(x):
             halves: list[Any] = [partial(guide, *subset, *masks) for subset in (_only(x, m), x)]
@@ -99,12 +86,12 @@ class ModalityKL(_Composed):
                 rows: Any = mask[:, m].bool()
                 halves = [poutine.mask(half, mask=rows) for half in halves]
             # Of two guides, one as the model and nothing observed, minus the ELBO is the KL.
-            divergences.append(ELBO().differentiable_loss(*halves))
+            divergences.append(divergence.differentiable_loss(*halves))
         total = torch.stack(divergences).sum()
         return self.alpha * total, {"modality_kl": total.detach()}
 
 
-class ModalitySubsets(_Composed):
+class ModalitySubsets(_OfModalities):
     r"""The bounds of all modalities together, of each alone, and of random subsets: the sub-sampled training of MVAE.
 
     .. math:: \mathcal{L}(x_1, \dots, x_M) + \sum_{m=1}^M \mathcal{L}(x_m) + \sum_{j=1}^k \mathcal{L}(X_j)
@@ -130,7 +117,7 @@ class ModalitySubsets(_Composed):
         super().__init__(bound)
         self.num_subsets = as_count("num_subsets", num_subsets, 0)
 
-    def further(
+    def of_modalities(
         self, model: Program, guide: Program, x: Sequence[Tensor | None], masks: Sequence[Tensor]
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """Returns minus the bounds of single modalities and random subsets."""
