@@ -92,16 +92,16 @@ def test_means_are_those_of_the_conditional(method):
             assert ((row[~observed] - law.mean[0]).abs() < 4 * 2 * error + 1e-6).all()
 
 
-def test_rounds_forget_the_start():
-    """With no rounds the codes are those of draws from the prior; every round brings the mean nearer."""
+def test_the_start_is_near_and_the_rounds_forget_it():
+    """Codes of the prior would give a mean of 0; one of fifty that is chosen by its weight is near already."""
     toy = LinearGaussian()
     right, distances = conditional_normal(toy, toy.x[:1]).mean[0], []
-    for num_rounds in (0, 1, 4, 16):
+    for num_rounds in (0, 16):
         drawn = evaluate.impute(
-            toy.model, toy.exact_posterior_guide, toy.x[:1], MASK, num_rounds=num_rounds, num_samples=2000, seed=0
+            toy.model, toy.exact_posterior_guide, toy.x[:1], MASK, num_rounds=num_rounds, num_samples=4000, seed=0
         )
         distances.append((drawn[..., ~MASK].mean((0, 1)) - right).norm().item())
-    assert distances[0] > distances[1] > distances[2] and distances[3] < 0.1 * distances[0]
+    assert distances[0] < 0.2 * right.norm() and distances[1] < 0.05 * right.norm()
 
 
 # --- a model of binary elements, of which everything can be summed

@@ -36,7 +36,8 @@ def impute(
 ) -> Any:
     r"""Draws the missing elements of data points given the observed ones.
 
-    What is missing is drawn from the model first, and then in rounds from what was drawn the round before:
+    What is missing is drawn first given a code of the prior, chosen among 50 by the likelihood of what is observed, and
+    then in rounds from what was drawn the round before:
 
     - ``"pseudo-gibbs"``: :math:`z \sim q(z \mid x_o, x_m)`, then :math:`x_m \sim p(x_m \mid z)`. Exact in the limit
       where the guide is the posterior. (Rezende et al. 2014, arXiv:1401.4082, appendix F.)
@@ -62,7 +63,8 @@ def impute(
             NaN too, and is not looked at.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or probabilities.
         method: See above.
-        num_rounds: The number of rounds.
+        num_rounds: The number of rounds. Where little is observed a round forgets little of the start, which is nearly
+            right there; where much is observed, a few rounds forget all of it.
         num_particles: The number of codes to choose from, of ``"importance"`` alone.
         num_samples: Return so many imputations of each data point; ``"importance"`` chooses with replacement.
         mean: Return the mean of x given the observed elements, estimated from the likelihood's means at the codes of

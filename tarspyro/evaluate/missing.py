@@ -35,6 +35,8 @@ from tarspyro.infer.traces import (
 
 # How many sets of missing elements the guide is shown for its weighted codes.
 _CHAINS = 20
+# Among how many codes of the prior a chain chooses its start.
+_STARTS = 50
 # The share of the rounds that forget the start before Metropolis' rule holds on to a code.
 _WARM_UP = 0.2
 _COIN = math.log(0.5)  # what takes the place of a binary element that is not what it was
@@ -79,7 +81,7 @@ class Missing:
 
     def chain(self, data: Sequence[Any], trust: Tensor) -> Traces:
         """Returns a run of both halves after all rounds."""
-        complete = self.filled(self._start(data), data[0], trust)
+        complete = self.filled(self._near(data, trust), data[0], trust)
         traces = trace_pair(self.model, self.guide, (complete, *data[1:]), {})
         for index in range(self.num_rounds):
             complete = self.filled(traces[0], data[0], trust)
@@ -161,16 +163,41 @@ class Missing:
             check_inputs(self.model, self.guide, data)
         return trace
 
+    def _near(self, data: Sequence[Any], trust: Tensor) -> Trace:
+        """A run of the model on codes of its prior, each chosen among several by the likelihood of what is observed.
+
+        Little that is observed says little of the code, and then the rounds forget their start slowly; but then many
+        codes of the prior are likely ones.
+        """
+        values: dict[str, Tensor] = {}
+        highest = torch.full((), -math.inf)
+        for _ in range(_STARTS):
+            trace = self._start(data)
+            sites = _latent(trace)
+            log_w = (self._observed(trace, data[0], trust) - self._density(sites.values()))[0]
+            # The highest of the log weights with Gumbel noise is a choice in proportion to the weights.
+            score = log_w - torch.empty_like(log_w).exponential_().log()
+            chosen = score > highest.to(score)
+            if values:
+                values = {name: self._of_rows(chosen, site, values[name]) for name, site in sites.items()}
+            else:
+                values = {name: site["value"] for name, site in sites.items()}
+            highest = torch.maximum(score, highest.to(score))
+        return poutine.trace(poutine.condition(self.model, values)).get_trace(*data)
+
+    def _of_rows(self, chosen: Tensor, site: Site, other: Tensor) -> Tensor:
+        """The site's value in the rows that are chosen, the other one elsewhere."""
+        rows = chosen.reshape(-1, *[1] * (site["fn"].event_dim - self.dim - 1))
+        value: Tensor = site["value"].where(rows, other)
+        return value
+
     def _accepted(self, current: Traces, proposed: Traces, arguments: tuple[Any, ...]) -> Traces:
         """A run at the proposed codes of the rows that accept them, and at the current ones of the others."""
         before = trace_pair(self.model, poutine.replay(self.guide, trace=current[1]), arguments, {})
         log_ratio = self._log_weights(proposed) - self._log_weights(before)
         accepted, old = torch.rand_like(log_ratio).log() < log_ratio, _latent(before[1])
         values = {
-            name: site["value"].where(
-                accepted.reshape(-1, *[1] * (site["fn"].event_dim - self.dim - 1)), old[name]["value"]
-            )
-            for name, site in _latent(proposed[1]).items()
+            name: self._of_rows(accepted, site, old[name]["value"]) for name, site in _latent(proposed[1]).items()
         }
         merged = with_values(proposed[1], values)
         return trace_pair(self.model, poutine.replay(self.guide, trace=merged), arguments, {})
