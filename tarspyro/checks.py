@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -72,8 +72,8 @@ def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data:
         try:
             # The model alone first: it tells what it expects before the guide's network stumbles over the data.
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
-                _check_observed(poutine.trace(model).get_trace(*arguments), arguments, data)
-            _check_observed(trace_pair(model, guide, arguments, {})[0], arguments, data)
+                _check_observed(lambda: poutine.trace(model).get_trace(*arguments), arguments, data)
+            _check_observed(lambda: trace_pair(model, guide, arguments, {})[0], arguments, data)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
@@ -98,18 +98,50 @@ def explaining(programs: Sequence[Program], arguments: Sequence[Any]) -> Iterato
         raise InputError(_shape_sentence(programs, arguments, error)) from error
 
 
-def _check_observed(trace: Trace, arguments: Sequence[Any], data: Sequence[Any]) -> None:
-    for name, site in sample_sites(trace):
+def _check_observed(run: Callable[[], Trace], arguments: Sequence[Any], data: Sequence[Any]) -> None:
+    for name, site in sample_sites(run()):
         value = site["value"]
         if not (site["is_observed"] and torch.is_tensor(value)):
             continue
         _check_shape(name, site["fn"], value)
-        # Validation is off later, so that rows which the first batch does not show are looked at here.
+        # Validation is off later, so that rows which the first batch does not show are looked at here, unless each
+        # row has a support of its own.
         whole = next((part for argument, part in zip(arguments, data, strict=True) if argument is value), value)
-        for start in range(0, len(whole), len(value)) if value.dim() else ():
-            # The last batch overlaps the one before: a support may have parameters of a batch's shape.
-            start = min(start, len(whole) - len(value))
-            _check_support(name, site["fn"], whole[start : start + len(value)])
+        whole = value if _is_of_rows(site["fn"].support) else whole
+        try:
+            for start in range(0, len(whole), len(value)) if value.dim() else ():
+                # The last batch overlaps the one before: a support may have parameters of a batch's shape.
+                start = min(start, len(whole) - len(value))
+                _check_support(name, site["fn"], whole[start : start + len(value)])
+        except InputError:
+            # A support that a latent variable moves, such as that of Uniform(0, z), is no matter of one draw.
+            again: list[Any] = [run().nodes[name]["fn"] for _ in range(_DRAWS)]
+            if all(_same(site["fn"].support, fn.support) for fn in again):
+                raise
+
+
+# How often a support is looked at again before it counts as one that no latent variable moves.
+_DRAWS = 5
+
+
+def _is_of_rows(support: Any) -> bool:
+    """Whether a support has parameters that differ from row to row."""
+    return any(part.numel() > 1 and bool((part != part.flatten()[0]).any()) for part in _tensors(support))
+
+
+def _same(support: Any, other: Any) -> bool:
+    return all(map(torch.equal, _tensors(support), _tensors(other)))
+
+
+def _tensors(support: Any) -> list[Tensor]:
+    """The parameters of a support and of those that it is made of."""
+    if torch.is_tensor(support):
+        return [support]
+    if isinstance(support, (list, tuple)):
+        return [tensor for part in support for tensor in _tensors(part)]
+    if isinstance(support, constraints.Constraint):
+        return [tensor for part in vars(support).values() for tensor in _tensors(part)]
+    return []
 
 
 def check_training(
@@ -232,7 +264,8 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
             "Conditional(..., validate_args=False)."
         )
     family = type(base).__name__
-    outside = f"outside the support of {family} ({support})"
+    shown_support = "of each row" if _is_of_rows(support) else support
+    outside = f"outside the support of {family} ({shown_support})"
     raise InputError(f"{name} has values from {low:g} to {high:g}, {outside}: {_rescaling(low, high)}.")
 
 
