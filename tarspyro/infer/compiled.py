@@ -19,7 +19,8 @@ from tarspyro.infer.base import Bound
 from tarspyro.infer.capture import Captured
 from tarspyro.infer.gradients import with_gradients
 from tarspyro.infer.recording import Recording, RecordingError, record, tensors_of
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import Program, name_of, trace_pair
+from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.programs import modules_of
 
 _TRIALS = 5  # steps of each kind that tell which is faster
@@ -178,10 +179,10 @@ class Compiled(Bound):
         moving = self._moving[kind]
         moving.note(values)
         if key not in self._plans and not moving.steady:
-            if moving.restless and not self._warned:
+            if moving.keeps_changing and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{', '.join(moving.changed)} changes from step to step, and a compiled step holds its value: "
+                    f"{', '.join(moving.changed)} keeps changing, and a compiled step holds its value: "
                     f"{name_of(model)} goes on eagerly while it does.",
                     stacklevel=4,
                 )
@@ -199,19 +200,24 @@ class _Moving:
         self.eager, self.plans = eager, 0
         self.values: tuple[tuple[str, Any], ...] | None = None
         self.calls = 0  # in a row with these values
-        self.restless = False  # whether two values in a row were those of a single step
+        self.brief = 0  # how many values in a row were those of a single step
         self.changed: list[str] = []
 
     def note(self, values: tuple[tuple[str, Any], ...]) -> None:
         """Notes the values of a step."""
         if values == self.values:
-            self.calls, self.restless = self.calls + 1, False
+            self.calls, self.brief = self.calls + 1, 0
             return
         if self.values is not None:
             before = dict.fromkeys(self.values)
             self.changed = list(dict.fromkeys(name for name, value in values if (name, value) not in before))
-            self.restless = self.calls == 1
+            self.brief += self.calls == 1
         self.values, self.calls = values, 1
+
+    @property
+    def keeps_changing(self) -> bool:
+        """Whether steps will go on eagerly for a while."""
+        return self.brief >= _TRIALS or (self.calls > _TRIALS and self.plans >= _MOST_VALUES)
 
     @property
     def steady(self) -> bool:
@@ -355,6 +361,10 @@ class _Plan:
             return loss * scale, {"loss": loss, **terms}
 
         start = time.perf_counter()
+        if self.calls == 1:  # no step has told what it reads from Pyro's store
+            with preserved_rng(), evaluating(*self.halves), poutine.trace(param_only=True) as trace:
+                trace_pair(*self.halves, args, self.kwargs)
+            self.names = _stored(trace.trace.nodes)
         bound.prepare(*self.halves, tuple(args), self.kwargs)
         programs = (*self.halves, *bound.programs)
         buffers = [buffer for program in programs for module in _modules(program) for buffer in module.buffers(False)]
