@@ -2,7 +2,6 @@
 
 __all__ = ["Batches", "as_arguments", "as_float", "as_type", "binarized", "count_rows", "each"]
 
-import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from tarspyro.arguments import as_count, as_numbers, shown
 from tarspyro.checks import check_binarizable
 from tarspyro.data import Sequences, Split
+from tarspyro.infer.check import check_count, positional_names
 from tarspyro.infer.recording import tensors_of
 from tarspyro.infer.traces import check_program, name_of
 from tarspyro.processes import Processes
@@ -91,29 +91,6 @@ def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     if missing:
         raise ValueError(f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before.")
     return parts
-
-
-def check_count(arguments: Sequence[Any], program: Callable[..., Any]) -> None:
-    """Raises if there are more parts than the program takes: most often labels among the inputs."""
-    names = positional_names(program)
-    if names and len(arguments) > len(names):
-        raise ValueError(
-            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)} ({', '.join(names)}): "
-            "leave out what it does not take, such as the labels."
-        )
-
-
-def positional_names(program: Callable[..., Any]) -> list[str]:
-    """The names of the program's data arguments; empty where it takes any number of them."""
-    function = program.forward if isinstance(program, torch.nn.Module) else program
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin does not tell
-        return []
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        return []
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
 def as_float(tensor: Tensor, *programs: Any) -> Tensor:

@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -33,15 +33,12 @@ from torch.distributions import constraints
 
 from tarspyro.arguments import shown
 from tarspyro.distributions import Concatenate
+from tarspyro.infer.check import check_shape, check_sites, explaining, run_pair, sentence_of
 from tarspyro.infer.gradients import leaves_of
-from tarspyro.infer.traces import PairError, Program, check_program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import InputError, PairError, Program, check_program, name_of, sample_sites, trace_pair
 from tarspyro.modules import evaluating, preserved_rng
 
 _JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
-
-
-class InputError(ValueError):
-    """The data does not fit the model's likelihood."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -52,23 +49,36 @@ class CollapseError(ArithmeticError):
     """A player of a game has won, so that the others learn nothing any more."""
 
 
-def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data: Sequence[Any] | None = None) -> None:
-    """Compares the data with the model's likelihoods, before the first step.
+def check_inputs(
+    model: Program,
+    guide: Program,
+    arguments: Sequence[Any],
+    data: Sequence[Any] | None = None,
+    *,
+    pair: str | None = "whole",
+) -> None:
+    """Compares the halves with each other and the data with the model's likelihoods, before the first step.
 
     Arguments:
         model: The model.
         guide: The guide.
         arguments: A batch, as the pair gets it, with None for what is not observed.
         data: All of the data, if it is in memory, of which the batch is the first rows.
+        pair: What of the halves has to match: ``"whole"`` latent variables, or their ``"names"`` and shapes alone, for
+            Pyro's own bounds; None for nothing.
 
     Raises:
         InputError: If a value is NaN or infinite, a shape is not the likelihood's, or values are outside its support.
+        PairError: If the halves do not match.
     """
     data = arguments if data is None else data
     for position, part in enumerate(data):
         _check_finite(part, position)
     # With validation on, a distribution that does not validate is one whose user said so.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
+        if pair is not None:
+            traces = run_pair(model, guide, arguments, {})
+            check_sites(model, guide, *traces, observed=pair == "whole", supports=pair == "whole")
         try:
             # The model alone first: it tells what it expects before the guide's network stumbles over the data.
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
@@ -77,25 +87,7 @@ def check_inputs(model: Program, guide: Program, arguments: Sequence[Any], data:
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
-            raise InputError(_shape_sentence((model, guide), arguments, error)) from error
-
-
-@contextlib.contextmanager
-def explaining(programs: Sequence[Program], arguments: Sequence[Any]) -> Iterator[None]:
-    """Says in one sentence that programs do not run on some data, in place of what torch and Pyro say over many lines.
-
-    Raises:
-        InputError: If they do not run.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        whole = isinstance(error, ValueError) and "\n" not in str(error)
-        if whole or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise  # a sentence already; no memory, or not implemented
-        if isinstance(error, (InputError, PairError)):
-            raise type(error)(str(error).partition("\n")[0]) from error
-        raise InputError(_shape_sentence(programs, arguments, error)) from error
+            raise InputError(sentence_of((model, guide), arguments, error)) from error
 
 
 def _check_observed(run: Callable[[], Trace], arguments: Sequence[Any], data: Sequence[Any]) -> None:
@@ -103,7 +95,7 @@ def _check_observed(run: Callable[[], Trace], arguments: Sequence[Any], data: Se
         value = site["value"]
         if not (site["is_observed"] and torch.is_tensor(value)):
             continue
-        _check_shape(name, site["fn"], value)
+        check_shape(name, site["fn"], value)
         # Validation is off later, so that rows which the first batch does not show are looked at here, unless each
         # row has a support of its own.
         whole = next((part for argument, part in zip(arguments, data, strict=True) if argument is value), value)
@@ -208,38 +200,13 @@ def check_binarizable(part: Tensor | None) -> None:
 def _check_finite(part: Tensor | None, position: int) -> None:
     if part is None or not part.is_floating_point():
         return
-    rows = (~part.isfinite()).reshape(len(part), -1).any(1)
+    rows = (~part.isfinite()).reshape(len(part) if part.dim() else 1, -1).any(1)
     if rows.any():
         count, first = int(rows.sum()), int(rows.nonzero()[0])
         raise InputError(
-            f"data[{position}] has NaN or infinite values in {count} of {len(part)} rows, first in row {first}: "
+            f"data[{position}] has NaN or infinite values in {count} of {len(rows)} rows, first in row {first}: "
             "drop or impute them."
         )
-
-
-def _check_shape(name: str, distribution: Any, value: Tensor) -> None:
-    event, given = tuple(distribution.event_shape), tuple(value.shape[len(distribution.batch_shape) :])
-    if given == event:
-        return
-    if not value.is_floating_point() and value.dim() == 1:
-        raise InputError(
-            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data."
-        )
-    size = torch.Size(event).numel()
-    if torch.Size(given).numel() == size:
-        fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
-        if len(event) == 3 and given == event[1:]:
-            fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
-    else:
-        fix = f"change the likelihood's event_shape to {given}, or the data"
-    raise InputError(f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}.")
-
-
-def _shape_sentence(programs: Sequence[Program], arguments: Sequence[Any], error: Exception) -> str:
-    reason = str(error).partition("\n")[0]
-    shapes = ", ".join("None" if part is None else str(tuple(part.shape)) for part in arguments)
-    names = list(dict.fromkeys(name_of(program) for program in programs))
-    return f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape {shapes}: {reason}"
 
 
 def _check_support(name: str, distribution: Any, value: Tensor) -> None:

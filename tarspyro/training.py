@@ -21,7 +21,8 @@ from tarspyro.batches import Batches
 from tarspyro.checks import check_inputs, check_training
 from tarspyro.config import describe, describe_pair
 from tarspyro.counts import Counter
-from tarspyro.infer import ELBO, Compiled, Game, PairError, Player, check_pair
+from tarspyro.infer import ELBO, Compiled, Game, PairError, Player
+from tarspyro.infer.base import Bound
 from tarspyro.infer.traces import name_of, no_guide, trace_pair
 from tarspyro.modules import evaluating, find_device, local_parameters, own_store, preserved_rng
 from tarspyro.nn import GaussianNoise
@@ -213,11 +214,14 @@ def fit(
         batches = Batches(data, model, shuffle=shuffle, steps_per_epoch=steps_per_epoch, **common)
         held_out = None if validation is None else Batches(validation, model, shuffle=False, pixel_seed=0, **common)
         first = batches.first()
-        check_inputs(model, guide, first, None if binarize else batches.tensors)
+        theirs = isinstance(loss, pyro.infer.ELBO) and not isinstance(loss, Bound)
+        pair = None if isinstance(loss, Game) else "names" if theirs else "whole"
+        check_inputs(model, guide, first, None if binarize else batches.tensors, pair=pair)
         if held_out is not None:
-            check_inputs(model, guide, held_out.first(), None if binarize else held_out.tensors)
-        with pyro.validation_enabled(True):
-            (loss.check if isinstance(loss, Game) else check_pair)(model, guide, *first)
+            check_inputs(model, guide, held_out.first(), None if binarize else held_out.tensors, pair=pair)
+        if isinstance(loss, Game):
+            with pyro.validation_enabled(True):
+                loss.check(model, guide, *first)
         _warn_of_modes(halves)
         own, declared = _parameters(model, guide, first)
         if declared.tensors:

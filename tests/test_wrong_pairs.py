@@ -176,7 +176,7 @@ CASES = {
     "a plate of another size": case((model(Z), guide(Z, size=lambda x: 2 * len(x))), "10", "5"),
     "no plate in the guide": case((model(Z), guide(Z, plate=False)), "'z'", "plate"),
     "no plate in the model": case((program("model", Z, see(), plate=False), guide(Z)), "'z'", "plate"),
-    "a name used twice": case((model(Z), guide(twice)), "'z'", embed=True),
+    "a name used twice": case((model(Z), guide(twice)), "'z'", embed=True, **DATA),
     # what is observed
     "a model that observes nothing": case((program("model", Z), guide(Z)), "observes nothing"),
     "obs= forgotten": case((program("model", Z, draw("x", of(dist.Normal, 0.0, 1.0, width=3))), guide(Z)), "'x'"),
@@ -185,7 +185,7 @@ CASES = {
     "a guide that observes": case((model(Z), guide(Z, see())), "'x'", embed=True),
     # data and arguments
     "one row in place of a batch": case((vae(), encoder()), "x", "(3,)", data=X[0], embed=True, **DATA),
-    "rows of another width": case((vae(), encoder(width=4)), "(5, 4)", data=torch.zeros(5, 4), **DATA),
+    "rows of another width": case((vae(), encoder(width=4)), "(4,)", data=torch.zeros(5, 4), **DATA),
     "an encoder of another width": case((vae(), encoder(width=4)), "(5, 3)", embed=True, **DATA),
     "an argument missing": case((with_condition, guide_with_condition), "y", error=(TypeError, ValueError)),
     "an argument too many": case((model(Z), guide(Z)), "2", data=(X, Y), error=(TypeError, ValueError)),

@@ -84,7 +84,11 @@ def by_batch(
     ``beside`` the data are its last arguments. With ``check`` the data is compared with the likelihood of ``program``
     first, as ``fit`` does.
     """
-    check_program("model or guide", like)
+    if program is None or program is like:
+        check_program("model or guide", like)
+    else:
+        check_program("model", program)
+        check_program("guide", like)
     arguments = (codes_of(x),) if program is None else as_arguments(x, program)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
@@ -107,7 +111,7 @@ def by_batch(
                 moved[0] = binarized(moved[0], pixels)
             if check and program is not None and not results:
                 whole = None if binarize else each(lambda part: part.to(device), arguments)
-                check_inputs(program, like, moved[: len(arguments)], whole)
+                check_inputs(program, like, moved[: len(arguments)], whole, pair=None if program is like else "whole")
             programs = [half for half in (program, like) if half is not None]
             with explaining(programs, moved):
                 results.append(function(*moved))

@@ -18,6 +18,7 @@ from tarspyro.checks import explaining
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch, codes_of, seeded
 from tarspyro.infer.traces import (
+    InputError,
     PairError,
     Program,
     check_program,
@@ -136,6 +137,32 @@ def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, An
     return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
 
 
+def _check_rows(guide: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Any]) -> None:
+    """Raises if x is one row, whose numbers the plate takes for rows: then all of them have the code of the row."""
+    x, *others = arguments
+    if others or not torch.is_tensor(x) or x.dim() != 1 or len(x) < 2 or not x.is_floating_point():
+        return
+    codes = {name: distribution_mean(node["fn"]) for name, node in latent.items() if _has_mean(node["fn"])}
+    if not codes or not all(bool((code == code[:1]).all()) for code in codes.values()):
+        return
+    try:
+        with preserved_rng():
+            whole = _latent_sites(guide, (x.unsqueeze(0),))
+            other = _latent_sites(guide, (x + 1,))
+    except (RuntimeError, ValueError, TypeError):
+        return  # it takes no rows of more numbers
+    depends = any(bool((distribution_mean(other[name]["fn"]) != code).any()) for name, code in codes.items())
+    if depends and all(node["value"].shape[:1] == (1,) for node in whole.values()):
+        raise InputError(f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension, x.unsqueeze(0).")
+
+
+def _has_mean(distribution: Any) -> bool:
+    try:
+        return bool(distribution_mean(distribution).dim())
+    except NotImplementedError:
+        return False
+
+
 def _in_many_runs(
     guide: Program, arguments: tuple[Tensor, ...], num_runs: int, read: Callable[[Any], Tensor]
 ) -> dict[str, Tensor]:
@@ -163,6 +190,7 @@ def _posterior_means(guide: Program, x: Any, site: str | None, num_draws: int, s
     def moments(*arguments: Tensor) -> dict[str, Tensor]:
         latent = _latent_sites(guide, arguments)
         chosen = _chosen(latent, site, several)
+        _check_rows(guide, arguments, latent)
         if len(latent) == 1:  # its mean hangs on no draws
             means = {chosen[0]: distribution_mean(latent[chosen[0]]["fn"]).expand(2, *latent[chosen[0]]["value"].shape)}
         else:

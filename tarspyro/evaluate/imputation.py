@@ -15,7 +15,7 @@ from tarspyro.batches import as_arguments, count_rows, each
 from tarspyro.evaluate.batching import by_batch, chunks_of, rows_at_once
 from tarspyro.evaluate.likelihood import LogLikelihood, from_moments, given_by, log_likelihood, moments_of
 from tarspyro.evaluate.missing import Missing, expanded, log_noise, trust_of
-from tarspyro.infer.traces import Program
+from tarspyro.infer.traces import Program, check_program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
 
@@ -96,6 +96,8 @@ def impute(
         tensor([[ 1.,  1.],
                 [-1., -1.]])
     """
+    check_program("model", model)
+    check_program("guide", guide)
     check_choice("method", method, _METHODS)
     for name, number in (("num_particles", num_particles), ("num_samples", 1 if num_samples is None else num_samples)):
         as_count(name, number)

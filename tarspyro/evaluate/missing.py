@@ -153,11 +153,13 @@ class Missing:
             trace = poutine.trace(self.model).get_trace(*data)
         except NotImplementedError:
             raise PairError(f"{name_of(self.model)} has no prior that can be drawn from, as the start needs.") from None
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, TypeError):
             check_inputs(self.model, self.guide, data)  # says what is wrong
             raise
         sites = {name: site for name, site in sample_sites(trace) if site["is_observed"]}
         if self.site not in sites:
+            if not sites:
+                check_inputs(self.model, self.guide, data)
             raise PairError(f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name one, site=...")
         if sites[self.site]["value"].shape != _elements(self.model, sites[self.site]["fn"]).batch_shape:
             check_inputs(self.model, self.guide, data)

@@ -29,12 +29,14 @@ class Bound(pyro.infer.ELBO):
 
     Attributes:
         adjustable: The numbers that may change from step to step, and be tensors.
+        observed: Whether the model has to observe something; without data, minus an ELBO is a KL of two guides.
         whole: Whether the bound is linear in the log weights, so that it needs no weight of single data points.
         programs: What the loss runs beside the pair, such as a game with its networks.
         parameters: What the loss is minimized in; None for all that it depends on.
     """
 
     adjustable: tuple[str, ...] = ()
+    observed: bool = True
     whole: bool = True
     programs: tuple[Program, ...] = ()
     parameters: list[Tensor] | None = None
@@ -123,6 +125,7 @@ class Bound(pyro.infer.ELBO):
             groups=getattr(self, "num_groups", 1),
             vectorize=self.vectorize_particles,
             whole=self.whole,
+            observed=self.observed,
         )
         if structure.vectorized is False and self.vectorize_particles:
             warnings.warn(

@@ -1,18 +1,41 @@
-"""The check of a pair: whether its halves have the same latent variables."""
+"""The check of a pair: whether its halves have the same latent variables, and run on the data."""
 
-__all__ = ["check_auxiliary", "check_pair", "check_sites", "run_pair"]
+__all__ = [
+    "check_auxiliary",
+    "check_count",
+    "check_pair",
+    "check_shape",
+    "check_sites",
+    "explaining",
+    "positional_names",
+    "run_pair",
+    "sentence_of",
+]
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Independent
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from tarspyro.infer.traces import PairError, Program, Site, is_delta, is_factor, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import (
+    InputError,
+    PairError,
+    Program,
+    Site,
+    check_program,
+    is_delta,
+    is_factor,
+    name_of,
+    sample_sites,
+    trace_pair,
+)
 from tarspyro.modules import evaluating, preserved_rng
 
 _DRAWS = 16  # of the guide, to be compared with the prior's support
@@ -47,26 +70,119 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
 
 
 def run_pair(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Trace, Trace]:
-    """Runs a pair, and names a latent variable of two sizes in place of where that leads to an error.
+    """Runs a pair; where that fails, says in one sentence why.
 
     Raises:
-        PairError: If a latent variable has another event shape in one half than in the other.
+        InputError: If the programs do not run on the data, or an observed site is given another shape than it has.
+        PairError: If a latent variable has another shape in one half than in the other.
+        TypeError: If one of them is no program.
     """
+    check_program("model", model)
+    check_program("guide", guide)
+    for half in (model, guide):
+        check_count(args, half)
     try:
         return trace_pair(model, guide, args, kwargs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, PairError):
-            raise
-        try:
-            halves = [poutine.trace(half).get_trace(*args, **kwargs) for half in (model, guide)]
-        except Exception:
-            raise error from None
-        _check_shapes(model, guide, *halves)
-        raise
+        own = isinstance(error, (InputError, PairError)) and "\n" not in str(error)
+        if own or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise  # a sentence already; no memory, or not implemented
+        halves = []
+        for half in (model, guide):
+            with contextlib.suppress(Exception):  # whatever it is, it is the pair's error that counts
+                halves.append(poutine.trace(half).get_trace(*args, **kwargs))
+                for name, site in sample_sites(halves[-1]) if half is model else ():
+                    if site["is_observed"]:
+                        check_shape(name, site["fn"], site["value"])
+        if len(halves) == 2:
+            _check_shapes(model, guide, halves[0], halves[1])
+        raise InputError(sentence_of((model, guide), args, error)) from error
+
+
+@contextlib.contextmanager
+def explaining(programs: Sequence[Program], arguments: Sequence[Any]) -> Iterator[None]:
+    """Says in one sentence that programs do not run on some data, in place of what torch and Pyro say over many lines.
+
+    Raises:
+        InputError: If they do not run.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        whole = isinstance(error, ValueError) and "\n" not in str(error)
+        if whole or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise  # a sentence already; no memory, or not implemented
+        if isinstance(error, (InputError, PairError)):
+            raise type(error)(str(error).partition("\n")[0]) from error
+        raise InputError(sentence_of(programs, arguments, error)) from error
+
+
+def sentence_of(programs: Sequence[Program], arguments: Sequence[Any], error: Exception) -> str:
+    """Returns one sentence that says which programs do not run on data of which shapes, and why."""
+    reason = str(error).partition("\n")[0]
+    shapes = ", ".join(str(tuple(part.shape)) if torch.is_tensor(part) else repr(part) for part in arguments)
+    names = list(dict.fromkeys(name_of(program) for program in programs))
+    return f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape {shapes}: {reason}"
+
+
+def check_shape(name: str, distribution: Any, value: Any) -> None:
+    """Raises unless what is observed has the shape of the likelihood's events.
+
+    Raises:
+        InputError: If it has another.
+    """
+    if not torch.is_tensor(value) or not hasattr(distribution, "event_shape"):
+        return
+    event, given = tuple(distribution.event_shape), tuple(value.shape[len(distribution.batch_shape) :])
+    if given == event:
+        return
+    if not value.is_floating_point() and value.dim() == 1:
+        raise InputError(
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data."
+        )
+    if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
+        raise InputError(f"{name} has shape {event}, which is one row of data: add a dimension, {name}.unsqueeze(0).")
+    size = torch.Size(event).numel()
+    if torch.Size(given).numel() == size:
+        fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
+        if len(event) == 3 and given == event[1:]:
+            fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
+    else:
+        fix = f"change the likelihood's event_shape to {given}, or the data"
+    raise InputError(f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}.")
+
+
+def check_count(arguments: Sequence[Any], program: Program) -> None:
+    """Raises if there are more parts of data than the program takes: most often labels among the inputs."""
+    names = positional_names(program)
+    if names and len(arguments) > len(names):
+        raise ValueError(
+            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)} ({', '.join(names)}): "
+            "leave out what it does not take, such as the labels."
+        )
+
+
+def positional_names(program: Program) -> list[str]:
+    """The names of the program's data arguments; empty where it takes any number of them."""
+    function = program.forward if isinstance(program, nn.Module) else program
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin does not tell
+        return []
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
 def check_sites(
-    model: Program, guide: Program, model_trace: Trace, guide_trace: Trace, *, observed: bool = True
+    model: Program,
+    guide: Program,
+    model_trace: Trace,
+    guide_trace: Trace,
+    *,
+    observed: bool = True,
+    supports: bool = True,
 ) -> None:
     """Raises unless the sites of two traces match.
 
@@ -76,6 +192,7 @@ def check_sites(
         model_trace: A run of the model on the guide's draws.
         guide_trace: That run of the guide.
         observed: Whether the model has to observe something.
+        supports: Whether a latent variable has to have the same support in both.
     """
     sites, guided = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
     latent = {name for name, site in sites.items() if not site["is_observed"]}
@@ -85,7 +202,9 @@ def check_sites(
     summed = {name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"}
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
     given = sorted(name for name, site in guided.items() if site["is_observed"] and not is_factor(site))
-    if not data and given:
+    if given and data:
+        raise PairError(f"{pair}: it observes {given}, which is for the model to do: a guide draws latent variables.")
+    if given:
         raise PairError(
             f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they look swapped, the model "
             "comes first."
@@ -96,6 +215,9 @@ def check_sites(
             f"{pair}: it draws {conditioned}, which the model observes: hide them from the guide, "
             f"poutine.block(guide, hide={conditioned})."
         )
+    if observed and not data and not any(is_factor(site) for site in sites.values()):
+        unseen = f" and samples {sorted(latent - drawn)}, which the guide does not" if latent - drawn else ""
+        raise PairError(f"{name_of(model)} observes nothing{unseen}: give pyro.sample the data, obs=...")
     missing, extra = sorted(latent - drawn - summed), sorted(drawn - latent - auxiliary)
     if missing or extra:
         for name in missing:
@@ -108,12 +230,10 @@ def check_sites(
         parts += [f"the guide also samples {extra}"] * bool(extra)
         raise PairError(f"{pair}: {'; '.join(parts)}.")
     _check_shapes(model, guide, model_trace, guide_trace)
-    for name in latent & drawn:
+    for name in latent & drawn if supports else ():
         _check_support(name, guided[name], sites[name])
     for name in data:
-        _check_observed(name, sites[name])
-    if observed and not data and not any(is_factor(site) for site in sites.values()):
-        raise PairError(f"{name_of(model)} observes nothing: give pyro.sample the data, obs=...")
+        check_shape(name, sites[name]["fn"], sites[name]["value"])
 
 
 def _check_shapes(model: Program, guide: Program, model_trace: Trace, guide_trace: Trace) -> None:
@@ -132,8 +252,8 @@ def _check_shapes(model: Program, guide: Program, model_trace: Trace, guide_trac
                 what = "events" if kind == "event" else "a batch"
                 fix = "give both the same event shape" if kind == "event" else "put it inside the same plates in both"
                 raise PairError(
-                    f"{name!r} has {what} of shape {wanted} in {name_of(model)} and of shape {drawn} in "
-                    f"{name_of(guide)}: {fix}."
+                    f"{name!r} has {what} of shape {wanted} in {name_of(model)} ({_family(site['fn'])}) and {drawn} in "
+                    f"{name_of(guide)} ({_family(other['fn'])}): {fix}."
                 )
 
 
@@ -144,21 +264,35 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_support(name: str, guided: Site, site: Site) -> None:
-    """Raises if the guide draws values that the prior cannot have."""
+    """Raises if the guide draws values of another kind than the prior has, or that the prior cannot have."""
     prior, posterior = site["fn"], guided["fn"]
     support, other = _plain(prior.support), _plain(posterior.support)
-    if isinstance(posterior, Delta) or (isinstance(posterior, Independent) and isinstance(posterior.base_dist, Delta)):
+    if constraints.is_dependent(support):
+        return
+    if is_delta(guided):
         draws = posterior.sample()
-    elif constraints.is_dependent(support) or _same(support, other):
+    elif _same(support, other):
         return
     else:
         draws = posterior.sample((_DRAWS,))
-    if constraints.is_dependent(support) or bool(support.check(draws).all()):
+    inside = bool(support.check(draws).all())
+    # A discrete variable may be relaxed in the guide, if its draws are its values.
+    like = is_delta(guided) or support.is_discrete or _kind(support) == _kind(other)
+    if inside and like and not (support.is_discrete and other.is_discrete):
         return
     raise PairError(
-        f"{name!r} has values of {_family(prior)} in the model ({support}), and the guide draws {_family(posterior)}, "
-        f"which leaves them: take a guide's family with that support, such as {_family(prior)}."
+        f"{name!r} is {_family(prior)} in the model ({support}), and the guide draws {_family(posterior)} ({other}): "
+        "give both the same support."
     )
+
+
+def _kind(support: Any) -> Any:
+    """What a continuous support is like, wherever its edges lie: a half-line, an interval, or a class of its own."""
+    if isinstance(support, (type(constraints.positive), type(constraints.nonnegative))):
+        return "half-line"
+    if isinstance(support, (type(constraints.unit_interval), constraints.half_open_interval)):
+        return "interval"
+    return type(support)
 
 
 def _plain(support: Any) -> Any:
@@ -168,39 +302,20 @@ def _plain(support: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other) or vars(one).keys() != vars(other).keys():
+    """Whether two supports are the same."""
+    if type(one) is not type(other):
         return False
-    return all(
-        torch.equal(torch.as_tensor(value), torch.as_tensor(vars(other)[key]))
-        if isinstance(value, (int, float, Tensor))
-        else value is vars(other)[key]
-        for key, value in vars(one).items()
-        if key[0] != "_"
-    )
+    edges = [
+        [torch.as_tensor(edge) for key, edge in vars(support).items() if isinstance(edge, (int, float, Tensor))]
+        for support in (one, other)
+    ]
+    return len(edges[0]) == len(edges[1]) and all(map(torch.equal, *edges))
 
 
 def _family(distribution: Any) -> str:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return type(distribution).__name__
-
-
-def _check_observed(name: str, site: Site) -> None:
-    """Raises if what is observed is one row where the likelihood draws many, or of another shape."""
-    value, fn = site["value"], site["fn"]
-    if not torch.is_tensor(value) or not hasattr(fn, "event_shape"):
-        return
-    event, given = tuple(fn.event_shape), tuple(value.shape[len(fn.batch_shape) :])
-    if given == event or value.dim() > len(fn.batch_shape) + len(event):
-        return
-    if tuple(value.shape) == event:
-        fix = f"it is one row, and the data needs a dimension for its rows: {name}.unsqueeze(0)"
-    else:
-        fix = "change the likelihood's event shape, or the data"
-    raise PairError(
-        f"{name!r} is given values of shape {tuple(value.shape)}, and its likelihood draws "
-        f"{tuple(fn.batch_shape) + event}: {fix}."
-    )
 
 
 def check_auxiliary(

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import Program
-from tarspyro.infer.weights import Structure
 
 
 class Composed(Bound):

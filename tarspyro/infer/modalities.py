@@ -14,7 +14,6 @@ from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.composed import Composed
 from tarspyro.infer.elbo import ELBO
-from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import Program
 
 
@@ -79,6 +78,7 @@ class ModalityKL(_OfModalities):
             max_plate_nesting=self.bound.max_plate_nesting,
             vectorize_particles=self.bound.vectorize_particles,
         )
+        divergence.observed = False
         divergences = []
         for m in _given(x):
             halves: list[Any] = [partial(guide, *subset, *masks) for subset in (_only(x, m), x)]

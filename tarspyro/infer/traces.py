@@ -1,6 +1,6 @@
 """Runs of a pair, and what their sites hold."""
 
-__all__ = ["PairError", "check_program", "no_guide", "particle_plate", "trace_pair"]
+__all__ = ["InputError", "PairError", "check_program", "no_guide", "particle_plate", "trace_pair"]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +27,10 @@ GROUPS = "num_groups_vectorized"
 
 class PairError(ValueError):
     """The model and the guide do not belong together, or do not fit the data."""
+
+
+class InputError(ValueError):
+    """The data does not fit the model's likelihood."""
 
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
