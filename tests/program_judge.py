@@ -63,7 +63,9 @@ class Verdict:
         return next((verdict for verdict in (NEEDLESS, RIGHT, BOUND, REFUSED) if counts[verdict]), SKIPPED)
 
     def report(self):
-        lines = [f"seed {self.pair.seed}: {self.pair.kind}, {', '.join(self.pair.features)}", f"{self.truth}"]
+        lines = [f"seed {self.pair.seed}: {self.pair.kind}, {', '.join(self.pair.features)} ({self.pair.structure})"]
+        if self.truth is not None:
+            lines.append(f"  {self.truth._replace(gradient=None)}")
         lines += [f"  {f.quantity:16} {f.verdict:24} {f.detail}" for f in self.findings]
         return "\n".join(lines)
 
@@ -120,7 +122,9 @@ def _expected(pair, warning):
 
 def measure(draw, count):
     """The mean of independent calls, and its standard error: a row of numbers each."""
-    values = torch.stack([torch.atleast_1d(torch.as_tensor(draw(), dtype=torch.float64)) for _ in range(count)])
+    values = torch.stack(
+        [torch.atleast_1d(torch.as_tensor(draw(), dtype=torch.float64)).detach() for _ in range(count)]
+    )
     if not values.isfinite().all():
         raise Wrong(f"not finite: {values[~values.isfinite()][0].item()}")
     return values.mean(0), values.std(0) / count**0.5

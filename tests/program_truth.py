@@ -313,7 +313,8 @@ def _tables(pair) -> dict[str, Any]:
     precision = -form.hessian.detach() + 0.02 * torch.eye(len(u), dtype=DOUBLE)
     covariance = torch.linalg.inv(precision)
     mean = covariance @ form.gradient.detach()
-    spread = covariance.diagonal().clamp(min=1e-3).sqrt()
+    # Between the posterior's marginal and conditional deviations: what the ELBO and what weights would like.
+    spread = (covariance.diagonal() / precision.diagonal()).clamp(min=1e-6) ** 0.25
     at = {
         n: (m.reshape(v.shape), s.reshape(v.shape))
         for (n, v), m, s in zip(free.items(), mean.split(sizes), spread.split(sizes), strict=True)

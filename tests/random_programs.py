@@ -410,7 +410,7 @@ def term(draft, parent, how, child, prefix):
         return f"{draft.parameter(weight, (3, child.width) if child.width else (3,), 0.8)}[{value}]"
     if how == "matmul":
         value = f"({value} @ c.T)"
-    scale = 0.6 if parent.event else 0.8
+    scale = (0.6 if parent.event else 0.8) * (0.3 if prefix else 1.0)  # a guide is near the posterior of its own
     if parent.event and child.width:
         return f"{value} @ {draft.parameter(weight, (parent.event, child.width), scale)}"
     if parent.event:
