@@ -157,8 +157,12 @@ class ELBO(Bound):
             )
         bound: Any = TraceEnum_ELBO(self.num_particles, structure.nesting, vectorize_particles=self.vectorize_particles)
         total: Any = 0.0
-        for traces in bound._get_traces(model, guide, args, kwargs):
-            total = total + _compute_dice_elbo(*traces)
+        try:
+            for traces in bound._get_traces(model, guide, args, kwargs):
+                total = total + _compute_dice_elbo(*traces)
+        except (ValueError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise PairError(f"{name_of(model)} cannot have its enumerated sites summed out: {reason}.") from error
         loss: Tensor = -total / self.num_particles
         return loss
 

@@ -65,18 +65,19 @@ def structure_of(
     Raises:
         PairError: If the halves do not match.
     """
-    structure, *traces = read_structure(model, guide, args, kwargs, observed=observed)
-    if particles * groups == 1 or structure.enumerated:
-        return structure
-    training = any(getattr(program, "training", False) for program in (model, guide))
-    with preserved_rng(), evaluating(model, guide):
-        if training:  # where noise and statistics of the batch would tie data points together
-            traces = list(trace_pair(model, guide, args, kwargs))
-        trial = _Trial(model, guide, args, kwargs, structure.whole if whole else structure, traces[0], traces[1])
-        if not trial.structure.joint and not trial.data_points_are_independent():
-            trial.structure = structure = structure.whole
-        vectorized = vectorize and trial.takes_a_plate(2 if groups > 1 else 1)
-        return replace(structure, vectorized=vectorized)
+    with preserved_rng():
+        structure, *traces = read_structure(model, guide, args, kwargs, observed=observed)
+        if particles * groups == 1 or structure.enumerated:
+            return structure
+        training = any(getattr(program, "training", False) for program in (model, guide))
+        with evaluating(model, guide):
+            if training:  # where noise and statistics of the batch would tie data points together
+                traces = list(trace_pair(model, guide, args, kwargs))
+            tried = structure.whole if whole else structure
+            trial = _Trial(model, guide, args, kwargs, tried, traces[0], traces[1])
+            if not tried.joint and not trial.data_points_are_independent():
+                structure = trial.structure = structure.whole
+            return replace(structure, vectorized=vectorize and trial.takes_a_plate(min(groups, 2)))
 
 
 class _Trial:

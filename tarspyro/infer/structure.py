@@ -27,7 +27,7 @@ from tarspyro.infer.traces import (
     sample_sites,
     with_values,
 )
-from tarspyro.modules import kept_buffers, preserved_rng
+from tarspyro.modules import kept_buffers
 
 SHARED = -1  # in place of a group: what is drawn once for all particles
 
@@ -110,7 +110,7 @@ class Structure:
 def read_structure(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any], *, observed: bool = False
 ) -> tuple[Structure, Trace, Trace]:
-    """Finds the structure of a pair by a run that leaves no mark on random state and statistics.
+    """Finds the structure of a pair by a run that leaves no mark on statistics.
 
     The run is in the programs' own mode: a site may be there in training alone. Sites that share plates belong
     together, where the plates tell. Where they do not, the derivatives of each site's density tell which latent
@@ -122,7 +122,7 @@ def read_structure(
     Raises:
         PairError: If the halves do not match.
     """
-    with preserved_rng(), kept_buffers(model, guide), torch.no_grad():
+    with kept_buffers(model, guide), torch.no_grad():
         model_trace, guide_trace = run_pair(model, guide, args, kwargs)
         check_sites(model, guide, model_trace, guide_trace, observed=observed)
         terms = _terms(model_trace, guide_trace)
