@@ -360,7 +360,8 @@ def _points(pair, known, estimate, particles):
     mean, error = measure(draw, CALLS)
     variance = float(error**2) * CALLS
     slack = 2 * variance + 1e-3
-    if variance > 0.5 or pair.kind not in ("gaussian", "discrete"):
+    improper = any(feature in ("mask fn model", "mask fn guide", "mask fn different") for feature in pair.features)
+    if variance > 0.5 or improper or pair.kind not in ("gaussian", "discrete"):
         # Weights of a guide that is far from the posterior may have no variance that one could measure.
         low = -math.inf if known.elbo is None or pair.scaling else known.elbo
         return BOUND, compare(draw, low, known.points) + f" in {low:.4f} ... {known.points:.4f}"

@@ -604,7 +604,8 @@ def _decorate(draft, graph, writer):
         if any(site.summed for site in graph.latent):
             choices = []
         writer.mask = draft.pick(*choices, "poutine observed", "all")
-        if len(graph.observed[0].plates) == 1 and graph.layout in ("iid", "groups", "global") and draft.chance(0.3):
+        plain = len(graph.observed[0].plates) == 1 and graph.observed[0].family == "normal"
+        if plain and graph.layout in ("iid", "groups", "global") and draft.chance(0.3):
             writer.mask = "obs_mask"
         draft.data["m"] = [True, *(draft.chance(0.6) for _ in range(data.size - 1))]
         draft.features.add(f"mask {writer.mask}")
