@@ -273,6 +273,7 @@ def test_one_clear_sentence(name, door):
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_sentence_from_all_doors(name):
     sentences = {door: str(answer(name, door)) for door in doors_of(name) if door != "embed"}
+    assert "None" not in sentences.values(), [door for door, text in sentences.items() if text == "None"]
     assert len(set(sentences.values())) == 1, "\n".join(f"{door}: {text}" for door, text in sentences.items())
 
 
