@@ -229,7 +229,9 @@ def fit(
         players = _players(loss, *own)
         if compile and not isinstance(loss, Compiled):
             report = tqdm.write if progress else None
-            players = [replace(player, loss=Compiled(player.loss, fallback=True, report=report)) for player in players]
+            players = [replace(player, loss=Compiled(player.loss, report=report)) for player in players]
+            for player in players:
+                player.loss.fallback = True  # a program that cannot be recorded trains all the same
         trainer = Trainer(
             halves,
             loss,

@@ -361,7 +361,7 @@ class _Plan:
             return loss * scale, {"loss": loss, **terms}
 
         start = time.perf_counter()
-        if self.calls == 1:  # no step has told what it reads from Pyro's store
+        if self.calls == 1 and bound.parameters is None:  # no step has told what it reads from Pyro's store
             with preserved_rng(), evaluating(*self.halves), poutine.trace(param_only=True) as trace:
                 trace_pair(*self.halves, args, self.kwargs)
             self.names = _stored(trace.trace.nodes)
