@@ -331,13 +331,20 @@ def evaluating(*programs: Any) -> Iterator[None]:
 def kept_buffers(*programs: Any) -> Iterator[None]:
     """Gives the buffers of programs that are modules, such as batch normalization's statistics, their values back."""
     buffers = [buffer for program in programs if isinstance(program, nn.Module) for buffer in program.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    before = [(buffer, _version(buffer), buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            for buffer, version, value in before:
+                # What is unchanged stays untouched: a loss of before may still want its gradient.
+                if _version(buffer) != version:
+                    buffer.copy_(value)
+
+
+def _version(buffer: torch.Tensor) -> int | None:
+    """How often a buffer was changed in place; None where torch does not count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def get_rng_states() -> list[torch.Tensor]:

@@ -54,7 +54,7 @@ def buffers_of(*halves):
 def assert_same_step(bound, p, q, *args):
     """The graph, run operation by operation with the noise of the eager step, gives its loss and gradients."""
     with local_parameters(), pyro.validation_enabled(False):
-        bound._structure(p, q, args, {})
+        bound.prepare(p, q, args, {})
         recording = record(lambda *args: bound.loss_and_terms(p, q, *args), args, buffers=buffers_of(p, q))
         torch.manual_seed(0)
         loss, terms = bound.loss_and_terms(p, q, *args)

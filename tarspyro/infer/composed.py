@@ -5,11 +5,13 @@ __all__ = ["Composed"]
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tarspyro.infer.base import Bound
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import Program
+from tarspyro.modules import kept_buffers, preserved_rng
 
 
 class Composed(Bound):
@@ -53,6 +55,11 @@ class Composed(Bound):
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """Returns the further part of the loss and its terms, detached and summed over the data."""
         raise NotImplementedError
+
+    def prepare(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # Both parts find out the structures of what they run, by a run that leaves no mark.
+        with preserved_rng(), kept_buffers(model, guide), torch.no_grad():
+            self.loss_and_terms(model, guide, *args, **kwargs)
 
     def _structure(self, *pair_and_data: Any) -> Structure:
         return self.bound._structure(*pair_and_data)

@@ -14,7 +14,7 @@ from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.base import Bound
 from tarspyro.infer.composed import Composed
 from tarspyro.infer.elbo import ELBO
-from tarspyro.infer.traces import Program
+from tarspyro.infer.traces import Program, name_of
 
 
 class _OfModalities(Composed):
@@ -68,27 +68,49 @@ class ModalityKL(_OfModalities):
         check_number("alpha", alpha, 0)
         super().__init__(bound)
         self.alpha = alpha
+        self._divergences: dict[int, tuple[ELBO, _Of, _Of]] = {}
 
     def of_modalities(
         self, model: Program, guide: Program, x: Sequence[Tensor | None], masks: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns alpha times the KLs, and the KLs."""
-        divergence = ELBO(
-            self.bound.num_particles,
-            max_plate_nesting=self.bound.max_plate_nesting,
-            vectorize_particles=self.bound.vectorize_particles,
-        )
-        divergence.observed = False
         divergences = []
         for m in _given(x):
-            halves: list[Any] = [partial(guide, *subset, *masks) for subset in (_only(x, m), x)]
-            for mask in masks:
-                rows: Any = mask[:, m].bool()
-                halves = [poutine.mask(half, mask=rows) for half in halves]
-            # Of two guides, one as the model and nothing observed, minus the ELBO is the KL.
-            divergences.append(divergence.differentiable_loss(*halves))
+            elbo, alone, together = self._divergence(guide, m, len(x))
+            divergences.append(elbo.differentiable_loss(alone, together, *x, *masks))
         total = torch.stack(divergences).sum()
         return self.alpha * total, {"modality_kl": total.detach()}
+
+    def _divergence(self, guide: Program, m: int, count: int) -> tuple[ELBO, "_Of", "_Of"]:
+        """Of two guides, one as the model and nothing observed, minus the ELBO is the KL.
+
+        They are kept, so that the structure of such a pair has to be found only once.
+        """
+        if m not in self._divergences or self._divergences[m][1].guide is not guide:
+            elbo = ELBO(
+                self.bound.num_particles,
+                max_plate_nesting=self.bound.max_plate_nesting,
+                vectorize_particles=self.bound.vectorize_particles,
+            )
+            self._divergences[m] = elbo, _Of(guide, m, count, alone=True), _Of(guide, m, count, alone=False)
+        self._divergences[m][0].num_particles = self.bound.num_particles
+        return self._divergences[m]
+
+
+class _Of:
+    """A guide that sees the m-th modality alone, or all of them, in the rows that have the m-th."""
+
+    def __init__(self, guide: Program, m: int, count: int, *, alone: bool) -> None:
+        self.guide, self.m, self.count, self.alone = guide, m, count, alone
+        self.__name__ = name_of(guide)
+
+    def __call__(self, *data: Any) -> Any:
+        x, masks = data[: self.count], data[self.count :]
+        guide: Any = self.guide
+        for mask in masks:
+            rows: Any = mask[:, self.m].bool()
+            guide = poutine.mask(guide, mask=rows)
+        return guide(*(_only(x, self.m) if self.alone else x), *masks)
 
 
 class ModalitySubsets(_OfModalities):
