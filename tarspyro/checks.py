@@ -35,7 +35,16 @@ from tarspyro.arguments import shown
 from tarspyro.distributions import Concatenate
 from tarspyro.infer.check import check_shape, check_sites, explaining, run_pair, sentence_of
 from tarspyro.infer.gradients import leaves_of
-from tarspyro.infer.traces import InputError, PairError, Program, check_program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import (
+    InputError,
+    PairError,
+    Program,
+    check_program,
+    is_factor,
+    name_of,
+    sample_sites,
+    trace_pair,
+)
 from tarspyro.modules import evaluating, preserved_rng
 
 _JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
@@ -93,7 +102,7 @@ def check_inputs(
 def _check_observed(run: Callable[[], Trace], arguments: Sequence[Any], data: Sequence[Any]) -> None:
     for name, site in sample_sites(run()):
         value = site["value"]
-        if not (site["is_observed"] and torch.is_tensor(value)):
+        if not (site["is_observed"] and torch.is_tensor(value)) or is_factor(site):
             continue
         check_shape(name, site["fn"], value)
         # Validation is off later, so that rows which the first batch does not show are looked at here, unless each

@@ -232,7 +232,13 @@ def own_weights(pair, known, count):
 
     Where all sites have plates in common, their indices are the data points, and everything else is summed.
     """
-    if pair.structure != "local" or pair.one_by_one or pair.summed or pair.scaling in ("data", "latent"):
+    if (
+        pair.structure != "local"
+        or pair.kind == "naive"
+        or pair.one_by_one
+        or pair.summed
+        or pair.scaling in ("data", "latent")
+    ):
         return None
     programs = pair.build(full=True)
     programs.set(pair.later)
