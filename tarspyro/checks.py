@@ -10,6 +10,7 @@ __all__ = [
     "check_training",
     "describe_nonfinite",
     "explaining",
+    "hidden_parameters",
 ]
 
 import contextlib
@@ -252,7 +253,11 @@ def _rescaling(low: float, high: float) -> str:
 
 
 def check_trained(
-    loss: Tensor, parameters: Iterable[Tensor], programs: Sequence[Program], others: Iterable[Tensor] | None = None
+    loss: Tensor,
+    parameters: Iterable[Tensor],
+    programs: Sequence[Program],
+    others: Iterable[Tensor] | None = None,
+    hidden: Iterable[Tensor] = (),
 ) -> list[str]:
     """Compares what the loss depends on with what the optimizer holds, after the first forward pass.
 
@@ -262,6 +267,7 @@ def check_trained(
         programs: What the parameters are named after.
         others: What all players of a game change, if the loss is one of a game. It may depend on all of them, and on
             tensors of its own, such as points at which it takes slopes.
+        hidden: Parameters that the programs keep from the optimizer on purpose.
 
     Returns:
         The names of parameters that the optimizer holds and the loss does not depend on.
@@ -274,7 +280,7 @@ def check_trained(
         raise TypeError(f"loss must return a number in a tensor, got {shown(loss)}.")
     held = {id(parameter) for parameter in parameters}
     reached = {id(parameter): parameter for parameter in leaves_of(loss)}
-    known = held | {id(other) for other in others or ()}
+    known = held | {id(other) for other in (*(others or ()), *hidden)}
     strangers = [variable for key, variable in reached.items() if key not in known]
     if others is not None:
         strangers = [variable for variable in strangers if isinstance(variable, nn.Parameter)]
@@ -289,6 +295,14 @@ def check_trained(
         if isinstance(program, nn.Module):
             names |= {id(parameter): f"{name_of(program)}.{name}" for name, parameter in program.named_parameters()}
     return [name for key, name in names.items() if key in held and key not in reached]
+
+
+def hidden_parameters(model: Program, guide: Program, arguments: Sequence[Any]) -> list[Tensor]:
+    """Returns the parameters in Pyro's store that a pair reads and hides, ``poutine.block(hide_types=["param"])``."""
+    with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
+        trace_pair(model, guide, arguments, {})
+    stored = pyro.get_param_store().named_parameters()
+    return [value for name, value in stored if name not in capture.trace.nodes]
 
 
 def describe_nonfinite(

@@ -2,14 +2,16 @@
 
 __all__ = ["Counter", "Counts", "rows_of"]
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from tarspyro.batches import count_rows
 from tarspyro.infer.traces import sample_sites, trace_pair
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.modules import StochasticModule, evaluating, preserved_rng
 
 Lengths = tuple[int, ...]  # of the parts of a batch; parts of the same length count as one
 
@@ -136,10 +138,18 @@ class Counter:
                 return part
             return part[:rows] if rows < length else torch.cat([part, part])
 
+        # A program of others may keep something of a run that fails, such as an EasyGuide its plates.
+        halves = [self._copy(half) for half in (self.model, self.guide)]
         try:
-            return self._run([cut(part) for part in arguments])[0]
+            return Counter(*halves)._run([cut(part) for part in arguments])[0]
         except Exception:  # whatever a program says of data of another length
             return {}
+
+    @staticmethod
+    def _copy(program: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(program, StochasticModule) or not isinstance(program, nn.Module):
+            return program
+        return copy.deepcopy(program)
 
 
 def _other(length: int) -> int:

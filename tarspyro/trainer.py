@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from tarspyro.batches import Arguments, Batches
 from tarspyro.checkpoints import Checkpoints, Means, Progress
-from tarspyro.checks import CollapseError, NonFiniteError, check_trained
+from tarspyro.checks import CollapseError, NonFiniteError, check_trained, hidden_parameters
 from tarspyro.counts import Counts, rows_of
 from tarspyro.infer import Compiled, PairError, Player
 from tarspyro.infer.recording import tensors_of
@@ -272,7 +272,7 @@ class Trainer:
             elif is_differentiable(loss_of):
                 loss, terms = self._evaluate_loss(loss_of, arguments)
                 if not known:
-                    self._check_trained(player, loss)
+                    self._check_trained(player, loss, arguments)
                 (loss / size).backward(inputs=getattr(_original(loss_of), "parameters", None))
             else:
                 loss, terms = _numbers(loss_of.loss_and_grads(*self._registered, *arguments), player.parameters[0])
@@ -328,9 +328,10 @@ class Trainer:
             return _numbers(bound.loss(*self._registered, *arguments), player.parameters[0])
         return self._evaluate_loss(bound, arguments)
 
-    def _check_trained(self, player: Player, loss: Tensor) -> None:
+    def _check_trained(self, player: Player, loss: Tensor, arguments: Arguments) -> None:
         everyone = [p for other, _ in self.players for p in other.parameters] if player.name else None
-        unreached = check_trained(loss, player.parameters, list(self.halves.values()), everyone)
+        hidden = hidden_parameters(self.model, self.guide, arguments)
+        unreached = check_trained(loss, player.parameters, list(self.halves.values()), everyone, hidden)
         # A warm-up from 0 leaves out, for a step, what only the latent terms depend on.
         if unreached and not ("beta" in self.schedules and _original(self.loss).beta == 0):
             whose = f"of the {player.name} " if player.name else ""

@@ -149,7 +149,9 @@ class ELBO(Bound):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], structure: Structure
     ) -> Tensor:
         """Minus the bound of a model some of whose sites are summed out of it."""
-        if self.beta != 1 or self.free_bits or self.gradient != "pathwise":
+        # A recorded beta is a tensor, and was a number in the first steps.
+        annealed = not torch.is_tensor(self.beta) and self.beta != 1
+        if annealed or self.free_bits or self.gradient != "pathwise":
             raise PairError(
                 f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which beta=1, "
                 "free_bits=0 and gradient='pathwise' allow alone: leave the others out, or enumerate in the guide, "
