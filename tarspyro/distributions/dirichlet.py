@@ -13,14 +13,16 @@ from tarspyro.distributions.drawing import (
     check_parameters,
     full_precision,
     inside_unit_interval,
-    log_and_log1m,
-    log_of,
+    instead,
+    log1m_inside,
+    log_inside,
     on_simplex,
+    power_at_zero,
     remember,
     summed,
 )
-from tarspyro.distributions.gamma import HALF_LOG_TAU, FromGammas
-from tarspyro.distributions.rejection import stirling_remainder
+from tarspyro.distributions.gamma import HALF_LOG_TAU, FromGammas, gamma_entropy
+from tarspyro.distributions.rejection import digamma_remainder, stirling_remainder
 
 
 class Dirichlet(FromGammas, dist.Dirichlet):
@@ -74,7 +76,11 @@ class Dirichlet(FromGammas, dist.Dirichlet):
         """Returns log p(value) in nats, accurate at large concentrations too."""
         if self._validate_args and torch.finfo(value.dtype).bits >= 32:  # shares in half precision sum to 1 +- 1 %
             self._validate_sample(value)
-        return _dirichlet_log_prob(log_of(value), full_precision(self.concentration))
+        return _dirichlet_log_prob(value, *log_inside(value), full_precision(self.concentration))
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats, accurate at large concentrations too."""
+        return _dirichlet_entropy(full_precision(self.concentration))
 
 
 class Beta(FromGammas, dist.Beta):
@@ -132,17 +138,34 @@ class Beta(FromGammas, dist.Beta):
         """Returns log p(value) in nats, accurate at large concentrations too."""
         if self._validate_args:
             self._validate_sample(value)
-        logs = torch.stack(log_and_log1m(value), -1)
-        return _dirichlet_log_prob(logs, full_precision(self._dirichlet.concentration))
+        (log, zero), (log1m, one) = log_inside(value), log1m_inside(value)
+        logs, edges = torch.stack([log, log1m], -1), None
+        if zero is not None and one is not None:
+            edges = torch.stack([zero, one], -1)
+            value = torch.stack([value, 1 - value], -1)
+        return _dirichlet_log_prob(value, logs, edges, full_precision(self._dirichlet.concentration))
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats, accurate at large concentrations too."""
+        return _dirichlet_entropy(full_precision(self._dirichlet.concentration))
 
 
-def _dirichlet_log_prob(log: Tensor, concentration: Tensor) -> Tensor:
+def _dirichlet_entropy(concentration: Tensor) -> Tensor:
+    """Gammas are their sum and its shares, with a volume of the sum to the power K - 1, and the two are independent."""
+    total = concentration.sum(-1)
+    log_mean = total.log() + digamma_remainder(total)
+    return gamma_entropy(concentration).sum(-1) - gamma_entropy(total) - (concentration.shape[-1] - 1) * log_mean
+
+
+def _dirichlet_log_prob(value: Tensor, log: Tensor, zero: Tensor | None, concentration: Tensor) -> Tensor:
     """With Stirling's formula taken out of the normalizer, and a term added that sums to zero over the simplex."""
     total = concentration.sum(-1)
     ratio = log - concentration.log() + total.log().unsqueeze(-1)
+    excess = instead(zero, lambda: full_precision(value) * total.unsqueeze(-1) / concentration - 1, torch.expm1(ratio))
     terms = (
-        concentration * (ratio - torch.expm1(ratio))
+        concentration * (ratio - excess)
         - log
+        + power_at_zero(concentration - 1, zero)
         + 0.5 * concentration.log()
         - stirling_remainder(concentration)
     )

@@ -11,10 +11,15 @@ __all__ = [
     "bounded",
     "check_parameters",
     "full_precision",
+    "instead",
     "inside_unit_interval",
+    "log1m_inside",
     "log_and_log1m",
+    "log_inside",
     "log_of",
+    "lowest_log",
     "on_simplex",
+    "power_at_zero",
     "recall",
     "remember",
     "summed",
@@ -46,6 +51,7 @@ class Draw(NamedTuple):
     score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
     maker: Any = (None, False)  # the transforms, and whether with gradients
+    at_edges: bool = False  # whether logarithms may be infinite, which those of draws never are
 
 
 def remember(value: Tensor, **known: Any) -> Tensor:
@@ -114,6 +120,49 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
         value = full_precision(value)
         return value.log(), torch.log1p(-value)
     return draw.log, draw.log1m
+
+
+def log_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns log v, with 0 in place of the logarithm of zero, and where that is; with finite derivatives.
+
+    Of a draw it is nowhere: None.
+    """
+    draw = recall(value)
+    if draw is not None and draw.log is not None:
+        return _without_infinity(draw.log) if draw.at_edges else (draw.log, None)
+    value = full_precision(value)
+    zero = value == 0
+    return torch.where(zero, 1.0, value).log(), zero
+
+
+def log1m_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns log(1 - v), with 0 in place of that of one, and where that is, likewise."""
+    draw = recall(value)
+    if draw is not None and draw.log1m is not None:
+        return _without_infinity(draw.log1m) if draw.at_edges else (draw.log1m, None)
+    value = full_precision(value)
+    one = value == 1
+    return torch.log1p(-torch.where(one, 0.0, value)), one
+
+
+def _without_infinity(log: Tensor) -> tuple[Tensor, Tensor]:
+    zero = log == -math.inf
+    return torch.where(zero, 0.0, log), zero
+
+
+def power_at_zero(power: Tensor, zero: Tensor | None) -> Tensor | float:
+    """Returns log 0^power where there is a zero: 0, infinity or minus infinity; and 0 elsewhere."""
+    return 0.0 if zero is None else torch.xlogy(power, (~zero).to(power.dtype))
+
+
+def instead(zero: Tensor | None, there: Callable[[], Tensor] | float, elsewhere: Tensor) -> Tensor:
+    """Returns one number where there is a zero, and the other one elsewhere."""
+    return elsewhere if zero is None else torch.where(zero, there() if callable(there) else there, elsewhere)
+
+
+def lowest_log(dtype: torch.dtype) -> float:
+    """Returns the logarithm of the least value that a draw is kept at."""
+    return math.log(torch.finfo(dtype).tiny / torch.finfo(dtype).eps)
 
 
 def unsqueezed(value: Tensor, dim: int) -> Tensor:

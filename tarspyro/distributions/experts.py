@@ -164,6 +164,13 @@ class MixtureOfExperts(TorchDistribution):
         experts = dist.Normal(self.locs, self.scales).to_event(self.event_dim)
         return torch.logsumexp(self.weights.log() + experts.log_prob(value.unsqueeze(-1 - self.event_dim)), -1)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Returns the probability of at most the value, of a mixture over single numbers."""
+        if self.event_dim:
+            raise NotImplementedError("A mixture over vectors has no distribution function of one value.")
+        probabilities: Tensor = dist.Normal(self.locs, self.scales).cdf(value.unsqueeze(-1))
+        return (self.weights * probabilities).sum(-1)
+
     @property
     def mean(self) -> Tensor:
         """The mean."""
@@ -269,6 +276,16 @@ class Concatenate(CarriesScore, TorchDistribution):
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         draw = recall(value)
         return value.split(self.sizes, -1) if draw is None or draw.parts is None else draw.parts
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats: the sum over the blocks."""
+        total: Tensor = sum(block.entropy() for block in self.blocks)
+        return total
+
+    @property
+    def mode(self) -> Tensor:
+        """The blocks' modes, side by side."""
+        return torch.cat([block.mode for block in self.blocks], -1)
 
     @property
     def mean(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Gamma and its kin, reparameterized by rejection sampling, in log space."""
 
-__all__ = ["Chi2", "FromGammas", "Gamma", "InverseGamma", "StudentT"]
+__all__ = ["Chi2", "FromGammas", "Gamma", "InverseGamma", "StudentT", "gamma_entropy"]
 
 import math
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from tarspyro.distributions.drawing import (
     bounded,
     check_parameters,
     full_precision,
-    log_of,
+    instead,
+    log_inside,
+    power_at_zero,
     remember,
 )
-from tarspyro.distributions.rejection import log_gamma_draw, stirling_remainder
+from tarspyro.distributions.rejection import digamma_remainder, log_gamma_draw, stirling_remainder
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -122,16 +124,32 @@ class Gamma(FromGammas, dist.Gamma):
         """Returns log p(value) in nats, accurate at large concentrations too: around the mode nothing cancels."""
         if self._validate_args:
             self._validate_sample(value)
-        log = log_of(value)
+        log, zero = log_inside(value)
         concentration = full_precision(self.concentration)
-        log_ratio = log + full_precision(self.rate).log() - concentration.log()
+        rate = full_precision(self.rate)
+        log_ratio = log + rate.log() - concentration.log()
+        excess = instead(zero, lambda: full_precision(value) * rate / concentration - 1, torch.expm1(log_ratio))
         return (
-            concentration * (log_ratio - torch.expm1(log_ratio))
+            concentration * (log_ratio - excess)
             - log
+            + power_at_zero(concentration - 1, zero)
             + 0.5 * concentration.log()
             - HALF_LOG_TAU
             - stirling_remainder(concentration)
         )
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats, accurate at large concentrations too."""
+        return gamma_entropy(full_precision(self.concentration)) - full_precision(self.rate).log()
+
+
+def gamma_entropy(concentration: Tensor) -> Tensor:
+    r"""The entropy at rate 1, with :math:`\delta` Stirling's remainder.
+
+    .. math:: \tfrac{1}{2} \log 2 \pi a + \delta(a) - (a - 1)(\psi(a) - \log a)
+    """
+    remainder = stirling_remainder(concentration) - (concentration - 1) * digamma_remainder(concentration)
+    return 0.5 * concentration.log() + HALF_LOG_TAU + remainder
 
 
 class Chi2(Gamma):
@@ -226,9 +244,27 @@ class InverseGamma(FromGammas, TorchDistribution):
         """Returns log p(value), in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        log = log_of(value)
-        inverse = remember(bounded(-log, value.dtype), log=-log)
-        return self.gamma.log_prob(inverse) - 2 * log
+        log, zero = log_inside(value)
+        inverse = remember(bounded(-log, value.dtype), log=-log, at_edges=True)
+        return instead(zero, -math.inf, self.gamma.log_prob(inverse) - 2 * log)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Returns the probability of at most the value."""
+        if self._validate_args:
+            self._validate_sample(value)
+        probability: Tensor = torch.special.gammaincc(self.concentration, self.rate / value)
+        return probability
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats: that of the Gamma variable, less the mean of twice its logarithm."""
+        concentration = full_precision(self.concentration)
+        log_mean = concentration.log() + digamma_remainder(concentration)
+        return gamma_entropy(concentration) + full_precision(self.rate).log() - 2 * log_mean
+
+    @property
+    def mode(self) -> Tensor:
+        """The value of the highest density."""
+        return self.rate / (self.concentration + 1)
 
     @property
     def mean(self) -> Tensor:

@@ -264,24 +264,14 @@ def _kumaraswamy_beta(q: Kumaraswamy, p: td.Beta) -> Tensor:
     alpha, beta = p.concentration1, p.concentration0
     normalizer = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
     log1m = _expected_log1m_power(q, torch.ones_like(q.concentration1))
-    return _negative_entropy(q) - (alpha - 1) * _expected_log(q) - (beta - 1) * log1m + normalizer
+    return -q.entropy() - (alpha - 1) * q.mean_log - (beta - 1) * log1m + normalizer
 
 
 @register_kl(Kumaraswamy, Kumaraswamy)
 def _kumaraswamy_kumaraswamy(q: Kumaraswamy, p: Kumaraswamy) -> Tensor:
     a, b = p.concentration1, p.concentration0
     log1m = _expected_log1m_power(q, a)
-    return _negative_entropy(q) - (a - 1) * _expected_log(q) - (b - 1) * log1m - a.log() - b.log()
-
-
-def _expected_log(q: Kumaraswamy) -> Tensor:
-    b = q.concentration0
-    return -(torch.digamma(b) + 1 / b - torch.digamma(torch.ones_like(b))) / q.concentration1
-
-
-def _negative_entropy(q: Kumaraswamy) -> Tensor:
-    a, b = q.concentration1, q.concentration0
-    return a.log() + b.log() + (a - 1) * _expected_log(q) - (b - 1) / b
+    return -q.entropy() - (a - 1) * q.mean_log - (b - 1) * log1m - a.log() - b.log()
 
 
 def _expected_log1m_power(q: Kumaraswamy, power: Tensor) -> Tensor:
@@ -314,7 +304,8 @@ def _sticks_sticks(q: StickBreaking, p: StickBreaking) -> Tensor:
 def _softmax_categorical(q: GumbelSoftmax, p: Any) -> Tensor:
     _check_discrete(q, p)
     log_q, log_p = torch.log_softmax(q.logits, -1), torch.log_softmax(p.logits, -1)
-    return (log_q.exp() * (log_q - log_p)).sum(-1)
+    impossible = log_q == -math.inf  # and counts 0, whatever the prior says
+    return (log_q.exp() * torch.where(impossible, 0.0, log_q - log_p)).sum(-1)
 
 
 @register_kl(GumbelSigmoid, GumbelSigmoid)

@@ -19,13 +19,18 @@ from tarspyro.distributions.drawing import (
     check_parameters,
     full_precision,
     inside_unit_interval,
+    log1m_inside,
     log_and_log1m,
+    log_inside,
     log_of,
     on_simplex,
+    power_at_zero,
     recall,
     remember,
     summed,
 )
+
+_EULER_GAMMA = 0.5772156649015329
 
 
 class Kumaraswamy(TorchDistribution):
@@ -79,8 +84,45 @@ class Kumaraswamy(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         a, b = full_precision(self.concentration1), full_precision(self.concentration0)
-        log, log1m = log_and_log1m(value)
-        return a.log() + b.log() + (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
+        (log, zero), (log1m, one) = log_inside(value), log1m_inside(value)
+        if zero is None or one is None:
+            return a.log() + b.log() + (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
+        edge = zero | one
+        # The derivatives at the edges where the density there is finite.
+        slopes = torch.where(one, (a - 1) * log, 0.0) - torch.where(zero & (a == 1), (b - 1) * value, 0.0)
+        at_edge = power_at_zero(a - 1, zero) + power_at_zero(b - 1, one) + slopes
+        log, log1m = (torch.where(edge, -math.log(2), part) for part in (log, log1m))
+        inside = (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
+        return a.log() + b.log() + torch.where(edge, at_edge, inside)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Returns the probability of at most the value, 1 - (1 - x^a)^b."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return -torch.expm1(self.concentration0 * torch.log1p(-(value**self.concentration1)))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Returns the value that a draw is at most with the given probability."""
+        return (-torch.expm1(torch.log1p(-value) / self.concentration0)) ** (1 / self.concentration1)
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats."""
+        a, b = self.concentration1, self.concentration0
+        return (b - 1) / b - (a - 1) * self.mean_log - a.log() - b.log()
+
+    @property
+    def mean_log(self) -> Tensor:
+        """The mean of log x."""
+        b = self.concentration0
+        return -(torch.digamma(b + 1) + _EULER_GAMMA) / self.concentration1
+
+    @property
+    def mode(self) -> Tensor:
+        """The value of the highest density; NaN where that is at an edge, or nowhere."""
+        a, b = self.concentration1, self.concentration0
+        inside = (a >= 1) & (b >= 1) & (a * b > 1)
+        share = torch.where(inside, a - 1, 0.5) / torch.where(inside, a * b - 1, 1.0)
+        return torch.where(inside, share ** (1 / a), math.nan)
 
     def _log_moment(self, order: int) -> Tensor:
         """Log E[x^n] = log b + log B(1 + n/a, b)."""
@@ -190,11 +232,30 @@ class StickBreaking(CarriesScore, TorchDistribution):
         # What is left after k breaks is the sum of the later pieces; summed from the end it loses no digits.
         left = torch.logcumsumexp(log_pieces.flip(-1), -1).flip(-1)
         log, log1m = log_pieces[..., :-1] - left[..., :-1], left[..., 1:] - left[..., :-1]
-        breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m)
+        breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m, at_edges=draw is None)
         if draw is not None and draw.parts is not None:
             (breaks,) = draw.parts
         density: Tensor = self.breaks.log_prob(breaks)
         return density - left[..., :-1].sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each piece."""
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each piece."""
+        return (self._moment(2) - self.mean**2).clamp(min=0)
+
+    def _moment(self, order: int) -> Tensor:
+        """E[v_k^n] times those of what is left before, since the breaks are independent of one another."""
+        mean = self.breaks.mean
+        of_breaks, of_rest = mean, 1 - mean
+        if order == 2:
+            of_breaks, of_rest = (part**2 + self.breaks.variance for part in (of_breaks, of_rest))
+        left = torch.nn.functional.pad(of_rest.log().cumsum(-1).exp(), (1, 0), value=1.0)
+        return torch.nn.functional.pad(of_breaks, (0, 1), value=1.0) * left
 
 
 class StickBreakingKumaraswamy(StickBreaking):

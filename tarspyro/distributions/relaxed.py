@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import OneHotCategorical, TorchDistribution
+from pyro.distributions import Bernoulli, OneHotCategorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import RelaxedOneHotCategorical, constraints
 from torch.distributions.utils import broadcast_all, lazy_property, logits_to_probs, probs_to_logits
@@ -17,8 +17,10 @@ from tarspyro.distributions.drawing import (
     check_parameters,
     full_precision,
     inside_unit_interval,
-    log_and_log1m,
-    log_of,
+    instead,
+    log1m_inside,
+    log_inside,
+    lowest_log,
     on_simplex,
     remember,
 )
@@ -67,6 +69,26 @@ class _Relaxed(TorchDistribution):
         if not self.hard:
             raise NotImplementedError("Soft draws have no variance in closed form.")
         return self.probs * (1 - self.probs)
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy of hard draws, in nats; that of soft draws has no closed form."""
+        if not self.hard:
+            raise NotImplementedError("Soft draws have no entropy in closed form.")
+        entropy: Tensor = self._discrete.entropy()
+        return entropy
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable of hard draws; soft draws have none in closed form."""
+        if not self.hard:
+            raise NotImplementedError("Soft draws have no mode in closed form.")
+        mode: Tensor = self._discrete.mode
+        return mode
+
+    @property
+    def _discrete(self) -> Any:
+        """The discrete variable."""
+        raise NotImplementedError
 
     def _like(self, other: Any) -> Any:
         self.hard, self.score = other.hard, other.score
@@ -148,6 +170,10 @@ class GumbelSoftmax(_Relaxed):
         """The probabilities of the classes."""
         return logits_to_probs(self.logits)
 
+    @property
+    def _discrete(self) -> Any:
+        return OneHotCategorical(logits=self.logits)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(GumbelSoftmax, _instance)
@@ -177,8 +203,12 @@ class GumbelSoftmax(_Relaxed):
             self._validate_sample(value)
         logits = full_precision(self.logits)
         if self.score == "discrete":
-            return (value * torch.log_softmax(logits, -1)).sum(-1)
-        temperature, log, classes = full_precision(self.temperature), log_of(value), self.event_shape[-1]
+            log_probs = torch.log_softmax(logits, -1)
+            # A class that is neither possible nor there counts 0.
+            absent = (value == 0) & (log_probs == -math.inf)
+            return (value * torch.where(absent, 0.0, log_probs)).sum(-1)
+        temperature, (log, zero) = full_precision(self.temperature), log_inside(value)
+        log, classes = instead(zero, lowest_log(log.dtype), log), self.event_shape[-1]
         # With the largest term of every row taken out, nothing is left to overflow at low temperatures.
         scores = torch.log_softmax(logits - temperature.unsqueeze(-1) * log, -1)
         return math.lgamma(classes) + (classes - 1) * temperature.log() + (scores - log).sum(-1)
@@ -236,6 +266,26 @@ class GumbelSigmoid(_Relaxed):
         """The probability of a one."""
         return logits_to_probs(self.logits, is_binary=True)
 
+    @property
+    def _discrete(self) -> Any:
+        return Bernoulli(logits=self.logits)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Returns the probability of at most the value, of soft draws."""
+        self._check_soft()
+        if self._validate_args:
+            self._validate_sample(value)
+        return (self.temperature * torch.logit(value) - self.logits).sigmoid()
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Returns the value that a soft draw is at most with the given probability."""
+        self._check_soft()
+        return ((torch.logit(value) + self.logits) / self.temperature).sigmoid()
+
+    def _check_soft(self) -> None:
+        if self.hard:
+            raise NotImplementedError("Hard draws are zeros and ones, of which log_prob gives the probabilities.")
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(GumbelSigmoid, _instance)
@@ -260,7 +310,8 @@ class GumbelSigmoid(_Relaxed):
         if self.score == "discrete":
             return value * logits + logsigmoid(-logits)
         temperature = full_precision(self.temperature)
-        log, log1m = log_and_log1m(value)
+        (log, zero), (log1m, one) = log_inside(value), log1m_inside(value)
+        log, log1m = instead(zero, lowest_log(log.dtype), log), instead(one, lowest_log(log.dtype), log1m)
         shifted = logits - temperature * (log - log1m)
         return temperature.log() + logsigmoid(shifted) + logsigmoid(-shifted) - log - log1m
 
