@@ -27,11 +27,13 @@ class Renyi(WeightedBound):
     smallest. With alpha below 0 and many particles it is an upper bound on log p(x): for alpha = 1 - n the chi bound
     CUBO of order n (Dieng et al. 2017). (Li and Turner 2016, arXiv:1602.02311, eq. 7.)
 
-    The weights are those of single data points: the indices of the plates that hold all sites of a data point, several
-    plates side by side included. Latent variables outside all plates are shared by the data points, and the bound is
+    The weights are those of single data points: the indices of the plates that hold a latent variable and all sites
+    that depend on it. Latent variables that no plate holds together with what depends on them (outside all plates; in
+    a plate of groups, components or features that data are indexed by) are shared by the data points, and the bound is
     nested: their log p - log q, plus the data points' bounds given them, in expectation over them. Where all latent
-    variables are shared, the data set is the one data point. Scales multiply a data point's bound; masks act on the
-    weights.
+    variables are shared, or there is no plate, the data set is the one data point. ``bound.structure(model, guide, x)``
+    says which. Scales multiply a data point's bound; masks act on the weights. One weight of all data is only estimated
+    by a subsample of them, and the result is then no bound; a warning says so.
 
     Draws that are not, or not wholly, reparameterized (discrete ones, rejection samplers) get the score-function
     gradient, unbiased for the bound with K particles: a data point's bound minus the bound without the particle.

@@ -60,6 +60,7 @@ class Structure:
         group_of: The place of each site's group, or ``SHARED``.
         latent: The latent variables that the guide draws.
         enumerated: The latent variables of the model alone, which it marks to be summed out.
+        subsampled: Whether plates are subsamples of more data.
         vectorized: Whether the pair can take a plate of particles; None if that was not tried.
     """
 
@@ -68,6 +69,7 @@ class Structure:
     group_of: Mapping[str, int]
     latent: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
+    subsampled: bool = False
     vectorized: bool | None = None
 
     @property
@@ -132,7 +134,8 @@ def read_structure(
         summed = tuple(name for name in latent if name not in drawn)
         auxiliary = [name for name in drawn if name not in latent]
         random = [name for name in drawn if not is_delta(guided[name])]
-        depth = [-frame.dim for trace in (model_trace, guide_trace) for frame in _vectorized_frames(trace)]
+        frames = [frame for trace in (model_trace, guide_trace) for frame in _vectorized_frames(trace)]
+        depth = [-frame.dim for frame in frames]
         depth += [len(getattr(term.site["fn"], "batch_shape", ())) for term in terms]
         structure = Structure(
             max(depth, default=0),
@@ -140,6 +143,7 @@ def read_structure(
             {term.name: 0 for term in terms},
             tuple(name for name in drawn if name in random),
             summed,
+            any(frame.full_size not in (None, frame.size) for frame in frames),
         )
         common = frozenset.intersection(*(term.plates for term in terms)) if terms else frozenset()
         if common and not auxiliary:

@@ -3,6 +3,7 @@
 __all__ = ["WeightedBound", "chain_rule", "damp"]
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -109,6 +110,12 @@ class WeightedBound(Bound):
             raise PairError(
                 f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which {type(self).__name__} cannot sum "
                 "out inside a logarithm: train with ELBO(), or draw them in the guide."
+            )
+        if structure.joint and structure.subsampled and self.num_particles > 1:
+            warnings.warn(
+                f"{name_of(model)} has one weight of all data, which a subsample only estimates: {type(self).__name__} "
+                "is then no bound on log p(x) (Li and Turner 2016, section 4.3), and ELBO() is one.",
+                stacklevel=2,
             )
         return structure
 
