@@ -67,9 +67,10 @@ def exact_kl(q: Distribution, p: Distribution) -> Tensor | None:
         >>> exact_kl(dist.Delta(torch.tensor(0.0)), dist.Normal(0.0, 1.0)) is None
         True
     """
-    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     divergence = _exact(q, p)
-    return divergence if divergence is None else divergence.expand(shape)
+    if divergence is None or q.batch_shape == p.batch_shape:
+        return divergence
+    return divergence.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
 def _exact(q: Any, p: Any) -> Tensor | None:
@@ -120,9 +121,10 @@ def _by_rule(q: Any, p: Any) -> Tensor | None:
     rule = _rule(*families)
     if rule is None:
         return None
-    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     try:  # not every rule broadcasts, and not every class expands
-        q, p = (one if one.batch_shape == shape else one.expand(shape) for one in (q, p))
+        if q.batch_shape != p.batch_shape:
+            shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+            q, p = (one if one.batch_shape == shape else one.expand(shape) for one in (q, p))
         divergence: Tensor = rule(q, p)
     except NotImplementedError:
         return None

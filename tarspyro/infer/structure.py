@@ -2,6 +2,7 @@
 
 __all__ = ["SHARED", "SiteGroup", "Structure", "read_structure"]
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +39,7 @@ class SiteGroup:
 
     plates: Plates = frozenset()
 
-    @property
+    @functools.cached_property
     def dims(self) -> tuple[int, ...]:
         """The plates' dimensions, counted from the right; a sequential plate has none."""
         return tuple(sorted(dim for _, dim in self.plates if dim < 0))
@@ -72,7 +73,7 @@ class Structure:
     subsampled: bool = False
     vectorized: bool | None = None
 
-    @property
+    @functools.cached_property
     def joint(self) -> bool:
         """Whether there is one weight of all data."""
         return not self.groups[0].plates

@@ -136,10 +136,11 @@ def weigh(
         PairError: If a data point has no common scale.
     """
     entries: list[list[Signed]] = [[] for _ in range(len(structure.groups) + 1)]
+    known = structure.group_of
     for name, site in sample_sites(model_trace):
-        entries[structure.group(name, site)].append((name, site, 1))
+        entries[known[name] if name in known else structure.group(name, site)].append((name, site, 1))
     for name, site in guide_terms(guide_trace):
-        entries[structure.group(name, site)].append((name, site, -1))
+        entries[known[name] if name in known else structure.group(name, site)].append((name, site, -1))
     dims = [-structure.nesting - 2, -structure.nesting - 1]
     groups = []
     for group, members in zip(structure.groups, entries[:-1], strict=True):
@@ -263,9 +264,11 @@ def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) 
 def _scale(model: Program, entries: Sequence[Signed], joint: bool, inside: bool) -> Any:
     """The scale that all sites of a data point have in common; None if the scales belong into its weight."""
     first_name, first, _ = entries[0]
-    strange = [entry for entry in entries[1:] if not _equal(first["scale"], entry[1]["scale"])]
+    scale = first["scale"]
+    others = [entry for entry in entries if entry[1]["scale"] is not scale]
+    strange = [entry for entry in others if not _equal(scale, entry[1]["scale"])]
     if not strange:
-        return first["scale"]
+        return scale
     if inside or (joint and all(_equal(_own_scale(first), _own_scale(site)) for _, site, _ in strange)):
         return None
     name, site, _ = strange[0]
