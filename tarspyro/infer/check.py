@@ -22,7 +22,7 @@ from pyro import poutine
 from pyro.distributions import Independent
 from pyro.poutine import Trace
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import TransformedDistribution, biject_to, constraints
 
 from tarspyro.infer.traces import (
     InputError,
@@ -278,6 +278,9 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     inside = bool(support.check(draws).all())
     # A discrete variable may be relaxed in the guide, if its draws are its values.
     like = is_delta(guided) or support.is_discrete or _kind(support) == _kind(other)
+    # A transform says where its values lie at most: an exponential variable that is moved may be any real number to it.
+    base = _innermost(posterior)
+    like = like or isinstance(base, TransformedDistribution) and _plain(base.base_dist.support) is not constraints.real
     if inside and like and not (support.is_discrete and other.is_discrete):
         return
     raise PairError(
@@ -313,9 +316,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _family(distribution: Any) -> str:
+    return type(_innermost(distribution)).__name__
+
+
+def _innermost(distribution: Any) -> Any:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
-    return type(distribution).__name__
+    return distribution
 
 
 def check_auxiliary(
