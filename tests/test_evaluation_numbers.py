@@ -175,10 +175,10 @@ def test_gaps_refuse_what_cannot_be_made_again():
         def log_prob(self, value):
             return self.normal.log_prob(value)
 
-    def pair(q):
+    def pair(prior, q):
         def model(x):
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                z = pyro.sample("z", prior)
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
         def guide(x):
@@ -187,14 +187,15 @@ def test_gaps_refuse_what_cannot_be_made_again():
 
         return model, guide
 
+    normal, interval = dist.Normal(0.0, 1.0), dist.Uniform(-1.0, 1.0)
     refused = {
-        "do not say what it was made of": lambda x: Kept(x, wide=True),
-        "no free parameters": lambda x: dist.Uniform(x - 1, x + 1),
-        "does not keep its experts": lambda x: MixtureOfExperts([dist.Normal(x, 1.0), dist.Normal(-x, 1.0)]),
+        "do not say what it was made of": (normal, lambda x: Kept(x, wide=True)),
+        "no free parameters": (interval, lambda x: dist.Uniform(0 * x - 1, 1.0)),
+        "does not keep its experts": (normal, lambda x: MixtureOfExperts([dist.Normal(x, 1.0), dist.Normal(-x, 1.0)])),
     }
-    for message, q in refused.items():
+    for message, (prior, q) in refused.items():
         with pytest.raises(PairError, match=message):
-            evaluate.gaps(*pair(q), torch.zeros(3), num_steps=1)
+            evaluate.gaps(*pair(prior, q), torch.zeros(3), num_steps=1)
 
 
 # Distances.

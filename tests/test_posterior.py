@@ -163,11 +163,11 @@ class TestGaps:
 
         def model(x):
             with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Uniform(-1.0, 1.0)), 1.0), obs=x)
 
         def guide(x):
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Uniform(x - 1, x + 1))
+                pyro.sample("z", dist.Uniform(0 * x - 1, 1.0))
 
         with pytest.raises(PairError, match="'z' is Uniform.*whose parameters cannot be optimized: it has no free"):
             evaluate.gaps(model, guide, torch.zeros(3))

@@ -92,6 +92,7 @@ class ModalityKL(_OfModalities):
                 max_plate_nesting=self.bound.max_plate_nesting,
                 vectorize_particles=self.bound.vectorize_particles,
             )
+            elbo.observed = False
             self._divergences[m] = elbo, _Of(guide, m, count, alone=True), _Of(guide, m, count, alone=False)
         self._divergences[m][0].num_particles = self.bound.num_particles
         return self._divergences[m]
