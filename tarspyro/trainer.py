@@ -300,7 +300,8 @@ class Trainer:
         if self.processes.size == 1:
             return mean
         asked = self._interrupts is not None and self._interrupts.received is not None
-        mean, asked_by = self.processes.average(player.parameters, torch.stack([mean, mean.new_tensor(asked)]), held)
+        trained = [parameter for parameter in player.parameters if parameter.requires_grad]
+        mean, asked_by = self.processes.average(trained, torch.stack([mean, mean.new_tensor(asked)]), held)
         self._agreed = self._agreed or bool(asked_by > 0)
         return mean
 
@@ -331,7 +332,8 @@ class Trainer:
     def _check_trained(self, player: Player, loss: Tensor, arguments: Arguments) -> None:
         everyone = [p for other, _ in self.players for p in other.parameters] if player.name else None
         hidden = hidden_parameters(self.model, self.guide, arguments)
-        unreached = check_trained(loss, player.parameters, list(self.halves.values()), everyone, hidden)
+        trained = [parameter for parameter in player.parameters if parameter.requires_grad]
+        unreached = check_trained(loss, trained, list(self.halves.values()), everyone, hidden)
         # A warm-up from 0 leaves out, for a step, what only the latent terms depend on.
         if unreached and not ("beta" in self.schedules and _original(self.loss).beta == 0):
             whose = f"of the {player.name} " if player.name else ""

@@ -223,10 +223,10 @@ def fit(
             with pyro.validation_enabled(True):
                 loss.check(model, guide, *first)
         _warn_of_modes(halves)
-        own, declared = _parameters(model, guide, first)
+        of_model, of_guide, frozen, declared = _parameters(model, guide, first)
         if declared.tensors:
             halves["params"] = declared
-        players = _players(loss, *own)
+        players = _players(loss, of_model, of_guide, frozen)
         if compile and not isinstance(loss, Compiled):
             report = tqdm.write if progress else None
             players = [replace(player, loss=Compiled(player.loss, report=report)) for player in players]
@@ -296,11 +296,13 @@ def _warn_of_modes(halves: Mapping[str, Any]) -> None:
             )
 
 
-def _players(loss: Any, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
+def _players(loss: Any, model: list[Tensor], guide: list[Tensor], frozen: list[Tensor]) -> list[Player]:
     """The players of a game, or a bound as the only one, without a name."""
-    players = loss.players(model, guide) if isinstance(loss, Game) else [Player("", loss, [*model, *guide])]
+    # What is frozen may be unfrozen on the way: an optimizer leaves alone what has no gradient.
+    one = [Player("", loss, [*model, *guide, *frozen])]
+    players = loss.players(model, guide) if isinstance(loss, Game) else one
     for player in players:
-        if not player.parameters:
+        if not any(parameter.requires_grad for parameter in player.parameters):
             who = f"The {player.name} has" if player.name else "The model and the guide have"
             raise PairError(f"{who} no parameters to train.")
     return players
@@ -328,9 +330,11 @@ def _optimizers(
     ]
 
 
-def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[tuple[list[Tensor], list[Tensor]], Declared]:
-    """The parameters of the model and of the guide, those that both have among the model's; and, by name, what
-    functions declare with ``pyro.param`` and ``pyro.module``.
+def _parameters(
+    model: Any, guide: Any, arguments: Sequence[Any]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Declared]:
+    """The parameters of the model and of the guide, those that both have among the model's; those of both that are
+    frozen; and, by name, what functions declare with ``pyro.param`` and ``pyro.module``.
     """
     own = {id(p): p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()}
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
@@ -347,11 +351,12 @@ def _parameters(model: Any, guide: Any, arguments: Sequence[Any]) -> tuple[tuple
         in_guide -= {id(parameter) for parameter in model.parameters()}
     everything = own | {id(value): value for value in declared.values()}
     trained = {key: parameter for key, parameter in everything.items() if parameter.requires_grad}
-    halves = (
+    return (
         [parameter for key, parameter in trained.items() if key not in in_guide],
         [parameter for key, parameter in trained.items() if key in in_guide],
+        [p for key, p in everything.items() if key not in trained and p.is_floating_point()],
+        Declared(declared),
     )
-    return halves, Declared(declared)
 
 
 def _describe_loss(loss: Any) -> Any:

@@ -697,6 +697,29 @@ def test_svi_finds_the_parameters_of_a_step_that_never_ran_eagerly():
     pyro.clear_param_store()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_a_callback_freezes_rests_and_what_it_unfreezes_moves(compiled):
+    torch.manual_seed(0)
+    p, q = vae()
+    q.requires_grad_(False)
+    seen = [[parameter.clone() for parameter in parameters_of(p, q)]]
+
+    def change(row):
+        seen.append([parameter.clone() for parameter in parameters_of(p, q)])
+        p.requires_grad_(row["epoch"] != 1)
+        q.requires_grad_(row["epoch"] == 1)
+
+    loss = compiled_of(ELBO()) if compiled else ELBO()
+    how = {"epochs": 3, "batch_size": 10, "progress": False, "seed": 0, "keep": "last"}
+    history = fit(p, q, rows(20, 6), loss=loss, callback=change, **how)
+    count = len(list(p.parameters()))
+    for epoch, of_model in enumerate((True, False, True)):
+        pairs = list(zip(seen[epoch], seen[epoch + 1], strict=True))
+        assert all(torch.equal(*both) != of_model for both in pairs[:count])
+        assert all(torch.equal(*both) == of_model for both in pairs[count:])
+    assert len(history) == 3
+
+
 class Indirect:
     """A pair of functions, whose networks only they know."""
 
