@@ -607,7 +607,7 @@ def test_programs_that_do_not_run_step_by_step():
     with pytest.raises(PairError, match="do not yield the same number of times"):
         FIVO().loss(p, long, ragged(3, 3).x)
 
-    def walk(x, state):
+    def walk(x, state, observed):
         data, z = pyro.plate("data", len(x)), torch.zeros(len(x))
         for t in range(x.shape[1]):
             if state == "inside":
@@ -617,17 +617,18 @@ def test_programs_that_do_not_run_step_by_step():
                 z = yield z
             with data:
                 z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
-                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+                if observed:
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
             z = torch.zeros(len(x)) if state == "forgets" else z
 
     for state, message in {
         "inside": "yields inside of a plate",
         "forgets": r"yields a state of shape \(2,\), which is not one for each of 4 particles",
     }.items():
-        program = sequential(lambda x, state=state: walk(x, state))
+        halves = [sequential(lambda x, s=state, o=observed: walk(x, s, o)) for observed in (True, False)]
         bound = FIVO(4, max_plate_nesting=1)
         with pytest.raises(PairError, match=message):
-            bound.loss(program, program, torch.zeros(2, 3))
+            bound.loss(*halves, torch.zeros(2, 3))
     for how, message in (
         ({"threshold": 1.5}, "threshold must be from 0 to 1, got 1.5"),
         ({"resampling": "no"}, "got 'no'"),

@@ -87,16 +87,25 @@ def run_pair(model: Program, guide: Program, args: Sequence[Any], kwargs: Mappin
         own = isinstance(error, (InputError, PairError)) and "\n" not in str(error)
         if own or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise  # a sentence already; no memory, or not implemented
-        halves = []
-        for half in (model, guide):
-            with contextlib.suppress(Exception):  # whatever it is, it is the pair's error that counts
-                halves.append(poutine.trace(half).get_trace(*args, **kwargs))
-                for name, site in sample_sites(halves[-1]) if half is model else ():
-                    if site["is_observed"]:
-                        check_shape(name, site["fn"], site["value"])
-        if len(halves) == 2:
-            _check_shapes(model, guide, halves[0], halves[1])
-        raise InputError(sentence_of((model, guide), args, error)) from error
+        # The model alone tells what it expects, where the guide's network has stumbled over the data.
+        alone, reason = _run_alone(model, args, kwargs)
+        for name, site in () if alone is None else sample_sites(alone):
+            if site["is_observed"]:
+                check_shape(name, site["fn"], site["value"])
+        guided, _ = _run_alone(guide, args, kwargs)
+        if alone is not None and guided is not None:
+            _check_shapes(model, guide, alone, guided)
+        raise InputError(sentence_of((model, guide), args, reason or error)) from error
+
+
+def _run_alone(half: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Trace | None, Exception | None]:
+    """Returns the run of a half, or what it raises."""
+    try:
+        return poutine.trace(half).get_trace(*args, **kwargs), None
+    except NotImplementedError:  # a prior that cannot be drawn from
+        return None, None
+    except Exception as error:
+        return None, error
 
 
 @contextlib.contextmanager
