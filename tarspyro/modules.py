@@ -331,20 +331,15 @@ def evaluating(*programs: Any) -> Iterator[None]:
 def kept_buffers(*programs: Any) -> Iterator[None]:
     """Gives the buffers of programs that are modules, such as batch normalization's statistics, their values back."""
     buffers = [buffer for program in programs if isinstance(program, nn.Module) for buffer in program.buffers()]
-    before = [(buffer, _version(buffer), buffer.clone()) for buffer in buffers]
+    before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, version, value in before:
-                # What is unchanged stays untouched: a loss of before may still want its gradient.
-                if _version(buffer) != version:
-                    buffer.copy_(value)
-
-
-def _version(buffer: torch.Tensor) -> int | None:
-    """How often a buffer was changed in place; None where torch does not count."""
-    return None if buffer.is_inference() else buffer._version
+            for buffer, value in before:
+                # Past the count of versions: a loss of before may still want the gradient of what is the same again.
+                # The count does not tell what has changed: batch normalization's statistics do without it.
+                buffer.data.copy_(value)
 
 
 def get_rng_states() -> list[torch.Tensor]:

@@ -388,6 +388,18 @@ def test_a_half_in_evaluation_mode_is_said_to_stay_in_it():
     fit(p, q, rows(40, 6), batch_size=20, epochs=1, progress=False, seed=0)
 
 
+def test_statistics_move_with_the_steps_alone():
+    """The runs that find out about a pair leave them: one step of a layer on the data itself is one of its momentum."""
+    torch.manual_seed(0)
+    p, q = vae()
+    layer = nn.BatchNorm1d(6)
+    q.posterior.trunk = nn.Sequential(layer, q.posterior.trunk)
+    x = 5 + rows(20, 6)
+    fit(p, q, x, validation=x[:7], batch_size=20, epochs=1, progress=False, seed=0)
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.mean(0))
+    assert layer.num_batches_tracked == 1
+
+
 def test_with_free_bits_on_schedule_the_bound_tells_the_best_epoch():
     torch.manual_seed(0)
     schedules = {"free_bits": lambda step: 5.0 - step}  # every epoch the loss is smaller by more than it is trained
