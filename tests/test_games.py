@@ -27,6 +27,7 @@ from tarspyro.infer import (
     Wasserstein,
 )
 from tarspyro.infer.recording import record
+from tarspyro.infer.traces import no_guide
 from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP, ConvDecoder, Discriminator, PatchGAN, UNet, spectrally_normalized
 from tarspyro.runs import Run
@@ -289,7 +290,7 @@ def test_a_player_moves_its_own_parameters_alone():
         players = [
             (player, torch.optim.SGD(player.parameters, lr=0.1)) for player in game.players([*p.parameters()], [])
         ]
-        trainer = Trainer({"model": p, "guide": None, "loss": game}, game, players, schedules={})
+        trainer = Trainer({"model": p, "guide": no_guide, "loss": game}, game, players, schedules={})
         for step in range(6):
             critic, generator = weights(game), weights(p)
             trainer.step((x,))

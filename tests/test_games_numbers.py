@@ -392,3 +392,16 @@ def test_modality_kl_takes_as_many_draws_as_its_bound_has_particles(make, vector
     # The logarithm of the ratio of two variances of n draws has a standard error of 2 / sqrt(n - 1).
     assert spread[0] - spread[1] == pytest.approx(math.log(16), abs=4 * 2 / (times - 1) ** 0.5)
     assert spread[0] - spread[1] > 1
+
+
+def test_what_is_computed_from_the_data_is_no_condition():
+    """A model that observes its data scaled would show the data themselves to the discriminator."""
+
+    class Scaled(models.GAN):
+        def forward(self, x=None, *, batch_size=1):
+            return super().forward(None if x is None else x / 2, batch_size=batch_size)
+
+    p = Scaled(default_prior(dist.Normal, 2), Deterministic(MLP(2, [4]), 3))
+    game = Adversarial(Discriminator(MLP(3, [4])))
+    with pytest.raises(PairError, match="observes at 'x' what it computes from part 0 of the data"):
+        fit(p, None, torch.randn(10, 3), loss=game, epochs=1, progress=False)

@@ -40,7 +40,7 @@ def double():
 
 def trained(model, guide, x):
     """The parameters that ``fit`` trains."""
-    return [parameter for half in _parameters(model, guide, (x,))[0] for parameter in half]
+    return [parameter for half in _parameters(model, guide, (x,))[:2] for parameter in half]
 
 
 # --- two layers, linear and Gaussian

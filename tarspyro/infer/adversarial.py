@@ -1,6 +1,6 @@
 """Adversarial training: a generator against a discriminator."""
 
-__all__ = ["Adversarial", "AdversarialGame", "Draws", "conditions_of", "draw"]
+__all__ = ["Adversarial", "AdversarialGame", "Draws", "check_conditions", "conditions_of", "draw"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tarspyro.arguments import as_count, check_module, check_number, shown
 from tarspyro.infer.divergences import Divergence, JensenShannon
 from tarspyro.infer.games import Game, Player
+from tarspyro.infer.gradients import reachable_leaves
 from tarspyro.infer.masks import counted_rows
 from tarspyro.infer.traces import PairError, Program, Site, name_of
 from tarspyro.modules import evaluating, preserved_rng
@@ -68,6 +69,32 @@ def conditions_of(observed: Iterable[Any], args: Sequence[Any], kwargs: Mapping[
     known = {id(_root(value)) for value in observed}
     data = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
     return tuple(value for value in data if id(_root(value)) not in known)
+
+
+def check_conditions(model: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raises if a model observes what it computes from a part of the data, which then looks like a condition.
+
+    Raises:
+        PairError: If an observed value depends on a part of the data, and is neither that part nor a view of it.
+    """
+    leaves = [a.detach().clone().requires_grad_() if _is_float(a) else a for a in args]
+    with torch.enable_grad(), _Redrawn() as redrawn:
+        model(*leaves, **kwargs)
+    observed = {name: node["infer"]["obs"] for name, node in redrawn.sites.items()}
+    known = {id(_root(value)) for value in observed.values()}
+    apart = {id(leaf): place for place, leaf in enumerate(leaves) if _is_float(leaf) and id(leaf) not in known}
+    reached = reachable_leaves([leaf for leaf in leaves if id(leaf) in apart])
+    for name, value in observed.items():
+        found = sorted(apart[key] for key in reached(value)) if torch.is_tensor(value) else []
+        if found:
+            raise PairError(
+                f"{name_of(model)} observes at {name!r} what it computes from part {found[0]} of the data, and a game "
+                "would show that part to the discriminator as a condition: compute it before, and give it as data."
+            )
+
+
+def _is_float(value: Any) -> bool:
+    return torch.is_tensor(value) and value.is_floating_point()
 
 
 def _root(value: Any) -> Any:
@@ -215,6 +242,7 @@ class Adversarial(AdversarialGame):
         """Raises a ``PairError`` unless the model's draws at the site have a derivative."""
         with preserved_rng(), evaluating(model, self):
             draws = draw(model, self.site, args, kwargs)
+            check_conditions(model, args, kwargs)
         family: Any = draws.site["fn"]
         if not family.has_rsample:
             family = getattr(family, "base_dist", family)

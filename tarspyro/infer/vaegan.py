@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_choice, check_number, shown
-from tarspyro.infer.adversarial import AdversarialGame, Draws, draw
+from tarspyro.infer.adversarial import AdversarialGame, Draws, check_conditions, draw
 from tarspyro.infer.base import Bound
 from tarspyro.infer.check import check_pair
 from tarspyro.infer.divergences import Divergence
@@ -139,6 +139,7 @@ class VAEGAN(AdversarialGame):
         check_pair(model, guide, *args, **kwargs)
         with preserved_rng(), evaluating(model, self):
             family: Any = draw(model, self.site, args, kwargs).site["fn"]
+            check_conditions(model, args, kwargs)
         if self.layer is None and isinstance(family, dist.Delta):
             raise PairError(
                 f"{name_of(model)} has a Deterministic likelihood at {self.site!r}, without a density: give the name "

@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_number, check_positive
-from tarspyro.infer.adversarial import AdversarialGame, conditions_of
+from tarspyro.infer.adversarial import AdversarialGame, check_conditions, conditions_of
 from tarspyro.infer.base import Bound
 from tarspyro.infer.check import check_pair
 from tarspyro.infer.discrepancy import InverseMultiquadratic, mmd
@@ -152,6 +152,7 @@ class AdversarialAutoencoder(AdversarialGame):
         check_pair(model, guide, *args, **kwargs)
         with preserved_rng(), evaluating(model, guide):
             _codes(model, guide, self.latent, args, kwargs)
+            check_conditions(model, args, kwargs)
         self.rehearse(model, guide, *args, **kwargs)
 
 
