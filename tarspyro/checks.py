@@ -299,9 +299,11 @@ def check_trained(
 
 def hidden_parameters(model: Program, guide: Program, arguments: Sequence[Any]) -> list[Tensor]:
     """Returns the parameters in Pyro's store that a pair reads and hides, ``poutine.block(hide_types=["param"])``."""
+    stored = list(pyro.get_param_store().named_parameters())
+    if not stored:
+        return []
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
         trace_pair(model, guide, arguments, {})
-    stored = pyro.get_param_store().named_parameters()
     return [value for name, value in stored if name not in capture.trace.nodes]
 
 
