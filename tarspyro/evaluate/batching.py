@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_numbers, as_seed
-from tarspyro.batches import as_arguments, binarized, count_rows, each
+from tarspyro.batches import as_arguments, as_float, binarized, count_rows, each
 from tarspyro.checks import check_binarizable, check_inputs, explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.recording import tensors_of
@@ -89,7 +89,7 @@ def by_batch(
     else:
         check_program("model", program)
         check_program("guide", like)
-    arguments = (codes_of(x),) if program is None else as_arguments(x, program)
+    arguments = (codes_of(x, like),) if program is None else as_arguments(x, program, like)
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
     rows = count_rows(arguments)
@@ -130,14 +130,15 @@ def seeded(seed: int | None) -> Any:
     return contextlib.nullcontext() if seed is None else preserved_rng(seed)
 
 
-def codes_of(z: Any) -> Tensor:
+def codes_of(z: Any, *programs: Program) -> Tensor:
     """Returns values of a latent variable as a tensor with a row for each.
 
     Raises:
         TypeError: If they are not numbers.
         ValueError: If there are no rows.
     """
-    codes = as_numbers("z", z, torch.get_default_dtype())
+    codes = as_float(as_numbers("z", z), *programs)
+    codes = codes if codes.is_floating_point() else codes.to(torch.get_default_dtype())
     if not codes.dim() or not len(codes):
         raise ValueError(f"z must have a row for each code, got shape {tuple(codes.shape)}.")
     return codes

@@ -334,7 +334,7 @@ def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[s
     for name, value in (given or {}).items():
         if name not in parameters and not open_ended:
             raise ValueError(f"given has {name!r}, which {name_of(model)} does not take: it takes {list(parameters)}.")
-        part = as_float(as_numbers(f"given[{name!r}]", value))
+        part = as_float(as_numbers(f"given[{name!r}]", value), model)
         if not part.dim() or len(part) not in (1, count):
             raise ValueError(
                 f"given[{name!r}] must have {count} rows or one row for all, got {len(part) if part.dim() else 'none'}."

@@ -74,7 +74,7 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
     """
     if not isinstance(z, Mapping) or not z:
         raise TypeError(f"z must be a mapping from the latent sites to their values, got {shown(z)}.")
-    names, values = list(z), [as_float(as_numbers(f"z[{name!r}]", value)) for name, value in z.items()]
+    names, values = list(z), [as_float(as_numbers(f"z[{name!r}]", value), model, guide) for name, value in z.items()]
     if min(value.dim() for value in values) < 2 or len({value.shape[:2] for value in values}) > 1:
         shapes = [tuple(value.shape) for value in values]
         raise ValueError(f"z must hold values of shape (N, num_samples, *event) for one N, got shapes {shapes}.")
