@@ -88,7 +88,8 @@ def check_inputs(
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         if pair is not None:
             traces = run_pair(model, guide, arguments, {})
-            check_sites(model, guide, *traces, observed=pair == "whole", supports=pair == "whole")
+            whole = pair == "whole"
+            check_sites(model, guide, *traces, data=arguments, observed=whole, supports=whole)
         try:
             # The model alone first: it tells what it expects before the guide's network stumbles over the data.
             with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from

@@ -195,7 +195,7 @@ NORMAL = dist.Normal(0.0, 1.0)
         (Program(dist.Delta(torch.tensor(0.5))), "'z' is Delta"),
         (Program(NORMAL, inside=False), "'z' lies outside the plate of the data.*pyro.plate"),
         (Program(dist.ImproperUniform(dist.constraints.real, (), ())), "start='guide'"),
-        (Program(NORMAL, name="w"), r"draws \['z'\] and .* \['w'\]"),
+        (Program(NORMAL, name="w"), r"the model also samples \['w'\]; the guide also samples \['z'\]"),
     ],
     ids=["discrete", "delta", "outside", "improper", "unpaired"],
 )

@@ -202,6 +202,7 @@ def test_losses(name, options, loss, tmp_path, called):
         assert type(used["loss"].bound).__name__ == "IWAE" and used["loss"].alpha == 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.*one weight of all data")  # of which batches are subsamples
 @pytest.mark.parametrize("name", [name for name in METHODS if "loss" in METHODS[name].settings])
 def test_every_loss_of_a_method(name):
     """What ``--loss`` may say is finite on a batch, with particles."""

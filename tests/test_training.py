@@ -334,9 +334,10 @@ def test_held_out_pixels_are_the_same_every_epoch_whatever_the_guide_draws(x):
     guide = guides.VAE(Conditional(dist.Gamma, MLP(64, [16]), 2))
     guide.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]) if not module.training else None)
     train(model, guide, x / 2, validation=x / 2, binarize=True, epochs=2)
-    judged = seen[-6:]
-    assert [len(batch) for batch in judged] == [100, 100, 30] * 2
-    assert all(torch.equal(a, b) for a, b in zip(judged[:3], judged[3:], strict=True))
+    # Runs that find the structure for a new shape come in between.
+    second, first = seen[-3:], [batch for batch in seen[:-3] if batch.ndim == 2]
+    assert [len(batch) for batch in second] == [100, 100, 30]
+    assert all(any(torch.equal(a, b) for b in first) for a in second)
 
 
 def test_validation_of_pyro_runs_on_the_first_step_of_every_shape_alone(x):

@@ -110,9 +110,9 @@ def log_likelihood(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the exact posterior: no noise at all
         >>> log_likelihood(model, guide, np.array([0.0, 2.0]), num_particles=10).round(4)
-        array([-1.2655, -2.2655], dtype=float32)
+        array([-1.2655, -2.2655])
         >>> log_likelihood(model, guide, np.array([0.0]), num_particles=10, errors=True).effective_sample_size.round(2)
-        array([10.], dtype=float32)
+        array([10.])
     """
 
     def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "ModalityKL",
     "ModalitySubsets",
     "PIWAE",
+    "InputError",
     "PairError",
     "Player",
     "RecordingError",
@@ -46,6 +47,6 @@ from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.recording import RecordingError
 from tarspyro.infer.reductions import renyi_bound
 from tarspyro.infer.semi_supervised import SemiSupervised
-from tarspyro.infer.traces import PairError
+from tarspyro.infer.traces import InputError, PairError
 from tarspyro.infer.vaegan import VAEGAN
 from tarspyro.infer.wasserstein_autoencoders import WAE, AdversarialAutoencoder

@@ -66,7 +66,8 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
         guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
     """
     with preserved_rng(), evaluating(model, guide):
-        check_sites(model, guide, *run_pair(model, guide, args, kwargs))
+        traces = run_pair(model, guide, args, kwargs)
+        check_sites(model, guide, *traces, data=(*args, *kwargs.values()))
 
 
 def run_pair(model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Trace, Trace]:
@@ -190,6 +191,7 @@ def check_sites(
     model_trace: Trace,
     guide_trace: Trace,
     *,
+    data: Sequence[Any] = (),
     observed: bool = True,
     supports: bool = True,
 ) -> None:
@@ -200,31 +202,32 @@ def check_sites(
         guide: The guide.
         model_trace: A run of the model on the guide's draws.
         guide_trace: That run of the guide.
+        data: What the pair was called with: parts of it that are observed must have the likelihood's shape.
         observed: Whether the model has to observe something.
         supports: Whether a latent variable has to have the same support in both.
     """
     sites, guided = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
     latent = {name for name, site in sites.items() if not site["is_observed"]}
-    data = {name for name, site in sites.items() if site["is_observed"] and not is_factor(site)}
+    seen = {name for name, site in sites.items() if site["is_observed"] and not is_factor(site)}
     drawn = {name for name, site in guided.items() if not site["is_observed"]}
     auxiliary = {name for name in drawn - latent if guided[name]["infer"].get("is_auxiliary")}
     summed = {name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"}
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
     given = sorted(name for name, site in guided.items() if site["is_observed"] and not is_factor(site))
-    if given and data:
+    if given and seen:
         raise PairError(f"{pair}: it observes {given}, which is for the model to do: a guide draws latent variables.")
     if given:
         raise PairError(
             f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they look swapped, the model "
             "comes first."
         )
-    conditioned = sorted((drawn - auxiliary) & data)
+    conditioned = sorted((drawn - auxiliary) & seen)
     if conditioned:
         raise PairError(
             f"{pair}: it draws {conditioned}, which the model observes: hide them from the guide, "
             f"poutine.block(guide, hide={conditioned})."
         )
-    if observed and not data and not any(is_factor(site) for site in sites.values()):
+    if observed and not seen and not any(is_factor(site) for site in sites.values()):
         unseen = f" and samples {sorted(latent - drawn)}, which the guide does not" if latent - drawn else ""
         raise PairError(f"{name_of(model)} observes nothing{unseen}: give pyro.sample the data, obs=...")
     missing, extra = sorted(latent - drawn - summed), sorted(drawn - latent - auxiliary)
@@ -241,8 +244,9 @@ def check_sites(
     _check_shapes(model, guide, model_trace, guide_trace)
     for name in latent & drawn if supports else ():
         _check_support(name, guided[name], sites[name])
-    for name in data:
-        check_shape(name, sites[name]["fn"], sites[name]["value"])
+    for name in seen:
+        if any(sites[name]["value"] is part for part in data):
+            check_shape(name, sites[name]["fn"], sites[name]["value"])
 
 
 def _check_shapes(model: Program, guide: Program, model_trace: Trace, guide_trace: Trace) -> None:

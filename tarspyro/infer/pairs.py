@@ -28,7 +28,7 @@ from tarspyro.infer.weights import Weights, in_plates, weigh, weigh_one_by_one
 from tarspyro.modules import evaluating, preserved_rng
 
 # What a program raises on values of a shape that it was not written for.
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+_FAILURES = (RuntimeError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, AssertionError)
 
 
 def structure_of(
@@ -75,6 +75,8 @@ def structure_of(
                 traces = list(trace_pair(model, guide, args, kwargs))
             tried = structure.whole if whole else structure
             trial = _Trial(model, guide, args, kwargs, tried, traces[0], traces[1])
+            if not trial.is_possible():
+                return replace(structure, vectorized=vectorize)
             if not tried.joint and not trial.data_points_are_independent():
                 structure = trial.structure = structure.whole
             return replace(structure, vectorized=vectorize and trial.takes_a_plate(min(groups, 2)))
@@ -126,6 +128,14 @@ class _Trial:
             if not first[name]["is_observed"]
         }
 
+    def is_possible(self) -> bool:
+        """Whether densities are known at given values, which some flows know at their own draws alone."""
+        try:
+            self.weights(self.traces[0])
+        except _FAILURES:
+            return False
+        return True
+
     def data_points_are_independent(self) -> bool:
         """Whether each data point keeps its weight where every second one takes its draws from the other run."""
         try:
@@ -142,7 +152,7 @@ class _Trial:
                     turn = first.groups[place].spread(turns[place], site)
                     values[name] = torch.where(turn, other, one)
             mixed = self.weights(self.run(self.model, self.guide, values))
-        except (KeyError, *_FAILURES) as error:
+        except _FAILURES as error:
             if isinstance(error, PairError):
                 raise
             return False
@@ -165,7 +175,7 @@ class _Trial:
             halves = in_plates(self.model, self.guide, groups, 2, self.structure)
             together = self.weights(self.run(*halves, values))
             alone = [self.weights(traces) for traces in self.traces]
-        except (KeyError, *_FAILURES) as error:
+        except _FAILURES as error:
             if isinstance(error, PairError):
                 raise
             return False

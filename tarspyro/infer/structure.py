@@ -127,7 +127,7 @@ def read_structure(
     """
     with kept_buffers(model, guide), torch.no_grad():
         model_trace, guide_trace = run_pair(model, guide, args, kwargs)
-        check_sites(model, guide, model_trace, guide_trace, observed=observed)
+        check_sites(model, guide, model_trace, guide_trace, data=(*args, *kwargs.values()), observed=observed)
         terms = _terms(model_trace, guide_trace)
         guided = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
         drawn = list(guided)
