@@ -253,7 +253,9 @@ def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) 
     guides: list[Tensor] = []
     scores: list[Tensor] = []
     for _, site, sign in entries:
-        density = scale_and_mask(log_prob(site), site["scale"] if scaled else 1.0, site["mask"])
+        density = log_prob(site)
+        if scaled or site["mask"] is not None:
+            density = scale_and_mask(density, site["scale"] if scaled else 1.0, site["mask"])
         (joints if sign > 0 else guides).append(reduce_to(density, dims))
         if sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
             scores.append(reduce_to(score, dims))
