@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoStructured
 from torch import nn
 
 from tarspyro import Conditional, evaluate, guides, models
@@ -253,6 +253,138 @@ def test_rows_that_depend_on_each_other_have_one_weight():
     x = torch.tensor([0.5, 1.0, -1.0])
     assert IWAE(10).structure(model, guide, x).joint
     below(draws(IWAE(10), model, guide, x), dist.Normal(0.0, 2**0.5).log_prob(x).sum().item())
+
+
+def _seasonal(lag, noise=0.0):
+    """Rows that are moving averages of latent variables of other rows."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z + torch.roll(z, lag, -1) + noise * torch.randn(len(x))
+            pyro.sample("x", dist.Normal(mean, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    mixing = torch.eye(8) + torch.roll(torch.eye(8), lag, 0)
+    evidence = dist.MultivariateNormal(torch.zeros(8), mixing @ mixing.T + (0.25 + noise**2) * torch.eye(8))
+    return model, guide, evidence
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("lag", [1, 2, 4])
+def test_rows_that_depend_on_each_other_at_any_distance(lag, noise):
+    """Also beside random numbers that are no sites."""
+    model, guide, evidence = _seasonal(lag, noise)
+    x = torch.tensor([1.0, 2, -1, -2, 2, 1, -2, -1])
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert IWAE(8).structure(model, guide, x).joint
+    below(draws(IWAE(64), model, guide, x, count=20), evidence.log_prob(x).item())
+    with pytest.raises(PairError, match=r"share \['z'\]"):
+        evaluate.log_likelihood(model, guide, x)
+
+
+def test_crossed_plates_of_a_process():
+    """Dependence along one plate of two, whose rows are an even number of indices apart."""
+    covariance = torch.exp(-0.5 * ((torch.arange(5.0)[:, None] - torch.arange(5.0)) / 1.5) ** 2) + 1e-3 * torch.eye(5)
+
+    def half(observed):
+        def run(x):
+            with pyro.plate("time", 5, dim=-2), pyro.plate("series", 2, dim=-1):
+                e = pyro.sample("e", dist.Normal(0.0, 1.0))
+                if observed:
+                    pyro.sample("x", dist.Normal(torch.linalg.cholesky(covariance) @ e, 0.3), obs=x)
+
+        return run
+
+    x = torch.tensor([[2.0, -1.5], [-1, 1.5], [1.5, -1], [-2, 2], [1, -1]])
+    evidence = dist.MultivariateNormal(torch.zeros(5), covariance + 0.09 * torch.eye(5)).log_prob(x.T).sum().item()
+    assert IWAE(4).structure(half(True), half(False), x).joint
+    below(draws(IWAE(64), half(True), half(False), x, count=20), evidence)
+
+
+def test_rows_that_depend_on_each_other_under_a_flow_without_an_inverse():
+    planar = dist.transforms.Planar(1)
+    for parameter in planar.parameters():
+        parameter.data.fill_(0.1)
+
+    def half(observed):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                base = dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1)
+                z = pyro.sample("z", base if observed else dist.TransformedDistribution(base, [planar]))[..., 0]
+                if observed:
+                    pyro.sample("x", dist.Normal(z + torch.roll(z, 1, -1), 0.5), obs=x)
+
+        return run
+
+    x = torch.tensor([2.0, -2.0] * 3)
+    assert IWAE(4).structure(half(True), half(False), x).joint
+
+
+def test_a_small_dependence_of_large_weights():
+    """Rows of a thousand numbers, whose weights move by less than a three hundredth."""
+    x = 10 * torch.randn(6, 1000, generator=torch.Generator().manual_seed(0))
+
+    def half(observed):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                mean = 0.5 * (z + torch.roll(z, 1, -1))
+                if observed:
+                    law = dist.Normal(mean[..., None], 10.0).expand([*mean.shape, 1000])
+                    pyro.sample("x", law.to_event(1), obs=x)
+
+        return run
+
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert IWAE(4).structure(half(True), half(False), x).joint
+
+
+def test_a_bound_looks_again_when_a_switch_is_thrown():
+    def model(x, lag):
+        return _seasonal(lag)[0](x)
+
+    def guide(x, lag):
+        return _seasonal(lag)[1](x)
+
+    bound, x = IWAE(4), torch.zeros(8)
+    assert not bound.structure(model, guide, x, 0).joint
+    assert bound.structure(model, guide, x, 1).joint
+
+    def listed(xs):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0)) if len(xs) > 1 else 0.0
+        for i, x in enumerate(xs):
+            with pyro.plate(f"data_{i}", len(x)):
+                pyro.sample(f"x_{i}", dist.Normal(mu, 1.0), obs=x)
+
+    def listed_guide(xs):
+        if len(xs) > 1:
+            pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    for xs in ([x], [x, x]):
+        assert math.isfinite(bound.loss(listed, listed_guide, xs))
+
+
+def test_an_autoguide_in_which_variables_depend_on_each_other():
+    def model(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    pyro.clear_param_store()
+    guide, x = AutoStructured(model), torch.tensor([0.5, -1.0, 2.0])
+    guide(x)
+    torch.manual_seed(0)
+    theirs = Trace_ELBO().loss(model, guide, x)
+    torch.manual_seed(0)
+    assert ELBO().loss(model, guide, x) == pytest.approx(theirs, rel=1e-5)
+    pyro.clear_param_store()
 
 
 # --- the terms of log p and log q -----------------------------------------------------------------------------------

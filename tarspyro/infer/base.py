@@ -140,7 +140,16 @@ class Bound(pyro.infer.ELBO):
 
 
 def _kind(value: Any) -> Any:
-    """What the structure of a pair may depend on: of tensors the shape, of numbers, which may be annealed, the type."""
+    """What the structure of a pair may depend on: of tensors the shape, of real numbers whether they are 0 or 1.
+
+    Other real numbers may be annealed, and a new structure at every step would take longer than the step.
+    """
     if torch.is_tensor(value):
         return value.shape
-    return value if isinstance(value, (bool, str, type(None))) else type(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    if isinstance(value, Mapping):
+        return tuple((key, _kind(part)) for key, part in value.items())
+    if isinstance(value, (bool, int, str, type(None))) or (isinstance(value, float) and value in (0.0, 1.0)):
+        return value
+    return type(value)

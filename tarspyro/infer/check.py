@@ -356,8 +356,13 @@ def check_auxiliary(
     for name in auxiliary:
         if is_delta(guided[name]):
             continue
-        functions = [delta for delta, found in deltas.items() if name in found and delta in model_trace.nodes]
-        together = {other for delta in functions for other in deltas[delta] if other in auxiliary}
+        together, functions = {name}, set[str]()
+        while True:  # variables that are functions of the same ones count together
+            more = {d for d, found in deltas.items() if together & set(found) and d in model_trace.nodes}
+            known = together | {other for delta in more for other in deltas[delta] if other in auxiliary}
+            if known == together and more == functions:
+                break
+            together, functions = known, more
         count = sum(guided[other]["value"].numel() for other in together)
         if not functions or count > sum(_free_numbers(model_trace.nodes[delta]) for delta in functions):
             raise PairError(

@@ -21,11 +21,12 @@ from tarspyro.infer.traces import (
     name_of,
     only,
     sample_sites,
+    sum_of,
     trace_pair,
     with_values,
 )
 from tarspyro.infer.weights import Weights, in_plates, weigh, weigh_one_by_one
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.modules import evaluating, get_rng_states, preserved_rng, set_rng_states
 
 # What a program raises on values of a shape that it was not written for.
 _FAILURES = (RuntimeError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, AssertionError)
@@ -47,9 +48,9 @@ def structure_of(
 
     With several particles the structure is tried out on the draws of two runs. A run that takes the draws of some
     data points from the first and those of the others from the second must give each data point the weight of its
-    draws. Where it does not, data points depend on each other, and there is one weight of all data. A run of both
-    together in a plate of particles must give each the weights that it has alone. Where it does not, or fails, the
-    program cannot take such a plate.
+    draws, and derivatives must agree. Where they do not, data points depend on each other, and there is one weight of
+    all data. A run of both together in a plate of particles must give each the weights that it has alone. Where it does
+    not, or fails, the program cannot take such a plate.
 
     Arguments:
         model: The model.
@@ -75,8 +76,6 @@ def structure_of(
                 traces = list(trace_pair(model, guide, args, kwargs))
             tried = structure.whole if whole else structure
             trial = _Trial(model, guide, args, kwargs, tried, traces[0], traces[1])
-            if not trial.is_possible():
-                return replace(structure, vectorized=vectorize)
             if not tried.joint and not trial.data_points_are_independent():
                 structure = trial.structure = structure.whole
             return replace(structure, vectorized=vectorize and trial.takes_a_plate(min(groups, 2)))
@@ -101,6 +100,12 @@ class _Trial:
         self.traces = [(model_trace, guide_trace)]
         shared: dict[str, Any] = {name: guide_trace.nodes[name]["value"] for name in structure.shared}
         self.traces.append(self.run(model, guide, shared))
+        self.noise = get_rng_states()  # of what is no site, the same in all runs that are compared
+        self.guide_is_known = True
+        try:
+            self.weights(self.traces[0])
+        except _FAILURES:
+            self.guide_is_known = False  # some flows know their densities at their own draws alone
 
     def run(self, model: Program, guide: Program, values: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
         """Runs the pair on the same rows of subsampled plates, with given draws."""
@@ -116,7 +121,13 @@ class _Trial:
             with_values(trace, {n: site["value"].clone() for n, site in sample_sites(trace) if not site["is_observed"]})
             for trace in traces
         ]
-        return weigh(self.model, plain[0], plain[1], self.structure, scales="none")
+        guide_trace = plain[1] if self.guide_is_known else Trace()
+        return weigh(self.model, plain[0], guide_trace, self.structure, scales="none")
+
+    def again(self, values: Mapping[str, Tensor], halves: tuple[Program, Program] | None = None) -> Weights:
+        """The weights of given draws."""
+        set_rng_states(self.noise)
+        return self.weights(self.run(*(halves or (self.model, self.guide)), values))
 
     @property
     def draws(self) -> dict[str, tuple[Site, Tensor, Tensor]]:
@@ -128,53 +139,86 @@ class _Trial:
             if not first[name]["is_observed"]
         }
 
-    def is_possible(self) -> bool:
-        """Whether densities are known at given values, which some flows know at their own draws alone."""
-        try:
-            self.weights(self.traces[0])
-        except _FAILURES:
-            return False
-        return True
+    def _run_of(self, which: int) -> dict[str, Tensor]:
+        """The draws of the first run, or of the second."""
+        return {name: (one, other)[which - 1] for name, (_, one, other) in self.draws.items()}
 
     def data_points_are_independent(self) -> bool:
-        """Whether each data point keeps its weight where every second one takes its draws from the other run."""
+        """Whether each data point's weight is a function of its own draws.
+
+        Two mixtures of both runs' draws, data point by data point at random, must give each the weight of its draws.
+        And each draw's derivative of a sum of weights must be that of its own data point, which shows what is too small
+        to move a weight.
+        """
         try:
-            first, second = (self.weights(traces) for traces in self.traces)
-            turns = [
-                (torch.arange(group.log_joint.shape[-1], device=group.log_joint.device) + place) % 2 == 1
-                for place, group in enumerate(first.groups)
-            ]
-            values = {}
-            for name, (site, one, other) in self.draws.items():
-                place = self.structure.group(name, site)
-                values[name] = one
-                if place != SHARED:
-                    turn = first.groups[place].spread(turns[place], site)
-                    values[name] = torch.where(turn, other, one)
-            mixed = self.weights(self.run(self.model, self.guide, values))
+            draws = self.draws
+            first, second = (self.again(self._run_of(k)) for k in (1, 2))
+            for _ in range(2):
+                turns = [torch.rand_like(group.log_joint[0, 0]) < 0.5 for group in first.groups]
+                values = {}
+                for name, (site, one, other) in draws.items():
+                    place = self.structure.group(name, site)
+                    values[name] = one
+                    if place != SHARED:
+                        values[name] = torch.where(first.groups[place].spread(turns[place], site), other, one)
+                mixed = self.again(values)
+                for place, turn in enumerate(turns):
+                    own = [weights.groups[place].log_weights[0, 0] for weights in (first, second, mixed)]
+                    if not _close(torch.where(turn, own[1], own[0]), own[2]):
+                        return False
+            return self._have_derivatives_of_their_own(draws)
         except _FAILURES as error:
             if isinstance(error, PairError):
                 raise
             return False
-        agree = all(
-            _close(torch.where(turn, two.log_weights[0, 0], one.log_weights[0, 0]), both.log_weights[0, 0])
-            for one, two, both, turn in zip(first.groups, second.groups, mixed.groups, turns, strict=True)
-        )
-        return agree or self.is_noisy(first)
+
+    def _have_derivatives_of_their_own(self, draws: Mapping[str, tuple[Site, Tensor, Tensor]]) -> bool:
+        """Whether densities of data points, times random factors, have derivatives times the same factors."""
+        values = {name: draw[1] for name, draw in draws.items()}
+        with torch.enable_grad():
+            leaves = {
+                name: one.detach().clone().requires_grad_()
+                for name, (site, one, _) in draws.items()
+                if one.is_floating_point() and self.structure.group(name, site) != SHARED
+            }
+            copies = {name: leaf.clone() for name, leaf in leaves.items()}
+            groups = self.again(values | copies).groups
+            factors = [1 + torch.rand_like(group.log_joint[0, 0]) for group in groups]
+            sums = []
+            for half in ("log_joint", "log_guide"):
+                densities = [getattr(group, half)[0, 0] for group in groups]
+                products = [factor * density for factor, density in zip(factors, densities, strict=True)]
+                sums.append([sum_of(value.sum() for value in values) for values in (densities, products)])
+        for plain, weighted in sums:
+            if not leaves or not plain.requires_grad:
+                continue
+            ones, others = (
+                torch.autograd.grad(total, list(leaves.values()), retain_graph=True, allow_unused=True)
+                for total in (plain, weighted)
+            )
+            for name, one, other in zip(leaves, ones, others, strict=True):
+                if one is not None and other is not None:
+                    site = draws[name][0]
+                    place = self.structure.group(name, site)
+                    expected = groups[place].spread(factors[place], site) * one
+                    size = expected.abs().nan_to_num(0.0, 0.0, 0.0).amax()
+                    if bool(((expected - other).abs() > _tolerance(one) * size).any()):
+                        return False
+        return True
 
     def takes_a_plate(self, groups: int) -> bool:
         """Whether both runs have the same weights together, in a plate of particles."""
         nesting = self.structure.nesting
         try:
+            draws = self.draws
             values = {}
-            for name, (site, one, other) in self.draws.items():
+            for name, (site, one, other) in draws.items():
                 shared = self.structure.group(name, site) == SHARED
                 both = torch.stack([one] if shared else [one, other])
                 both = both.reshape(both.shape[:1] + (1,) * (nesting + site["fn"].event_dim - one.dim()) + one.shape)
                 values[name] = both if groups == 1 else both.expand(groups, *both.shape)
-            halves = in_plates(self.model, self.guide, groups, 2, self.structure)
-            together = self.weights(self.run(*halves, values))
-            alone = [self.weights(traces) for traces in self.traces]
+            together = self.again(values, in_plates(self.model, self.guide, groups, 2, self.structure))
+            alone = [self.again(self._run_of(k)) for k in (1, 2)]
         except _FAILURES as error:
             if isinstance(error, PairError):
                 raise
@@ -185,22 +229,28 @@ class _Trial:
             for g in range(groups)
             for k in range(2)
         )
-        return agree or self.is_noisy(alone[0])
+        return agree or self._is_noisy(alone[0])
 
-    def is_noisy(self, first: Weights) -> bool:
-        """Whether the programs draw random numbers that are no sites, so that no two runs can be compared."""
-        again = self.weights(self.run(self.model, self.guide, {name: one for name, (_, one, _) in self.draws.items()}))
+    def _is_noisy(self, first: Weights) -> bool:
+        """Whether the programs draw random numbers that are no sites, of which particles have others than one alone."""
+        torch.rand(())
+        again = self.weights(self.run(self.model, self.guide, self._run_of(1)))
         pairs = zip(first.groups, again.groups, strict=True)
         return not all(_close(one.log_weights, other.log_weights) for one, other in pairs)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether results of the same computation in another order are equal, where they are finite."""
+    """Whether results of the same computation in another order are equal."""
     if one.shape != other.shape:
         return False
-    tolerance = 10 * torch.finfo(one.dtype).eps ** 0.5
     size = torch.maximum(one.abs(), other.abs()).clamp(min=1.0)
-    return not bool(((one - other).abs() > tolerance * size).any())
+    close = (one - other).abs() <= _tolerance(one) * size
+    return bool((close | (one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _tolerance(value: Tensor) -> float:
+    """The relative error that another order of operations may make."""
+    return min(max(1e3 * torch.finfo(value.dtype).eps, 1e-6), 0.05)
 
 
 def log_weights(

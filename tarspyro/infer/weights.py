@@ -130,7 +130,7 @@ def weigh(
         guide_trace: That of the guide.
         structure: The structure of the pair.
         scales: ``"common"`` to every data point's sites; ``"inside"`` its weight, where a bound is the log weight
-            itself, as with one particle; or ``"none"``, to leave them out.
+            itself, as with one particle; or ``"none"``, for the log weights alone, without scales and scores.
 
     Raises:
         PairError: If a data point has no common scale.
@@ -146,10 +146,11 @@ def weigh(
     for group, members in zip(structure.groups, entries[:-1], strict=True):
         if members:
             scale = 1.0 if scales == "none" else _scale(model, members, structure.joint, scales == "inside")
-            groups.append(_group(members, [*dims, *group.dims], structure, scale))
+            groups.append(_group(members, [*dims, *group.dims], structure, scale, scored=scales != "none"))
     if not entries[SHARED]:
         return Weights(groups, None)
-    joint, guide, score = _sums(entries[SHARED], dims[:1], scaled=scales != "none")
+    counted = scales != "none"
+    joint, guide, score = _sums(entries[SHARED], dims[:1], scaled=counted, scored=counted)
     return Weights(groups, Shared(joint.reshape(-1), guide.reshape(-1), None if score is None else score.reshape(-1)))
 
 
@@ -234,9 +235,9 @@ def _concatenated(values: Sequence[Tensor | None], dim: int = 0) -> Any:
     return None if values[0] is None else torch.cat([value for value in values if value is not None], dim)
 
 
-def _group(entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any) -> Group:
+def _group(entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any, *, scored: bool) -> Group:
     """The data points of some sites, summed over all dimensions but the given ones."""
-    sums = [value for value in _sums(entries, dims, scaled=scale is None) if value is not None]
+    sums = [value for value in _sums(entries, dims, scaled=scale is None, scored=scored) if value is not None]
     if len({value.shape for value in sums}) > 1:
         sums = list(torch.broadcast_tensors(*sums))
     full = (1,) * (structure.nesting + 2 - sums[0].dim()) + tuple(sums[0].shape)
@@ -247,7 +248,9 @@ def _group(entries: Sequence[Signed], dims: Sequence[int], structure: Structure,
     return Group(joint, guide, score[0] if score else None, 1.0 if scale is None else scale, latent, full)
 
 
-def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+def _sums(
+    entries: Sequence[Signed], dims: Sequence[int], *, scaled: bool, scored: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log joint, log guide and score of some sites, summed over all dimensions but the given ones."""
     joints: list[Tensor] = []
     guides: list[Tensor] = []
@@ -257,7 +260,7 @@ def _sums(entries: Sequence[Signed], dims: Sequence[int], scaled: bool = False) 
         if scaled or site["mask"] is not None:
             density = scale_and_mask(density, site["scale"] if scaled else 1.0, site["mask"])
         (joints if sign > 0 else guides).append(reduce_to(density, dims))
-        if sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
+        if scored and sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
             scores.append(reduce_to(score, dims))
     joint = sum_of(joints or [torch.zeros_like(guides[0])])
     return joint, sum_of(guides) if guides else torch.zeros_like(joint), sum_of(scores) if scores else None
