@@ -174,6 +174,7 @@ CASES = {
     "to_event missing in the guide": case(matched(of(dist.Normal, 0.0, 1.0, width=5), dist.Normal(torch.zeros(5), 1.0)), "'z'", "event"),
     "to_event missing in the model": case(matched(dist.Normal(torch.zeros(5), 1.0), of(dist.Normal, 0.0, 1.0, width=5)), "'z'", "event"),
     "a plate of another size": case((model(Z), guide(Z, size=lambda x: 2 * len(x))), "10", "5"),
+    "a plate of half the size": case((model(Z), guide(Z, size=lambda x: len(x) // 2)), "'data'", "2", "5"),
     "no plate in the guide": case((model(Z), guide(Z, plate=False)), "'z'", "plate"),
     "no plate in the model": case((program("model", Z, see(), plate=False), guide(Z)), "'z'", "plate"),
     "a name used twice": case((model(Z), guide(twice)), "'z'", embed=True, **DATA),

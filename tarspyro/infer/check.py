@@ -95,6 +95,7 @@ def run_pair(model: Program, guide: Program, args: Sequence[Any], kwargs: Mappin
                 check_shape(name, site["fn"], site["value"])
         guided, _ = _run_alone(guide, args, kwargs)
         if alone is not None and guided is not None:
+            _check_plates(model, guide, alone, guided)
             _check_shapes(model, guide, alone, guided)
         raise InputError(sentence_of((model, guide), args, reason or error)) from error
 
@@ -241,12 +242,28 @@ def check_sites(
         parts = [f"the model also samples {missing}"] * bool(missing)
         parts += [f"the guide also samples {extra}"] * bool(extra)
         raise PairError(f"{pair}: {'; '.join(parts)}.")
+    _check_plates(model, guide, model_trace, guide_trace)
     _check_shapes(model, guide, model_trace, guide_trace)
     for name in latent & drawn if supports else ():
         _check_support(name, guided[name], sites[name])
     for name in seen:
         if any(sites[name]["value"] is part for part in data):
             check_shape(name, sites[name]["fn"], sites[name]["value"])
+
+
+def _check_plates(model: Program, guide: Program, model_trace: Trace, guide_trace: Trace) -> None:
+    """Raises if a plate has another size in the guide, whose indices the model takes, than in the model."""
+    sizes: list[dict[str, Any]] = []
+    for trace in (model_trace, guide_trace):
+        frames = [frame for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
+        # A plate without a size, as in an EasyGuide, takes what it meets.
+        sizes.append({frame.name: frame.full_size or frame.size for frame in frames if frame.size > 0})
+    for name in sizes[0].keys() & sizes[1].keys():
+        if sizes[0][name] != sizes[1][name]:
+            raise PairError(
+                f"The plate {name!r} has the size {sizes[0][name]} in {name_of(model)} and {sizes[1][name]} in "
+                f"{name_of(guide)}: give both the same size."
+            )
 
 
 def _check_shapes(model: Program, guide: Program, model_trace: Trace, guide_trace: Trace) -> None:
