@@ -576,6 +576,24 @@ def test_sites_of_the_model_are_summed_out_as_pyro_does():
     pyro.clear_param_store()
 
 
+def test_a_mask_of_what_a_guide_enumerates_leaves_its_probabilities():
+    """It says which densities count, and not how likely a value is."""
+    seen, means = torch.tensor([True, False, True]), torch.tensor([-1.0, 2.0])
+
+    def half(observed):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                law = dist.Categorical(torch.tensor([0.4, 0.6])).mask(seen)
+                c = pyro.sample("c", law, infer={} if observed else {"enumerate": "parallel"})
+                if observed:
+                    pyro.sample("x", dist.Normal(means[c], 1.0), obs=x)
+
+        return run
+
+    exact = (torch.tensor([0.4, 0.6]) * dist.Normal(means, 1.0).log_prob(X.unsqueeze(-1))).sum()
+    assert -ELBO().loss(half(True), half(False), X) == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_single_data_points_have_the_elbo_of_what_is_summed_out():
     means = torch.tensor([-2.0, 0.0, 2.0])
 

@@ -3,8 +3,9 @@
 __all__ = ["Enumerated", "Term", "enumerated_sites", "expectation", "surrogate"]
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -48,7 +49,10 @@ def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[Enumerated]
             raise PairError(f"The guide draws {name!r} where it should enumerate: leave num_samples out.")
         if any(dim == other.dim for other in found):
             raise PairError(f"pyro.markov gives {name!r} a dimension that another site has: leave it out of the guide.")
-        found.append(Enumerated(name, dim, log_prob(site).exp(), plates_of(site)))
+        law: Any = site["fn"]
+        while isinstance(law, MaskedDistribution):
+            law = law.base_dist
+        found.append(Enumerated(name, dim, log_prob({**site, "fn": law}).exp(), plates_of(site)))
     if found:
         for trace in (model_trace, guide_trace):
             for name, site in sample_sites(trace):
