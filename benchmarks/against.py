@@ -3,8 +3,9 @@
     git worktree add ../before f731c93
     python benchmarks/against.py ../before
 
-Each turn is a process of its own that runs a few hundred steps of every bound and reports their median CPU time; the
-turns alternate between the checkouts. The table holds the medians over the turns, in milliseconds, and their ratio.
+Each turn is a process of its own that runs a few hundred steps of every bound and reports
+their median CPU time; the turns alternate between the checkouts. The table holds the medians
+over the turns, in milliseconds, and their ratio.
 """
 
 import argparse
@@ -20,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def step_times(steps):
-    """Median CPU time of a step of each bound, in milliseconds, of the package that Python finds first."""
+    """Median CPU time of a step of each bound, in milliseconds, of the package that Python
+    finds first.
+    """
     import pyro
     import pyro.distributions as dist
     import torch
@@ -28,8 +31,8 @@ def step_times(steps):
     from tarspyro import Conditional, guides, models
     from tarspyro.distributions import default_prior
     from tarspyro.infer import ELBO, IWAE
-    from tarspyro.modules import local_parameters
     from tarspyro.nn import MLP
+    from tarspyro.scopes import local_parameters
 
     torch.set_num_threads(1)
     found = {}
@@ -68,11 +71,20 @@ def main():
         for name, folder in folders.items():
             command = [sys.executable, __file__, "--turn", "--steps", str(arguments.steps)]
             environment = {**os.environ, "PYTHONPATH": str(folder)}
-            output = subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, text=True)
+            output = subprocess.run(
+                command,
+                env=environment,
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             times[name].append(json.loads(output.stdout))
     print(f"{'':32} {'other':>8} {'this':>8} {'ratio':>8}")
     for row in times["this"][0]:
-        other, this = (statistics.median(turn[row] for turn in times[name]) for name in ("other", "this"))
+        other, this = (
+            statistics.median(turn[row] for turn in times[name]) for name in ("other", "this")
+        )
         print(f"{row:32} {other:8.3f} {this:8.3f} {this / other:8.3f}")
 
 

@@ -1,22 +1,27 @@
-"""MNIST given its labels, in Tars' set-up; and given one, two or three of its quadrants, as Sohn et al. (2015) do.
+"""MNIST given its labels, in Tars' set-up; and given one, two or three of its quadrants, as
+Sohn et al. (2015) do.
 
-    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels                   (1 epoch: half a minute on one core)
-    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels --epochs 20 --compile
-    TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants --given 1      (50 epochs: 20 minutes on one core)
-    TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants --given 1 --full --compile           (300 epochs)
+    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels                   (1 epoch:
+    half a minute on one core) TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels
+    --epochs 20 --compile TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants
+    --given 1      (50 epochs: 20 minutes on one core) TARSPYRO_DATA=... python
+    benchmarks/conditional_vae.py quadrants --given 1 --full --compile           (300 epochs)
 
 Grey pixels under a Bernoulli (a cross-entropy), 50,000 training images, batches of 100, Adam.
 
-labels: 784-512-512-64 ReLU, the one-hot label beside the input of both networks, prior N(0, I). Tars (Theano) printed a
-test log-likelihood, importance weighted with k = 10, of -106.34 after epoch 1.
+labels: 784-512-512-64 ReLU, the one-hot label beside the input of both networks, prior N(0,
+I). Tars (Theano) printed a test log-likelihood, importance weighted with k = 10, of -106.34
+after epoch 1.
 
-quadrants: the given pixels are the condition y, the missing ones x. A baseline network y -> x, 500-500 ReLU, is trained
-first and then held still; its prediction is a further input of the prior and the recognition network. All of these and
-the generation network p(x | z, y) have 500-500 ReLU, and z has 50 dimensions. The weights are those of the epoch that
-does best on the 10,000 validation images; the learning rate falls from 1e-3 to 0 over the second half. The figure is
-minus log p(x | y) of the missing pixels, by importance sampling with 100 draws; beside it the paper's Monte Carlo
-estimate, with 100 draws from the prior network. References: Sohn et al., test; and Pyro's tutorial, whose figure is
-minus an ELBO (200 latents, 50 epochs at most).
+quadrants: the given pixels are the condition y, the missing ones x. A baseline network y -> x,
+500-500 ReLU, is trained first and then held still; its prediction is a further input of the
+prior and the recognition network. All of these and the generation network p(x | z, y) have
+500-500 ReLU, and z has 50 dimensions. The weights are those of the epoch that does best on the
+10,000 validation images; the learning rate falls from 1e-3 to 0 over the second half. The
+figure is minus log p(x | y) of the missing pixels, by importance sampling with 100 draws;
+beside it the paper's Monte Carlo estimate, with 100 draws from the prior network. References:
+Sohn et al., test; and Pyro's tutorial, whose figure is minus an ELBO (200 latents, 50 epochs
+at most).
 """
 
 import argparse
@@ -34,7 +39,8 @@ from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
 TARS = {1: -106.34}
-# Minus log p(x | y) on the test images: of the baseline, by Monte Carlo, by importance sampling; and Pyro's tutorial.
+# Minus log p(x | y) on the test images: of the baseline, by Monte Carlo, by importance
+# sampling; and Pyro's tutorial.
 PAPER = {1: (99.75, 68.39, 63.91), 2: (62.18, 45.34, 44.73), 3: (25.99, 20.96, 20.95)}
 PYRO = {1: (100.4, 71.8), 2: (61.9, 51.0), 3: (25.4, 24.2)}
 LATENT, HIDDEN = 50, [500, 500]
@@ -83,7 +89,8 @@ def quadrant_pair(baseline, missing, given):
     recognition = WithPrediction(baseline, MLP([missing, given, missing], HIDDEN))
     generation = MLP([LATENT, given], HIDDEN)
     p = models.ConditionalVAE(
-        Conditional(dist.Normal, prior, LATENT), Conditional(dist.Bernoulli, generation, missing, validate_args=False)
+        Conditional(dist.Normal, prior, LATENT),
+        Conditional(dist.Bernoulli, generation, missing, validate_args=False),
     )
     return p, guides.ConditionalVAE(Conditional(dist.Normal, recognition, LATENT))
 
@@ -128,13 +135,17 @@ def completion(arguments, mnist):
             train,
             validation=validation,
             epochs=arguments.epochs,
-            schedules={"lr": lambda step: 1e-3 * min(1.0, 2 - 2 * step / (batches * arguments.epochs))},
+            schedules={
+                "lr": lambda step: 1e-3 * min(1.0, 2 - 2 * step / (batches * arguments.epochs))
+            },
             seed=arguments.seed,
             device=arguments.device,
             compile=arguments.compile,
         )
 
-    baseline = Baseline(Conditional(dist.Bernoulli, MLP(given, HIDDEN), missing, validate_args=False))
+    baseline = Baseline(
+        Conditional(dist.Bernoulli, MLP(given, HIDDEN), missing, validate_args=False)
+    )
     seconds = sum(trained(baseline, nothing)["seconds"])
     alone = -baseline.likelihood.log_prob(test.x.numpy(), test.y.numpy()).mean()
     p, q = quadrant_pair(baseline.likelihood, missing, given)
@@ -147,14 +158,18 @@ def completion(arguments, mnist):
     }
     from_prior = guides.ConditionalVAE(lambda x, y: p.prior(y))
     for method, guide in (("importance sampling", q), ("Monte Carlo", from_prior)):
-        score = evaluate.conditional_log_likelihood(p, guide, test.x, test.y, num_particles=100, seed=0)
+        score = evaluate.conditional_log_likelihood(
+            p, guide, test.x, test.y, num_particles=100, seed=0
+        )
         row[f"test, {method}"] = -mean(score)
         row[f"test, {method}, standard error over images"] = error(score)
     row["test, minus elbo"] = -mean(evaluate.elbo(p, q, test, seed=0).elbo)
     paper, pyro_s = PAPER[arguments.given], PYRO[arguments.given]
     return {
         **row,
-        "paper, test": dict(zip(("baseline", "Monte Carlo", "importance sampling"), paper, strict=True)),
+        "paper, test": dict(
+            zip(("baseline", "Monte Carlo", "importance sampling"), paper, strict=True)
+        ),
         "Pyro's tutorial": dict(zip(("baseline", "minus elbo"), pyro_s, strict=True)),
         "seconds of training": round(seconds + sum(history["seconds"]), 1),
     }
@@ -169,20 +184,34 @@ def error(score):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("condition", choices=["labels", "quadrants"])
-    parser.add_argument("--given", type=int, choices=[1, 2, 3], default=1, help="how many quadrants are given")
-    parser.add_argument("--epochs", type=int, help="1 for labels, 50 for quadrants, if not given")
+    parser.add_argument(
+        "--given", type=int, choices=[1, 2, 3], default=1, help="how many quadrants are given"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="1 for labels, 50 for quadrants, if not given"
+    )
     parser.add_argument("--full", action="store_true", help="300 epochs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rows", type=int, help="so many rows of each part only, to try it; no results are written")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="so many rows of each part only, to try it; no results are written",
+    )
     arguments = parser.parse_args()
     if arguments.epochs is None:
-        arguments.epochs = 300 if arguments.full else {"labels": 1, "quadrants": 50}[arguments.condition]
+        arguments.epochs = (
+            300 if arguments.full else {"labels": 1, "quadrants": 50}[arguments.condition]
+        )
     torch.manual_seed(arguments.seed)
-    row = {"labels": labels, "quadrants": completion}[arguments.condition](arguments, data.mnist())
+    row = {"labels": labels, "quadrants": completion}[arguments.condition](
+        arguments, data.mnist()
+    )
     print(json.dumps(row, indent=1))
     if arguments.rows is not None:
         return
@@ -193,7 +222,12 @@ def main():
         name += f"_{arguments.epochs}epochs"
     if arguments.seed:
         name += f"_seed{arguments.seed}"
-    report = {"seed": arguments.seed, "compile": arguments.compile, "torch": torch.__version__, **row}
+    report = {
+        "seed": arguments.seed,
+        "compile": arguments.compile,
+        "torch": torch.__version__,
+        **row,
+    }
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 

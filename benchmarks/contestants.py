@@ -1,8 +1,10 @@
-"""The same training steps written three ways: by hand in PyTorch, as pairs for TarsPyro, and for Pyro's own SVI.
+"""The same training steps written three ways: by hand in PyTorch, as pairs for TarsPyro, and
+for Pyro's own SVI.
 
-Each ``Program`` holds what the benchmarks of speed compare: a module whose forward pass is the loss as a PyTorch user
-writes it (or whose ``moves`` are the losses of several players), a model and a guide with the same networks, the bound
-or the game, Pyro's bound where it has one, and a batch.
+Each ``Program`` holds what the benchmarks of speed compare: a module whose forward pass is the
+loss as a PyTorch user writes it (or whose ``moves`` are the losses of several players), a
+model and a guide with the same networks, the bound or the game, Pyro's bound where it has one,
+and a batch.
 """
 
 import math
@@ -23,9 +25,20 @@ from tarspyro import Conditional, Deterministic, distributions, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE, Adversarial, Compiled, Game, Player
 from tarspyro.infer.traces import no_guide
-from tarspyro.modules import StochasticModule, local_parameters
-from tarspyro.nn import MLP, Canvas, ConvDecoder, ConvEncoder, Discriminator, Read, Recurrence, Unchanged, Write
-from tarspyro.trainer import Trainer
+from tarspyro.modules import StochasticModule
+from tarspyro.nn import (
+    MLP,
+    Canvas,
+    ConvDecoder,
+    ConvEncoder,
+    Discriminator,
+    Read,
+    Recurrence,
+    Unchanged,
+    Write,
+)
+from tarspyro.scopes import local_parameters
+from tarspyro.training.trainer import Trainer
 
 Step = Callable[[torch.Tensor], object]
 cross_entropy = nn.functional.binary_cross_entropy_with_logits
@@ -46,10 +59,16 @@ class HandWrittenVAE(nn.Module):
 
     def __init__(self, pixels, hidden, latent):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.encoder = nn.Sequential(
+            nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        )
         self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
         self.decoder = nn.Sequential(
-            nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels)
+            nn.Linear(latent, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, pixels),
         )
 
     def forward(self, x):
@@ -61,7 +80,9 @@ class HandWrittenVAE(nn.Module):
 
 
 class HandWrittenIWAE(HandWrittenVAE):
-    """The importance weighted autoencoder: the encoder runs once, the decoder on all draws together."""
+    """The importance weighted autoencoder: the encoder runs once, the decoder on all draws
+    together.
+    """
 
     def __init__(self, pixels, hidden, latent, particles):
         super().__init__(pixels, hidden, latent)
@@ -84,7 +105,11 @@ class HandWrittenConvVAE(HandWrittenVAE):
     def __init__(self, latent):
         super().__init__(1, 1, 1)
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten()
+            nn.Conv2d(1, 32, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
         )
         self.loc, self.log_scale = nn.Linear(64 * 49, latent), nn.Linear(64 * 49, latent)
         self.decoder = nn.Sequential(
@@ -105,34 +130,52 @@ class HandWrittenGammaVAE(HandWrittenVAE):
     def forward(self, x):
         h = self.encoder(x)
         softplus = nn.functional.softplus
-        q = torch.distributions.Gamma(softplus(self.loc(h)), softplus(self.log_scale(h)), validate_args=False)
-        prior = torch.distributions.Gamma(torch.ones_like(q.rate), torch.ones_like(q.rate), validate_args=False)
+        q = torch.distributions.Gamma(
+            softplus(self.loc(h)), softplus(self.log_scale(h)), validate_args=False
+        )
+        prior = torch.distributions.Gamma(
+            torch.ones_like(q.rate), torch.ones_like(q.rate), validate_args=False
+        )
         kl = torch.distributions.kl_divergence(q, prior).sum()
         return (cross_entropy(self.decoder(q.rsample()), x, reduction="sum") + kl) / len(x)
 
 
 class HandWrittenGAN(nn.Module):
-    """The two losses of a generative adversarial network, on logits, each with noise of its own."""
+    """The two losses of a generative adversarial network, on logits, each with noise of its
+    own.
+    """
 
     def __init__(self, pixels, hidden, latent):
         super().__init__()
         self.latent = latent
         self.generator = nn.Sequential(
-            nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels)
+            nn.Linear(latent, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, pixels),
         )
         self.generator.append(nn.Sigmoid())
         self.discriminator = nn.Sequential(
-            nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            nn.Linear(pixels, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 1),
         )
 
     def discriminator_loss(self, x):
         with torch.no_grad():
             fake = self.generator(torch.randn(len(x), self.latent, device=x.device))
         real, fake = self.discriminator(x), self.discriminator(fake)
-        return cross_entropy(real, torch.ones_like(real)) + cross_entropy(fake, torch.zeros_like(fake))
+        return cross_entropy(real, torch.ones_like(real)) + cross_entropy(
+            fake, torch.zeros_like(fake)
+        )
 
     def generator_loss(self, x):
-        score = self.discriminator(self.generator(torch.randn(len(x), self.latent, device=x.device)))
+        score = self.discriminator(
+            self.generator(torch.randn(len(x), self.latent, device=x.device))
+        )
         return cross_entropy(score, torch.ones_like(score))
 
     def moves(self):
@@ -143,15 +186,23 @@ class HandWrittenGAN(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A variational recurrent network (Chung et al. 2015) with a GRU: the layers, the pair, and the loss by hand."""
+    """A variational recurrent network (Chung et al. 2015) with a GRU: the layers, the pair,
+    and the loss by hand.
+    """
 
     def __init__(self, inputs=28, latent=16, hidden=64):
         super().__init__()
         self.hidden = hidden
         self.cell = nn.GRUCell(inputs + latent, hidden)
-        self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
-        self.encoder = nn.Sequential(nn.Linear(inputs + hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
-        self.decoder = nn.Sequential(nn.Linear(latent + hidden, hidden), nn.ReLU(), nn.Linear(hidden, inputs))
+        self.prior = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
+        )
+        self.encoder = nn.Sequential(
+            nn.Linear(inputs + hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent + hidden, hidden), nn.ReLU(), nn.Linear(hidden, inputs)
+        )
 
     def normal(self, parameters):
         loc, log_scale = parameters.chunk(2, -1)
@@ -170,7 +221,9 @@ class Recurrent(nn.Module):
         h = x.new_zeros(len(x), self.hidden)
         with pyro.plate("data", len(x)):
             for t in range(x.shape[1]):
-                z = pyro.sample(f"z_{t}", self.normal(self.encoder(torch.cat([x[:, t], h], -1))))
+                z = pyro.sample(
+                    f"z_{t}", self.normal(self.encoder(torch.cat([x[:, t], h], -1)))
+                )
                 h = self.cell(torch.cat([x[:, t], z], -1), h)
 
     def forward(self, x):
@@ -180,7 +233,9 @@ class Recurrent(nn.Module):
             prior_loc, prior_log_scale = self.prior(h).chunk(2, -1)
             z = loc + log_scale.exp() * torch.randn_like(loc)
             logits = self.decoder(torch.cat([z, h], -1))
-            variances = ((2 * log_scale).exp() + (loc - prior_loc) ** 2) / (2 * prior_log_scale).exp()
+            variances = ((2 * log_scale).exp() + (loc - prior_loc) ** 2) / (
+                2 * prior_log_scale
+            ).exp()
             total = total + cross_entropy(logits, x[:, t], reduction="sum")
             total = total + (prior_log_scale - log_scale + variances / 2 - 0.5).sum()
             h = self.cell(torch.cat([x[:, t], z], -1), h)
@@ -193,13 +248,21 @@ class HandWrittenDRAW(nn.Module):
     def __init__(self, steps, pixels=784, hidden=256, latent=100):
         super().__init__()
         self.steps, self.hidden, self.latent = steps, hidden, latent
-        self.encoder, self.decoder = nn.LSTMCell(2 * pixels + hidden, hidden), nn.LSTMCell(latent, hidden)
+        self.encoder, self.decoder = (
+            nn.LSTMCell(2 * pixels + hidden, hidden),
+            nn.LSTMCell(latent, hidden),
+        )
         self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
         self.write, self.start = nn.Linear(hidden, pixels), nn.Parameter(torch.zeros(pixels))
 
     def forward(self, x):
         zeros = x.new_zeros(len(x), self.hidden)
-        read, painted, canvas, kl = (zeros, zeros), (zeros, zeros), self.start.expand_as(x), 0.0
+        read, painted, canvas, kl = (
+            (zeros, zeros),
+            (zeros, zeros),
+            self.start.expand_as(x),
+            0.0,
+        )
         for _ in range(self.steps):
             read = self.encoder(torch.cat([x, x - canvas.sigmoid(), painted[0]], -1), read)
             loc, log_scale = self.loc(read[0]), self.log_scale(read[0])
@@ -255,7 +318,9 @@ def iwae(pixels, hidden, latent, batch, particles, **options):
         lambda: HandWrittenIWAE(*sizes, particles),
         lambda: vae_pair(*sizes),
         lambda: IWAE(particles, **options),
-        lambda: RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=True, max_plate_nesting=1),
+        lambda: RenyiELBO(
+            alpha=0, num_particles=particles, vectorize_particles=True, max_plate_nesting=1
+        ),
         lambda: torch.rand(batch, pixels).round(),
     )
 
@@ -278,7 +343,9 @@ def recurrent(batch, length):
         network = Recurrent()
         return network.model, network.guide
 
-    return Program(Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round())
+    return Program(
+        Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round()
+    )
 
 
 def painting(batch, steps):
@@ -293,7 +360,9 @@ def painting(batch, steps):
 
 
 def gamma(pixels, hidden, latent, batch):
-    """The VAE with Gamma latent variables: ours by rejection sampling, the others by implicit derivatives."""
+    """The VAE with Gamma latent variables: ours by rejection sampling, the others by implicit
+    derivatives.
+    """
     sizes = (pixels, hidden, latent)
     return Program(
         lambda: HandWrittenGammaVAE(*sizes),
@@ -309,16 +378,26 @@ def adversarial(pixels, hidden, latent, batch):
     sizes = (pixels, hidden, latent)
 
     def pair():
-        generator = Deterministic(MLP(latent, [hidden, hidden]), pixels, transform=nn.Sigmoid())
+        generator = Deterministic(
+            MLP(latent, [hidden, hidden]), pixels, transform=nn.Sigmoid()
+        )
         return models.GAN(default_prior(dist.Normal, latent), generator), no_guide
 
     def game():
         return Adversarial(Discriminator(MLP(pixels, [hidden, hidden])))
 
-    return Program(lambda: HandWrittenGAN(*sizes), pair, game, None, lambda: torch.rand(batch, pixels).round())
+    return Program(
+        lambda: HandWrittenGAN(*sizes),
+        pair,
+        game,
+        None,
+        lambda: torch.rand(batch, pixels).round(),
+    )
 
 
-def hand_written(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
+def hand_written(
+    program: Program, device: str, *, compiled: bool = False, **options: Any
+) -> Step:
     """The training step of a PyTorch user."""
     module = program.by_hand().to(device)
     moves = module.moves() if hasattr(module, "moves") else [(module, module.parameters())]
@@ -352,11 +431,21 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: An
         players = loss.players(parameters, [])
     else:
         players = [Player("", loss, parameters)]
-    captured = {"capturable": True, "lr": torch.tensor(1e-3, device=device)} if compiled and device == "cuda" else {}
+    captured = (
+        {"capturable": True, "lr": torch.tensor(1e-3, device=device)}
+        if compiled and device == "cuda"
+        else {}
+    )
     if compiled:
-        players = [replace(player, loss=Compiled(player.loss, choose=False, **options)) for player in players]
+        players = [
+            replace(player, loss=Compiled(player.loss, choose=False, **options))
+            for player in players
+        ]
     optimized = [
-        (player, torch.optim.Adam(player.parameters, **{"lr": 1e-3, "fused": True, **captured}))  # as fit chooses
+        (
+            player,
+            torch.optim.Adam(player.parameters, **{"lr": 1e-3, "fused": True, **captured}),
+        )  # as fit chooses
         for player in players
     ]
     trainer = Trainer(halves, loss, optimized, schedules={})
@@ -369,11 +458,15 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: An
 
 
 def svi(program: Program, device: str) -> Step:
-    """Pyro as its tutorials write it: one optimizer for each parameter, and default validation."""
+    """Pyro as its tutorials write it: one optimizer for each parameter, and default
+    validation.
+    """
     model, guide = program.pair()
     for index, module in enumerate(module.to(device) for module in _modules(model, guide)):
         if not isinstance(module, StochasticModule):
-            model, guide = (registered(half, f"{program.pair}_{index}", module) for half in (model, guide))
+            model, guide = (
+                registered(half, f"{program.pair}_{index}", module) for half in (model, guide)
+            )
     inference = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), program.pyro_bound())
 
     def step(x):
@@ -395,10 +488,14 @@ def registered(half: Any, name: str, module: nn.Module) -> Any:
 
 def _modules(*halves: Any) -> list[nn.Module]:
     owners = (getattr(half, "__self__", half) for half in halves)
-    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
+    return list(
+        {id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values()
+    )
 
 
-def measure(contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1) -> dict[str, list[float]]:
+def measure(
+    contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1
+) -> dict[str, list[float]]:
     """Milliseconds a step of every contestant in every round, whose order is drawn anew.
 
     In a round each contestant takes as many steps as fill about so many seconds, at least one.
@@ -428,4 +525,6 @@ def measure(contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds:
 
 def ratio(times: dict[str, list[float]], name: str, to: str) -> float:
     """The median over the rounds of one contestant's time to another's in the same round."""
-    return statistics.median(one / other for one, other in zip(times[name], times[to], strict=True))
+    return statistics.median(
+        one / other for one, other in zip(times[name], times[to], strict=True)
+    )

@@ -1,17 +1,21 @@
-"""Discrete latent variables on MNIST, in Jang et al.'s set-up: linear 784-200-784, pixels binarized once.
+"""Discrete latent variables on MNIST, in Jang et al.'s set-up: linear 784-200-784, pixels
+binarized once.
 
     TARSPYRO_DATA=... python benchmarks/discrete_vae.py categorical   (20 x 10 classes)
     TARSPYRO_DATA=... python benchmarks/discrete_vae.py bernoulli     (200 binary units)
 
-One layer of latent variables, an affine encoder and an affine decoder, trained with Gumbel-softmax draws at the
-temperature max(0.5, exp(-r t)), r = 1e-4, changed every 1,000 steps, and the KL between the discrete variables
-(Jang et al. 2016, arXiv:1611.01144, section 4.2). Their test figures are 101.5 nats for the categorical and 105.0 for
-the binary layer, 107.8 and 111.5 with straight-through draws (``--hard``): minus the bound with 1,000 samples of the
-*discrete* model. The same is computed here: the trained networks with one-hot draws, scored by their probabilities.
+One layer of latent variables, an affine encoder and an affine decoder, trained with
+Gumbel-softmax draws at the temperature max(0.5, exp(-r t)), r = 1e-4, changed every 1,000
+steps, and the KL between the discrete variables (Jang et al. 2016, arXiv:1611.01144, section
+4.2). Their test figures are 101.5 nats for the categorical and 105.0 for the binary layer,
+107.8 and 111.5 with straight-through draws (``--hard``): minus the bound with 1,000 samples of
+the *discrete* model. The same is computed here: the trained networks with one-hot draws,
+scored by their probabilities.
 
-The default is the short form, 100 epochs (60,000 steps); ``--epochs 800`` is about the length of theirs. Differences:
-Adam instead of SGD with momentum from a grid, and a binarization drawn here (a fixed seed). The learning rate falls to
-0 over the second half. Results are written to ``benchmarks/results/``.
+The default is the short form, 100 epochs (60,000 steps); ``--epochs 800`` is about the length
+of theirs. Differences: Adam instead of SGD with momentum from a grid, and a binarization drawn
+here (a fixed seed). The learning rate falls to 0 over the second half. Results are written to
+``benchmarks/results/``.
 """
 
 import argparse
@@ -39,7 +43,8 @@ def pair(layer, hard):
     family, shape = LAYERS[layer]
     rules = {"hard": hard, "score": "discrete"}
     model = models.VAE(
-        default_prior(family, shape, **rules), Conditional(dist.Bernoulli, MLP(shape, []), 784, validate_args=False)
+        default_prior(family, shape, **rules),
+        Conditional(dist.Bernoulli, MLP(shape, []), 784, validate_args=False),
     )
     return model, guides.VAE(Conditional(family, MLP(784, []), shape, **rules))
 
@@ -57,9 +62,13 @@ def temperature(step):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("layer", choices=LAYERS)
-    parser.add_argument("--hard", action="store_true", help="straight-through draws in training")
+    parser.add_argument(
+        "--hard", action="store_true", help="straight-through draws in training"
+    )
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--test", type=int, default=10_000, help="how many test images")
@@ -70,7 +79,9 @@ def main():
     mnist = data.mnist(validation=0)
     # Once, with its own seed: the same black and white images in every run.
     generator = torch.Generator().manual_seed(0)
-    train, test = (torch.bernoulli(part.x, generator=generator) for part in (mnist.train, mnist.test))
+    train, test = (
+        torch.bernoulli(part.x, generator=generator) for part in (mnist.train, mnist.test)
+    )
     model, guide = pair(arguments.layer, arguments.hard)
     total = arguments.epochs * math.ceil(len(train) / BATCH)
     history = fit(
@@ -88,7 +99,9 @@ def main():
     )
     held_out = test[: arguments.test]
     hard_model, hard_guide = discrete(arguments.layer, model, guide)
-    bound = evaluate.log_likelihood(hard_model, hard_guide, held_out, num_particles=1000, seed=0)
+    bound = evaluate.log_likelihood(
+        hard_model, hard_guide, held_out, num_particles=1000, seed=0
+    )
     single = evaluate.elbo(hard_model, hard_guide, held_out, seed=0)
     report = {
         "layer": arguments.layer,
@@ -100,13 +113,17 @@ def main():
         "standard error over images": round(bound.std().item() / len(bound) ** 0.5, 2),
         "test images": len(held_out),
         "test, minus elbo": round(-(single.reconstruction - single.kl).mean().item(), 2),
-        "published": PUBLISHED[arguments.layer]["straight-through" if arguments.hard else "Gumbel-softmax"],
+        "published": PUBLISHED[arguments.layer][
+            "straight-through" if arguments.hard else "Gumbel-softmax"
+        ],
         "seconds of training": round(sum(history["seconds"]), 1),
         "seed": arguments.seed,
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=1))
-    variant = ("_hard" if arguments.hard else "") + (f"_{arguments.epochs}" if arguments.epochs != 100 else "")
+    variant = ("_hard" if arguments.hard else "") + (
+        f"_{arguments.epochs}" if arguments.epochs != 100 else ""
+    )
     path = Path(__file__).parent / "results" / f"discrete_{arguments.layer}{variant}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 

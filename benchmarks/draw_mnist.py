@@ -1,4 +1,5 @@
-"""DRAW on MNIST, binarized dynamically: with and without attention, convolutional, and a VAE with as many epochs.
+"""DRAW on MNIST, binarized dynamically: with and without attention, convolutional, and a VAE
+with as many epochs.
 
     TARSPYRO_DATA=... python benchmarks/draw_mnist.py vae
     TARSPYRO_DATA=... python benchmarks/draw_mnist.py whole
@@ -6,20 +7,22 @@
     TARSPYRO_DATA=... python benchmarks/draw_mnist.py convolutional
     python benchmarks/draw_mnist.py table
 
-``whole`` reads and writes the whole image; ``attention`` reads through 2 x 2 filters and writes through 5 x 5. Both
-have LSTMs of 256 units and a z of 100 in each step. (Gregor et al. 2015, arXiv:1502.04623, table 3.) ``convolutional``
-has maps of 32 x 7 x 7, a z of 4 x 7 x 7 and a learned prior. (Gregor et al. 2016, arXiv:1604.08772.) ``vae`` is a
-784-400-400-100-400-400-784. All are trained on 60,000 images in batches of 100 by Adam at 1e-3, with gradients clipped
-to a norm of 5.
+``whole`` reads and writes the whole image; ``attention`` reads through 2 x 2 filters and
+writes through 5 x 5. Both have LSTMs of 256 units and a z of 100 in each step. (Gregor et al.
+2015, arXiv:1502.04623, table 3.) ``convolutional`` has maps of 32 x 7 x 7, a z of 4 x 7 x 7
+and a learned prior. (Gregor et al. 2016, arXiv:1604.08772.) ``vae`` is a
+784-400-400-100-400-400-784. All are trained on 60,000 images in batches of 100 by Adam at
+1e-3, with gradients clipped to a norm of 5.
 
-The short form, the default, takes 10 steps and 8 epochs. The full form, towards the paper's 80.97 and 87.40,
+The short form, the default, takes 10 steps and 8 epochs. The full form, towards the paper's
+80.97 and 87.40,
 
     python benchmarks/draw_mnist.py attention --full --compile --device cuda
     python benchmarks/draw_mnist.py whole --full --compile --device cuda
 
-takes 64 steps and 400 epochs. A run writes minus the ELBO on the test images, binarized once, and with ``--particles``
-minus log p by importance sampling to ``benchmarks/results/``, with a picture of canvases and an animation; ``table``
-prints what is there.
+takes 64 steps and 400 epochs. A run writes minus the ELBO on the test images, binarized once,
+and with ``--particles`` minus log p by importance sampling to ``benchmarks/results/``, with a
+picture of canvases and an animation; ``table`` prints what is there.
 """
 
 import argparse
@@ -83,7 +86,9 @@ def convolutional(steps):
 def pair(kind, steps):
     if kind == "vae":
         return vae()
-    return convolutional(steps) if kind == "convolutional" else draw(kind == "attention", steps)
+    return (
+        convolutional(steps) if kind == "convolutional" else draw(kind == "attention", steps)
+    )
 
 
 def train(options):
@@ -133,7 +138,10 @@ def train(options):
     }
     if options.particles:
         log_p = evaluate.log_likelihood(p, q, test, num_particles=options.particles, **judged)
-        report |= {"particles": options.particles, "minus log p": round(-log_p.mean().item(), 2)}
+        report |= {
+            "particles": options.particles,
+            "minus log p": round(-log_p.mean().item(), 2),
+        }
     print(json.dumps(report), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -149,7 +157,9 @@ def table(results):
     rows = [json.loads(path.read_text()) for path in sorted(results.glob("draw_mnist_*.json"))]
     if not rows:
         raise SystemExit(f"There are no results in {results} yet: train a pair first.")
-    print("| pair | T | epochs | minus ELBO | KL | training | paper, T = 64 |\n|---|---|---|---|---|---|---|")
+    print(
+        "| pair | T | epochs | minus ELBO | KL | training | paper, T = 64 |\n|---|---|---|---|---|---|---|"
+    )
     for row in sorted(rows, key=lambda row: -row["minus elbo"]):
         paper = f"{row['paper, 64 steps']:.2f}" if row["paper, 64 steps"] else ""
         minutes = f"{row['seconds of training'] / 60:.1f} min"
@@ -158,13 +168,24 @@ def table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["vae", "whole", "attention", "convolutional", "table"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "kind", choices=["vae", "whole", "attention", "convolutional", "table"]
+    )
     parser.add_argument("--steps", type=int, help="T; 10, in full 64")
     parser.add_argument("--epochs", type=int, help="8, in full 400")
     parser.add_argument("--full", action="store_true", help="the paper's set-up")
-    parser.add_argument("--particles", type=int, default=0, help="how many draws estimate log p; none by default")
-    parser.add_argument("--clip", type=float, default=5.0, help="the norm to which gradients are clipped")
+    parser.add_argument(
+        "--particles",
+        type=int,
+        default=0,
+        help="how many draws estimate log p; none by default",
+    )
+    parser.add_argument(
+        "--clip", type=float, default=5.0, help="the norm to which gradients are clipped"
+    )
     parser.add_argument("--rows", type=int, default=60_000, help="how many images to train on")
     parser.add_argument("--test-rows", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -173,7 +194,9 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--folder", default="runs", help="where the run is kept")
-    parser.add_argument("--results", default=RESULTS, type=Path, help="where the figures are written")
+    parser.add_argument(
+        "--results", default=RESULTS, type=Path, help="where the figures are written"
+    )
     options = parser.parse_args()
     options.steps = options.steps or (64 if options.full else 10)
     options.epochs = options.epochs or (400 if options.full else 8)

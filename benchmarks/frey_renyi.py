@@ -1,13 +1,17 @@
-"""Frey Face in Li and Turner's set-up: the VAE, IWAE and VR-max with five particles, one fold of ten.
+"""Frey Face in Li and Turner's set-up: the VAE, IWAE and VR-max with five particles, one fold
+of ten.
 
-    TARSPYRO_DATA=... python benchmarks/frey_renyi.py vae iwae vr-max   (2,000 epochs each: half an hour on a core)
-    TARSPYRO_DATA=... python benchmarks/frey_renyi.py iwae --gradient dreg
+    TARSPYRO_DATA=... python benchmarks/frey_renyi.py vae iwae vr-max   (2,000 epochs each:
+    half an hour on a core) TARSPYRO_DATA=... python benchmarks/frey_renyi.py iwae --gradient
+    dreg
 
-Networks 560-200-200-20 and back with softplus; a Gaussian decoder with a mean between 0 and 1 and a variance for each
-pixel; nine tenths of the frames for training; Adam with learning rate 5e-4, batches of 100, pixels in [0, 1]. (Li and
-Turner 2016, arXiv:1602.02311, section 5.2; they do not say how many epochs.) The figure is the log-likelihood of the
-held-out tenth by importance sampling with 5,000 draws, in nats per image. Published, over ten folds: VAE 1322.96 +-
-10.03, IWAE 1380.30 +- 4.60, VR-max 1377.40 +- 4.59. Results are written to ``benchmarks/results/frey_renyi.json``.
+Networks 560-200-200-20 and back with softplus; a Gaussian decoder with a mean between 0 and 1
+and a variance for each pixel; nine tenths of the frames for training; Adam with learning rate
+5e-4, batches of 100, pixels in [0, 1]. (Li and Turner 2016, arXiv:1602.02311, section 5.2;
+they do not say how many epochs.) The figure is the log-likelihood of the held-out tenth by
+importance sampling with 5,000 draws, in nats per image. Published, over ten folds: VAE 1322.96
++- 10.03, IWAE 1380.30 +- 4.60, VR-max 1377.40 +- 4.59. Results are written to
+``benchmarks/results/frey_renyi.json``.
 """
 
 import argparse
@@ -33,23 +37,34 @@ PUBLISHED = {"vae": 1322.96, "iwae": 1380.30, "vr-max": 1377.40, "alpha 0.5": 13
 def pair():
     layers = {"hidden_features": [200, 200], "activation": nn.Softplus}
     likelihood = Conditional(
-        dist.Normal, MLP(20, **layers), 560, transforms={"loc": SigmoidTransform(), "scale": ExpTransform()}
+        dist.Normal,
+        MLP(20, **layers),
+        560,
+        transforms={"loc": SigmoidTransform(), "scale": ExpTransform()},
     )
-    posterior = Conditional(dist.Normal, MLP(560, **layers), 20, transforms={"scale": ExpTransform()})
+    posterior = Conditional(
+        dist.Normal, MLP(560, **layers), 20, transforms={"scale": ExpTransform()}
+    )
     for network in (likelihood, posterior):
         for layer in network.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, gain=0.5)  # softplus adds up: larger ones overflow in exp
+                nn.init.xavier_uniform_(
+                    layer.weight, gain=0.5
+                )  # softplus adds up: larger ones overflow in exp
     return models.VAE(default_prior(dist.Normal, 20), likelihood), guides.VAE(posterior)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("methods", nargs="+", choices=ORDERS)
     parser.add_argument("--particles", type=int, default=5)
     parser.add_argument("--gradient", choices=["pathwise", "dreg"], default="pathwise")
     parser.add_argument("--epochs", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=500, help="epochs between two evaluations")
+    parser.add_argument(
+        "--every", type=int, default=500, help="epochs between two evaluations"
+    )
     parser.add_argument("--fold", type=int, default=0, help="the seed of the split")
     parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--device", default="auto")
@@ -67,7 +82,9 @@ def main():
                     model,
                     guide,
                     frey.train.x,
-                    loss=Renyi(ORDERS[method], arguments.particles, gradient=arguments.gradient),
+                    loss=Renyi(
+                        ORDERS[method], arguments.particles, gradient=arguments.gradient
+                    ),
                     optimizer_options={"lr": 5e-4},
                     epochs=epochs,
                     folder=folder,
@@ -78,12 +95,16 @@ def main():
                     compile=arguments.compile,
                     progress=False,
                 )
-                likelihood = evaluate.log_likelihood(model, guide, frey.test.x, num_particles=5000, seed=0)
+                likelihood = evaluate.log_likelihood(
+                    model, guide, frey.test.x, num_particles=5000, seed=0
+                )
                 rows.append(
                     {
                         "epochs": epochs,
                         "test log p": round(likelihood.mean().item(), 2),
-                        "standard error over images": round(likelihood.std().item() / len(likelihood) ** 0.5, 2),
+                        "standard error over images": round(
+                            likelihood.std().item() / len(likelihood) ** 0.5, 2
+                        ),
                         "training bound": round(-history["loss"][-1], 2),
                         "active units": int(evaluate.active_units(guide, frey.test.x).sum()),
                         "seconds of training": round(sum(history["seconds"]), 1),

@@ -1,37 +1,43 @@
-"""Adversarial training on MNIST: what samples are worth, by Parzen windows and by a classifier of the library's own.
+"""Adversarial training on MNIST: what samples are worth, by Parzen windows and by a classifier
+of the library's own.
 
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile            (25 epochs: six minutes on one core)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile    (40 epochs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile         (12 epochs of each of two pairs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile      (12 epochs of each of two pairs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix                  (4 epochs of 10,000 images)
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile            (25 epochs: six
+    minutes on one core) TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
+       (40 epochs) TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
+       (12 epochs of each of two pairs)
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile      (12 epochs of
+    each of two pairs) TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix
+     (4 epochs of 10,000 images)
 
-``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training unless said otherwise,
-batches of 100; MLPs with ReLU in encoders, ReLU and batch normalization in generators and decoders, LeakyReLU(0.2) and
-dropout of 0.3 in discriminators, 784-512-256-1. GANs have Adam at 5e-4 with betas of 0.5 and 0.999.
+``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training
+unless said otherwise, batches of 100; MLPs with ReLU in encoders, ReLU and batch normalization
+in generators and decoders, LeakyReLU(0.2) and dropout of 0.3 in discriminators, 784-512-256-1.
+GANs have Adam at 5e-4 with betas of 0.5 and 0.999.
 
-gan: noise of 100 dimensions, 100-256-512-784 with a sigmoid. Its figure is the log-likelihood of test images under a
-Parzen window around each of 10,000 samples, sigma chosen on 1,000 validation images, as Goodfellow et al. (2014) report
-225 +- 2 and Mirza and Osindero (2014) 132 +- 1.8.
+gan: noise of 100 dimensions, 100-256-512-784 with a sigmoid. Its figure is the log-likelihood
+of test images under a Parzen window around each of 10,000 samples, sigma chosen on 1,000
+validation images, as Goodfellow et al. (2014) report 225 +- 2 and Mirza and Osindero (2014)
+132 +- 1.8.
 
-conditional: the same with the one-hot label beside noise and image. Its figure is the share of 10,000 samples that
-the classifier takes for the asked label.
+conditional: the same with the one-hot label beside noise and image. Its figure is the share of
+10,000 samples that the classifier takes for the asked label.
 
-vaegan: a VAE with z of 32 dimensions, 784-512-256 and back and the cross-entropy of grey values; and the same networks
-as a VAE-GAN: the similarity in the discriminator's first layer, gamma = 0.3, beta = 0.05 (that is, a variance of 0.05
-in the layer). Adam at 1e-3, of the VAE-GAN with a beta of 0.5, its discriminator at 2e-4.
+vaegan: a VAE with z of 32 dimensions, 784-512-256 and back and the cross-entropy of grey
+values; and the same networks as a VAE-GAN: the similarity in the discriminator's first layer,
+gamma = 0.3, beta = 0.05 (that is, a variance of 0.05 in the layer). Adam at 1e-3, of the
+VAE-GAN with a beta of 0.5, its discriminator at 2e-4.
 
-jmvae-gan: image and label, the joint guide and one for each, JMVAE-kl with alpha = 0.1, with and without an adversary
-on the image, as above; images from labels.
+jmvae-gan: image and label, the joint guide and one for each, JMVAE-kl with alpha = 0.1, with
+and without an adversary on the image, as above; images from labels.
 
-pix2pix: from the edges of digits to digits, U-Net and PatchGAN of 16 and 32 channels with batch normalization (without
-it the U-Net ends in black images), L1 with a weight of 100; beside it the L1 alone (a weight of 10,000 against a
-discriminator that does not learn).
+pix2pix: from the edges of digits to digits, U-Net and PatchGAN of 16 and 32 channels with
+batch normalization (without it the U-Net ends in black images), L1 with a weight of 100;
+beside it the L1 alone (a weight of 10,000 against a discriminator that does not learn).
 
-The judge is a convolutional classifier of the training images, kept in ``--classifier``, or trained anew: features of
-its last layer of 128 for Frechet distance, precision and recall. They are not Inception's: no figure compares with a
-published FID, but each with the real data's own, test against validation images. Results and pictures go to
-``benchmarks/results/``.
+The judge is a convolutional classifier of the training images, kept in ``--classifier``, or
+trained anew: features of its last layer of 128 for Frechet distance, precision and recall.
+They are not Inception's: no figure compares with a published FID, but each with the real
+data's own, test against validation images. Results and pictures go to ``benchmarks/results/``.
 """
 
 import argparse
@@ -43,7 +49,17 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from tarspyro import Conditional, Deterministic, data, evaluate, fit, guides, load_run, models, plot
+from tarspyro import (
+    Conditional,
+    Deterministic,
+    data,
+    evaluate,
+    fit,
+    guides,
+    load_run,
+    models,
+    plot,
+)
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, VAEGAN, Adversarial, ModalityKL
 from tarspyro.nn import MLP, ConvEncoder, Discriminator, PatchGAN, UNet
@@ -67,7 +83,9 @@ def decoder(sizes):
 
 
 def hybrid(arguments, bound, **options):
-    return VAEGAN(critic(784), layer="trunk.layers.1", gamma=arguments.gamma, bound=bound, **options)
+    return VAEGAN(
+        critic(784), layer="trunk.layers.1", gamma=arguments.gamma, bound=bound, **options
+    )
 
 
 def classifier_of(mnist, arguments):
@@ -77,10 +95,17 @@ def classifier_of(mnist, arguments):
         judge = load_run(folder).model
     else:
         torch.manual_seed(0)
-        trunk = nn.Sequential(ConvEncoder(SHAPE, [16, 32]), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Dropout(0.3))
+        trunk = nn.Sequential(
+            ConvEncoder(SHAPE, [16, 32]), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Dropout(0.3)
+        )
         judge = models.Classifier(Conditional(dist.OneHotCategorical, trunk, 10))
         images = mnist.reshape(*SHAPE).one_hot()
-        options = {"epochs": arguments.judge_epochs, "batch_size": 200, "seed": 0, "progress": False}
+        options = {
+            "epochs": arguments.judge_epochs,
+            "batch_size": 200,
+            "seed": 0,
+            "progress": False,
+        }
         fit(judge, data=images.train, folder=folder, compile=arguments.compile, **options)
     right = evaluate.agreement(judge, mnist.test.x.reshape(-1, *SHAPE), mnist.test.y)
     print(f"the judge's accuracy on {len(mnist.test)} test images: {right:.4f}", flush=True)
@@ -100,7 +125,11 @@ def trained(p, q, x, arguments, **options):
         progress=False,
         **options,
     )
-    shown = [name for name in history.rows[-1] if name.endswith(("loss", "gradient")) or name in ("real", "fake")]
+    shown = [
+        name
+        for name in history.rows[-1]
+        if name.endswith(("loss", "gradient")) or name in ("real", "fake")
+    ]
     last = {name: round(history[name][-1], 4) for name in shown}
     return {"seconds of training": round(sum(history["seconds"]), 1), "last epoch": last}
 
@@ -108,11 +137,17 @@ def trained(p, q, x, arguments, **options):
 def compared(judge, samples, mnist, arguments):
     """Frechet distance, precision and recall of samples, against test images."""
     count = min(len(samples), len(mnist.test))
-    real, fake = (judge.features(x[:count].reshape(-1, *SHAPE)) for x in (mnist.test.x, samples))
+    real, fake = (
+        judge.features(x[:count].reshape(-1, *SHAPE)) for x in (mnist.test.x, samples)
+    )
     near = min(count, 5000)
     precision, recall = evaluate.precision_recall(real[:near], fake[:near])
     distance = round(evaluate.frechet_distance(real, fake), 2)
-    return {"Frechet distance": distance, "precision": round(precision, 3), "recall": round(recall, 3)}
+    return {
+        "Frechet distance": distance,
+        "precision": round(precision, 3),
+        "recall": round(recall, 3),
+    }
 
 
 def gan(arguments, mnist, judge, pictures):
@@ -123,9 +158,15 @@ def gan(arguments, mnist, judge, pictures):
     samples = evaluate.sample(p, arguments.samples, seed=0).cpu()
     pictures["gan"] = plot.samples(p, seed=0)
     test, validation = mnist.test.x, mnist.validation.x[:1000]
-    for name, windows in {"gan": samples, "training images": mnist.train.x[: arguments.samples]}.items():
+    for name, windows in {
+        "gan": samples,
+        "training images": mnist.train.x[: arguments.samples],
+    }.items():
         found = evaluate.parzen_log_likelihood(windows, test, validation=validation)
-        row[f"Parzen log-likelihood, {name}"] = [round(found.mean, 1), round(found.standard_error, 1)]
+        row[f"Parzen log-likelihood, {name}"] = [
+            round(found.mean, 1),
+            round(found.standard_error, 1),
+        ]
         row[f"sigma, {name}"] = round(found.scale, 3)
     return row | compared(judge, samples, mnist, arguments)
 
@@ -138,10 +179,16 @@ def conditional(arguments, mnist, judge, pictures):
     row = trained(p, None, (train.x, train.y), arguments, loss=Adversarial(critic([784, 10])))
     asked = torch.eye(10).repeat(-(-arguments.samples // 10), 1)[: arguments.samples]
     samples = evaluate.sample(p, len(asked), given={"y": asked}, seed=0).cpu()
-    row["samples recognized as asked"] = round(evaluate.agreement(judge, samples.reshape(-1, *SHAPE), asked), 4)
-    found = evaluate.parzen_log_likelihood(samples, mnist.test.x, validation=mnist.validation.x[:1000])
+    row["samples recognized as asked"] = round(
+        evaluate.agreement(judge, samples.reshape(-1, *SHAPE), asked), 4
+    )
+    found = evaluate.parzen_log_likelihood(
+        samples, mnist.test.x, validation=mnist.validation.x[:1000]
+    )
     row["Parzen log-likelihood"] = [round(found.mean, 1), round(found.standard_error, 1)]
-    pictures["conditional"] = plot.samples(p, given={"y": torch.eye(10).repeat_interleave(10, 0)}, num=100, seed=0)
+    pictures["conditional"] = plot.samples(
+        p, given={"y": torch.eye(10).repeat_interleave(10, 0)}, num=100, seed=0
+    )
     return row | compared(judge, samples, mnist, arguments)
 
 
@@ -154,7 +201,10 @@ def sheet(images, columns=10):
 def steepness(x):
     """The mean length of the gradient from pixel to pixel: how sharp images are."""
     images = x.reshape(-1, 28, 28)
-    across, down = images[:, 1:, 1:] - images[:, 1:, :-1], images[:, 1:, 1:] - images[:, :-1, 1:]
+    across, down = (
+        images[:, 1:, 1:] - images[:, 1:, :-1],
+        images[:, 1:, 1:] - images[:, :-1, 1:],
+    )
     return (across**2 + down**2).sqrt().mean().item()
 
 
@@ -162,9 +212,13 @@ def reconstructed(judge, x, means, y):
     """What reconstructions keep, and how sharp they are."""
     features = [judge.features(images.reshape(-1, *SHAPE)) for images in (x, means)]
     return {
-        "reconstructions with the label kept": round(evaluate.agreement(judge, means.reshape(-1, *SHAPE), y), 4),
+        "reconstructions with the label kept": round(
+            evaluate.agreement(judge, means.reshape(-1, *SHAPE), y), 4
+        ),
         "squared error of pixels": round((x - means).square().sum(1).mean().item(), 2),
-        "squared error of features": round((features[0] - features[1]).square().sum(1).mean().item(), 2),
+        "squared error of features": round(
+            (features[0] - features[1]).square().sum(1).mean().item(), 2
+        ),
         "steepness": round(steepness(means), 4),
     }
 
@@ -182,10 +236,14 @@ def vaegan(arguments, mnist, judge, pictures):
         p = models.VAE(default_prior(dist.Normal, 32), grey(32))
         q = guides.VAE(Conditional(dist.Normal, MLP(784, [512, 256]), 32))
         options = {"lr": 1e-3} if name == "vae" else HYBRID
-        rows[name] = trained(p, q, mnist.train.x, arguments, loss=loss, optimizer_options=options)
+        rows[name] = trained(
+            p, q, mnist.train.x, arguments, loss=loss, optimizer_options=options
+        )
         samples = evaluate.sample(p, arguments.samples, mean=True, seed=0).cpu()
         means = evaluate.reconstruct(p, q, test.x).cpu()
-        rows[name] |= compared(judge, samples, mnist, arguments) | reconstructed(judge, test.x, means, test.y)
+        rows[name] |= compared(judge, samples, mnist, arguments) | reconstructed(
+            judge, test.x, means, test.y
+        )
         pictures[f"{name}_samples"] = plot.samples(p, mean=True, seed=0)
         pictures[f"{name}_reconstructions"] = plot.reconstructions(p, q, test.x[:10])
         print(name, rows[name], flush=True)
@@ -201,12 +259,16 @@ def jmvae_gan(arguments, mnist, judge, pictures):
         p = models.JMVAE(default_prior(dist.Normal, 32), [grey(32), label])
         own = [Conditional(dist.Normal, MLP(size, [512, 256]), 32) for size in (784, 10)]
         q = guides.JMVAE(Conditional(dist.Normal, MLP([784, 10], [512, 256]), 32), own)
-        bound = ModalityKL(ELBO(beta=arguments.beta if name == "jmvae-gan" else 1.0), alpha=0.1)
+        bound = ModalityKL(
+            ELBO(beta=arguments.beta if name == "jmvae-gan" else 1.0), alpha=0.1
+        )
         loss = bound
         if name == "jmvae-gan":
             loss = hybrid(arguments, bound, site="x_1")
         options = {"lr": 1e-3} if name == "jmvae" else HYBRID
-        rows[name] = trained(p, q, (train.x, train.y), arguments, loss=loss, optimizer_options=options)
+        rows[name] = trained(
+            p, q, (train.x, train.y), arguments, loss=loss, optimizer_options=options
+        )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             codes = q(None, asked.to(next(q.parameters()).device))
@@ -216,7 +278,9 @@ def jmvae_gan(arguments, mnist, judge, pictures):
         )
         rows[name]["steepness"] = round(steepness(images), 4)
         rows[name] |= compared(judge, images, mnist, arguments)
-        by_label = images[:100].reshape(10, 10, 784).transpose(0, 1).reshape(100, 784)  # a row for each label
+        by_label = (
+            images[:100].reshape(10, 10, 784).transpose(0, 1).reshape(100, 784)
+        )  # a row for each label
         pictures[name] = sheet(by_label)
         print(name, rows[name], flush=True)
     return rows
@@ -242,41 +306,76 @@ def pix2pix(arguments, mnist, judge, pictures):
         discriminator = PatchGAN([SHAPE, SHAPE], [16, 32], normalization=nn.BatchNorm2d)
         options = ADVERSARIAL | ({"discriminator": {"lr": 0.0}} if name == "L1 alone" else {})
         loss = Adversarial(discriminator, l1=100.0 if name == "pix2pix" else 1e4)
-        rows[name] = trained(p, None, (train, edges(train)), arguments, loss=loss, optimizer_options=options)
+        rows[name] = trained(
+            p, None, (train, edges(train)), arguments, loss=loss, optimizer_options=options
+        )
         drawn = edges(test.x[: arguments.samples])
         found = evaluate.sample(p, len(drawn), given={"y": drawn}, seed=0).cpu()
         rows[name] |= {
-            "mean absolute difference": round((found - test.x[: len(found)]).abs().mean().item(), 4),
-            "digits recognized": round(evaluate.agreement(judge, found, test.y[: len(found)]), 4),
+            "mean absolute difference": round(
+                (found - test.x[: len(found)]).abs().mean().item(), 4
+            ),
+            "digits recognized": round(
+                evaluate.agreement(judge, found, test.y[: len(found)]), 4
+            ),
             "steepness": round(steepness(found), 4),
         }
         rows[name] |= compared(judge, found, mnist, arguments)
-        rows["edges recognized as they are"] = round(evaluate.agreement(judge, drawn, test.y[: len(drawn)]), 4)
+        rows["edges recognized as they are"] = round(
+            evaluate.agreement(judge, drawn, test.y[: len(drawn)]), 4
+        )
         stack = torch.stack([drawn[:10], found[:10], test.x[:10]]).reshape(30, 784)
         pictures[name.replace(" ", "_")] = sheet(stack)
         print(name, rows[name], flush=True)
     return rows
 
 
-USES = {"gan": gan, "conditional": conditional, "vaegan": vaegan, "jmvae-gan": jmvae_gan, "pix2pix": pix2pix}
+USES = {
+    "gan": gan,
+    "conditional": conditional,
+    "vaegan": vaegan,
+    "jmvae-gan": jmvae_gan,
+    "pix2pix": pix2pix,
+}
 EPOCHS = {"gan": 25, "conditional": 40, "vaegan": 12, "jmvae-gan": 12, "pix2pix": 4}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("use", choices=USES)
     parser.add_argument("--full", action="store_true", help="five times the epochs")
-    parser.add_argument("--epochs", type=int, help="in place of those of the short or the full form")
-    parser.add_argument("--samples", type=int, default=10_000, help="how many samples are judged")
-    parser.add_argument("--gamma", type=float, default=0.3, help="the weight of the similarity for the generator")
-    parser.add_argument("--beta", type=float, default=0.05, help="the weight of the KL in the VAE-GAN's bound")
-    parser.add_argument("--images", type=int, help="so many images of each part only, to try it; nothing is written")
+    parser.add_argument(
+        "--epochs", type=int, help="in place of those of the short or the full form"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="how many samples are judged"
+    )
+    parser.add_argument(
+        "--gamma",
+        type=float,
+        default=0.3,
+        help="the weight of the similarity for the generator",
+    )
+    parser.add_argument(
+        "--beta", type=float, default=0.05, help="the weight of the KL in the VAE-GAN's bound"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="so many images of each part only, to try it; nothing is written",
+    )
     parser.add_argument("--classifier", help="the run folder in which the judge is kept")
     parser.add_argument("--judge-epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="where the results are kept")
+    parser.add_argument(
+        "--out",
+        default=str(Path(__file__).parent / "results"),
+        help="where the results are kept",
+    )
     arguments = parser.parse_args()
     if arguments.epochs is None:
         arguments.epochs = EPOCHS[arguments.use] * (5 if arguments.full else 1)
@@ -289,13 +388,23 @@ def main():
         arguments.samples = min(arguments.samples, arguments.images)
     result = USES[arguments.use](arguments, mnist, judge, pictures)
     kept = {k: v for k, v in vars(arguments).items() if k not in ("out", "classifier")}
-    report = {**kept, "torch": torch.__version__, "the judge's accuracy": right, "validation images": floor, **result}
+    report = {
+        **kept,
+        "torch": torch.__version__,
+        "the judge's accuracy": right,
+        "validation images": floor,
+        **result,
+    }
     report["seconds in all"] = round(time.perf_counter() - start, 1)
     print(json.dumps(report, indent=1))
     if arguments.images is None:
-        variant = ("_full" if arguments.full else "") + (f"_seed{arguments.seed}" if arguments.seed else "")
+        variant = ("_full" if arguments.full else "") + (
+            f"_seed{arguments.seed}" if arguments.seed else ""
+        )
         out = Path(arguments.out)
-        (out / f"gan_mnist_{arguments.use}{variant}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (out / f"gan_mnist_{arguments.use}{variant}.json").write_text(
+            json.dumps(report, indent=1) + "\n"
+        )
         for name, figure in pictures.items():
             figure.savefig(out / f"gan_mnist_{name}{variant}.png", dpi=80, bbox_inches="tight")
 

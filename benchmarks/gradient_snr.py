@@ -1,13 +1,16 @@
-"""The signal-to-noise ratio of the guide's gradient against the number of particles, on Rainforth et al.'s model.
+"""The signal-to-noise ratio of the guide's gradient against the number of particles, on
+Rainforth et al.'s model.
 
     python benchmarks/gradient_snr.py [--draws 4000]     (15 minutes on a core)
 
-z ~ N(mu, I), x | z ~ N(z, I) in 20 dimensions, q(z | x) = N(A x + b, 2/3 I), with the parameters moved from their
-optima by normal noise of standard deviation 0.01; sixteen data points. (Rainforth et al. 2018, arXiv:1802.04537,
-section 4.) The ratio is that of the mean gradient to its standard deviation over independent draws, both in root mean
-square over the entries of b for the guide and of mu for the model, without what the mean's own noise adds. The guide's
-falls as K^(-1/2) for the pathwise gradient of the importance weighted bound, and rises for the doubly reparameterized
-one (Tucker et al. 2018, arXiv:1810.04152). Results are written to ``benchmarks/results/`` as json and png.
+z ~ N(mu, I), x | z ~ N(z, I) in 20 dimensions, q(z | x) = N(A x + b, 2/3 I), with the
+parameters moved from their optima by normal noise of standard deviation 0.01; sixteen data
+points. (Rainforth et al. 2018, arXiv:1802.04537, section 4.) The ratio is that of the mean
+gradient to its standard deviation over independent draws, both in root mean square over the
+entries of b for the guide and of mu for the model, without what the mean's own noise adds. The
+guide's falls as K^(-1/2) for the pathwise gradient of the importance weighted bound, and rises
+for the doubly reparameterized one (Tucker et al. 2018, arXiv:1810.04152). Results are written
+to ``benchmarks/results/`` as json and png.
 """
 
 import argparse
@@ -41,7 +44,9 @@ class Toy(nn.Module):
         generator = torch.Generator().manual_seed(0)
 
         def near(optimum):
-            return nn.Parameter(optimum + 0.01 * torch.randn(optimum.shape, generator=generator))
+            return nn.Parameter(
+                optimum + 0.01 * torch.randn(optimum.shape, generator=generator)
+            )
 
         centre = torch.randn(DIMENSIONS, generator=generator)
         self.x = centre + math.sqrt(2) * torch.randn(16, DIMENSIONS, generator=generator)
@@ -58,7 +63,9 @@ class Toy(nn.Module):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x @ self.weight.T + self.bias, math.sqrt(2 / 3)).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(x @ self.weight.T + self.bias, math.sqrt(2 / 3)).to_event(1)
+            )
 
 
 def signal_to_noise(bound, draws):
@@ -73,21 +80,36 @@ def signal_to_noise(bound, draws):
         gradients["model"].append(model)
     ratios = {}
     for half, values in gradients.items():
-        mean, variance = torch.stack(values).double().mean(0), torch.stack(values).double().var(0)
-        ratios[half] = ((mean**2 - variance / draws).sum().clamp(min=0) / variance.sum()).sqrt().item()
+        mean, variance = (
+            torch.stack(values).double().mean(0),
+            torch.stack(values).double().var(0),
+        )
+        ratios[half] = (
+            ((mean**2 - variance / draws).sum().clamp(min=0) / variance.sum()).sqrt().item()
+        )
     return ratios
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=4000)
     draws = parser.parse_args().draws
-    report = {"draws": draws, "particles": PARTICLES, "torch": torch.__version__, "ratios": {}, "slopes": {}}
+    report = {
+        "draws": draws,
+        "particles": PARTICLES,
+        "torch": torch.__version__,
+        "ratios": {},
+        "slopes": {},
+    }
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = dict(zip(("guide", "model"), figure.subplots(1, 2), strict=True))
     for name, bound in ESTIMATORS.items():
         ratios = [signal_to_noise(bound(k), draws) for k in PARTICLES]
-        report["ratios"][name] = {half: [round(one[half], 4) for one in ratios] for half in axes}
+        report["ratios"][name] = {
+            half: [round(one[half], 4) for one in ratios] for half in axes
+        }
         for half, ax in axes.items():
             values = [one[half] for one in ratios]
             slope = np.polyfit(np.log(PARTICLES[1:]), np.log(values[1:]), 1)[0]
@@ -95,7 +117,11 @@ def main():
             ax.loglog(PARTICLES, values, marker="o", label=f"{name}: K^{slope:.2f}")
         print(name, report["ratios"][name], flush=True)
     for half, ax in axes.items():
-        ax.set(xlabel="particles in all", ylabel="signal to noise", title=f"gradient of the {half}'s mean")
+        ax.set(
+            xlabel="particles in all",
+            ylabel="signal to noise",
+            title=f"gradient of the {half}'s mean",
+        )
         ax.legend(frameon=False, fontsize=8)
     folder = Path(__file__).parent / "results"
     figure.savefig(folder / "gradient_snr.png", dpi=110)

@@ -1,13 +1,17 @@
-"""The convolutional VAE that PyMC3's documentation shows: two latents, Normal likelihood with sd 0.1, on MNIST.
+"""The convolutional VAE that PyMC3's documentation shows: two latents, Normal likelihood with
+sd 0.1, on MNIST.
 
     TARSPYRO_DATA=... python benchmarks/pymc3_convvae.py [--steps 10000]
 
-Batches of 64 rows drawn with replacement from the 60,000 training images, grey, in [0, 1]; Adam with learning rate
-1e-4; 10,000 steps. PyMC3 printed an average loss of 2.8459e7 over the last steps, which is 474 nats of minus ELBO per
-image. The networks are plain torch modules: convolutions 3x3 - 1x1 - 3x3 with 64 channels and a layer of 128 units,
-and the decoder's mirror image with a sigmoid. The first layer halves the image (the strides are not stated there).
+Batches of 64 rows drawn with replacement from the 60,000 training images, grey, in [0, 1];
+Adam with learning rate 1e-4; 10,000 steps. PyMC3 printed an average loss of 2.8459e7 over the
+last steps, which is 474 nats of minus ELBO per image. The networks are plain torch modules:
+convolutions 3x3 - 1x1 - 3x3 with 64 channels and a layer of 128 units, and the decoder's
+mirror image with a sigmoid. The first layer halves the image (the strides are not stated
+there).
 
-Leaves the figures in ``benchmarks/results/`` and the pictures (manifold, test scatter, loss) in ``--out``.
+Leaves the figures in ``benchmarks/results/`` and the pictures (manifold, test scatter, loss)
+in ``--out``.
 """
 
 import argparse
@@ -56,7 +60,9 @@ class Minibatches:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -68,9 +74,13 @@ def main():
         nn.Conv2d(1, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
         nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(),
     )  # fmt: skip
-    pixels = Conditional(dist.Normal, Decoder(), (1, 28, 28), scale=0.1, transforms={"loc": SigmoidTransform()})
+    pixels = Conditional(
+        dist.Normal, Decoder(), (1, 28, 28), scale=0.1, transforms={"loc": SigmoidTransform()}
+    )
     model = models.VAE(default_prior(dist.Normal, 2), pixels)
-    guide = guides.VAE(Conditional(dist.Normal, encoder, 2, transforms={"scale": SoftplusTransform()}))
+    guide = guides.VAE(
+        Conditional(dist.Normal, encoder, 2, transforms={"scale": SoftplusTransform()})
+    )
     history = fit(
         model,
         guide,
@@ -83,7 +93,9 @@ def main():
     bound = evaluate.elbo(model, guide, mnist.test, num_particles=10, seed=0)
     report = {
         "steps": len(history.step_losses),
-        "minus ELBO, mean of the last 1000 steps": round(sum(history.step_losses[-1000:]) / 1000, 1),
+        "minus ELBO, mean of the last 1000 steps": round(
+            sum(history.step_losses[-1000:]) / 1000, 1
+        ),
         "PyMC3": 474,
         "test minus ELBO": round(-bound.elbo.mean().item(), 1),
         "test KL": round(bound.kl.mean().item(), 2),
@@ -92,7 +104,9 @@ def main():
         "torch": torch.__version__,
     }
     print(report)
-    (Path(__file__).parent / "results" / "pymc3_convvae.json").write_text(json.dumps(report, indent=1) + "\n")
+    (Path(__file__).parent / "results" / "pymc3_convvae.json").write_text(
+        json.dumps(report, indent=1) + "\n"
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in {
         "manifold": plot.manifold(model, num=16, extent=2.0),

@@ -1,14 +1,17 @@
-"""Random pairs of programs, whose every number is right or refused: the test of ``tests/``, at length.
+"""Random pairs of programs, whose every number is right or refused: the test of ``tests/``, at
+length.
 
-    python benchmarks/random_programs.py                      (2,000 pairs, less than an hour on one core)
-    python benchmarks/random_programs.py --num 100 --first 2000
-    python -m tests.random_programs 17                        (one pair in full: its text, its truth, what was found)
+    python benchmarks/random_programs.py                      (2,000 pairs, less than an hour
+    on one core) python benchmarks/random_programs.py --num 100 --first 2000
+    python -m tests.random_programs 17                        (one pair in full: its text, its
+    truth, what was found)
 
-Pairs are drawn by seed, ``tests/random_programs.py`` says how; ``tests/program_judge.py`` says what is compared with
-what, and how often it is wrong itself. A run that was interrupted goes on where it was, unless it is told ``--again``.
-The result holds how many pairs of each kind came out how, the same for single quantities, and of each pair a letter
-for each quantity (= right, < between the ELBO and the evidence, x refused, ? needlessly refused, . not compared,
-! wrong) with what was wrong.
+Pairs are drawn by seed, ``tests/random_programs.py`` says how; ``tests/program_judge.py`` says
+what is compared with what, and how often it is wrong itself. A run that was interrupted goes
+on where it was, unless it is told ``--again``. The result holds how many pairs of each kind
+came out how, the same for single quantities, and of each pair a letter for each quantity (=
+right, < between the ELBO and the evidence, x refused, ? needlessly refused, . not compared, !
+wrong) with what was wrong.
 """
 
 import argparse
@@ -40,12 +43,19 @@ BROKEN = "the test itself failed"
 
 
 def found(seed):
-    """What is kept of one pair: its kind, how it came out, a letter for each quantity, and what was wrong."""
+    """What is kept of one pair: its kind, how it came out, a letter for each quantity, and
+    what was wrong.
+    """
     try:
         pair = draw(seed)
         verdict = judge(pair)
     except Exception:
-        return {"kind": "?", "outcome": BROKEN, "letters": "", "failures": [traceback.format_exc(limit=-3)]}
+        return {
+            "kind": "?",
+            "outcome": BROKEN,
+            "letters": "",
+            "failures": [traceback.format_exc(limit=-3)],
+        }
     row = {
         "kind": pair.kind,
         "outcome": verdict.outcome,
@@ -56,7 +66,9 @@ def found(seed):
         row["failures"] = [f"{f.quantity}: {f.verdict}: {f.detail}" for f in verdict.failures]
     elif verdict.outcome == NEEDLESS:
         row["features"] = ", ".join(pair.features)
-        row["refusals"] = [f"{f.quantity}: {f.detail}" for f in verdict.findings if f.verdict == NEEDLESS]
+        row["refusals"] = [
+            f"{f.quantity}: {f.detail}" for f in verdict.findings if f.verdict == NEEDLESS
+        ]
     return row
 
 
@@ -74,7 +86,9 @@ def summary(pairs):
         "by kind": {kind: dict(counts) for kind, counts in sorted(kinds.items())},
         "by quantity": {quantity: dict(counts) for quantity, counts in quantities.items()},
         "failing seeds": [int(seed) for seed, pair in pairs.items() if "failures" in pair],
-        "needlessly refused seeds": [int(seed) for seed, pair in pairs.items() if "refusals" in pair],
+        "needlessly refused seeds": [
+            int(seed) for seed, pair in pairs.items() if "refusals" in pair
+        ],
     }
 
 
@@ -89,10 +103,16 @@ def main():
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "random_programs.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "random_programs.json"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kept = json.loads(arguments.out.read_text())["each"] if arguments.out.exists() and not arguments.again else {}
+    kept = (
+        json.loads(arguments.out.read_text())["each"]
+        if arguments.out.exists() and not arguments.again
+        else {}
+    )
     for seed in range(arguments.first, arguments.first + arguments.num):
         if str(seed) not in kept:
             kept[str(seed)] = found(seed)

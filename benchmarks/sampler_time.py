@@ -1,11 +1,13 @@
-"""The time of a Gamma draw and its gradient: ours and torch's, eager and compiled, on one and the same machine.
+"""The time of a Gamma draw and its gradient: ours and torch's, eager and compiled, on one and
+the same machine.
 
     python benchmarks/sampler_time.py [--rounds 21] [--threads 2] [--device cpu]
 
-Forward and backward of ``rsample().sum()`` for 5,000 and for 1,000,000 concentrations between 0.1 and 10 in single
-precision. All contestants take turns, in an order drawn anew in each round; ratios to torch's eager draw are taken
-round by round. The gradient's variance is that of an ELBO (a Gamma prior, a Poisson observation, concentrations 0.5,
-1.5 and 10), relative to the implicit derivative's. Results go to ``benchmarks/results/sampler_time.json``.
+Forward and backward of ``rsample().sum()`` for 5,000 and for 1,000,000 concentrations between
+0.1 and 10 in single precision. All contestants take turns, in an order drawn anew in each
+round; ratios to torch's eager draw are taken round by round. The gradient's variance is that
+of an ELBO (a Gamma prior, a Poisson observation, concentrations 0.5, 1.5 and 10), relative to
+the implicit derivative's. Results go to ``benchmarks/results/sampler_time.json``.
 """
 
 import argparse
@@ -32,12 +34,18 @@ OURS = {
 
 def sum_of_draws(options):
     if options is None:
-        return lambda concentration: dist.Gamma(concentration, 1.0, validate_args=False).rsample().sum()
-    return lambda concentration: Gamma(concentration, 1.0, validate_args=False, **options).rsample().sum()
+        return lambda concentration: (
+            dist.Gamma(concentration, 1.0, validate_args=False).rsample().sum()
+        )
+    return lambda concentration: (
+        Gamma(concentration, 1.0, validate_args=False, **options).rsample().sum()
+    )
 
 
 def contestants(size, device):
-    concentration = torch.empty(size, device=device).uniform_(-1, 1).mul_(2.302585).exp_().requires_grad_()
+    concentration = (
+        torch.empty(size, device=device).uniform_(-1, 1).mul_(2.302585).exp_().requires_grad_()
+    )
     table = {"torch": None, **OURS}
     steps = {}
     for name, options in table.items():
@@ -75,7 +83,9 @@ def race(steps, rounds, repeats, device):
     return {
         name: {
             "ms": round(statistics.median(values), 3),
-            "to torch, eager": round(statistics.median(v / b for v, b in zip(values, base, strict=True)), 3),
+            "to torch, eager": round(
+                statistics.median(v / b for v, b in zip(values, base, strict=True)), 3
+            ),
         }
         for name, values in times.items()
     }
@@ -98,16 +108,24 @@ def gradient_variance(concentration, options, draws=400_000):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report = {"torch": torch.__version__, "machine": platform.machine(), "device": arguments.device}
+    report = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": arguments.device,
+    }
     report["threads"] = arguments.threads
     for size, repeats in SIZES.items():
-        report[f"{size} draws"] = race(contestants(size, arguments.device), arguments.rounds, repeats, arguments.device)
+        report[f"{size} draws"] = race(
+            contestants(size, arguments.device), arguments.rounds, repeats, arguments.device
+        )
     report["gradient variance, to the implicit one"] = {
         f"concentration {concentration}": {
             f"boost {boost}": round(
@@ -121,7 +139,9 @@ def main():
     }
     print(json.dumps(report, indent=1))
     name = "sampler_time" + ("" if arguments.device == "cpu" else f"_{arguments.device}")
-    (Path(__file__).parent / "results" / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (Path(__file__).parent / "results" / f"{name}.json").write_text(
+        json.dumps(report, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

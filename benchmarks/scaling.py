@@ -1,12 +1,14 @@
-"""How the time and the memory of a training step grow: with the batch, the particles, the time steps and the width.
+"""How the time and the memory of a training step grow: with the batch, the particles, the time
+steps and the width.
 
-    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile] [--only AXIS]
-    python benchmarks/scaling.py --picture docs/scaling.png
+    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile] [--only
+    AXIS] python benchmarks/scaling.py --picture docs/scaling.png
 
-Each point is a process of its own, so that its peak memory is its own too; in it our step and the one written by hand
-take turns. The slope is that of log time, or log memory beyond what the process holds before its first step, against
-the log of the size, over the upper half of the sizes: 1 is linear growth. With ``IWAE``, "chunks" goes through eight
-particles at a time. Results are written to ``benchmarks/results/scaling.json`` (``scaling_cuda.json``).
+Each point is a process of its own, so that its peak memory is its own too; in it our step and
+the one written by hand take turns. The slope is that of log time, or log memory beyond what
+the process holds before its first step, against the log of the size, over the upper half of
+the sizes: 1 is linear growth. With ``IWAE``, "chunks" goes through eight particles at a time.
+Results are written to ``benchmarks/results/scaling.json`` (``scaling_cuda.json``).
 """
 
 import argparse
@@ -24,7 +26,10 @@ from contestants import elbo, hand_written, iwae, measure, ours, painting, recur
 
 AXES = {
     "batch": ([25, 100, 400, 1600, 6400], lambda size, **how: elbo(784, 512, 50, size)),
-    "particles": ([1, 4, 16, 64, 256], lambda size, **how: iwae(784, 200, 50, 20, size, **how)),
+    "particles": (
+        [1, 4, 16, 64, 256],
+        lambda size, **how: iwae(784, 200, 50, 20, size, **how),
+    ),
     "time steps": ([7, 14, 28, 56, 112], lambda size, **how: recurrent(64, size)),
     "steps of DRAW": ([4, 8, 16, 32, 64], lambda size, **how: painting(100, size)),
     "width": ([64, 128, 256, 512, 1024, 2048], lambda size, **how: elbo(784, size, 50, 100)),
@@ -61,7 +66,9 @@ def point(axis, size, kind, arguments):
 
 def slope(sizes, values):
     """The slope of log value against log size, over the upper half of the sizes."""
-    upper = [(math.log(s), math.log(max(v, 0.1))) for s, v in zip(sizes, values, strict=True)][len(sizes) // 2 :]
+    upper = [(math.log(s), math.log(max(v, 0.1))) for s, v in zip(sizes, values, strict=True)][
+        len(sizes) // 2 :
+    ]
     xs, ys = zip(*upper, strict=True)
     mean_x, mean_y = statistics.mean(xs), statistics.mean(ys)
     rise = sum((x - mean_x) * (y - mean_y) for x, y in upper)
@@ -69,38 +76,80 @@ def slope(sizes, values):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--short", action="store_true", help="three sizes of each axis, three rounds")
+    parser.add_argument(
+        "--short", action="store_true", help="three sizes of each axis, three rounds"
+    )
     parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
-    parser.add_argument("--only", choices=AXES, help="measure this axis anew, and keep the others")
-    parser.add_argument("--point", nargs=3, help="one measurement, in this process: axis, size, kind")
+    parser.add_argument(
+        "--only", choices=AXES, help="measure this axis anew, and keep the others"
+    )
+    parser.add_argument(
+        "--point", nargs=3, help="one measurement, in this process: axis, size, kind"
+    )
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--picture", type=Path, help="only draw the stored results, to this file")
+    parser.add_argument(
+        "--picture", type=Path, help="only draw the stored results, to this file"
+    )
     arguments = parser.parse_args()
-    out = arguments.out or RESULTS / f"scaling{'' if arguments.device == 'cpu' else '_cuda'}.json"
+    out = (
+        arguments.out
+        or RESULTS / f"scaling{'' if arguments.device == 'cpu' else '_cuda'}.json"
+    )
     if arguments.picture:
         return draw(json.loads(out.read_text()), arguments.picture)
     if arguments.point:
         axis, size, kind = arguments.point
         return print(json.dumps(point(axis, int(size), kind, arguments)))
-    report = {"torch": torch.__version__, "threads": arguments.threads, "device": arguments.device, "axes": {}}
+    report = {
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "device": arguments.device,
+        "axes": {},
+    }
     if arguments.only:
         report["axes"] = json.loads(out.read_text())["axes"]
     rounds = 3 if arguments.short else arguments.rounds
-    options = ["--threads", str(arguments.threads), "--device", arguments.device, "--rounds", str(rounds)]
+    options = [
+        "--threads",
+        str(arguments.threads),
+        "--device",
+        arguments.device,
+        "--rounds",
+        str(rounds),
+    ]
     for axis in [arguments.only] if arguments.only else AXES:
         sizes = AXES[axis][0][:: 2 if arguments.short else 1]
-        kinds = ["hand-written", "eager", *["chunks"] * (axis == "particles"), *["compiled"] * arguments.compile]
+        kinds = [
+            "hand-written",
+            "eager",
+            *["chunks"] * (axis == "particles"),
+            *["compiled"] * arguments.compile,
+        ]
         entry = report["axes"][axis] = {"sizes": sizes}
         for kind in kinds:
             rows = []
             for size in sizes:
-                command = [sys.executable, __file__, "--point", axis, str(size), kind, *options]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--point",
+                    axis,
+                    str(size),
+                    kind,
+                    *options,
+                ]
                 rows.append(
-                    json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
+                    json.loads(
+                        subprocess.run(
+                            command, check=True, capture_output=True
+                        ).stdout.splitlines()[-1]
+                    )
                 )
             entry[kind] = {name: [row[name] for row in rows] for name in rows[0]}
             entry[kind]["slopes"] = {name: slope(sizes, entry[kind][name]) for name in rows[0]}
@@ -121,7 +170,12 @@ def draw(report, path):
             for kind, values in entry.items():
                 if kind != "sizes":
                     slope = values["slopes"][name]
-                    ax.loglog(entry["sizes"], values[name], marker="o", label=f"{kind}, slope {slope}")
+                    ax.loglog(
+                        entry["sizes"],
+                        values[name],
+                        marker="o",
+                        label=f"{kind}, slope {slope}",
+                    )
             ax.set(xlabel=axis, ylabel=name if column == 0 else "")
             ax.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)

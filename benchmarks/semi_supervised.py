@@ -1,30 +1,38 @@
-"""Few labels on MNIST: M2 with labels summed out or relaxed, M1 with a linear probe, M1 + M2; and the time of a step.
+"""Few labels on MNIST: M2 with labels summed out or relaxed, M1 with a linear probe, M1 + M2;
+and the time of a step.
 
     TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2           (M2, labels summed out)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-conv      (the same with a convolutional classifier)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-gumbel    (M2, straight-through Gumbel-softmax labels)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1           (a VAE, and a linear probe on its codes)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1m2         (M2 on draws of the codes of that VAE)
-    python benchmarks/semi_supervised.py time [--rounds 10]             (one step of M2, against TraceEnum_ELBO)
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-conv      (the same with a
+    convolutional classifier) TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-gumbel
+      (M2, straight-through Gumbel-softmax labels) TARSPYRO_DATA=... python
+      benchmarks/semi_supervised.py m1           (a VAE, and a linear probe on its codes)
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1m2         (M2 on draws of the
+    codes of that VAE) python benchmarks/semi_supervised.py time [--rounds 10]             (one
+    step of M2, against TraceEnum_ELBO)
 
-50,000 training images, of which 100 keep their labels, ten of each class; three splits, each with its own weights;
-10,000 test images, binarized dynamically in training and grey when they are classified. With ``--full`` the length is
-that of the sources, otherwise a tenth of it or less; ``--epochs`` sets it.
+50,000 training images, of which 100 keep their labels, ten of each class; three splits, each
+with its own weights; 10,000 test images, binarized dynamically in training and grey when they
+are classified. With ``--full`` the length is that of the sources, otherwise a tenth of it or
+less; ``--epochs`` sets it.
 
-- M2 (Kingma et al. 2014, arXiv:1406.5298): one hidden layer of 500 softplus units, z of 50, alpha = 0.1 N, batches of
-  100 labelled and 100 unlabelled images. The paper has 88.03 % (11.97 +- 1.71 % error); Pyro's tutorial, with labels
-  summed out and the classifier's term, 93.19 +- 0.60 % after 50 epochs; Jang et al. (2016, arXiv:1611.01144), with
-  convolutions, 92.6 % summed out, 92.4 % relaxed and 93.6 % straight-through.
-- M2 with a convolutional classifier: halving layers of 32, 64 and 64 maps with batch normalization and dropout (0.25 of
-  the maps, half of the last units); alpha = N, batches of 50 labelled and 50 unlabelled images.
-- M1: 784-600-600-50 softplus; then multinomial logistic regression on the posterior means of the labelled images. The
-  paper has 88.18 % with a transductive SVM in its place.
-- M1 + M2: the units whose means have a standard deviation above 0.1, a draw of them from q(z | x) in every batch; one
-  hidden layer of 300, z of 50. The paper has 96.67 +- 0.14 % after 3,000 passes of 100 batches, with alpha = 0.1; here
-  a pass has 555 batches of 90 rows and 10 labelled ones, and alpha is 1.
+- M2 (Kingma et al. 2014, arXiv:1406.5298): one hidden layer of 500 softplus units, z of 50,
+  alpha = 0.1 N, batches of 100 labelled and 100 unlabelled images. The paper has 88.03 %
+  (11.97 +- 1.71 % error); Pyro's tutorial, with labels summed out and the classifier's term,
+  93.19 +- 0.60 % after 50 epochs; Jang et al. (2016, arXiv:1611.01144), with convolutions,
+  92.6 % summed out, 92.4 % relaxed and 93.6 % straight-through.
+- M2 with a convolutional classifier: halving layers of 32, 64 and 64 maps with batch
+  normalization and dropout (0.25 of the maps, half of the last units); alpha = N, batches of
+  50 labelled and 50 unlabelled images.
+- M1: 784-600-600-50 softplus; then multinomial logistic regression on the posterior means of
+  the labelled images. The paper has 88.18 % with a transductive SVM in its place.
+- M1 + M2: the units whose means have a standard deviation above 0.1, a draw of them from q(z |
+  x) in every batch; one hidden layer of 300, z of 50. The paper has 96.67 +- 0.14 % after
+  3,000 passes of 100 batches, with alpha = 0.1; here a pass has 555 batches of 90 rows and 10
+  labelled ones, and alpha is 1.
 
-Adam; the rate of M2 with convolutions and of M1 + M2 falls to 0 over the second half. What differs from the papers was
-chosen on the validation images of the first split. Results are written to ``benchmarks/results/``.
+Adam; the rate of M2 with convolutions and of M1 + M2 falls to 0 over the second half. What
+differs from the papers was chosen on the validation images of the first split. Results are
+written to ``benchmarks/results/``.
 """
 
 import argparse
@@ -45,33 +53,53 @@ from torch import nn
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import GumbelSoftmax, default_prior
 from tarspyro.infer import ELBO, Compiled, Player, SemiSupervised
-from tarspyro.modules import local_parameters
 from tarspyro.nn import MLP
-from tarspyro.trainer import Trainer
+from tarspyro.scopes import local_parameters
+from tarspyro.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
-EPOCHS = {"m2": (5, 50), "m2-conv": (40, 100), "m2-gumbel": (5, 50), "m1": (20, 500), "m1m2": (120, 3000)}
-ALPHA, RATE = {"m2-conv": 1.0, "m1m2": 1.0}, {"m2-conv": 1e-3, "m1m2": 1e-3}  # others: 0.1, 3e-4
+EPOCHS = {
+    "m2": (5, 50),
+    "m2-conv": (40, 100),
+    "m2-gumbel": (5, 50),
+    "m1": (20, 500),
+    "m1m2": (120, 3000),
+}
+ALPHA, RATE = (
+    {"m2-conv": 1.0, "m1m2": 1.0},
+    {"m2-conv": 1e-3, "m1m2": 1e-3},
+)  # others: 0.1, 3e-4
 PUBLISHED = {
     "m2": {"Kingma et al.": 88.03, "Pyro's tutorial": 93.19, "Jang et al., summed out": 92.6},
-    "m2-conv": {"Pyro's tutorial, without convolutions": 93.19, "Jang et al., summed out": 92.6},
+    "m2-conv": {
+        "Pyro's tutorial, without convolutions": 93.19,
+        "Jang et al., summed out": 92.6,
+    },
     "m2-gumbel": {"Jang et al., relaxed": 92.4, "Jang et al., straight-through": 93.6},
     "m1": {"Kingma et al., with a TSVM": 88.18},
     "m1m2": {"Kingma et al.": 96.67},
 }
 SUMMED_OUT = (dist.OneHotCategorical, {})
-LABELS = {"m2": SUMMED_OUT, "m2-conv": SUMMED_OUT, "m2-gumbel": (GumbelSoftmax, {"hard": True, "temperature": 1.0})}
+LABELS = {
+    "m2": SUMMED_OUT,
+    "m2-conv": SUMMED_OUT,
+    "m2-gumbel": (GumbelSoftmax, {"hard": True, "temperature": 1.0}),
+}
 
 
 class Convolutions(nn.Module):
-    """Three halving layers with batch normalization; a part of their maps and units is dropped in training."""
+    """Three halving layers with batch normalization; a part of their maps and units is dropped
+    in training.
+    """
 
     def __init__(self):
         super().__init__()
         layers = []
         for maps, after in ((1, 32), (32, 64), (64, 64)):
             layers += [nn.Conv2d(maps, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-            layers += [nn.Dropout2d(0.25)] if after != maps else [nn.Flatten(), nn.Dropout(0.5)]
+            layers += (
+                [nn.Dropout2d(0.25)] if after != maps else [nn.Flatten(), nn.Dropout(0.5)]
+            )
         self.layers = nn.Sequential(*layers)
         self.in_shapes, self.out_features = ((1, 28, 28),), 64 * 4 * 4
 
@@ -112,9 +140,21 @@ def sizes_of(labelled, rest):
 def m2(mnist, parts, options, epochs, seed):
     halves = pair(784, 500, dist.Bernoulli, labels=options.method, **sizes_of(*parts))
     size = 50 if options.method == "m2-conv" else 100
-    batches = data.PartlyLabelled(*parts, batch_size=size, labelled_batch_size=size, binarize=True)
-    schedules = falling(options.lr, epochs * len(batches)) if options.method == "m2-conv" else None
-    history = train(halves, batches, options, epochs, seed, loss=objective(options.alpha), schedules=schedules)
+    batches = data.PartlyLabelled(
+        *parts, batch_size=size, labelled_batch_size=size, binarize=True
+    )
+    schedules = (
+        falling(options.lr, epochs * len(batches)) if options.method == "m2-conv" else None
+    )
+    history = train(
+        halves,
+        batches,
+        options,
+        epochs,
+        seed,
+        loss=objective(options.alpha),
+        schedules=schedules,
+    )
     found = {
         part: 100 * evaluate.accuracy(halves[1], rows.x, rows.y)
         for part, rows in (("test", mnist.test), ("validation", mnist.validation))
@@ -123,7 +163,9 @@ def m2(mnist, parts, options, epochs, seed):
 
 
 def codes(mnist, options, epochs, seed):
-    """The means and the standard deviations of q(z | x) of all images, and the seconds of training."""
+    """The means and the standard deviations of q(z | x) of all images, and the seconds of
+    training.
+    """
     halves = (
         models.VAE(
             default_prior(dist.Normal, 50),
@@ -135,9 +177,15 @@ def codes(mnist, options, epochs, seed):
     posterior = halves[1].posterior.cpu().eval()
     with torch.no_grad():
         found = {}
-        for part, rows in (("train", mnist.train), ("validation", mnist.validation), ("test", mnist.test)):
+        for part, rows in (
+            ("train", mnist.train),
+            ("validation", mnist.validation),
+            ("test", mnist.test),
+        ):
             spread = [posterior(batch) for batch in rows.x.split(1000)]
-            moments = [torch.cat([getattr(q, name) for q in spread]) for name in ("mean", "stddev")]
+            moments = [
+                torch.cat([getattr(q, name) for q in spread]) for name in ("mean", "stddev")
+            ]
             found[part] = torch.stack(moments, 1)
     return found, sum(history["seconds"])
 
@@ -176,10 +224,13 @@ def m1m2(mnist, split, options, epochs, seed):
     halves = pair(int(used.sum()), 300, dist.Normal, **sizes_of(*parts))
     schedules = falling(options.lr, epochs * len(batches))
     loss = objective(options.alpha)
-    history = train(halves, Draws(batches), options, epochs, seed, loss=loss, schedules=schedules)
+    history = train(
+        halves, Draws(batches), options, epochs, seed, loss=loss, schedules=schedules
+    )
     return {
         "test": 100 * evaluate.accuracy(halves[1], found["test"][:, 0, used], mnist.test.y),
-        "validation": 100 * evaluate.accuracy(halves[1], found["validation"][:, 0, used], mnist.validation.y),
+        "validation": 100
+        * evaluate.accuracy(halves[1], found["validation"][:, 0, used], mnist.validation.y),
         "units": int(used.sum()),
         "elbo": history["elbo"][-1],
         "seconds": seconds + sum(history["seconds"]),
@@ -215,11 +266,22 @@ def accuracies(options):
         torch.manual_seed(split)
         start = time.perf_counter()
         if options.method.startswith("m2"):
-            row = m2(mnist, data.labelled_subset(mnist.train, options.labels, seed=split), options, epochs, split)
+            row = m2(
+                mnist,
+                data.labelled_subset(mnist.train, options.labels, seed=split),
+                options,
+                epochs,
+                split,
+            )
         else:
-            row = {"m1": m1, "m1m2": m1m2}[options.method](mnist, split, options, epochs, split)
+            row = {"m1": m1, "m1m2": m1m2}[options.method](
+                mnist, split, options, epochs, split
+            )
         rows.append({name: round(value, 2) for name, value in row.items()})
-        print(f"split {split}: {rows[-1]}, {time.perf_counter() - start:.0f} s in all", flush=True)
+        print(
+            f"split {split}: {rows[-1]}, {time.perf_counter() - start:.0f} s in all",
+            flush=True,
+        )
         test = [row["test"] for row in rows]
         report = {
             "method": options.method,
@@ -229,7 +291,9 @@ def accuracies(options):
             "learning rate": options.lr,
             "alpha": options.alpha,
             "test accuracy, %": round(statistics.mean(test), 2),
-            "standard deviation over splits": round(statistics.stdev(test), 2) if len(test) > 1 else None,
+            "standard deviation over splits": round(statistics.stdev(test), 2)
+            if len(test) > 1
+            else None,
             "splits": rows,
             "published, 100 labels": PUBLISHED[options.method],
             "compiled": options.compile,
@@ -239,7 +303,9 @@ def accuracies(options):
         variant = "" if options.labels == 100 else f"_{options.labels}"
         variant += f"_from{options.first_split}" if options.first_split else ""
         options.out.mkdir(exist_ok=True)
-        path = options.out / f"semi_supervised_{options.method.replace('-', '_')}{variant}.json"
+        path = (
+            options.out / f"semi_supervised_{options.method.replace('-', '_')}{variant}.json"
+        )
         path.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -253,7 +319,13 @@ def ours(arguments, compiled):
     optimizer = torch.optim.Adam(parameters, lr=3e-4, fused=True)  # as fit chooses
     bound = Compiled(objective(), choose=False) if compiled else objective()
     names = dict(zip(("model", "guide"), halves, strict=True))
-    trainer = Trainer(names, bound, [(Player("", bound, parameters), optimizer)], schedules={}, data_size=50_000)
+    trainer = Trainer(
+        names,
+        bound,
+        [(Player("", bound, parameters), optimizer)],
+        schedules={},
+        data_size=50_000,
+    )
 
     def step(_):
         with local_parameters(), pyro.validation_enabled(False):
@@ -263,7 +335,9 @@ def ours(arguments, compiled):
 
 
 def enumerated_by_pyro(arguments, concatenating):
-    """The same pair under Pyro's bound; its tutorial's networks concatenate the image with each of the labels."""
+    """The same pair under Pyro's bound; its tutorial's networks concatenate the image with
+    each of the labels.
+    """
     halves = pair(784, 500, dist.Bernoulli, num_labelled=100, num_unlabelled=49_900)
     for module in (module for half in halves for module in half.modules()):
         if isinstance(module, MLP):
@@ -271,12 +345,19 @@ def enumerated_by_pyro(arguments, concatenating):
     model, guide = halves
 
     def with_labels(x, y, unlabelled):
-        """The objective of eq. 9 as Pyro's tutorials write it: the labels observed once more, with a scale."""
+        """The objective of eq. 9 as Pyro's tutorials write it: the labels observed once more,
+        with a scale.
+        """
         model(x, y, unlabelled)
-        with pyro.plate("classified", 100, subsample=x), pyro.poutine.scale(scale=0.1 * 50_000 / 100):
+        with (
+            pyro.plate("classified", 100, subsample=x),
+            pyro.poutine.scale(scale=0.1 * 50_000 / 100),
+        ):
             pyro.sample("y_classified", guide.classifier(x), obs=y)
 
-    inference = SVI(with_labels, guide, pyro.optim.Adam({"lr": 3e-4}), TraceEnum_ELBO(max_plate_nesting=1))
+    inference = SVI(
+        with_labels, guide, pyro.optim.Adam({"lr": 3e-4}), TraceEnum_ELBO(max_plate_nesting=1)
+    )
 
     def step(_):
         with pyro.validation_enabled(False):
@@ -308,7 +389,9 @@ def step_times(options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("method", choices=[*EPOCHS, "time"])
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--splits", type=int, default=3)
@@ -318,7 +401,11 @@ def main():
     parser.add_argument("--lr", type=float, help="3e-4 if not given, for M1 + M2 1e-3")
     parser.add_argument("--alpha", type=float, help="0.1 if not given, for M1 + M2 1")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--bfloat16", action="store_true", help="networks train in this type; densities never do")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="networks train in this type; densities never do",
+    )
     parser.add_argument("--first-split", type=int, default=0)
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--device", default="auto")

@@ -1,11 +1,13 @@
-"""The time of one training step: ours, eager and compiled, Pyro's SVI, and PyTorch written by hand, plain and compiled.
+"""The time of one training step: ours, eager and compiled, Pyro's SVI, and PyTorch written by
+hand, plain and compiled.
 
     python benchmarks/step_time.py [--rounds 20] [--threads 2] [--device cpu] [--only MLP]
 
-All contestants of a program run in one process and take turns: in a round each takes the steps of a tenth of a second,
-in an order drawn anew, and figures are medians over the rounds. Ratios are taken round by round, so that a change of
-the machine's load hits both sides. The programs are in ``contestants.py``. Results are written to
-``benchmarks/results/step_time.json`` (``step_time_cuda.json``), the picture with ``--picture`` from there.
+All contestants of a program run in one process and take turns: in a round each takes the steps
+of a tenth of a second, in an order drawn anew, and figures are medians over the rounds. Ratios
+are taken round by round, so that a change of the machine's load hits both sides. The programs
+are in ``contestants.py``. Results are written to ``benchmarks/results/step_time.json``
+(``step_time_cuda.json``), the picture with ``--picture`` from there.
 """
 
 import argparse
@@ -56,7 +58,9 @@ def contestants_of(program, device):
         "hand-written, fused Adam": lambda: hand_written(program, device, fused=True),
         HAND_COMPILED: lambda: hand_written(program, device, compiled=True, fused=True),
         EAGER: lambda: ours(program, device),
-        "tarspyro, recorded, not compiled": lambda: ours(program, device, compiled=True, backend="eager"),
+        "tarspyro, recorded, not compiled": lambda: ours(
+            program, device, compiled=True, backend="eager"
+        ),
         COMPILED: lambda: ours(program, device, compiled=True),
     }
     if program.pyro_bound is not None:
@@ -71,15 +75,22 @@ def contestants_of(program, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="programs whose names contain this")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--picture", type=Path, help="only draw the stored results, to this file")
+    parser.add_argument(
+        "--picture", type=Path, help="only draw the stored results, to this file"
+    )
     arguments = parser.parse_args()
-    out = arguments.out or RESULTS / f"step_time{'' if arguments.device == 'cpu' else '_cuda'}.json"
+    out = (
+        arguments.out
+        or RESULTS / f"step_time{'' if arguments.device == 'cpu' else '_cuda'}.json"
+    )
     if arguments.picture:
         return draw(json.loads(out.read_text()), arguments.picture)
     warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
@@ -87,7 +98,11 @@ def main():
     torch.manual_seed(0)
     random.seed(0)
     report = json.loads(out.read_text()) if out.exists() and arguments.only else {"rows": {}}
-    report |= {"machine": _machine(arguments.device), "threads": arguments.threads, "rounds": arguments.rounds}
+    report |= {
+        "machine": _machine(arguments.device),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+    }
     for name, program in PROGRAMS.items():
         if arguments.only not in name:
             continue
@@ -105,7 +120,9 @@ def main():
         row["goals"] = {
             "eager / hand-written": round(ratio(times, EAGER, HAND), 3),
             "compiled / hand-written": round(ratio(times, COMPILED, HAND), 3),
-            "compiled / hand-written torch.compile": round(ratio(times, COMPILED, HAND_COMPILED), 3),
+            "compiled / hand-written torch.compile": round(
+                ratio(times, COMPILED, HAND_COMPILED), 3
+            ),
         }
         if PYRO in times:
             row["goals"]["compiled / Pyro"] = round(ratio(times, COMPILED, PYRO), 3)
@@ -126,7 +143,9 @@ def draw(report, path):
         heights = [row.get(name, {}).get("to hand-written", 0.0) for row in rows.values()]
         ax.bar([place + index / 5 for place in range(len(rows))], heights, 1 / 5, label=name)
     ax.axhline(1.0, color="black", linewidth=0.8)
-    ax.set_xticks([place + 0.3 for place in range(len(rows))], [name.partition(",")[0] for name in rows])
+    ax.set_xticks(
+        [place + 0.3 for place in range(len(rows))], [name.partition(",")[0] for name in rows]
+    )
     ax.tick_params(axis="x", labelrotation=15)
     ax.set_ylabel("time of a step,\nhand-written PyTorch = 1")
     ax.legend(frameon=False)
@@ -136,7 +155,9 @@ def draw(report, path):
 def _machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    return f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    return (
+        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Polyphonic music by a variational recurrent network, trained by the ELBO, IWAE or FIVO (Maddison et al. 2017).
+"""Polyphonic music by a variational recurrent network, trained by the ELBO, IWAE or FIVO
+(Maddison et al. 2017).
 
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py untrained                (20 initial weights: minutes on one core)
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --record           (200 epochs of JSB chorales)
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py untrained                (20 initial
+    weights: minutes on one core) TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo
+        --record           (200 epochs of JSB chorales)
     TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --full --record    (2,000 epochs)
 
-The authors' set-up: an LSTM of 32 units, z of 32 dimensions, networks of one hidden layer of 32 ReLU, features of x
-(less the training mean, where the recurrence reads it) and of z by networks of their own, 88 Bernoullis whose bias is
-the training mean's, scales softplus(a + 0.25), and a guide that sees x_t and h and whose mean is the prior's plus its
-own. Weights start as Glorot and Bengio (2010) draw them. The one difference: their recurrence makes a step on zeros
-before the first, ours starts at zero, which is the same before training.
+The authors' set-up: an LSTM of 32 units, z of 32 dimensions, networks of one hidden layer of
+32 ReLU, features of x (less the training mean, where the recurrence reads it) and of z by
+networks of their own, 88 Bernoullis whose bias is the training mean's, scales softplus(a +
+0.25), and a guide that sees x_t and h and whose mean is the prior's plus its own. Weights
+start as Glorot and Bengio (2010) draw them. The one difference: their recurrence makes a step
+on zeros before the first, ours starts at zero, which is the same before training.
 
-All sequences at their full length; Adam, whose rate falls to 0 over the second half; the weights are those of the epoch
-with the best bound on the validation part. Bounds are in nats for each step: that of each sequence, summed, and
-divided by the steps of all of them. References: the printed values of the authors' code before training, with 4
-particles; and Table 1 of the VSMC-PRC paper, which repeated the experiment with 5 and 8 particles (JSB and Nottingham).
+All sequences at their full length; Adam, whose rate falls to 0 over the second half; the
+weights are those of the epoch with the best bound on the validation part. Bounds are in nats
+for each step: that of each sequence, summed, and divided by the steps of all of them.
+References: the printed values of the authors' code before training, with 4 particles; and
+Table 1 of the VSMC-PRC paper, which repeated the experiment with 5 and 8 particles (JSB and
+Nottingham).
 """
 
 import argparse
@@ -49,7 +54,10 @@ class Features(nn.Module):
     def __init__(self, features, network):
         super().__init__()
         self.features, self.network = features, network
-        self.in_shapes, self.out_features = ((features[0].in_features,), *network.in_shapes[1:]), network.out_features
+        self.in_shapes, self.out_features = (
+            ((features[0].in_features,), *network.in_shapes[1:]),
+            network.out_features,
+        )
 
     def forward(self, first, *others):
         return self.network(self.features(first), *others)
@@ -81,12 +89,17 @@ class Residual(nn.Module):
 
 
 def pair(mean, size):
-    of_x, of_z = (nn.Sequential(nn.Linear(inputs, size), nn.ReLU(), nn.Linear(size, size)) for inputs in (NOTES, size))
+    of_x, of_z = (
+        nn.Sequential(nn.Linear(inputs, size), nn.ReLU(), nn.Linear(size, size))
+        for inputs in (NOTES, size)
+    )
     scale = {"scale": ComposeTransform([AffineTransform(0.25, 1.0), SoftplusTransform()])}
     cell = Recurrence(nn.LSTMCell(2 * size, size), Both(of_x, of_z, mean))
     prior = Conditional(dist.Normal, MLP(size, [size]), size, transforms=scale)
     likelihood = Conditional(dist.Bernoulli, Features(of_z, MLP([size, size], [size])), NOTES)
-    correction = Conditional(dist.Normal, Features(of_x, MLP([size, size], [size])), size, transforms=scale)
+    correction = Conditional(
+        dist.Normal, Features(of_x, MLP([size, size], [size])), size, transforms=scale
+    )
     p, q = models.VRNN(cell, prior, likelihood), guides.VRNN(cell, Residual(prior, correction))
     with torch.no_grad():
         for layer in [*p.modules(), *q.modules()]:
@@ -96,7 +109,9 @@ def pair(mean, size):
             elif isinstance(layer, nn.LSTMCell):
                 bound = math.sqrt(6 / (layer.input_size + 5 * layer.hidden_size))
                 for name, parameter in layer.named_parameters():
-                    nn.init.zeros_(parameter) if "bias" in name else nn.init.uniform_(parameter, -bound, bound)
+                    nn.init.zeros_(parameter) if "bias" in name else nn.init.uniform_(
+                        parameter, -bound, bound
+                    )
                 layer.bias_ih[size : 2 * size] = 1.0  # the forget gate
         likelihood.heads["logits"].bias.copy_(torch.logit(mean, 1e-4))
     return p, q
@@ -105,12 +120,21 @@ def pair(mean, size):
 def bounds(p, q, part, particles):
     """The three bounds in nats a step, with their standard errors over sequences."""
     row = {}
-    for name, (count, threshold) in {"elbo": (1, 0.0), "iwae": (particles, 0.0), "fivo": (particles, 0.5)}.items():
-        found = evaluate.particle_filter(p, q, part, num_particles=count, threshold=threshold, seed=0).log_likelihood
+    for name, (count, threshold) in {
+        "elbo": (1, 0.0),
+        "iwae": (particles, 0.0),
+        "fivo": (particles, 0.5),
+    }.items():
+        found = evaluate.particle_filter(
+            p, q, part, num_particles=count, threshold=threshold, seed=0
+        ).log_likelihood
         steps = part.lengths.to(found.dtype)
         total = found.sum() / steps.sum()
         error = (found - total * steps).std() * len(found) ** 0.5 / steps.sum()
-        row[name] = {"nats a step": round(total.item(), 3), "standard error": round(error.item(), 3)}
+        row[name] = {
+            "nats a step": round(total.item(), 3),
+            "standard error": round(error.item(), 3),
+        }
         row[name]["nats a sequence"] = round(found.mean().item(), 2)
     return row
 
@@ -121,7 +145,9 @@ def untrained(arguments, music):
         torch.manual_seed(seed)
         p, q = pair(music.train.mean(), SIZES[arguments.data])
         rows.append(bounds(p, q, music.test[: arguments.rows], 4))
-    found = {name: torch.tensor([row[name]["nats a step"] for row in rows]) for name in UNTRAINED}
+    found = {
+        name: torch.tensor([row[name]["nats a step"] for row in rows]) for name in UNTRAINED
+    }
     return {
         "initial weights": len(rows),
         "particles": 4,
@@ -133,11 +159,17 @@ def untrained(arguments, music):
 
 
 def trained(arguments, music):
-    parts = {name: getattr(music, name)[: arguments.rows] for name in ("train", "validation", "test")}
+    parts = {
+        name: getattr(music, name)[: arguments.rows]
+        for name in ("train", "validation", "test")
+    }
     p, q = pair(music.train.mean(), SIZES[arguments.data])
     # Compiled steps are made for each shape: few of them.
     multiple = 32 if arguments.compile or arguments.record else 1
-    batches = {name: part.batches(arguments.batch_size, multiple_of=multiple) for name, part in parts.items()}
+    batches = {
+        name: part.batches(arguments.batch_size, multiple_of=multiple)
+        for name, part in parts.items()
+    }
     batches["validation"].shuffle = False
     total = len(batches["train"]) * arguments.epochs
     loss = BOUNDS[arguments.bound](num_particles=arguments.particles)
@@ -169,14 +201,21 @@ def trained(arguments, music):
         "seconds of training": round(sum(history["seconds"]), 1),
         "curves, nats a step": {
             "epoch": [1 + index for index in kept],
-            "training": [round(-history["loss"][index] / steps_of["train"], 3) for index in kept],
-            "validation": [round(-history["validation_loss"][index] / steps_of["validation"], 3) for index in kept],
+            "training": [
+                round(-history["loss"][index] / steps_of["train"], 3) for index in kept
+            ],
+            "validation": [
+                round(-history["validation_loss"][index] / steps_of["validation"], 3)
+                for index in kept
+            ],
         },
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bound", choices=["untrained", *BOUNDS])
     parser.add_argument("--data", choices=list(SIZES), default="jsb_chorales")
     parser.add_argument("--particles", type=int, default=5)
@@ -186,26 +225,50 @@ def main():
     parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate at first")
     parser.add_argument("--seeds", type=int, default=20, help="how many initial weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="compile the steps, minutes for each of their lengths")
-    parser.add_argument("--record", action="store_true", help="record the steps, and run them without a compiler")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the steps, minutes for each of their lengths",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record the steps, and run them without a compiler",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--rows", type=int, help="so many sequences of each part only, to try it; no results are written"
+        "--rows",
+        type=int,
+        help="so many sequences of each part only, to try it; no results are written",
     )
     arguments = parser.parse_args()
     if arguments.epochs is None:
         arguments.epochs = 2000 if arguments.full else 200
     torch.manual_seed(arguments.seed)
-    row = (untrained if arguments.bound == "untrained" else trained)(arguments, polyphonic_music(arguments.data))
-    print(json.dumps({name: value for name, value in row.items() if not name.startswith("curves")}, indent=1))
+    row = (untrained if arguments.bound == "untrained" else trained)(
+        arguments, polyphonic_music(arguments.data)
+    )
+    print(
+        json.dumps(
+            {name: value for name, value in row.items() if not name.startswith("curves")},
+            indent=1,
+        )
+    )
     if arguments.rows is not None:
         return
     name = f"vrnn_{arguments.data}_{arguments.bound}"
     if arguments.bound != "untrained":
-        name += f"_{arguments.particles}" + (f"_{arguments.epochs}epochs" if arguments.epochs != 200 else "")
+        name += f"_{arguments.particles}" + (
+            f"_{arguments.epochs}epochs" if arguments.epochs != 200 else ""
+        )
     if arguments.seed:
         name += f"_seed{arguments.seed}"
-    report = {"seed": arguments.seed, "compile": arguments.compile, "torch": torch.__version__, **row}
+    report = {
+        "seed": arguments.seed,
+        "compile": arguments.compile,
+        "torch": torch.__version__,
+        **row,
+    }
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 

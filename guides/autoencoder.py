@@ -17,8 +17,8 @@ class Autoencoder(StochasticModule):
 
     .. math:: q(z \mid x) = \delta(z - f(x))
 
-    With a corruption it is the encoder of a denoising autoencoder: f sees what the corruption makes of x, while the
-    model scores x itself.
+    With a corruption it is the encoder of a denoising autoencoder: f sees what the corruption
+    makes of x, while the model scores x itself.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -26,11 +26,12 @@ class Autoencoder(StochasticModule):
 
     Arguments:
         encoder: The encoder, such as a ``Deterministic``.
-        corruption: What x goes through first, such as ``MaskingNoise(0.25)``; modules corrupt in training mode alone.
+        corruption: What x goes through first, such as ``MaskingNoise(0.25)``; modules corrupt
+            in training mode alone.
 
     References:
-        Vincent, Larochelle, Bengio and Manzagol (2008), Extracting and Composing Robust Features with Denoising
-        Autoencoders.
+        Vincent, Larochelle, Bengio and Manzagol (2008), Extracting and Composing Robust
+        Features with Denoising Autoencoders.
 
     Example:
         >>> from tarspyro import Deterministic
@@ -47,9 +48,16 @@ class Autoencoder(StochasticModule):
     density = "q"
     factors = {"encoder": "z | x"}
 
-    def __init__(self, encoder: Callable[[Tensor], Any], corruption: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Any],
+        corruption: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.corruption = as_conditional("encoder", encoder), corruption or nn.Identity()
+        self.encoder, self.corruption = (
+            as_conditional("encoder", encoder),
+            corruption or nn.Identity(),
+        )
         if corruption is not None:
             self.factors = {"encoder": "z | x_noisy", "corruption": "x_noisy | x"}
 

@@ -20,14 +20,16 @@ class BayesianRegression(StochasticModule):
 
     - ``w``: the weights, of the posterior's event shape, outside all plates.
 
-    Pyro's own guides pair with the model too: ``AutoNormal(p)``, ``AutoMultivariateNormal(p)``, and ``AutoDelta(p)``
-    for the maximum a posteriori weights.
+    Pyro's own guides pair with the model too: ``AutoNormal(p)``,
+    ``AutoMultivariateNormal(p)``, and ``AutoDelta(p)`` for the maximum a posteriori weights.
 
     Arguments:
-        posterior: The approximate posterior q(w), such as a learned ``Prior``: a distribution without a context.
+        posterior: The approximate posterior q(w), such as a learned ``Prior``: a distribution
+            without a context.
 
     References:
-        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix F.
+        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix
+        F.
 
     Example:
         >>> import pyro.distributions as dist

@@ -13,10 +13,12 @@ class CMMA(ConditionalVAE):
     Sites, in the plate ``data`` of size :math:`B`: ``z``, of the posterior's event shape.
 
     Arguments:
-        posterior: The approximate posterior q(z | x, y), such as a ``Conditional`` whose trunk takes x and y.
+        posterior: The approximate posterior q(z | x, y), such as a ``Conditional`` whose trunk
+            takes x and y.
 
     References:
-        Pandey and Dukkipati (2016), Variational Methods for Conditional Multimodal Deep Learning, arXiv:1603.01801.
+        Pandey and Dukkipati (2016), Variational Methods for Conditional Multimodal Deep
+        Learning, arXiv:1603.01801.
 
     Example:
         >>> import pyro.distributions as dist

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tarspyro.guides.draw import DRAW
-from tarspyro.steps import sequential
+from tarspyro.sequential import sequential
 
 
 class ConditionalDRAW(DRAW):
@@ -16,12 +16,14 @@ class ConditionalDRAW(DRAW):
     .. math:: q(z_{0:T} \mid x, y) = \prod_{t=0}^{T-1} q(z_t \mid g_t), \qquad
               g_t = \mathrm{encoder}(\mathrm{read}(x, \hat{x}_t, h_{t-1}), h_{t-1}, y, g_{t-1})
 
-    The encoder's recurrence is called with what was read, the decoder's hidden units and y (one-hot labels), the
-    decoder's with z and y; all else is as in ``DRAW``, arguments and sites too.
+    The encoder's recurrence is called with what was read, the decoder's hidden units and y
+    (one-hot labels), the decoder's with z and y; all else is as in ``DRAW``, arguments and
+    sites too.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623; Sohn, Lee and Yan
-        (2015), Learning Structured Output Representation using Deep Conditional Generative Models.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623; Sohn, Lee and Yan (2015), Learning Structured Output Representation
+        using Deep Conditional Generative Models.
 
     Example:
         >>> import pyro.distributions as dist
@@ -36,7 +38,11 @@ class ConditionalDRAW(DRAW):
         'q(z_t | g_t) q(g_t | x, y, g_{t-1}, c_{t-1}) q(c_t | z_t, y, c_{t-1})'
     """
 
-    factors = {"posterior": "z_t | g_t", "encoder": "g_t | x, y, g_{t-1}, c_{t-1}", "canvas": "c_t | z_t, y, c_{t-1}"}
+    factors = {
+        "posterior": "z_t | g_t",
+        "encoder": "g_t | x, y, g_{t-1}, c_{t-1}",
+        "canvas": "c_t | z_t, y, c_{t-1}",
+    }
 
     @sequential
     def forward(self, x: Tensor, y: Tensor) -> Any:

@@ -22,10 +22,12 @@ class ConditionalVAE(StochasticModule):
     - ``z``: the latent variable, of the posterior's event shape.
 
     Arguments:
-        posterior: The approximate posterior q(z | x, y), such as a ``Conditional`` whose trunk takes x and y.
+        posterior: The approximate posterior q(z | x, y), such as a ``Conditional`` whose trunk
+            takes x and y.
 
     References:
-        Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep Conditional Generative Models.
+        Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep
+        Conditional Generative Models.
 
     Example:
         >>> import pyro.distributions as dist

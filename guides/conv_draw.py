@@ -8,8 +8,9 @@ from tarspyro.guides.draw import DRAW
 class ConvDRAW(DRAW):
     r"""The inference half of convolutional DRAW, whose states and latent variables are maps.
 
-    It is ``DRAW`` made of other parts, with the same arguments and sites: a ``ConvLSTMCell``, ``ConvRead``, and a
-    posterior whose parameters are convolutions of the encoder's hidden maps.
+    It is ``DRAW`` made of other parts, with the same arguments and sites: a ``ConvLSTMCell``,
+    ``ConvRead``, and a posterior whose parameters are convolutions of the encoder's hidden
+    maps.
 
     References:
         Gregor et al. (2016), Towards Conceptual Compression, arXiv:1604.08772, section 2.2.

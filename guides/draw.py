@@ -13,35 +13,42 @@ from tarspyro.conditional import distribution_mean
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, Recurrence, as_recurrence
-from tarspyro.steps import sequential
+from tarspyro.sequential import sequential
 
 
 class DRAW(StochasticModule):
-    r"""The inference half of DRAW, which looks at the image anew in each step, and at what the canvas still lacks.
+    r"""The inference half of DRAW, which looks at the image anew in each step, and at what the
+    canvas still lacks.
 
     .. math:: q(z_{0:T} \mid x) = \prod_{t=0}^{T-1} q(z_t \mid g_t), \qquad
-              g_t = \mathrm{encoder}(\mathrm{read}(x, \hat{x}_t, h_{t-1}), h_{t-1}, g_{t-1}), \quad
-              \hat{x}_t = x - \mathbb{E}[x \mid c_{t-1}]
+              g_t = \mathrm{encoder}(\mathrm{read}(x, \hat{x}_t, h_{t-1}), h_{t-1}, g_{t-1}),
+              \quad \hat{x}_t = x - \mathbb{E}[x \mid c_{t-1}]
 
-    The decoder's hidden units h and the canvas c are functions of the draws, as in the model. Sites, in the plate
-    ``data`` of size :math:`B`:
+    The decoder's hidden units h and the canvas c are functions of the draws, as in the model.
+    Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z_{t}``: the latent variable, of the posterior's event shape, for t from 0 to T - 1.
 
     Arguments:
-        posterior: The approximate posterior q(z_t | g_t), such as a ``Conditional`` of the encoder's hidden units.
-        encoder: The encoder's recurrence, called with what was read and the decoder's hidden units.
-        read: What is read, from x, the error image and the decoder's hidden units, such as ``AttentionRead``.
+        posterior: The approximate posterior q(z_t | g_t), such as a ``Conditional`` of the
+            encoder's hidden units.
+        encoder: The encoder's recurrence, called with what was read and the decoder's hidden
+            units.
+        read: What is read, from x, the error image and the decoder's hidden units, such as
+            ``AttentionRead``.
         canvas: The canvas with the decoder that paints on it, the same module as the model's.
-        likelihood: The likelihood p(x | c), the same module as the model's. With logits as canvas its mean is
+        likelihood: The likelihood p(x | c), the same module as the model's. With logits as
+            canvas its mean is
             :math:`\sigma(c)`, as in the paper.
         steps: T, the number of steps.
 
     Raises:
-        ValueError: If ``steps`` is below 1; when called, if x has another shape than the likelihood draws.
+        ValueError: If ``steps`` is below 1; when called, if x has another shape than the
+            likelihood draws.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 3 to 8.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eqs. 3 to 8.
 
     Example:
         >>> import pyro.distributions as dist
@@ -51,14 +58,19 @@ class DRAW(StochasticModule):
         >>> likelihood = Conditional(dist.Bernoulli, Unchanged((1, 8, 8)), 64)
         >>> read, encoder = AttentionRead(32, (1, 8, 8), size=2), Recurrence(nn.LSTMCell(8 + 32, 32))
         >>> DRAW(Conditional(dist.Normal, MLP(32, []), 10), encoder, read, canvas, likelihood, steps=4)
-        DRAW: q(z_t, g_t, c_t | x, g_{t-1}, c_{t-1}) = q(z_t | g_t) q(g_t | x, g_{t-1}, c_{t-1}) q(c_t | z_t, c_{t-1})
+        DRAW: q(z_t, g_t, c_t | x, g_{t-1}, c_{t-1}) = q(z_t | g_t) q(g_t | x, g_{t-1},
+            c_{t-1}) q(c_t | z_t, c_{t-1})
           posterior: q(z_t | g_t) = Normal(loc, scale) of shape (10,) from MLP(32)
           encoder: q(g_t | x, g_{t-1}, c_{t-1}) = LSTMCell(40, 32)
           canvas: q(c_t | z_t, c_{t-1}) = AttentionWrite(3x3 on 1x8x8) after LSTMCell(10, 32)
     """
 
     density = "q"
-    factors = {"posterior": "z_t | g_t", "encoder": "g_t | x, g_{t-1}, c_{t-1}", "canvas": "c_t | z_t, c_{t-1}"}
+    factors = {
+        "posterior": "z_t | g_t",
+        "encoder": "g_t | x, g_{t-1}, c_{t-1}",
+        "canvas": "c_t | z_t, c_{t-1}",
+    }
 
     def __init__(
         self,
@@ -72,7 +84,10 @@ class DRAW(StochasticModule):
         super().__init__()
         self.posterior = as_conditional("posterior", posterior)
         self.likelihood = as_conditional("likelihood", likelihood)
-        self.encoder, self.canvas = as_recurrence("encoder", encoder), as_recurrence("canvas", canvas)
+        self.encoder, self.canvas = (
+            as_recurrence("encoder", encoder),
+            as_recurrence("canvas", canvas),
+        )
         self.read = read
         self.steps = as_count("steps", steps)
 
@@ -82,8 +97,13 @@ class DRAW(StochasticModule):
         return (yield from self.look(x))
 
     def look(self, x: Tensor, *given: Tensor) -> Generator[Any, Any, None]:
-        """Yields the states of the canvas and the encoder before each step and after the last one."""
-        data, state = pyro.plate("data", len(x)), (self.canvas.initial(len(x)), self.encoder.initial(len(x)))
+        """Yields the states of the canvas and the encoder before each step and after the last
+        one.
+        """
+        data, state = (
+            pyro.plate("data", len(x)),
+            (self.canvas.initial(len(x)), self.encoder.initial(len(x))),
+        )
         for t in range(self.steps):
             painting, memory = yield state
             h = self.canvas.hidden(painting)

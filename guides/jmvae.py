@@ -8,8 +8,9 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import as_conditional
-from tarspyro.modules import StochasticModule, layers_of, modalities_of
+from tarspyro.modules import StochasticModule, layers_of
 
 
 class JMVAE(StochasticModule):
@@ -17,9 +18,10 @@ class JMVAE(StochasticModule):
 
     .. math:: q(z \mid x_1, \dots, x_M) \quad \text{and, of one modality alone,} \quad q_m(z \mid x_m)
 
-    Which of them answers depends on what is given: all modalities ask the joint one; a single one asks its own, where
-    there is one; what else is missing goes into the joint one as zeros, whether it is None or a mask leaves it out.
-    Without ``posteriors`` this is JMVAE-zero. With them it is JMVAE-kl, and ``ModalityKL`` trains them:
+    Which of them answers depends on what is given: all modalities ask the joint one; a single
+    one asks its own, where there is one; what else is missing goes into the joint one as
+    zeros, whether it is None or a mask leaves it out. Without ``posteriors`` this is
+    JMVAE-zero. With them it is JMVAE-kl, and ``ModalityKL`` trains them:
 
     .. math:: \mathcal{L} - \alpha \sum_m \mathrm{KL}(q(z \mid x_1, \dots, x_M) \,\|\, q_m(z \mid x_m))
 
@@ -28,16 +30,19 @@ class JMVAE(StochasticModule):
     - ``z``: the latent variable, of the posteriors' event shape.
 
     Arguments:
-        posterior: The approximate posterior q(z | x_1, ..., x_M), such as a ``Conditional`` whose trunk takes all of
-            them. A trunk that tells their shapes, ``in_shapes``, as ``MLP`` does, lets them be missing.
-        posteriors: The approximate posteriors q_1(z | x_1), ..., q_M(z | x_M), such as ``Conditional`` modules.
+        posterior: The approximate posterior q(z | x_1, ..., x_M), such as a ``Conditional``
+            whose trunk takes all of them. A trunk that tells their shapes, ``in_shapes``, as
+            ``MLP`` does, lets them be missing.
+        posteriors: The approximate posteriors q_1(z | x_1), ..., q_M(z | x_M), such as
+            ``Conditional`` modules.
 
     Raises:
         TypeError: If ``posteriors`` is not a list of modules.
         ValueError: When called, if a modality is missing whose shape is not known, or all are.
 
     References:
-        Suzuki, Nakayama and Matsuo (2016), Joint Multimodal Learning with Deep Generative Models, arXiv:1611.01891.
+        Suzuki, Nakayama and Matsuo (2016), Joint Multimodal Learning with Deep Generative
+        Models, arXiv:1611.01891.
 
     Example:
         >>> import pyro.distributions as dist
@@ -46,20 +51,26 @@ class JMVAE(StochasticModule):
         >>> image, label = Conditional(dist.Normal, MLP(64, [32]), 2), Conditional(dist.Normal, MLP(10, [8]), 2)
         >>> JMVAE(Conditional(dist.Normal, MLP([64, 10], [32]), 2), [image, label])
         JMVAE: q(z | x_1, x_2)
-          posterior: q(z | x_1, x_2) = Normal(loc, scale) of shape (2,) from MLP(74 -> 32, ReLU)
-          posteriors.0: q_1(z | x_1) = Normal(loc, scale) of shape (2,) from MLP(64 -> 32, ReLU)
-          posteriors.1: q_2(z | x_2) = Normal(loc, scale) of shape (2,) from MLP(10 -> 8, ReLU)
+          posterior: q(z | x_1, x_2) = Normal(loc, scale) of shape (2,) from MLP(74 -> 32,
+              ReLU)
+          posteriors.0: q_1(z | x_1) = Normal(loc, scale) of shape (2,) from MLP(64 -> 32,
+          ReLU) posteriors.1: q_2(z | x_2) = Normal(loc, scale) of shape (2,) from MLP(10 -> 8,
+          ReLU)
     """
 
     density = "q"
 
-    def __init__(self, posterior: Callable[..., Any], posteriors: Sequence[nn.Module] | None = None) -> None:
+    def __init__(
+        self, posterior: Callable[..., Any], posteriors: Sequence[nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.posterior = as_conditional("posterior", posterior)
         self.posteriors = layers_of("posteriors", [] if posteriors is None else posteriors)
         self.shapes = getattr(getattr(posterior, "trunk", posterior), "in_shapes", None)
         count = len(self.posteriors or self.shapes or ())
-        self.factors = {"posterior": f"z | {', '.join(f'x_{m + 1}' for m in range(count)) or 'x'}"}
+        self.factors = {
+            "posterior": f"z | {', '.join(f'x_{m + 1}' for m in range(count)) or 'x'}"
+        }
 
     def forward(self, *data: Tensor | None) -> Tensor:
         """Samples z given the modalities that are not None."""
@@ -75,11 +86,16 @@ class JMVAE(StochasticModule):
 
     def _with_zeros(self, x: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
         if self.shapes is None and any(value is None for value in x):
-            raise ValueError("posterior does not tell the shapes of its inputs (in_shapes of its trunk): give zeros.")
+            raise ValueError(
+                "posterior does not tell the shapes of its inputs (in_shapes of its trunk): give zeros."
+            )
         shapes = self.shapes or [()] * len(x)
         zeros = [like.new_zeros(len(like), *shape) for shape in shapes]
         return [zeros[m] if value is None else value for m, value in enumerate(x)]
 
     def __repr__(self) -> str:
-        own = [f"\n  posteriors.{m}: q_{m + 1}(z | x_{m + 1}) = {part}" for m, part in enumerate(self.posteriors)]
+        own = [
+            f"\n  posteriors.{m}: q_{m + 1}(z | x_{m + 1}) = {part}"
+            for m, part in enumerate(self.posteriors)
+        ]
         return super().__repr__() + "".join(own)

@@ -12,33 +12,40 @@ from tarspyro.modules import StochasticModule, layers_of
 
 
 class LadderVAE(StochasticModule):
-    r"""The inference half of a ladder variational autoencoder: up without draws, then down as the model draws.
+    r"""The inference half of a ladder variational autoencoder: up without draws, then down as
+    the model draws.
 
     .. math:: q(z_1, \dots, z_L \mid x) = q(z_L \mid x) \, q(z_{L-1} \mid z_L, x) \cdots q(z_1 \mid z_2, x)
 
-    A pass upwards computes features of the data, and from those of each layer a Normal :math:`\hat q_i`. On the way
-    down it is merged with what the model expects of the layer, weighted by the precisions:
+    A pass upwards computes features of the data, and from those of each layer a Normal
+    :math:`\hat q_i`. On the way down it is merged with what the model expects of the layer,
+    weighted by the precisions:
 
     .. math:: d_0 = x, \quad d_i = \mathrm{encoder}_i(d_{i-1}), \qquad q(z_L \mid x) = \hat q_L(z_L \mid d_L), \quad
               q(z_i \mid z_{i+1}, x) \propto \hat q_i(z_i \mid d_i) \, p(z_i \mid z_{i+1})
 
-    The layers are drawn in the model's order, so that the ELBO takes the KL of every layer in closed form. The paper
-    trains with batch normalization, ``MLP(..., normalization=nn.BatchNorm1d)``, and warm-up,
-    ``fit(..., schedules={"beta": lambda step: min(1.0, step / num_steps)})``.
+    The layers are drawn in the model's order, so that the ELBO takes the KL of every layer in
+    closed form. The paper trains with batch normalization, ``MLP(...,
+    normalization=nn.BatchNorm1d)``, and warm-up, ``fit(..., schedules={"beta": lambda step:
+    min(1.0, step / num_steps)})``.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
-    - ``z_L``, ..., ``z_1``: the latent variables, of the posteriors' event shapes; ``z_1`` is nearest the data.
+    - ``z_L``, ..., ``z_1``: the latent variables, of the posteriors' event shapes; ``z_1`` is
+      nearest the data.
 
     Arguments:
         encoders: The networks of the pass upwards, that of :math:`d_1` first: any modules.
-        posteriors: The Normal distributions :math:`\hat q_1, \dots, \hat q_L`, such as ``Conditional`` modules;
-            linear in the features in the paper, ``Conditional(Normal, MLP(512, []), 64)``.
-        conditionals: The layers p(z_1 | z_2), ..., p(z_{L-1} | z_L) of the model, themselves and no copies.
+        posteriors: The Normal distributions :math:`\hat q_1, \dots, \hat q_L`, such as
+            ``Conditional`` modules; linear in the features in the paper, ``Conditional(Normal,
+            MLP(512, []), 64)``.
+        conditionals: The layers p(z_1 | z_2), ..., p(z_{L-1} | z_L) of the model, themselves
+            and no copies.
 
     Raises:
         TypeError: If an argument is not a list of modules.
-        ValueError: If their lengths are not L, L and L - 1; when called, if a distribution to merge is not Normal.
+        ValueError: If their lengths are not L, L and L - 1; when called, if a distribution to
+            merge is not Normal.
 
     References:
         Sonderby et al. (2016), Ladder Variational Autoencoders, arXiv:1602.02282, section 2.1.
@@ -63,10 +70,16 @@ class LadderVAE(StochasticModule):
     density = "q"
 
     def __init__(
-        self, encoders: Sequence[nn.Module], posteriors: Sequence[nn.Module], conditionals: Sequence[nn.Module]
+        self,
+        encoders: Sequence[nn.Module],
+        posteriors: Sequence[nn.Module],
+        conditionals: Sequence[nn.Module],
     ) -> None:
         super().__init__()
-        self.encoders, self.posteriors = layers_of("encoders", encoders), layers_of("posteriors", posteriors)
+        self.encoders, self.posteriors = (
+            layers_of("encoders", encoders),
+            layers_of("posteriors", posteriors),
+        )
         self.conditionals = layers_of("conditionals", conditionals)
         top = len(self.posteriors)
         if not top or len(self.encoders) != top or len(self.conditionals) != top - 1:
@@ -74,7 +87,10 @@ class LadderVAE(StochasticModule):
                 f"encoders and posteriors must be as many as layers, and conditionals one fewer, got "
                 f"{len(self.encoders)}, {top} and {len(self.conditionals)}."
             )
-        merged = {f"posteriors.{i - 1} * conditionals.{i - 1}": f"z_{i} | z_{i + 1}, x" for i in range(top - 1, 0, -1)}
+        merged = {
+            f"posteriors.{i - 1} * conditionals.{i - 1}": f"z_{i} | z_{i + 1}, x"
+            for i in range(top - 1, 0, -1)
+        }
         self.factors = {f"posteriors.{top - 1}": f"z_{top} | x", **merged}
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -87,6 +103,8 @@ class LadderVAE(StochasticModule):
             draws = [pyro.sample(f"z_{top}", self.posteriors[-1](features[-1]))]
             for i in range(top - 1, 0, -1):
                 expected = self.conditionals[i - 1](draws[-1])
-                merged = ProductOfExperts([self.posteriors[i - 1](features[i])], prior=expected)
+                merged = ProductOfExperts(
+                    [self.posteriors[i - 1](features[i])], prior=expected
+                )
                 draws.append(pyro.sample(f"z_{i}", merged))
         return draws[::-1]

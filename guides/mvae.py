@@ -10,41 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_choice
+from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import MixtureOfExperts, ProductOfExperts, as_prior
-from tarspyro.modules import StochasticModule, layers_of, modalities_of
+from tarspyro.modules import StochasticModule, layers_of
 
 
 class MVAE(StochasticModule):
-    r"""The inference half of a multimodal variational autoencoder: one expert for each modality, combined.
+    r"""The inference half of a multimodal variational autoencoder: one expert for each
+    modality, combined.
 
     The product of those that are present and the prior,
 
     .. math:: q(z \mid x_1, \dots, x_M) \propto p(z) \prod_{m \text{ present}} q_m(z \mid x_m),
 
-    is Normal and has its KL in closed form. Where the experts are to be good alone, train them alone too: see
-    ``ModalitySubsets``. The mixture (MMVAE)
+    is Normal and has its KL in closed form. Where the experts are to be good alone, train them
+    alone too: see ``ModalitySubsets``. The mixture (MMVAE)
 
     .. math:: q(z \mid x_1, \dots, x_M) = \frac{1}{\#\text{present}} \sum_{m \text{ present}} q_m(z \mid x_m)
 
-    draws from one expert, and is weighted by the density of all: with ``IWAE`` the bound that is not stratified, which
-    is the tighter one. Rows without any modality have the prior.
+    draws from one expert, and is weighted by the density of all: with ``IWAE`` the bound that
+    is not stratified, which is the tighter one. Rows without any modality have the prior.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z``: the latent variable, of the posteriors' event shape.
 
     Arguments:
-        posteriors: The experts q_1(z | x_1), ..., q_M(z | x_M), which are Normal, such as ``Conditional`` modules.
+        posteriors: The experts q_1(z | x_1), ..., q_M(z | x_M), which are Normal, such as
+            ``Conditional`` modules.
         prior: The prior p(z) of the model, itself and no copy; Normal.
         experts: How they are combined, as ``"product"`` or as ``"mixture"``.
 
     Raises:
         TypeError: If ``posteriors`` is not a list of modules.
-        ValueError: If ``experts`` is neither; when called, if a distribution is not Normal or all modalities are None.
+        ValueError: If ``experts`` is neither; when called, if a distribution is not Normal or
+            all modalities are None.
 
     References:
-        Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised Learning, arXiv:1802.05335;
-        Shi et al. (2019), Variational Mixture-of-Experts Autoencoders, arXiv:1911.03393.
+        Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised
+        Learning, arXiv:1802.05335; Shi et al. (2019), Variational Mixture-of-Experts
+        Autoencoders, arXiv:1911.03393.
 
     Example:
         >>> import pyro.distributions as dist
@@ -61,10 +66,16 @@ class MVAE(StochasticModule):
 
     density = "q"
 
-    def __init__(self, posteriors: Sequence[nn.Module], prior: Any, experts: str = "product") -> None:
+    def __init__(
+        self, posteriors: Sequence[nn.Module], prior: Any, experts: str = "product"
+    ) -> None:
         super().__init__()
         check_choice("experts", experts, ("product", "mixture"))
-        self.posteriors, self.prior, self.experts = layers_of("posteriors", posteriors), as_prior(prior), experts
+        self.posteriors, self.prior, self.experts = (
+            layers_of("posteriors", posteriors),
+            as_prior(prior),
+            experts,
+        )
         parts = [f"posteriors.{m}" for m in range(len(self.posteriors))]
         combined = " + ".join(parts) if experts == "mixture" else " * ".join([*parts, "prior"])
         self.factors = {combined: f"z | {', '.join(f'x_{m + 1}' for m in range(len(parts)))}"}
@@ -78,7 +89,9 @@ class MVAE(StochasticModule):
         rows = [row for m, _ in given if (row := present[m]) is not None]
         with pyro.plate("data", len(given[0][1])):
             experts = [self.posteriors[m](value) for m, value in given]
-            return pyro.sample("z", self._combined(experts, torch.stack(rows) if rows else None))
+            return pyro.sample(
+                "z", self._combined(experts, torch.stack(rows) if rows else None)
+            )
 
     def _combined(self, experts: Sequence[Any], mask: Tensor | None) -> Any:
         if self.experts == "product":
@@ -86,4 +99,6 @@ class MVAE(StochasticModule):
         if mask is None:
             return MixtureOfExperts(experts)
         count = mask.sum(0)
-        return MixtureOfExperts(experts, self.prior(), torch.cat([mask / count.clamp(min=1), (count == 0)[None]]))
+        return MixtureOfExperts(
+            experts, self.prior(), torch.cat([mask / count.clamp(min=1), (count == 0)[None]])
+        )

@@ -14,30 +14,35 @@ from tarspyro.modules import StochasticModule
 
 
 class SemiSupervisedVAE(StochasticModule):
-    r"""The inference half of a semi-supervised variational autoencoder (M2), with a classifier.
+    r"""The inference half of a semi-supervised variational autoencoder (M2), with a
+    classifier.
 
     .. math:: q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
 
-    Where labels are missing, a classifier of one-hot vectors has them summed out by the ``ELBO`` (and drawn by other
-    bounds); one of points of the simplex, such as ``GumbelSoftmax``, has them drawn with a derivative. Given labels
-    train it under ``infer.SemiSupervised``.
+    Where labels are missing, a classifier of one-hot vectors has them summed out by the
+    ``ELBO`` (and drawn by other bounds); one of points of the simplex, such as
+    ``GumbelSoftmax``, has them drawn with a derivative. Given labels train it under
+    ``infer.SemiSupervised``.
 
     Sites:
 
-    - ``y``: the label, of K classes, where it is not given; ``z``: the latent variable; in the plate ``labelled``
-      where labels are given, else in the plate ``unlabelled``;
-    - ``y_unlabelled``, ``z_unlabelled``: the same of the rows ``unlabelled``, in the plate ``unlabelled``.
+    - ``y``: the label, of K classes, where it is not given; ``z``: the latent variable; in the
+      plate ``labelled`` where labels are given, else in the plate ``unlabelled``;
+    - ``y_unlabelled``, ``z_unlabelled``: the same of the rows ``unlabelled``, in the plate
+      ``unlabelled``.
 
     Arguments:
-        classifier: The classifier q(y | x), such as a ``Conditional`` of the family ``OneHotCategorical``.
-        posterior: The approximate posterior q(z | x, y), such as one with the trunk ``MLP([784, 10], [500])``.
+        classifier: The classifier q(y | x), such as a ``Conditional`` of the family
+            ``OneHotCategorical``.
+        posterior: The approximate posterior q(z | x, y), such as one with the trunk
+            ``MLP([784, 10], [500])``.
         num_labelled: See the model.
         num_unlabelled: See the model.
         enumerate: Whether labels may be summed out; False draws them under every bound.
 
     References:
-        Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models,
-        arXiv:1406.5298.
+        Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep
+        Generative Models, arXiv:1406.5298.
 
     Example:
         >>> import pyro.distributions as dist
@@ -46,7 +51,8 @@ class SemiSupervisedVAE(StochasticModule):
         >>> classifier = Conditional(dist.OneHotCategorical, MLP(64, [32]), 10)
         >>> SemiSupervisedVAE(classifier, Conditional(dist.Normal, MLP([64, 10], [32]), 2))
         SemiSupervisedVAE: q(y, z | x) = q(y | x) q(z | x, y)
-          classifier: q(y | x) = OneHotCategorical(logits) of shape (10,) from MLP(64 -> 32, ReLU)
+          classifier: q(y | x) = OneHotCategorical(logits) of shape (10,) from MLP(64 -> 32,
+              ReLU)
           posterior: q(z | x, y) = Normal(loc, scale) of shape (2,) from MLP(74 -> 32, ReLU)
     """
 
@@ -70,11 +76,16 @@ class SemiSupervisedVAE(StochasticModule):
         self.enumerate = enumerate
 
     def forward(
-        self, x: Tensor | None = None, y: Tensor | None = None, unlabelled: Tensor | None = None
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        unlabelled: Tensor | None = None,
     ) -> Tensor | None:
         """Samples z given x and y, and y given x where it is not given."""
         if unlabelled is not None:
-            with pyro.plate("unlabelled", max(self.num_unlabelled, len(unlabelled)), subsample=unlabelled):
+            with pyro.plate(
+                "unlabelled", max(self.num_unlabelled, len(unlabelled)), subsample=unlabelled
+            ):
                 self.latent(unlabelled, suffix="_unlabelled")
         if x is None:
             return None
@@ -89,5 +100,7 @@ class SemiSupervisedVAE(StochasticModule):
         if y is None:
             classes = self.classifier(x)
             summed = self.enumerate and classes.has_enumerate_support
-            y = pyro.sample(f"y{suffix}", classes, infer={"enumerate": "parallel"} if summed else None)
+            y = pyro.sample(
+                f"y{suffix}", classes, infer={"enumerate": "parallel"} if summed else None
+            )
         return pyro.sample(f"z{suffix}", self.posterior(x, y))

@@ -17,12 +17,14 @@ class VAE(StochasticModule):
 
     .. math:: q(z \mid x)
 
-    With a corruption :math:`q(\tilde{x} \mid x)` it is that of a denoising variational autoencoder, whose ELBO
+    With a corruption :math:`q(\tilde{x} \mid x)` it is that of a denoising variational
+    autoencoder, whose ELBO
 
     .. math:: \mathbb{E}_{q(\tilde{x} \mid x)} \mathbb{E}_{q(z \mid \tilde{x})}
               [\log p(x, z) - \log q(z \mid \tilde{x})] \le \log p(x)
 
-    has the code of a corrupted x and the likelihood of x itself. (Im et al. 2017, arXiv:1511.06406.)
+    has the code of a corrupted x and the likelihood of x itself. (Im et al. 2017,
+    arXiv:1511.06406.)
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -30,7 +32,8 @@ class VAE(StochasticModule):
 
     Arguments:
         posterior: The approximate posterior q(z | x), such as a ``Conditional``.
-        corruption: What x goes through first, such as ``GaussianNoise(0.3)``; modules corrupt in training mode alone.
+        corruption: What x goes through first, such as ``GaussianNoise(0.3)``; modules corrupt
+            in training mode alone.
 
     References:
         Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114.
@@ -48,10 +51,15 @@ class VAE(StochasticModule):
     factors = {"posterior": "z | x"}
 
     def __init__(
-        self, posterior: Callable[[Tensor], Any], corruption: Callable[[Tensor], Tensor] | None = None
+        self,
+        posterior: Callable[[Tensor], Any],
+        corruption: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.posterior, self.corruption = as_conditional("posterior", posterior), corruption or nn.Identity()
+        self.posterior, self.corruption = (
+            as_conditional("posterior", posterior),
+            corruption or nn.Identity(),
+        )
         if corruption is not None:
             self.factors = {"posterior": "z | x_noisy", "corruption": "x_noisy | x"}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
-from tarspyro.steps import sequence_plate, sequential
+from tarspyro.sequential import sequence_plate, sequential
 
 
 class VRNN(StochasticModule):
@@ -20,18 +20,19 @@ class VRNN(StochasticModule):
     .. math:: q(z_{0:T} \mid x_{0:T}) = \prod_{t=0}^{T-1} q(z_t \mid x_t, h_{t-1}), \qquad
               h_t = \mathrm{cell}(x_t, z_t, h_{t-1})
 
-    It draws z_t from what has been seen so far, which is what a particle filter proposes from. Sites, in the plate
-    ``data`` of size :math:`B`, for t from 0 to T - 1:
+    It draws z_t from what has been seen so far, which is what a particle filter proposes from.
+    Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the posterior's event shape.
 
     Arguments:
         cell: The recurrence, the same module as the model's.
-        posterior: The approximate posterior q(z_t | x_t, h), such as a ``Conditional`` whose trunk takes x_t and the
-            cell's hidden units.
+        posterior: The approximate posterior q(z_t | x_t, h), such as a ``Conditional`` whose
+            trunk takes x_t and the cell's hidden units.
 
     References:
-        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data, arXiv:1506.02216, eqs. 9 and 10.
+        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data,
+        arXiv:1506.02216, eqs. 9 and 10.
 
     Example:
         >>> import pyro.distributions as dist
@@ -40,7 +41,8 @@ class VRNN(StochasticModule):
         >>> from tarspyro.nn import MLP
         >>> VRNN(Recurrence(nn.GRUCell(88 + 16, 32)), Conditional(dist.Normal, MLP([88, 32], [32]), 16))
         VRNN: q(z_t, h_t | x_t, h_{t-1}) = q(z_t | x_t, h_{t-1}) q(h_t | x_t, z_t, h_{t-1})
-          posterior: q(z_t | x_t, h_{t-1}) = Normal(loc, scale) of shape (16,) from MLP(120 -> 32, ReLU)
+          posterior: q(z_t | x_t, h_{t-1}) = Normal(loc, scale) of shape (16,) from MLP(120 ->
+              32, ReLU)
           cell: q(h_t | x_t, z_t, h_{t-1}) = GRUCell(104, 32)
     """
 
@@ -49,7 +51,10 @@ class VRNN(StochasticModule):
 
     def __init__(self, cell: Recurrence, posterior: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.cell, self.posterior = as_recurrence("cell", cell), as_conditional("posterior", posterior)
+        self.cell, self.posterior = (
+            as_recurrence("cell", cell),
+            as_conditional("posterior", posterior),
+        )
 
     @sequential
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:

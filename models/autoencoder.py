@@ -20,9 +20,10 @@ class Autoencoder(StochasticModule):
 
     .. math:: p(x \mid z)
 
-    The code z has an improper flat prior of density one, so that with a deterministic encoder f the ELBO is the
-    autoencoder's objective, :math:`\log p(x \mid f(x))` in nats per data point. A flat prior cannot be drawn from:
-    to decode, condition on z (``pyro.condition(p, {"z": z})(batch_size=len(z))``).
+    The code z has an improper flat prior of density one, so that with a deterministic encoder
+    f the ELBO is the autoencoder's objective, :math:`\log p(x \mid f(x))` in nats per data
+    point. A flat prior cannot be drawn from: to decode, condition on z (``pyro.condition(p,
+    {"z": z})(batch_size=len(z))``).
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -45,15 +46,22 @@ class Autoencoder(StochasticModule):
     density = "p"
     factors = {"likelihood": "x | z"}
 
-    def __init__(self, likelihood: Callable[[Tensor], Any], code_shape: int | tuple[int, ...]) -> None:
+    def __init__(
+        self, likelihood: Callable[[Tensor], Any], code_shape: int | tuple[int, ...]
+    ) -> None:
         super().__init__()
-        self.likelihood, self.code_shape = as_conditional("likelihood", likelihood), as_shape("code_shape", code_shape)
+        self.likelihood, self.code_shape = (
+            as_conditional("likelihood", likelihood),
+            as_shape("code_shape", code_shape),
+        )
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Decodes z and observes x; z must come from a guide or a condition."""
         with pyro.plate("data", batch_size if x is None else len(x)):
             flat = dist.ImproperUniform(
-                constraints.independent(constraints.real, len(self.code_shape)), (), self.code_shape
+                constraints.independent(constraints.real, len(self.code_shape)),
+                (),
+                self.code_shape,
             )
             z = pyro.sample("z", flat)
             return pyro.sample("x", self.likelihood(z), obs=x)

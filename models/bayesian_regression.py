@@ -12,16 +12,18 @@ from torch import Tensor
 
 from tarspyro.arguments import as_count
 from tarspyro.distributions import as_conditional, as_prior
-from tarspyro.modules import StochasticModule, evaluating, local_parameters
+from tarspyro.modules import StochasticModule
+from tarspyro.scopes import evaluating, local_parameters
 
 
 class BayesianRegression(StochasticModule):
-    r"""A regression, or a classification, whose weights have a prior: a Bayesian neural network.
+    r"""A regression, or a classification, whose weights have a prior: a Bayesian neural
+    network.
 
     .. math:: p(y, w \mid x) = p(w) \prod_{n=1}^N p(y_n \mid x_n, w)
 
-    The weights w belong to no data point, so that a batch of B rows is a subsample of the N: its log-likelihood counts
-    N / B times, and a bound is one of the whole data set. Sites:
+    The weights w belong to no data point, so that a batch of B rows is a subsample of the N:
+    its log-likelihood counts N / B times, and a bound is one of the whole data set. Sites:
 
     - ``w``: the weights, of the prior's event shape, outside all plates;
     - ``y``: the target, of the likelihood's event shape, in the plate ``data``.
@@ -35,8 +37,9 @@ class BayesianRegression(StochasticModule):
         ValueError: If ``num_data`` is below one.
 
     References:
-        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix F; Li and Turner (2016),
-        Renyi Divergence Variational Inference, arXiv:1602.02311, section 5.1.
+        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix
+        F; Li and Turner (2016), Renyi Divergence Variational Inference, arXiv:1602.02311,
+        section 5.1.
 
     Example:
         >>> import torch
@@ -47,7 +50,8 @@ class BayesianRegression(StochasticModule):
         >>> p = BayesianRegression(default_prior(dist.Normal, likelihood.num_weights), likelihood, num_data=927)
         >>> p
         BayesianRegression: p(y, w | x) = p(y | x, w) p(w)
-          likelihood: p(y | x, w) = Normal(loc, scale=0.1) of shape () from MLP(8 -> 50, ReLU), 501 random weights
+          likelihood: p(y | x, w) = Normal(loc, scale=0.1) of shape () from MLP(8 -> 50, ReLU),
+              501 random weights
           prior: p(w) = Normal(loc=0, scale=1) of shape (501,)
         >>> p(torch.zeros(5, 8)).shape
         torch.Size([5])
@@ -56,7 +60,9 @@ class BayesianRegression(StochasticModule):
     density = "p"
     factors = {"likelihood": "y | x, w", "prior": "w"}
 
-    def __init__(self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any], num_data: int) -> None:
+    def __init__(
+        self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any], num_data: int
+    ) -> None:
         super().__init__()
         self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         self.num_data = as_count("num_data", num_data)
@@ -68,7 +74,8 @@ class BayesianRegression(StochasticModule):
             return pyro.sample("y", self.likelihood(x, w), obs=y)
 
     def predictive(self, guide: Callable[..., Any], x: Tensor, num_samples: int = 100) -> Any:
-        r"""Returns the posterior predictive distribution of each data point, a mixture over draws of the weights.
+        r"""Returns the posterior predictive distribution of each data point, a mixture over
+        draws of the weights.
 
         .. math:: p(y \mid x) \approx \frac{1}{S} \sum_{s=1}^S p(y \mid x, w_s), \qquad w_s \sim q(w)
 

@@ -6,26 +6,30 @@ from tarspyro.models.conditional_vae import ConditionalVAE
 
 
 class ConditionalGAN(ConditionalVAE):
-    r"""The generator of a conditional generative adversarial network, a model of the same form as ``ConditionalVAE``.
+    r"""The generator of a conditional generative adversarial network, a model of the same form
+    as ``ConditionalVAE``.
 
     .. math:: p(x, z \mid y) = p(x \mid z, y) \, p(z), \qquad p(x \mid z, y) = \delta(x - G(z, y))
 
-    The condition y (one-hot labels, an image to be translated) is no site: ``infer.Adversarial`` shows it to the
-    discriminator too. Sites, in the plate ``data`` of size :math:`B`:
+    The condition y (one-hot labels, an image to be translated) is no site:
+    ``infer.Adversarial`` shows it to the discriminator too. Sites, in the plate ``data`` of
+    size :math:`B`:
 
     - ``z``: the noise, of the prior's event shape;
     - ``x``: what is generated, of the likelihood's event shape.
 
     Arguments:
-        prior: The law of the noise p(z): a distribution or a ``Prior``, or a ``Conditional`` of y.
+        prior: The law of the noise p(z): a distribution or a ``Prior``, or a ``Conditional``
+            of y.
         likelihood: The generator, such as a ``Deterministic`` whose trunk takes z and y.
 
     Raises:
         ValueError: When called, if y is not given.
 
     References:
-        Mirza and Osindero (2014), Conditional Generative Adversarial Nets, arXiv:1411.1784; Isola et al. (2017),
-        Image-to-Image Translation with Conditional Adversarial Networks, arXiv:1611.07004.
+        Mirza and Osindero (2014), Conditional Generative Adversarial Nets, arXiv:1411.1784;
+        Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks,
+        arXiv:1611.07004.
 
     Example:
         >>> import pyro.distributions as dist

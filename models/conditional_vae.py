@@ -17,22 +17,27 @@ class ConditionalVAE(StochasticModule):
 
     .. math:: p(x, z \mid y) = p(x \mid z, y) \, p(z \mid y) \quad \text{or} \quad p(x \mid z, y) \, p(z)
 
-    The condition y (one-hot labels, given pixels) is no site: bounds and log-likelihoods are those of
-    :math:`\log p(x \mid y)`. The prior is learned where it is a ``Conditional`` of y, and p(z) where it is a
-    distribution or a ``Prior``; the printed formula says which. Sites, in the plate ``data`` of size :math:`B`:
+    The condition y (one-hot labels, given pixels) is no site: bounds and log-likelihoods are
+    those of
+    :math:`\log p(x \mid y)`. The prior is learned where it is a ``Conditional`` of y, and p(z)
+    where it is a distribution or a ``Prior``; the printed formula says which. Sites, in the
+    plate ``data`` of size :math:`B`:
 
     - ``z``: the latent variable, of the prior's event shape;
     - ``x``: the observation, of the likelihood's event shape.
 
     Arguments:
-        prior: The prior p(z | y), such as a ``Conditional``, or p(z): a distribution or a ``Prior``.
-        likelihood: The likelihood p(x | z, y), such as a ``Conditional`` whose trunk takes z and y.
+        prior: The prior p(z | y), such as a ``Conditional``, or p(z): a distribution or a
+            ``Prior``.
+        likelihood: The likelihood p(x | z, y), such as a ``Conditional`` whose trunk takes z
+            and y.
 
     Raises:
         ValueError: When called, if y is not given.
 
     References:
-        Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep Conditional Generative Models.
+        Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep
+        Conditional Generative Models.
 
     Example:
         >>> import pyro.distributions as dist
@@ -54,12 +59,21 @@ class ConditionalVAE(StochasticModule):
     def __init__(self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
         self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
-        self.factors = {"likelihood": "x | z, y", "prior": "z | y" if has_context(self.prior) else "z"}
+        self.factors = {
+            "likelihood": "x | z, y",
+            "prior": "z | y" if has_context(self.prior) else "z",
+        }
 
-    def forward(self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Samples z and observes x given y; without x, generates one for each row of y, or ``batch_size`` for one."""
+    def forward(
+        self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1
+    ) -> Tensor:
+        """Samples z and observes x given y; without x, generates one for each row of y, or
+        ``batch_size`` for one.
+        """
         if y is None:
-            raise ValueError("y must be given: models.ConditionalVAE describes x given y, and y has no distribution.")
+            raise ValueError(
+                "y must be given: models.ConditionalVAE describes x given y, and y has no distribution."
+            )
         with pyro.plate("data", max(batch_size, len(y)) if x is None else len(x)):
             z = pyro.sample("z", self.prior(y))
             return pyro.sample("x", self.likelihood(z, y), obs=x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
-from tarspyro.steps import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.sequential import sequence_plate, sequence_sizes, sequential, stacked
 
 
 class DeepMarkovModel(StochasticModule):
@@ -23,14 +23,17 @@ class DeepMarkovModel(StochasticModule):
     - ``z_{t}``: the latent variable, of the prior's event shape;
     - ``x_{t}``: the observation, of the likelihood's event shape.
 
-    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a sequence counts for nothing
-    from its end on: the bounds are those of its own steps, in nats for each sequence.
+    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a
+    sequence counts for nothing from its end on: the bounds are those of its own steps, in nats
+    for each sequence.
 
-    Scales that are exponentials of unbounded features of a draw leave the range of numbers after few steps: take a
-    bounded activation, as below, or softplus (``Conditional(..., transforms={"scale": SoftplusTransform()})``).
+    Scales that are exponentials of unbounded features of a draw leave the range of numbers
+    after few steps: take a bounded activation, as below, or softplus (``Conditional(...,
+    transforms={"scale": SoftplusTransform()})``).
 
     Arguments:
-        prior: The prior of the first step, p(z_0): a distribution, or a module that returns one.
+        prior: The prior of the first step, p(z_0): a distribution, or a module that returns
+            one.
         transition: The prior of the others, p(z_t | z_{t-1}), such as a ``Conditional``.
         likelihood: The likelihood p(x_t | z_t), such as a ``Conditional``.
 
@@ -38,8 +41,8 @@ class DeepMarkovModel(StochasticModule):
         ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` are none.
 
     References:
-        Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State Space Models,
-        arXiv:1609.09869, eq. 1.
+        Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State
+        Space Models, arXiv:1609.09869, eq. 1.
 
     Example:
         >>> import pyro.distributions as dist
@@ -54,7 +57,8 @@ class DeepMarkovModel(StochasticModule):
         >>> p
         DeepMarkovModel: p(x_t, z_t, z_0 | z_{t-1}) = p(x_t | z_t) p(z_t | z_{t-1}) p(z_0)
           likelihood: p(x_t | z_t) = Bernoulli(logits) of shape (88,) from MLP(4 -> 16, ReLU)
-          transition: p(z_t | z_{t-1}) = Normal(loc, scale) of shape (4,) from MLP(4 -> 16, Tanh)
+          transition: p(z_t | z_{t-1}) = Normal(loc, scale) of shape (4,) from MLP(4 -> 16,
+              Tanh)
           prior: p(z_0) = Normal(loc=0, scale=1) of shape (4,)
         >>> p(batch_size=5, length=20).shape
         torch.Size([5, 20, 88])
@@ -63,7 +67,12 @@ class DeepMarkovModel(StochasticModule):
     density = "p"
     factors = {"likelihood": "x_t | z_t", "transition": "z_t | z_{t-1}", "prior": "z_0"}
 
-    def __init__(self, prior: Any, transition: Callable[[Tensor], Any], likelihood: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self,
+        prior: Any,
+        transition: Callable[[Tensor], Any],
+        likelihood: Callable[[Tensor], Any],
+    ) -> None:
         super().__init__()
         self.prior, self.transition = as_prior(prior), as_conditional("transition", transition)
         self.likelihood = as_conditional("likelihood", likelihood)
@@ -77,7 +86,9 @@ class DeepMarkovModel(StochasticModule):
         batch_size: int = 1,
         length: int | None = None,
     ) -> Any:
-        """Samples the z_t and observes x; generates what it lacks of sequences of ``length`` steps."""
+        """Samples the z_t and observes x; generates what it lacks of sequences of ``length``
+        steps.
+        """
         size, known, length = sequence_sizes(x, batch_size, length)
         data, z, steps = sequence_plate(size, lengths), None, []
         for t in range(length):
@@ -85,5 +96,9 @@ class DeepMarkovModel(StochasticModule):
             with data(t):
                 z = pyro.sample(f"z_{t}", self.prior() if t == 0 else self.transition(z))
                 likelihood = self.likelihood(z)
-                steps.append(pyro.sample(f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]))
+                steps.append(
+                    pyro.sample(
+                        f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]
+                    )
+                )
         return stacked(steps, likelihood.event_dim)

@@ -12,7 +12,7 @@ from tarspyro.arguments import as_count
 from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, as_recurrence
-from tarspyro.steps import sequential
+from tarspyro.sequential import sequential
 
 
 class DRAW(StochasticModule):
@@ -21,24 +21,27 @@ class DRAW(StochasticModule):
     .. math:: p(x, z_{0:T}) = p(x \mid c_{T-1}) \prod_{t=0}^{T-1} p(z_t), \qquad
               h_t = \mathrm{cell}(z_t, h_{t-1}), \quad c_t = c_{t-1} + \mathrm{write}(h_t)
 
-    The canvas c is a function of the draws, and x is drawn from the last one. The prior may be learned,
-    p(z_t | h_{t-1}), as that of ``ConvDRAW`` is. Sites, in the plate ``data`` of size :math:`B`:
+    The canvas c is a function of the draws, and x is drawn from the last one. The prior may be
+    learned, p(z_t | h_{t-1}), as that of ``ConvDRAW`` is. Sites, in the plate ``data`` of size
+    :math:`B`:
 
     - ``z_{t}``: the latent variable, of the prior's event shape, for t from 0 to T - 1;
     - ``x``: the observation, of the likelihood's event shape.
 
     Arguments:
-        prior: The prior p(z_t) of each step: a distribution, or a module that returns one; or p(z_t | h_{t-1}), such as
-            a ``Conditional`` of the decoder's hidden units.
+        prior: The prior p(z_t) of each step: a distribution, or a module that returns one; or
+            p(z_t | h_{t-1}), such as a ``Conditional`` of the decoder's hidden units.
         canvas: The canvas with the decoder that paints on it, the same module as the guide's.
-        likelihood: The likelihood p(x | c_{T-1}), such as a ``Conditional`` on an ``Unchanged`` canvas.
+        likelihood: The likelihood p(x | c_{T-1}), such as a ``Conditional`` on an
+            ``Unchanged`` canvas.
         steps: T, the number of steps (the paper's glimpses).
 
     Raises:
         ValueError: If ``steps`` is below 1.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 3 to 18.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eqs. 3 to 18.
 
     Example:
         >>> import pyro.distributions as dist
@@ -60,20 +63,28 @@ class DRAW(StochasticModule):
 
     density = "p"
 
-    def __init__(self, prior: Any, canvas: Canvas, likelihood: Callable[[Tensor], Any], steps: int) -> None:
+    def __init__(
+        self, prior: Any, canvas: Canvas, likelihood: Callable[[Tensor], Any], steps: int
+    ) -> None:
         super().__init__()
         self.prior, self.canvas = as_prior(prior), as_recurrence("canvas", canvas)
         self.likelihood = as_conditional("likelihood", likelihood)
         self.steps = as_count("steps", steps)
         given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
-        self.factors = {"likelihood": "x | c_t", "prior": given, "canvas": "c_t | z_t, c_{t-1}"}
+        self.factors = {
+            "likelihood": "x | c_t",
+            "prior": given,
+            "canvas": "c_t | z_t, c_{t-1}",
+        }
 
     @sequential
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Any:
         """Samples the z_t and observes x; without x, generates ``batch_size`` of them."""
         return (yield from self.paint(x, batch_size))
 
-    def paint(self, x: Tensor | None, batch_size: int, *given: Tensor) -> Generator[Any, Any, Tensor]:
+    def paint(
+        self, x: Tensor | None, batch_size: int, *given: Tensor
+    ) -> Generator[Any, Any, Tensor]:
         """Yields the state of the canvas before each step and after the last one."""
         size = batch_size if x is None else len(x)
         data, state = pyro.plate("data", size), self.canvas.initial(size)

@@ -10,14 +10,16 @@ class GAN(VAE):
 
     .. math:: p(x, z) = p(x \mid z) \, p(z), \qquad p(x \mid z) = \delta(x - G(z))
 
-    It is trained without a guide by ``infer.Adversarial``, which draws from it and never asks for a density; the
-    likelihood may be any whose draws have a derivative. Sites, in the plate ``data`` of size :math:`B`:
+    It is trained without a guide by ``infer.Adversarial``, which draws from it and never asks
+    for a density; the likelihood may be any whose draws have a derivative. Sites, in the plate
+    ``data`` of size :math:`B`:
 
     - ``z``: the noise, of the prior's event shape;
     - ``x``: what is generated, of the likelihood's event shape.
 
     Arguments:
-        prior: The law of the noise p(z): any distribution, such as a Normal or a Uniform, or a module that returns one.
+        prior: The law of the noise p(z): any distribution, such as a Normal or a Uniform, or a
+            module that returns one.
         likelihood: The generator, such as a ``Deterministic``.
 
     References:

@@ -19,20 +19,23 @@ class HierarchicalVAE(StochasticModule):
 
     Sites, in the plate ``data`` of size :math:`B`:
 
-    - ``z_L``, ..., ``z_1``: the latent variables, of the event shapes of the prior and the conditionals; ``z_1`` is
-      nearest the data;
+    - ``z_L``, ..., ``z_1``: the latent variables, of the event shapes of the prior and the
+      conditionals; ``z_1`` is nearest the data;
     - ``x``: the observation, of the likelihood's event shape.
 
     Arguments:
-        prior: The prior of the top layer, p(z_L): a distribution, or a module that returns one.
-        conditionals: The layers between, p(z_1 | z_2) first, such as ``Conditional`` modules; L is one more.
+        prior: The prior of the top layer, p(z_L): a distribution, or a module that returns
+            one.
+        conditionals: The layers between, p(z_1 | z_2) first, such as ``Conditional`` modules;
+            L is one more.
         likelihood: The likelihood p(x | z_1), such as a ``Conditional``.
 
     Raises:
         TypeError: If ``conditionals`` is not a list of modules.
 
     References:
-        Burda et al. (2015), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 1 and section 5.
+        Burda et al. (2015), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 1 and
+        section 5.
 
     Example:
         >>> import pyro.distributions as dist
@@ -44,7 +47,8 @@ class HierarchicalVAE(StochasticModule):
         >>> p
         HierarchicalVAE: p(x, z_1, z_2) = p(x | z_1) p(z_1 | z_2) p(z_2)
           likelihood: p(x | z_1) = Bernoulli(logits) of shape (64,) from MLP(4 -> 32, ReLU)
-          conditionals.0: p(z_1 | z_2) = Normal(loc, scale) of shape (4,) from MLP(2 -> 16, ReLU)
+          conditionals.0: p(z_1 | z_2) = Normal(loc, scale) of shape (4,) from MLP(2 -> 16,
+          ReLU)
           prior: p(z_2) = Normal(loc=0, scale=1) of shape (2,)
         >>> p(batch_size=5).shape
         torch.Size([5, 64])
@@ -52,12 +56,24 @@ class HierarchicalVAE(StochasticModule):
 
     density = "p"
 
-    def __init__(self, prior: Any, conditionals: Sequence[nn.Module], likelihood: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self,
+        prior: Any,
+        conditionals: Sequence[nn.Module],
+        likelihood: Callable[[Tensor], Any],
+    ) -> None:
         super().__init__()
         self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         self.conditionals = layers_of("conditionals", conditionals)
-        between = {f"conditionals.{i - 1}": f"z_{i} | z_{i + 1}" for i in range(1, len(self.conditionals) + 1)}
-        self.factors = {"likelihood": "x | z_1", **between, "prior": f"z_{len(self.conditionals) + 1}"}
+        between = {
+            f"conditionals.{i - 1}": f"z_{i} | z_{i + 1}"
+            for i in range(1, len(self.conditionals) + 1)
+        }
+        self.factors = {
+            "likelihood": "x | z_1",
+            **between,
+            "prior": f"z_{len(self.conditionals) + 1}",
+        }
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Samples z_L, ..., z_1 and observes x; without x, generates ``batch_size`` of them."""

@@ -6,16 +6,19 @@ from tarspyro.models.hierarchical_vae import HierarchicalVAE
 
 
 class LadderVAE(HierarchicalVAE):
-    r"""The generative half of a ladder variational autoencoder, a chain of latent variables as ``HierarchicalVAE``.
+    r"""The generative half of a ladder variational autoencoder, a chain of latent variables as
+    ``HierarchicalVAE``.
 
     .. math:: p(x, z_1, \dots, z_L) = p(x \mid z_1) \, p(z_1 \mid z_2) \cdots p(z_{L-1} \mid z_L) \, p(z_L)
 
-    Sites, in the plate ``data`` of size :math:`B`: ``z_L``, ..., ``z_1`` and ``x``. What makes it a ladder is the
-    guide, which takes ``conditionals`` of this half as its own.
+    Sites, in the plate ``data`` of size :math:`B`: ``z_L``, ..., ``z_1`` and ``x``. What makes
+    it a ladder is the guide, which takes ``conditionals`` of this half as its own.
 
     Arguments:
-        prior: The prior of the top layer, p(z_L): a distribution, or a module that returns one.
-        conditionals: The Normal layers between, p(z_1 | z_2) first, such as ``Conditional`` modules; L is one more.
+        prior: The prior of the top layer, p(z_L): a distribution, or a module that returns
+            one.
+        conditionals: The Normal layers between, p(z_1 | z_2) first, such as ``Conditional``
+            modules; L is one more.
         likelihood: The likelihood p(x | z_1), such as a ``Conditional``.
 
     Raises:

@@ -6,24 +6,28 @@ from tarspyro.models.jmvae import JMVAE
 
 
 class MVAE(JMVAE):
-    r"""The generative half of a multimodal variational autoencoder, the joint model of ``JMVAE``.
+    r"""The generative half of a multimodal variational autoencoder, the joint model of
+    ``JMVAE``.
 
     .. math:: p(x_1, \dots, x_M, z) = p(z) \prod_{m=1}^M p(x_m \mid z)
 
-    Sites, in the plate ``data`` of size :math:`B`: ``z`` and ``x_1``, ..., ``x_M``. What is its own is the guide, which
-    combines experts, one for each modality, so that any of them may be missing.
+    Sites, in the plate ``data`` of size :math:`B`: ``z`` and ``x_1``, ..., ``x_M``. What is
+    its own is the guide, which combines experts, one for each modality, so that any of them
+    may be missing.
 
     Arguments:
         prior: The prior p(z): a distribution, or a module that returns one.
-        likelihoods: The likelihoods p(x_1 | z), ..., p(x_M | z), such as ``Conditional`` modules.
+        likelihoods: The likelihoods p(x_1 | z), ..., p(x_M | z), such as ``Conditional``
+            modules.
 
     Raises:
         TypeError: If ``likelihoods`` is not a list of modules.
         ValueError: When called, if the modalities are more or fewer than the likelihoods.
 
     References:
-        Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised Learning, arXiv:1802.05335;
-        Shi et al. (2019), Variational Mixture-of-Experts Autoencoders, arXiv:1911.03393.
+        Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised
+        Learning, arXiv:1802.05335; Shi et al. (2019), Variational Mixture-of-Experts
+        Autoencoders, arXiv:1911.03393.
 
     Example:
         >>> import pyro.distributions as dist

@@ -11,7 +11,7 @@ from torch import Tensor
 from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
-from tarspyro.steps import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.sequential import sequence_plate, sequence_sizes, sequential, stacked
 
 
 class VRNN(StochasticModule):
@@ -20,25 +20,28 @@ class VRNN(StochasticModule):
     .. math:: p(x_{0:T}, z_{0:T}) = \prod_{t=0}^{T-1} p(x_t \mid z_t, h_{t-1}) \, p(z_t \mid h_{t-1}), \qquad
               h_t = \mathrm{cell}(x_t, z_t, h_{t-1})
 
-    The state h is a function of all that came before, so that the prior of a step is learned. Sites, in the plate
-    ``data`` of size :math:`B`, for t from 0 to T - 1:
+    The state h is a function of all that came before, so that the prior of a step is learned.
+    Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the prior's event shape;
     - ``x_{t}``: the observation, of the likelihood's event shape.
 
-    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a sequence counts for nothing
-    from its end on: the bounds are those of its own steps, in nats for each sequence.
+    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a
+    sequence counts for nothing from its end on: the bounds are those of its own steps, in nats
+    for each sequence.
 
     Arguments:
         cell: The recurrence, the same module as the guide's.
         prior: The prior p(z_t | h), such as a ``Conditional`` of the cell's hidden units.
-        likelihood: The likelihood p(x_t | z_t, h), such as a ``Conditional`` whose trunk takes z and h.
+        likelihood: The likelihood p(x_t | z_t, h), such as a ``Conditional`` whose trunk takes
+            z and h.
 
     Raises:
         ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` are none.
 
     References:
-        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data, arXiv:1506.02216, eqs. 5 to 8.
+        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data,
+        arXiv:1506.02216, eqs. 5 to 8.
 
     Example:
         >>> import pyro.distributions as dist
@@ -49,8 +52,10 @@ class VRNN(StochasticModule):
         >>> prior = Conditional(dist.Normal, MLP(32, [32]), 16)
         >>> p = VRNN(cell, prior, Conditional(dist.Bernoulli, MLP([16, 32], [32]), 88))
         >>> p
-        VRNN: p(x_t, z_t, h_t | h_{t-1}) = p(x_t | z_t, h_{t-1}) p(z_t | h_{t-1}) p(h_t | x_t, z_t, h_{t-1})
-          likelihood: p(x_t | z_t, h_{t-1}) = Bernoulli(logits) of shape (88,) from MLP(48 -> 32, ReLU)
+        VRNN: p(x_t, z_t, h_t | h_{t-1}) = p(x_t | z_t, h_{t-1}) p(z_t | h_{t-1}) p(h_t | x_t,
+            z_t, h_{t-1})
+          likelihood: p(x_t | z_t, h_{t-1}) = Bernoulli(logits) of shape (88,) from MLP(48 ->
+              32, ReLU)
           prior: p(z_t | h_{t-1}) = Normal(loc, scale) of shape (16,) from MLP(32 -> 32, ReLU)
           cell: p(h_t | x_t, z_t, h_{t-1}) = GRUCell(104, 32)
         >>> p(batch_size=5, length=20).shape
@@ -59,12 +64,18 @@ class VRNN(StochasticModule):
 
     density = "p"
 
-    def __init__(self, cell: Recurrence, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(
+        self, cell: Recurrence, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]
+    ) -> None:
         super().__init__()
         self.cell, self.prior = as_recurrence("cell", cell), as_prior(prior)
         self.likelihood = as_conditional("likelihood", likelihood)
         given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
-        self.factors = {"likelihood": "x_t | z_t, h_{t-1}", "prior": given, "cell": "h_t | x_t, z_t, h_{t-1}"}
+        self.factors = {
+            "likelihood": "x_t | z_t, h_{t-1}",
+            "prior": given,
+            "cell": "h_t | x_t, z_t, h_{t-1}",
+        }
 
     @sequential
     def forward(
@@ -75,7 +86,9 @@ class VRNN(StochasticModule):
         batch_size: int = 1,
         length: int | None = None,
     ) -> Any:
-        """Samples the z_t and observes x; generates what it lacks of sequences of ``length`` steps."""
+        """Samples the z_t and observes x; generates what it lacks of sequences of ``length``
+        steps.
+        """
         size, known, length = sequence_sizes(x, batch_size, length)
         data, state, steps = sequence_plate(size, lengths), self.cell.initial(size), []
         for t in range(length):
@@ -84,6 +97,10 @@ class VRNN(StochasticModule):
             with data(t):
                 z = pyro.sample(f"z_{t}", self.prior(h))
                 likelihood = self.likelihood(z, h)
-                steps.append(pyro.sample(f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]))
+                steps.append(
+                    pyro.sample(
+                        f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]
+                    )
+                )
             state = self.cell(state, steps[-1], z)
         return stacked(steps, likelihood.event_dim)

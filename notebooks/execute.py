@@ -1,8 +1,10 @@
-"""Runs notebooks and stores their outputs: ``python notebooks/execute.py [NAMES...] [--fast] [--check]``.
+"""Runs notebooks and stores their outputs: ``python notebooks/execute.py [NAMES...] [--fast]
+[--check]``.
 
-A stored notebook is the result of a full run in a fresh kernel, from the first cell to the last; notebooks that are
-only tried, with ``--fast``, share a kernel. What differs from run to run or from machine to machine (times,
-identifiers, what goes to stderr, the interpreter's version) is left out, so that a diff shows changes of content alone.
+A stored notebook is the result of a full run in a fresh kernel, from the first cell to the
+last; notebooks that are only tried, with ``--fast``, share a kernel. What differs from run to
+run or from machine to machine (times, identifiers, what goes to stderr, the interpreter's
+version) is left out, so that a diff shows changes of content alone.
 """
 
 import argparse
@@ -31,7 +33,11 @@ _PATH = re.compile(r"(?<![\w./:-])/[\w.-]+/[^\s'\"<>]*|\b[A-Z]:\\[^\s'\"<>]*")
 
 
 def execute(
-    notebook: NotebookNode, *, fast: bool = False, timeout: int = 600, kernel: AsyncKernelManager | None = None
+    notebook: NotebookNode,
+    *,
+    fast: bool = False,
+    timeout: int = 600,
+    kernel: AsyncKernelManager | None = None,
 ) -> list[str]:
     """Runs all cells, in place, and leaves out what would differ from run to run.
 
@@ -39,10 +45,11 @@ def execute(
 
     Arguments:
         notebook: The notebook.
-        fast: Whether to set ``TARSPYRO_FAST``, with which notebooks train for a few steps only.
+        fast: Whether to set ``TARSPYRO_FAST``, with which notebooks train for a few steps
+            only.
         timeout: How many seconds a cell may take.
-        kernel: A kernel that may have run other notebooks: it forgets their names and keeps what they imported. A
-            fresh one if not given.
+        kernel: A kernel that may have run other notebooks: it forgets their names and keeps
+            what they imported. A fresh one if not given.
 
     Returns:
         What the cells wrote to stderr.
@@ -52,8 +59,8 @@ def execute(
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     environment = {**os.environ, "TARSPYRO_FAST": "1" if fast else ""}
-    # One thread: the networks are small, threads that wait for a shared core cost up to ten times the run, and the
-    # last digits of a sum depend on how many threads share it.
+    # One thread: the networks are small, threads that wait for a shared core cost up to ten
+    # times the run, and the last digits of a sum depend on how many threads share it.
     environment.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -71,12 +78,16 @@ def execute(
             notebook.cells[:] = cells  # the client put that cell in the place of the last one
             client.reset_execution_trackers()
             for index, cell in enumerate(notebook.cells):
-                client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+                client.execute_cell(
+                    cell, index, execution_count=client.code_cells_executed + 1
+                )
     return normalize(notebook)
 
 
 def normalize(notebook: NotebookNode) -> list[str]:
-    """Leaves one form of an executed notebook, whatever the run and the machine; returns what went to stderr."""
+    """Leaves one form of an executed notebook, whatever the run and the machine; returns what
+    went to stderr.
+    """
     errors = []
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -102,7 +113,9 @@ def normalize(notebook: NotebookNode) -> list[str]:
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
-    """Yields what is wrong with a stored notebook: cells without a run, errors, paths of a machine."""
+    """Yields what is wrong with a stored notebook: cells without a run, errors, paths of a
+    machine.
+    """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         yield "its cells were not run in order, from the first to the last"
@@ -115,15 +128,28 @@ def problems(notebook: NotebookNode) -> Iterator[str]:
 
 
 def _text(output: NotebookNode) -> str:
-    shown = [value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
-    return "\n".join(str(part) for part in (output.get("text", ""), *output.get("traceback", []), *shown))
+    shown = [
+        value
+        for kind, value in output.get("data", {}).items()
+        if not kind.startswith("image/")
+    ]
+    return "\n".join(
+        str(part) for part in (output.get("text", ""), *output.get("traceback", []), *shown)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the notebooks that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(description="Run notebooks and store their outputs.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_vae or a path; all notebooks if none")
-    parser.add_argument("--fast", action="store_true", help="train for a few steps only; implies --check")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="such as 01_vae or a path; all notebooks if none",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="train for a few steps only; implies --check"
+    )
     parser.add_argument("--check", action="store_true", help="run and report, write nothing")
     options = parser.parse_args(arguments)
     failed = False

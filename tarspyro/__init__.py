@@ -1,4 +1,6 @@
-"""Deep generative models as pairs of Pyro programs: network, distribution and method are independent choices."""
+"""Deep generative models as pairs of Pyro programs: network, distribution and method are
+independent choices.
+"""
 
 __all__ = [
     "Blocks",
@@ -24,10 +26,10 @@ __all__ = [
 
 from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
 from tarspyro._version import __version__
-from tarspyro.callbacks import TensorBoard
 from tarspyro.conditional import Blocks, Conditional, Deterministic, Transformed
 from tarspyro.evaluate import embed
 from tarspyro.modules import StochasticModule
 from tarspyro.runs import load_run
-from tarspyro.steps import sequential
-from tarspyro.training import fit
+from tarspyro.sequential import sequential
+from tarspyro.training.callbacks import TensorBoard
+from tarspyro.training.fit import fit

@@ -1,4 +1,6 @@
-"""What arguments must be: each of these says in one sentence which argument is not, what it got, and what would do."""
+"""What arguments must be: each of these says in one sentence which argument is not, what it
+got, and what would do.
+"""
 
 __all__ = [
     "as_count",
@@ -11,7 +13,7 @@ __all__ = [
     "check_module",
     "check_number",
     "check_positive",
-    "shown",
+    "format_value",
 ]
 
 import math
@@ -27,11 +29,11 @@ from torch import Size, Tensor, nn
 _LONGEST = 120  # what is shown of a value, in characters
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value as it stands in a sentence: on one line, and not for pages.
 
     Example:
-        >>> shown(torch.zeros(3, 1000)), shown("MNIST")
+        >>> format_value(torch.zeros(3, 1000)), format_value("MNIST")
         ('a tensor of shape (3, 1000)', "'MNIST'")
     """
     if torch.is_tensor(value) and value.dim():
@@ -56,9 +58,11 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {shown(value)}.") from None
+        raise TypeError(f"{name} must be a whole number, got {format_value(value)}.") from None
     if count < least:
-        raise ValueError(f"{name} must {f'be at least {least}' if least else 'not be negative'}, got {count}.")
+        raise ValueError(
+            f"{name} must {f'be at least {least}' if least else 'not be negative'}, got {count}."
+        )
     return count
 
 
@@ -70,8 +74,12 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     words = list(choices)
     if not isinstance(value, str) or value not in words:
-        listed = " or ".join(map(repr, words)) if len(words) < 3 else f"one of {', '.join(map(repr, words))}"
-        raise ValueError(f"{name} must be {listed}, got {shown(value)}.")
+        listed = (
+            " or ".join(map(repr, words))
+            if len(words) < 3
+            else f"one of {', '.join(map(repr, words))}"
+        )
+        raise ValueError(f"{name} must be {listed}, got {format_value(value)}.")
 
 
 def as_seed(value: Any) -> int:
@@ -99,7 +107,9 @@ def as_sizes(name: str, value: Any, *, at_least: int = 0) -> tuple[int, ...]:
         (512, 512)
     """
     if not isinstance(value, Iterable) or isinstance(value, str) or torch.is_tensor(value):
-        raise TypeError(f"{name} must be a list of sizes, such as [32, 64], got {shown(value)}.")
+        raise TypeError(
+            f"{name} must be a list of sizes, such as [32, 64], got {format_value(value)}."
+        )
     sizes = tuple(as_count(f"{name}[{index}]", size) for index, size in enumerate(value))
     if len(sizes) < at_least:
         raise ValueError(f"{name} must hold at least {at_least} of them, got {list(sizes)}.")
@@ -119,7 +129,9 @@ def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tenso
     try:
         tensor = torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be numbers, in a tensor or an array, got {shown(value)}.") from None
+        raise TypeError(
+            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}."
+        ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
             f"{name} must be real numbers in a dense tensor, got {tensor.dtype} on {tensor.device}, {tensor.layout}."
@@ -138,15 +150,23 @@ def as_shape(name: str, value: Any) -> Size:
         >>> as_shape("event_shape", 64), as_shape("event_shape", (1, 8, 8)), as_shape("event_shape", ())
         (torch.Size([64]), torch.Size([1, 8, 8]), torch.Size([]))
     """
-    if isinstance(value, Iterable) and not isinstance(value, str) and not torch.is_tensor(value):
+    if (
+        isinstance(value, Iterable)
+        and not isinstance(value, str)
+        and not torch.is_tensor(value)
+    ):
         return Size(as_sizes(name, value))
     try:
         return Size([as_count(name, value)])
     except TypeError:
-        raise TypeError(f"{name} must be a size or a tuple of sizes, such as (1, 8, 8), got {shown(value)}.") from None
+        raise TypeError(
+            f"{name} must be a size or a tuple of sizes, such as (1, 8, 8), got {format_value(value)}."
+        ) from None
 
 
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+def check_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> None:
     """Raises unless the value is a number, also in a tensor, from ``low`` to ``high``.
 
     Raises:
@@ -158,7 +178,9 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         return
     if math.isfinite(high):
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}.")
-    raise ValueError(f"{name} must {'not be negative' if low == 0 else 'be a number'}, got {value}.")
+    raise ValueError(
+        f"{name} must {'not be negative' if low == 0 else 'be a number'}, got {value}."
+    )
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -169,8 +191,10 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def _check_real(name: str, value: Any) -> None:
-    if not isinstance(value, numbers.Real) and not (torch.is_tensor(value) and value.numel() == 1):
-        raise TypeError(f"{name} must be a number, got {shown(value)}.")
+    if not isinstance(value, numbers.Real) and not (
+        torch.is_tensor(value) and value.numel() == 1
+    ):
+        raise TypeError(f"{name} must be a number, got {format_value(value)}.")
 
 
 def check_module(name: str, value: Any) -> None:
@@ -180,7 +204,7 @@ def check_module(name: str, value: Any) -> None:
         TypeError: If it is none, such as the class of one.
     """
     if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {shown(value)}.")
+        raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
 
 
 def check_constructor(name: str, value: Any, example: str, *arguments: Any) -> None:
@@ -193,7 +217,8 @@ def check_constructor(name: str, value: Any, example: str, *arguments: Any) -> N
         >>> check_constructor("activation", nn.Tanh, "torch.nn.ReLU")
         >>> check_constructor("activation", torch.tanh, "torch.nn.ReLU")
         Traceback (most recent call last):
-        TypeError: activation must be the constructor of a module, such as torch.nn.ReLU, got <built-in method tanh ...
+        TypeError: activation must be the constructor of a module, such as torch.nn.ReLU, got
+            <built-in method tanh ...
     """
     made: Any = None
     if callable(value) and not isinstance(value, nn.Module):
@@ -202,4 +227,6 @@ def check_constructor(name: str, value: Any, example: str, *arguments: Any) -> N
         except TypeError:  # it takes something else
             made = None
     if not isinstance(made, nn.Module):
-        raise TypeError(f"{name} must be the constructor of a module, such as {example}, got {shown(value)}.")
+        raise TypeError(
+            f"{name} must be the constructor of a module, such as {example}, got {format_value(value)}."
+        )

@@ -1,4 +1,6 @@
-"""A pair as an estimator of scikit-learn, which is imported with this module and not with the library."""
+"""A pair as an estimator of scikit-learn, which is imported with this module and not with the
+library.
+"""
 
 __all__ = ["PairTransformer"]
 
@@ -12,7 +14,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from tarspyro.evaluate import decode, embed, log_likelihood, sample
-from tarspyro.training import fit
+from tarspyro.training.fit import fit
 
 
 class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -20,14 +22,16 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     .. math:: x \mapsto \mathbb{E}_{q(z \mid x)}[z]
 
-    As with every estimator of scikit-learn the arguments stay as they were given: ``fit`` trains copies of the pair and
-    of the loss, from the same initial weights each time, so that ``clone``, ``cross_val_score`` and ``GridSearchCV``
-    work. What the halves share, such as a recurrent cell, the copies share too.
+    As with every estimator of scikit-learn the arguments stay as they were given: ``fit``
+    trains copies of the pair and of the loss, from the same initial weights each time, so that
+    ``clone``, ``cross_val_score`` and ``GridSearchCV`` work. What the halves share, such as a
+    recurrent cell, the copies share too.
 
-    The data X are numbers of shape ``(N, *event)``, in any form that ``numpy.asarray`` takes, and what is returned are
-    arrays. Their rows may also come flat, as other steps leave them, once the pair is fitted. Codes are flat, of shape
-    (N, D). Give X as the model's likelihood has it: the steps before this one must
-    leave black and white pixels to a Bernoulli, for example, or grey ones with ``binarize=True``.
+    The data X are numbers of shape ``(N, *event)``, in any form that ``numpy.asarray`` takes,
+    and what is returned are arrays. Their rows may also come flat, as other steps leave them,
+    once the pair is fitted. Codes are flat, of shape (N, D). Give X as the model's likelihood
+    has it: the steps before this one must leave black and white pixels to a Bernoulli, for
+    example, or grey ones with ``binarize=True``.
 
     Arguments:
         model: The model, a module that takes x alone, such as ``models.VAE(...)``.
@@ -35,11 +39,13 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         loss: Any bound or game, ``ELBO()`` if not given.
         epochs: How many passes over the data.
         batch_size: The number of rows of a batch.
-        binarize: Draw black and white pixels, see ``tarspyro.fit``; in ``score_samples`` they are drawn once.
+        binarize: Draw black and white pixels, see ``tarspyro.fit``; in ``score_samples`` they
+            are drawn once.
         seed: Makes the training and the scores those of this seed.
         site: Which latent variable is the code; not needed if there is one.
         num_particles: K, the number of draws of a log-likelihood.
-        options: More arguments of ``tarspyro.fit``, such as ``{"optimizer_options": {"lr": 1e-2}}``.
+        options: More arguments of ``tarspyro.fit``, such as ``{"optimizer_options": {"lr":
+            1e-2}}``.
 
     Attributes:
         model_: The trained model.
@@ -50,8 +56,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     Raises:
         TypeError: If a half is no module: ``fit`` could not train a copy.
-        ValueError: If X has no rows or other features than in ``fit``, or a number is not finite, in the words of
-            scikit-learn.
+        ValueError: If X has no rows or other features than in ``fit``, or a number is not
+            finite, in the words of scikit-learn.
         NotFittedError: If it is used before ``fit``.
 
     Example:
@@ -86,7 +92,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
         self.epochs, self.batch_size, self.binarize = epochs, batch_size, binarize
-        self.seed, self.site, self.num_particles, self.options = seed, site, num_particles, options
+        self.seed, self.site, self.num_particles, self.options = (
+            seed,
+            site,
+            num_particles,
+            options,
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -94,7 +105,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return tags
 
     def __sklearn_clone__(self) -> "PairTransformer":
-        # All arguments in one copy: scikit-learn copies one by one, which would part what the halves share.
+        # All arguments in one copy: scikit-learn copies one by one, which would part what the
+        # halves share.
         return type(self)(**copy.deepcopy(self.get_params(deep=False)))
 
     def fit(self, X: Any, y: Any = None) -> "PairTransformer":
@@ -131,8 +143,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         z = check_array(codes, dtype=np.float64, input_name="codes")
         if z.shape[1] != self._n_features_out:
-            raise ValueError(f"codes must have the {self._n_features_out} columns of transform, got {z.shape[1]}.")
-        return decode(self.model_, z.reshape(len(z), *self._code_shape), latent=self.site or "z")
+            raise ValueError(
+                f"codes must have the {self._n_features_out} columns of transform, got {z.shape[1]}."
+            )
+        return decode(
+            self.model_, z.reshape(len(z), *self._code_shape), latent=self.site or "z"
+        )
 
     def score_samples(self, X: Any, y: Any = None) -> Any:
         """Returns importance weighted estimates of log p(x), in nats, one for each row of X."""
@@ -156,8 +172,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return sample(self.model_, num_samples, seed=seed).numpy(force=True)
 
     def _rows(self, X: Any, *, reset: bool = False) -> Any:
-        """X as an array of the pair's shape; scikit-learn checks the number of features, however they are shaped."""
-        X = X if hasattr(X, "shape") else np.asarray(X)  # tables keep the names of their columns
+        """X as an array of the pair's shape; scikit-learn checks the number of features,
+        however they are shaped.
+        """
+        X = (
+            X if hasattr(X, "shape") else np.asarray(X)
+        )  # tables keep the names of their columns
         flat = X if len(X.shape) < 3 else np.asarray(X).reshape(len(X), -1)
         x = _validated(self, flat, reset=reset, dtype=np.float64)
         if reset:

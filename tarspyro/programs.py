@@ -1,11 +1,11 @@
-"""The networks that a program runs: its own, or those that a function reads from around it."""
+"""The networks and tensors that a program computes with."""
 
-__all__ = ["modules_of", "type_of"]
+__all__ = ["modules_of", "tensors_of", "type_of"]
 
 import functools
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 
 
 def modules_of(program: Any) -> list[nn.Module]:
-    """Returns the outermost modules of a program: itself, the owner of a method, or what a function reads.
+    """Returns the outermost modules of a program: itself, the owner of a method, or what a
+    function reads.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -47,9 +48,20 @@ def _parts(program: Any) -> Iterable[Any]:
     except ValueError:  # a variable has no value yet
         return []
     found: list[Any] = []
-    for value in (*read.nonlocals.values(), *read.globals.values(), *(program.__defaults__ or ())):
-        found += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-    # Of other functions, those of the same file: what a library's read is none of the program's.
+    for value in (
+        *read.nonlocals.values(),
+        *read.globals.values(),
+        *(program.__defaults__ or ()),
+    ):
+        found += (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple))
+            else [value]
+        )
+    # Of other functions, those of the same file: what a library's read is none of the
+    # program's.
     return [
         value
         for value in found
@@ -60,7 +72,8 @@ def _parts(program: Any) -> Iterable[Any]:
 
 
 def type_of(*programs: Any) -> torch.dtype | None:
-    """Returns the type of the real numbers that programs compute with, that of their parameters.
+    """Returns the type of the real numbers that programs compute with, that of their
+    parameters.
 
     None for functions without networks, which compute in the type of their data.
 
@@ -73,3 +86,8 @@ def type_of(*programs: Any) -> torch.dtype | None:
     buffers = itertools.chain.from_iterable(module.buffers() for module in modules)
     types = (tensor.dtype for tensor in itertools.chain(parameters, buffers))
     return next((dtype for dtype in types if dtype.is_floating_point), None)
+
+
+def tensors_of(args: Sequence[Any]) -> list[torch.Tensor]:
+    """Returns the arguments that are tensors."""
+    return [value for value in args if torch.is_tensor(value)]

@@ -1,4 +1,6 @@
-"""A strict session: warnings are errors, validation is on, every test starts from the same seed."""
+"""A strict session: warnings are errors, validation is on, every test starts from the same
+seed.
+"""
 
 import os
 import signal
@@ -33,7 +35,9 @@ _traced: Counter[str] = Counter()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Coverage sees the first 0.25 seconds of a test's cases: what follows runs the same lines, at twice the time."""
+    """Coverage sees the first 0.25 seconds of a test's cases: what follows runs the same
+    lines, at twice the time.
+    """
     cov = item.config.pluginmanager.getplugin("_cov")
     name = item.nodeid.partition("[")[0]
     left = 0.25 - _traced[name]

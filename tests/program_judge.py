@@ -1,10 +1,11 @@
 """What the library says of a pair, against what is true of it.
 
-Every quantity is the mean of independent calls, and its error is estimated from them. Where it is more than the
-threshold away from the truth, ten times as many fresh calls decide. The threshold of m numbers that are compared
-together is Bonferroni's for 4 standard errors of one (6.3e-5 / m on both sides); the first look has the t
-distribution's for its few calls at 1e-3 / m. So a comparison that is right is called wrong with a probability of
-about 1e-3 * 6e-5 = 6e-8: of the 20,000 comparisons of 2,000 pairs, 0.001 are expected to be.
+Every quantity is the mean of independent calls, and its error is estimated from them. Where it
+is more than the threshold away from the truth, ten times as many fresh calls decide. The
+threshold of m numbers that are compared together is Bonferroni's for 4 standard errors of one
+(6.3e-5 / m on both sides); the first look has the t distribution's for its few calls at 1e-3 /
+m. So a comparison that is right is called wrong with a probability of about 1e-3 * 6e-5 =
+6e-8: of the 20,000 comparisons of 2,000 pairs, 0.001 are expected to be.
 """
 
 import math
@@ -28,8 +29,13 @@ CALLS, PARTICLES, FINAL = 8, 24, 10
 RIGHT, BOUND, REFUSED, NEEDLESS, SKIPPED, FAILED = (
     "right", "between the ELBO and the evidence", "refused", "needlessly refused", "not compared", "FAILED",
 )  # fmt: skip
-OURS = ("vectorize_particles", "one by one", "particle")  # what our own warnings about single particles say
-# Programs that mix the rows of a plate, which says that they are independent: no weights of theirs are judged.
+OURS = (
+    "vectorize_particles",
+    "one by one",
+    "particle",
+)  # what our own warnings about single particles say
+# Programs that mix the rows of a plate, which says that they are independent: no weights of
+# theirs are judged.
 FALSE_PLATES = ("mixed over the rows", "neighbours", "a weight that starts at zero, rows")
 BATCHES = ("subsampl", "scale")  # and those about shared latent variables of a batch
 
@@ -60,10 +66,15 @@ class Verdict:
         counts = Counter(finding.verdict for finding in self.findings)
         if self.failures:
             return FAILED
-        return next((verdict for verdict in (NEEDLESS, RIGHT, BOUND, REFUSED) if counts[verdict]), SKIPPED)
+        return next(
+            (verdict for verdict in (NEEDLESS, RIGHT, BOUND, REFUSED) if counts[verdict]),
+            SKIPPED,
+        )
 
     def report(self):
-        lines = [f"seed {self.pair.seed}: {self.pair.kind}, {', '.join(self.pair.features)} ({self.pair.structure})"]
+        lines = [
+            f"seed {self.pair.seed}: {self.pair.kind}, {', '.join(self.pair.features)} ({self.pair.structure})"
+        ]
         if self.truth is not None:
             lines.append(f"  {self.truth._replace(gradient=None)}")
         lines += [f"  {f.quantity:16} {f.verdict:24} {f.detail}" for f in self.findings]
@@ -104,7 +115,9 @@ def _finding(pair, known, quantity, look):
         except Exception as error:
             first = str(error).partition("\n")[0]
             result, detail = FAILED, f"{type(error).__name__}: {first[:300]}"
-    strange = [str(w.message).partition("\n")[0][:200] for w in caught if not _expected(pair, w)]
+    strange = [
+        str(w.message).partition("\n")[0][:200] for w in caught if not _expected(pair, w)
+    ]
     if strange and result != FAILED:
         result, detail = FAILED, f"warned: {strange[0]} ({result})"
     return Finding(quantity, result, detail)
@@ -117,13 +130,17 @@ def _expected(pair, warning):
     return pair.scaling in ("size", "given") and any(word in text for word in BATCHES)
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
+# --- statistics
+# ------------------------------------------------------------------------------------------------------
 
 
 def measure(draw, count):
     """The mean of independent calls, and its standard error: a row of numbers each."""
     values = torch.stack(
-        [torch.atleast_1d(torch.as_tensor(draw(), dtype=torch.float64)).detach() for _ in range(count)]
+        [
+            torch.atleast_1d(torch.as_tensor(draw(), dtype=torch.float64)).detach()
+            for _ in range(count)
+        ]
     )
     if not values.isfinite().all():
         raise Wrong(f"not finite: {values[~values.isfinite()][0].item()}")
@@ -131,7 +148,9 @@ def measure(draw, count):
 
 
 def compare(draw, low, high, low_error=0.0, high_error=0.0, calls=CALLS):
-    """Whether the mean of the calls lies between two values, each known up to a standard error."""
+    """Whether the mean of the calls lies between two values, each known up to a standard
+    error.
+    """
     for count in (calls, FINAL * calls):
         mean, error = measure(draw, count)
         level = 1e-3 if count == calls else 6.3e-5
@@ -144,7 +163,11 @@ def compare(draw, low, high, low_error=0.0, high_error=0.0, calls=CALLS):
             return f"{_few(mean)} +- {_few(error)}"
     index = int(worst.argmax())
     bounds = [float(torch.as_tensor(v).expand_as(mean)[index]) for v in (low, high)]
-    wanted = f"{bounds[0]:.4f}" if bounds[0] == bounds[1] else f"{bounds[0]:.4f} ... {bounds[1]:.4f}"
+    wanted = (
+        f"{bounds[0]:.4f}"
+        if bounds[0] == bounds[1]
+        else f"{bounds[0]:.4f} ... {bounds[1]:.4f}"
+    )
     where = f" (entry {index} of {len(mean)})" if len(mean) > 1 else ""
     raise Wrong(f"{mean[index]:.4f} +- {error[index]:.4f} for {wanted}{where}")
 
@@ -153,7 +176,8 @@ def _few(values):
     return f"{values[0]:.4f}" if len(values) == 1 else f"[{len(values)} numbers]"
 
 
-# --- the quantities --------------------------------------------------------------------------------------------------
+# --- the quantities
+# --------------------------------------------------------------------------------------------------
 
 
 def programs_of(pair, bound=None):
@@ -172,13 +196,19 @@ def _expect_refusal(pair, draw):
 
 
 def _is_noise(pair):
-    """Whether all that is wrong is noise without a partner, which the ELBO may count as Pyro's does."""
+    """Whether all that is wrong is noise without a partner, which the ELBO may count as Pyro's
+    does.
+    """
     return pair.wrong and pair.features == ("noise without a partner",)
 
 
 def reference(pair, known, programs):
     """Pyro's own estimate of the ELBO, with its standard error."""
-    loss = TraceEnum_ELBO if pair.summed or any("enumerates" in f for f in pair.features) else Trace_ELBO
+    loss = (
+        TraceEnum_ELBO
+        if pair.summed or any("enumerates" in f for f in pair.features)
+        else Trace_ELBO
+    )
     options = {
         "max_plate_nesting": 1 if known is None else known.nesting,
         "vectorize_particles": not pair.one_by_one,
@@ -187,7 +217,9 @@ def reference(pair, known, programs):
     if pair.one_by_one:
         options["num_particles"] = 10
     bound = loss(**options)
-    mean, error = measure(lambda: -bound.loss(programs.model, programs.guide, *programs.args), 20)
+    mean, error = measure(
+        lambda: -bound.loss(programs.model, programs.guide, *programs.args), 20
+    )
     return float(mean), float(error)
 
 
@@ -221,16 +253,21 @@ def _elbo(bound):
         try:
             value, error = expected_elbo(pair, known, programs)
         except NoReference as reason:
-            return SKIPPED, f"Pyro: {type(reason.__cause__).__name__}: {str(reason.__cause__)[:80]}"
+            return (
+                SKIPPED,
+                f"Pyro: {type(reason.__cause__).__name__}: {str(reason.__cause__)[:80]}",
+            )
         return RIGHT, compare(draw, value, value, error, error) + f" for {value:.4f}"
 
     return look
 
 
 def own_weights(pair, known, count):
-    """Log weights of data points, [count, *points], by a plate of particles around both halves; None if they have none.
+    """Log weights of data points, [count, *points], by a plate of particles around both
+    halves; None if they have none.
 
-    Where all sites have plates in common, their indices are the data points, and everything else is summed.
+    Where all sites have plates in common, their indices are the data points, and everything
+    else is summed.
     """
     if (
         pair.structure != "local"
@@ -245,16 +282,27 @@ def own_weights(pair, known, count):
     traces = []
     draws: dict = {}
     for program in (programs.guide, programs.model):
-        inside = pyro.plate("own", count, dim=-known.nesting - 1)(poutine.replay(program, trace=trace_of(draws)))
+        inside = pyro.plate("own", count, dim=-known.nesting - 1)(
+            poutine.replay(program, trace=trace_of(draws))
+        )
         traces.append(poutine.trace(inside).get_trace(*programs.args))
         draws = {
             name: site["value"]
             for name, site in traces[0].nodes.items()
             if site["type"] == "sample" and not site["is_observed"]
         }
-    signed = [(site, sign) for trace, sign in zip(traces, (-1, 1), strict=True) for site in sites_of(trace).values()]
-    frames = [{f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != "own"} for site, _ in signed]
-    names = [{f.name for f in site["cond_indep_stack"] if f.name != "own"} for site, _ in signed]
+    signed = [
+        (site, sign)
+        for trace, sign in zip(traces, (-1, 1), strict=True)
+        for site in sites_of(trace).values()
+    ]
+    frames = [
+        {f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != "own"}
+        for site, _ in signed
+    ]
+    names = [
+        {f.name for f in site["cond_indep_stack"] if f.name != "own"} for site, _ in signed
+    ]
     common = sorted(set.intersection(*frames)) if frames else []
     if not common or not set.intersection(*names):
         return None
@@ -269,7 +317,9 @@ def own_weights(pair, known, count):
 
 
 def own_bound(pair, known, particles, alpha, groups=300):
-    """The bound of that order, by those weights: its mean over groups of particles, and its standard error."""
+    """The bound of that order, by those weights: its mean over groups of particles, and its
+    standard error.
+    """
     weights = own_weights(pair, known, groups * particles)
     if weights is None:
         return None
@@ -322,12 +372,16 @@ def _log_likelihood(pair, known):
         return SKIPPED, "the parts of the data differ in length"
     particles = 50 if pair.one_by_one else 500
     programs = programs_of(pair)
-    one = evaluate.log_likelihood(programs.model, programs.guide, programs.args, num_particles=particles, errors=True)
+    one = evaluate.log_likelihood(
+        programs.model, programs.guide, programs.args, num_particles=particles, errors=True
+    )
     _expect_refusal(pair, lambda: one.log_likelihood)
     return _points(
         pair,
         known,
-        lambda k: evaluate.log_likelihood(programs.model, programs.guide, programs.args, num_particles=k),
+        lambda k: evaluate.log_likelihood(
+            programs.model, programs.guide, programs.args, num_particles=k
+        ),
         particles,
     )
 
@@ -366,16 +420,26 @@ def _points(pair, known, estimate, particles):
     mean, error = measure(draw, CALLS)
     variance = float(error**2) * CALLS
     slack = 2 * variance + 1e-3
-    improper = any(feature in ("mask fn model", "mask fn guide", "mask fn different") for feature in pair.features)
+    improper = any(
+        feature in ("mask fn model", "mask fn guide", "mask fn different")
+        for feature in pair.features
+    )
     if variance > 0.5 or improper or pair.kind not in ("gaussian", "discrete"):
-        # Weights of a guide that is far from the posterior may have no variance that one could measure.
+        # Weights of a guide that is far from the posterior may have no variance that one could
+        # measure.
         low = -math.inf if known.elbo is None or pair.scaling else known.elbo
-        return BOUND, compare(draw, low, known.points) + f" in {low:.4f} ... {known.points:.4f}"
-    return RIGHT, compare(draw, known.points - slack, known.points) + f" for {known.points:.4f}"
+        return BOUND, compare(
+            draw, low, known.points
+        ) + f" in {low:.4f} ... {known.points:.4f}"
+    return RIGHT, compare(
+        draw, known.points - slack, known.points
+    ) + f" for {known.points:.4f}"
 
 
 def one_by_one(draw, weights):
-    """Compares every data point with its own weights: the sum alone would not see two of them exchanged."""
+    """Compares every data point with its own weights: the sum alone would not see two of them
+    exchanged.
+    """
     own = weights.logsumexp(0) - math.log(len(weights))
     error = ((2 * (weights - own)).exp().mean(0) - 1).clamp(min=0).sqrt() / len(weights) ** 0.5
     first = draw()
@@ -400,14 +464,18 @@ def _gradient(make):
 
         def draw():
             value = loss.differentiable_loss(programs.model, programs.guide, *programs.args)
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                value, parameters, allow_unused=True, materialize_grads=True
+            )
             return -torch.cat([gradient.flatten() for gradient in gradients])
 
         exact = torch.cat([known.gradient[name].flatten() for name in names])
         try:
             return RIGHT, compare(draw, exact, exact)
         except Wrong as error:
-            entries = [name for name in names for _ in range(programs.parameters[name].numel())]
+            entries = [
+                name for name in names for _ in range(programs.parameters[name].numel())
+            ]
             index = str(error).partition("(entry ")[2].partition(" of")[0]
             raise Wrong(f"{error}: {entries[int(index)] if index else entries[0]}") from error
 

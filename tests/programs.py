@@ -9,7 +9,8 @@ from torch import nn
 
 
 class LinearGaussian(nn.Module):
-    r"""z ~ N(0, I_2), x | z ~ N(Wz, s^2 I_5), with a shifted and widened Gaussian guide; everything is known.
+    r"""z ~ N(0, I_2), x | z ~ N(Wz, s^2 I_5), with a shifted and widened Gaussian guide;
+    everything is known.
 
     .. math:: p(x) = N(x; 0, WW^T + s^2 I), \quad p(z \mid x) = N(z; V W^T x / s^2, V), V = (I + W^T W / s^2)^{-1}
     """
@@ -22,11 +23,18 @@ class LinearGaussian(nn.Module):
         z = torch.randn(num, 2, generator=generator, dtype=torch.float64)
         noise = torch.randn(num, 5, generator=generator, dtype=torch.float64)
         self.x = (z @ self.weight.detach().T + self.scale * noise).detach()
-        precision = torch.eye(2, dtype=torch.float64) + self.weight.detach().T @ self.weight.detach() / self.scale**2
+        precision = (
+            torch.eye(2, dtype=torch.float64)
+            + self.weight.detach().T @ self.weight.detach() / self.scale**2
+        )
         self.posterior_covariance = precision.inverse()
-        self.map = nn.Parameter((self.posterior_covariance @ self.weight.detach().T / self.scale**2).detach())
+        self.map = nn.Parameter(
+            (self.posterior_covariance @ self.weight.detach().T / self.scale**2).detach()
+        )
         self.shift = nn.Parameter(torch.full((2,), shift, dtype=torch.float64))
-        self.log_scale = nn.Parameter((self.posterior_covariance.diagonal().sqrt() * widen).log())
+        self.log_scale = nn.Parameter(
+            (self.posterior_covariance.diagonal().sqrt() * widen).log()
+        )
 
     def prior(self):
         return dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
@@ -53,14 +61,18 @@ class LinearGaussian(nn.Module):
             pyro.sample("z", dist.MultivariateNormal(loc, self.posterior_covariance))
 
     def log_likelihood(self, x):
-        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(5, dtype=torch.float64)
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(
+            5, dtype=torch.float64
+        )
         zeros = torch.zeros(5, dtype=torch.float64)
         return torch.distributions.MultivariateNormal(zeros, covariance).log_prob(x)
 
     def reconstruction(self, x):
         """E_q[log p(x | z)], in closed form."""
         q = self.posterior(x).base_dist
-        error = ((x - q.loc @ self.weight.T) ** 2).sum(-1) + ((self.weight**2) @ q.variance.T).T.sum(-1)
+        error = ((x - q.loc @ self.weight.T) ** 2).sum(-1) + (
+            (self.weight**2) @ q.variance.T
+        ).T.sum(-1)
         return -error / (2 * self.scale**2) - 2.5 * math.log(2 * math.pi * self.scale**2)
 
     def kl(self, x):
@@ -74,7 +86,12 @@ class LinearGaussian(nn.Module):
 
 def assert_within(draws, truth, what="", errors=4.0):
     """The mean of the draws (over dim 0) is within so many standard errors of the truth."""
-    draws, truth = torch.as_tensor(draws, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)
+    draws, truth = (
+        torch.as_tensor(draws, dtype=torch.float64),
+        torch.as_tensor(truth, dtype=torch.float64),
+    )
     error = draws.std(0) / len(draws) ** 0.5
     off = (draws.mean(0) - truth).abs()
-    assert (off <= errors * error + 1e-12).all(), f"{what}: {draws.mean(0)} is not {truth} within {errors} x {error}"
+    assert (off <= errors * error + 1e-12).all(), (
+        f"{what}: {draws.mean(0)} is not {truth} within {errors} x {error}"
+    )

@@ -1,7 +1,8 @@
-"""Programs with the structure of Pyro's examples and tutorials, so tiny that log p(x) is known.
+"""Programs with the structure of Pyro's examples and tutorials, so tiny that log p(x) is
+known.
 
-A builder returns the pair as Pyro's users write it, its arguments, and log p(x) by a way of its own:
-a sum, a grid, a closed form, or many draws from the prior.
+A builder returns the pair as Pyro's users write it, its arguments, and log p(x) by a way of
+its own: a sum, a grid, a closed form, or many draws from the prior.
 """
 
 import functools
@@ -25,7 +26,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Pair(NamedTuple):
-    """A pair, and its log p(x), times the scale of a data point; or that and its standard error."""
+    """A pair, and its log p(x), times the scale of a data point; or that and its standard
+    error.
+    """
 
     model: Callable
     guide: Callable
@@ -80,13 +83,20 @@ class VAE(nn.Module):
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("latent", dist.Normal(x.new_zeros(len(x), 2), x.new_ones(len(x), 2)).to_event(1))
-            pyro.sample("obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.reshape(-1, 5))
+            z = pyro.sample(
+                "latent",
+                dist.Normal(x.new_zeros(len(x), 2), x.new_ones(len(x), 2)).to_event(1),
+            )
+            pyro.sample(
+                "obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.reshape(-1, 5)
+            )
 
     def guide(self, x):
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("latent", dist.Normal(*halves(self.encoder(x.reshape(-1, 5)))).to_event(1))
+            pyro.sample(
+                "latent", dist.Normal(*halves(self.encoder(x.reshape(-1, 5)))).to_event(1)
+            )
 
 
 def vae():
@@ -101,7 +111,9 @@ def vae():
 
 
 class ConditionalVAE(nn.Module):
-    """Fills in the pixels that are -1 in ``xs``; indexing by a mask picks those that are scored."""
+    """Fills in the pixels that are -1 in ``xs``; indexing by a mask picks those that are
+    scored.
+    """
 
     def __init__(self):
         super().__init__()
@@ -113,14 +125,20 @@ class ConditionalVAE(nn.Module):
         with pyro.plate("data"):
             with torch.no_grad():
                 guess = self.baseline(xs)
-            z = pyro.sample("z", dist.Normal(*halves(self.prior(joined(xs, guess)))).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(*halves(self.prior(joined(xs, guess)))).to_event(1)
+            )
             probs = self.generation(z)
             masked = probs[(xs == -1).view(-1, 6)].view(len(xs), -1)
-            pyro.sample("y", dist.Bernoulli(masked).to_event(1), obs=ys[xs == -1].view(len(xs), -1))
+            pyro.sample(
+                "y", dist.Bernoulli(masked).to_event(1), obs=ys[xs == -1].view(len(xs), -1)
+            )
 
     def guide(self, xs, ys):
         with pyro.plate("data"):
-            pyro.sample("z", dist.Normal(*halves(self.recognition(joined(xs, ys)))).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(*halves(self.recognition(joined(xs, ys)))).to_event(1)
+            )
 
 
 def conditional_vae():
@@ -131,7 +149,9 @@ def conditional_vae():
     def evidence():
         z, cell = grid(2)
         prior = dist.Normal(*halves(cvae.prior(joined(xs, cvae.baseline(xs))))).to_event(1)
-        likelihood = dist.Bernoulli(cvae.generation(z)[:, None, 2:]).to_event(1).log_prob(ys[:, 2:])
+        likelihood = (
+            dist.Bernoulli(cvae.generation(z)[:, None, 2:]).to_event(1).log_prob(ys[:, 2:])
+        )
         return log_integral(prior.log_prob(z.unsqueeze(1)) + likelihood, cell).sum()
 
     return Pair(cvae.model, cvae.guide, (xs, ys), evidence, (cvae,))
@@ -146,9 +166,13 @@ class M2(nn.Module):
     def model(self, xs, ys=None):
         pyro.module("m2", self)
         with pyro.plate("data"):
-            z = pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 2), xs.new_ones(len(xs), 2)).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(xs.new_zeros(len(xs), 2), xs.new_ones(len(xs), 2)).to_event(1)
+            )
             ys = pyro.sample("y", dist.OneHotCategorical(xs.new_ones(len(xs), 3) / 3), obs=ys)
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(joined(z, ys))).to_event(1), obs=xs)
+            pyro.sample(
+                "x", dist.Bernoulli(logits=self.decoder(joined(z, ys))).to_event(1), obs=xs
+            )
 
     def guide(self, xs, ys=None):
         with pyro.plate("data"):
@@ -173,7 +197,9 @@ class M2(nn.Module):
         """Log p(x, y), for each label a row."""
         z, cell = grid(2)
         labels = torch.eye(3)[:, None]
-        logits = self.decoder(joined(z.expand(3, len(z), 2), labels)).transpose(0, 1).unsqueeze(2)
+        logits = (
+            self.decoder(joined(z.expand(3, len(z), 2), labels)).transpose(0, 1).unsqueeze(2)
+        )
         likelihood = dist.Bernoulli(logits=logits).to_event(1).log_prob(xs)
         return log_integral(standard_normal(z)[:, None, None] + likelihood, cell) - math.log(3)
 
@@ -239,14 +265,18 @@ class DeepMarkovModel(nn.Module):
         with pyro.plate("z_minibatch", len(sequences)):
             for t in pyro.markov(range(1, sequences.shape[1] + 1)):
                 with poutine.scale(scale=annealing):
-                    z = self.draw(f"z_{t}", dist.Normal(*halves(self.transition(z))), mask[:, t - 1])
+                    z = self.draw(
+                        f"z_{t}", dist.Normal(*halves(self.transition(z))), mask[:, t - 1]
+                    )
                 law = dist.Bernoulli(logits=self.emitter(z))
                 self.draw(f"obs_x_{t}", law, mask[:, t - 1], sequences[:, t - 1])
 
     def guide(self, sequences, backwards, mask, lengths, annealing=1.0):
         pyro.module("dmm", self)
         steps = sequences.shape[1]
-        packed = pack_padded_sequence(backwards, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            backwards, lengths, batch_first=True, enforce_sorted=False
+        )
         states, _ = self.rnn(packed, self.h_0.expand(1, len(sequences), 4).contiguous())
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=steps)
         states = reverse(states, lengths)
@@ -255,12 +285,16 @@ class DeepMarkovModel(nn.Module):
             for t in pyro.markov(range(1, steps + 1)):
                 features = joined(states[:, t - 1], z)
                 with poutine.scale(scale=annealing):
-                    z = self.draw(f"z_{t}", dist.Normal(*halves(self.combiner(features))), mask[:, t - 1])
+                    z = self.draw(
+                        f"z_{t}", dist.Normal(*halves(self.combiner(features))), mask[:, t - 1]
+                    )
 
     def log_likelihood(self, sequences, lengths):
         """By filtering on a grid of states."""
         z, cell = grid(1, 401)
-        moves = dist.Normal(*halves(self.transition(z))).log_prob(z.T)  # from (rows) to (columns)
+        moves = dist.Normal(*halves(self.transition(z))).log_prob(
+            z.T
+        )  # from (rows) to (columns)
         first = dist.Normal(*halves(self.transition(self.z_0))).log_prob(z)[:, 0]
         total = 0.0
         for x, length in zip(sequences, lengths.tolist(), strict=True):
@@ -276,7 +310,9 @@ def deep_markov_model(annealing=None, mask_by_handler=False):
     dmm, lengths = DeepMarkovModel(mask_by_handler), torch.tensor([4, 4, 3, 2, 2, 1])
     mask = (torch.arange(4) < lengths.unsqueeze(1)).to(torch.get_default_dtype())
     x = (normal(6, 4, 3) > 0) * mask.unsqueeze(-1)  # zeros after the end
-    args = (x, reverse(x, lengths), mask, lengths) + (() if annealing is None else (annealing,))
+    args = (x, reverse(x, lengths), mask, lengths) + (
+        () if annealing is None else (annealing,)
+    )
     return Pair(dmm.model, dmm.guide, args, lambda: dmm.log_likelihood(x, lengths), (dmm,))
 
 
@@ -286,7 +322,9 @@ class HiddenMarkovModel:
     states, tones = 3, 2
 
     def priors(self):
-        probs_x = pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(self.states) + 0.1).to_event(1))
+        probs_x = pyro.sample(
+            "probs_x", dist.Dirichlet(0.9 * torch.eye(self.states) + 0.1).to_event(1)
+        )
         law = dist.Beta(0.8, 0.9).expand([self.states, self.tones]).to_event(2)
         return probs_x, pyro.sample("probs_y", law)
 
@@ -296,9 +334,15 @@ class HiddenMarkovModel:
         for i in pyro.plate("sequences", len(sequences)):
             x = 0
             for t in pyro.markov(range(int(lengths[i]))):
-                x = pyro.sample(f"x_{i}_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"})
+                x = pyro.sample(
+                    f"x_{i}_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
+                )
                 with tones:
-                    pyro.sample(f"y_{i}_{t}", dist.Bernoulli(probs_y[x.squeeze(-1)]), obs=sequences[i, t])
+                    pyro.sample(
+                        f"y_{i}_{t}",
+                        dist.Bernoulli(probs_y[x.squeeze(-1)]),
+                        obs=sequences[i, t],
+                    )
 
     def batched(self, sequences, lengths, batch_size=None, probs=None):
         probs_x, probs_y = self.priors() if probs is None else probs()
@@ -308,7 +352,9 @@ class HiddenMarkovModel:
             x = 0
             for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths).unsqueeze(-1)):
-                    x = pyro.sample(f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"})
+                    x = pyro.sample(
+                        f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
+                    )
                     with tones:
                         pyro.sample(
                             f"y_{t}",
@@ -320,7 +366,9 @@ class HiddenMarkovModel:
         states = 0.6 * torch.eye(self.states) + 0.4 / self.states
         probs_x = pyro.param("probs_x", lambda: states, constraint=constraints.simplex)
         probs = torch.tensor([[0.1, 0.3], [0.5, 0.2], [0.7, 0.9]])
-        return probs_x, pyro.param("probs_y", lambda: probs, constraint=constraints.unit_interval)
+        return probs_x, pyro.param(
+            "probs_y", lambda: probs, constraint=constraints.unit_interval
+        )
 
     def log_likelihood(self, sequences, lengths):
         """By the forward algorithm."""
@@ -343,7 +391,9 @@ def hidden_markov_model(form="batched", batch_size=None):
     model = functools.partial(HiddenMarkovModel().batched, batch_size=batch_size)
     if form == "one by one":
         model = HiddenMarkovModel().one_by_one
-    guide = AutoDelta(poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_")))
+    guide = AutoDelta(
+        poutine.block(model, expose_fn=lambda site: site["name"].startswith("probs_"))
+    )
     return Pair(model, guide, chords())
 
 
@@ -369,11 +419,16 @@ class AttendInferRepeat(nn.Module):
         super().__init__()
         self.rnn, self.predict = nn.LSTMCell(self.pixels + 3, 6), nn.Linear(6, 3)
         self.encode, self.decode = mlp(self.pixels + 1, 2), mlp(1, 1)
-        self.baseline_rnn, self.baseline_predict = nn.LSTMCell(self.pixels + 3, 6), nn.Linear(6, 1)
+        self.baseline_rnn, self.baseline_predict = (
+            nn.LSTMCell(self.pixels + 3, 6),
+            nn.Linear(6, 1),
+        )
 
     def object_at(self, where, what):
         """An object on the line of pixels."""
-        return softplus(self.decode(what)) * torch.exp(-((torch.arange(self.pixels) - 2.0 - where) ** 2))
+        return softplus(self.decode(what)) * torch.exp(
+            -((torch.arange(self.pixels) - 2.0 - where) ** 2)
+        )
 
     def model(self, data, batch_size=None):
         pyro.module("decode", self.decode)
@@ -382,7 +437,9 @@ class AttendInferRepeat(nn.Module):
             image, present = torch.zeros_like(batch), batch.new_ones(len(batch), 1)
             for t in range(self.steps):
                 present = pyro.sample(f"z_pres_{t}", dist.Bernoulli(0.5 * present).to_event(1))
-                standard = dist.Normal(batch.new_zeros(len(batch), 1), 1.0).mask(present).to_event(1)
+                standard = (
+                    dist.Normal(batch.new_zeros(len(batch), 1), 1.0).mask(present).to_event(1)
+                )
                 where = pyro.sample(f"z_where_{t}", standard)
                 what = pyro.sample(f"z_what_{t}", standard)
                 image = image + self.object_at(where, what) * present
@@ -439,11 +496,14 @@ class AttendInferRepeat(nn.Module):
 
 def attend_infer_repeat(batch_size=None):
     air, data = AttendInferRepeat(), 0.5 * normal(6, 5).abs()
-    model, guide = (functools.partial(half, batch_size=batch_size) for half in (air.model, air.guide))
+    model, guide = (
+        functools.partial(half, batch_size=batch_size) for half in (air.model, air.guide)
+    )
     return Pair(model, guide, (data,), lambda: air.log_likelihood(data), (air,))
 
 
-# The sparse gamma deep exponential family: weights in plates of their own, beside that of the data.
+# The sparse gamma deep exponential family: weights in plates of their own, beside that of the
+# data.
 
 
 class SparseGammaDEF:
@@ -451,10 +511,22 @@ class SparseGammaDEF:
 
     def __init__(self, x, widths=(2, 2, 1), shape=1.0, rate=1.0):
         self.x, self.shape, self.rate = x, shape, rate
-        self.layers = dict(zip(("top", "mid", "bottom"), itertools.pairwise((*widths, x.shape[1])), strict=True))
+        self.layers = dict(
+            zip(
+                ("top", "mid", "bottom"),
+                itertools.pairwise((*widths, x.shape[1])),
+                strict=True,
+            )
+        )
         rows, columns = x.sum(1) / x.sum(1).mean(), x.mean(0) / 2
-        self.start = {f"z_{name}": torch.ones(len(x), inputs) for name, (inputs, _) in self.layers.items()}
-        self.start |= {f"w_{name}": torch.ones(inputs * outputs) for name, (inputs, outputs) in self.layers.items()}
+        self.start = {
+            f"z_{name}": torch.ones(len(x), inputs)
+            for name, (inputs, _) in self.layers.items()
+        }
+        self.start |= {
+            f"w_{name}": torch.ones(inputs * outputs)
+            for name, (inputs, outputs) in self.layers.items()
+        }
         inputs = self.layers["bottom"][0]
         self.start["z_bottom"] = (2 * rows).unsqueeze(1).repeat(1, inputs)
         self.start["w_bottom"] = (columns + 0.1).repeat(inputs) / inputs
@@ -465,12 +537,23 @@ class SparseGammaDEF:
             with pyro.plate(f"w_{name}_plate", inputs * outputs):
                 w = pyro.sample(f"w_{name}", dist.Gamma(self.shape, self.rate))
                 # A plate of particles comes first, if there is one.
-                weights[name] = w.reshape(inputs, outputs) if w.dim() == 1 else w.reshape(-1, inputs, outputs)
+                weights[name] = (
+                    w.reshape(inputs, outputs)
+                    if w.dim() == 1
+                    else w.reshape(-1, inputs, outputs)
+                )
         with pyro.plate("data", len(x)):
-            law = dist.Gamma(x.new_tensor(self.shape), self.rate).expand([self.layers["top"][0]])
+            law = dist.Gamma(x.new_tensor(self.shape), self.rate).expand(
+                [self.layers["top"][0]]
+            )
             z = pyro.sample("z_top", law.to_event(1))
-            z = pyro.sample("z_mid", dist.Gamma(self.shape, self.rate / (z @ weights["top"])).to_event(1))
-            z = pyro.sample("z_bottom", dist.Gamma(self.shape, self.rate / (z @ weights["mid"])).to_event(1))
+            z = pyro.sample(
+                "z_mid", dist.Gamma(self.shape, self.rate / (z @ weights["top"])).to_event(1)
+            )
+            z = pyro.sample(
+                "z_bottom",
+                dist.Gamma(self.shape, self.rate / (z @ weights["mid"])).to_event(1),
+            )
             pyro.sample("obs", dist.Poisson(z @ weights["bottom"]).to_event(1), obs=x)
 
     def guide(self, x):
@@ -543,7 +626,9 @@ def sparse_gamma_def(kind="custom"):
     elif kind == "EasyGuide":
         guide = DEFGuide(family)
     else:
-        guide = auto[kind](family.model, init_loc_fn=init_to_value(values=family.start), init_scale=0.5)
+        guide = auto[kind](
+            family.model, init_loc_fn=init_to_value(values=family.start), init_scale=0.5
+        )
     return Pair(family.model, guide, (x,), family.log_likelihood)
 
 
@@ -552,7 +637,9 @@ def sparse_gamma_def(kind="custom"):
 
 def latent_dirichlet_allocation(batch_size=None):
     topics, words, documents, length = 3, 5, 4, 6
-    data = torch.randint(words, (length, documents), generator=torch.Generator().manual_seed(0))
+    data = torch.randint(
+        words, (length, documents), generator=torch.Generator().manual_seed(0)
+    )
     predictor = nn.Sequential(mlp(words, topics), nn.Softmax(-1))
 
     def model(data):
@@ -564,18 +651,28 @@ def latent_dirichlet_allocation(batch_size=None):
             with pyro.plate("words", length):
                 law = dist.Categorical(doc_topics)
                 topic = pyro.sample("word_topics", law, infer={"enumerate": "parallel"})
-                pyro.sample("doc_words", dist.Categorical(topic_words[topic]), obs=data[:, rows])
+                pyro.sample(
+                    "doc_words", dist.Categorical(topic_words[topic]), obs=data[:, rows]
+                )
 
     def guide(predictor, data):
-        weights = pyro.param("weights_q", lambda: torch.ones(topics), constraint=constraints.positive)
-        word_q = pyro.param("words_q", lambda: torch.ones(topics, words), constraint=constraints.greater_than(0.5))
+        weights = pyro.param(
+            "weights_q", lambda: torch.ones(topics), constraint=constraints.positive
+        )
+        word_q = pyro.param(
+            "words_q",
+            lambda: torch.ones(topics, words),
+            constraint=constraints.greater_than(0.5),
+        )
         with pyro.plate("topics", topics):
             pyro.sample("topic_weights", dist.Gamma(weights, 1.0))
             pyro.sample("topic_words", dist.Dirichlet(word_q))
         pyro.module("predictor", predictor)
         with pyro.plate("documents", documents, batch_size) as rows:
             chosen = data[:, rows]
-            counts = torch.zeros(words, len(rows)).scatter_add(0, chosen, torch.ones(chosen.shape))
+            counts = torch.zeros(words, len(rows)).scatter_add(
+                0, chosen, torch.ones(chosen.shape)
+            )
             pyro.sample("doc_topics", dist.Delta(predictor(counts.T), event_dim=1))
 
     return Pair(model, functools.partial(guide, predictor), (data,), None, (predictor,))
@@ -586,7 +683,9 @@ class ProdLDA(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(self.words, 6), nn.Softplus(), nn.Dropout(0.2), nn.Linear(6, 4))
+        self.encoder = nn.Sequential(
+            nn.Linear(self.words, 6), nn.Softplus(), nn.Dropout(0.2), nn.Linear(6, 4)
+        )
         self.encoder_norm = nn.BatchNorm1d(4, affine=False)
         self.decoder = nn.Sequential(
             nn.Dropout(0.2),
@@ -614,7 +713,9 @@ class ProdLDA(nn.Module):
 
     def log_likelihood(self, docs):
         z, cell = grid(2)
-        law = dist.Multinomial(int(docs.sum(-1).max()), softmax(self.decoder(softmax(z, -1)), -1).unsqueeze(1))
+        law = dist.Multinomial(
+            int(docs.sum(-1).max()), softmax(self.decoder(softmax(z, -1)), -1).unsqueeze(1)
+        )
         return log_integral(standard_normal(z).unsqueeze(1) + law.log_prob(docs), cell).sum()
 
 
@@ -638,7 +739,9 @@ def prodlda():
 
 
 def normalized(inputs, outputs):
-    return nn.Sequential(nn.Linear(inputs, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, outputs))
+    return nn.Sequential(
+        nn.Linear(inputs, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, outputs)
+    )
 
 
 def in_rows(network, *parts):
@@ -653,7 +756,10 @@ class SCANVI(nn.Module):
     def __init__(self, scale=1 / 24, part=1.0):
         super().__init__()
         self.scale, self.part = scale, part
-        self.z2_decoder, self.x_decoder = normalized(1 + self.labels, 2), mlp(1, 2 * self.genes)
+        self.z2_decoder, self.x_decoder = (
+            normalized(1 + self.labels, 2),
+            mlp(1, 2 * self.genes),
+        )
         self.z2l_encoder, self.z1_encoder = (
             normalized(self.genes, 4),
             normalized(1 + self.labels, 2),
@@ -668,14 +774,20 @@ class SCANVI(nn.Module):
         )
         gate_logits, mu = self.x_decoder(z2).chunk(2, -1)
         logits = (total * softmax(mu, -1) + 5e-3).log() - (theta + 5e-3).log()
-        return dist.ZeroInflatedNegativeBinomial(gate_logits=gate_logits, total_count=theta, logits=logits).to_event(1)
+        return dist.ZeroInflatedNegativeBinomial(
+            gate_logits=gate_logits, total_count=theta, logits=logits
+        ).to_event(1)
 
     def model(self, x, y=None):
         pyro.module("scanvi", self)
         with pyro.plate("batch", len(x)), poutine.scale(scale=self.scale):
             z1 = pyro.sample("z1", dist.Normal(0, x.new_ones(1)).to_event(1))
-            y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(self.labels)), obs=y)
-            z2 = pyro.sample("z2", dist.Normal(*halves(in_rows(self.z2_decoder, z1, y))).to_event(1))
+            y = pyro.sample(
+                "y", dist.OneHotCategorical(logits=x.new_zeros(self.labels)), obs=y
+            )
+            z2 = pyro.sample(
+                "z2", dist.Normal(*halves(in_rows(self.z2_decoder, z1, y))).to_event(1)
+            )
             total = pyro.sample("l", dist.LogNormal(1.0, 0.5 * x.new_ones(1)).to_event(1))
             with poutine.scale(scale=self.part):
                 pyro.sample("x", self.law_of_counts(z2, total), obs=x)
@@ -691,7 +803,9 @@ class SCANVI(nn.Module):
                 y = pyro.sample("y", law)
             else:
                 pyro.factor("classification_loss", -0.1 * law.log_prob(y), has_rsample=False)
-            pyro.sample("z1", dist.Normal(*halves(in_rows(self.z1_encoder, z2, y))).to_event(1))
+            pyro.sample(
+                "z1", dist.Normal(*halves(in_rows(self.z1_encoder, z2, y))).to_event(1)
+            )
 
     def log_joint(self, x):
         """Log p(x, y), for each label a row: integrals over z1, and then over z2 and l."""
@@ -709,14 +823,22 @@ class SCANVI(nn.Module):
 
 
 def cells():
-    x = torch.tensor([[3.0, 0, 1, 0], [0, 5, 0, 1], [1, 1, 2, 0], [0, 0, 4, 1], [2, 0, 0, 0], [1, 3, 0, 0]])
+    x = torch.tensor(
+        [[3.0, 0, 1, 0], [0, 5, 0, 1], [1, 1, 2, 0], [0, 0, 4, 1], [2, 0, 0, 0], [1, 3, 0, 0]]
+    )
     return x, torch.eye(2)[torch.arange(6) % 2]
 
 
 def scanvi_unlabelled(part=1.0):
     scanvi, (x, _) = SCANVI(part=part), cells()
     guide = config_enumerate(scanvi.guide, "parallel", expand=True)
-    return Pair(scanvi.model, guide, (x,), lambda: scanvi.log_joint(x).logsumexp(0).sum() / 24, (scanvi,))
+    return Pair(
+        scanvi.model,
+        guide,
+        (x,),
+        lambda: scanvi.log_joint(x).logsumexp(0).sum() / 24,
+        (scanvi,),
+    )
 
 
 def scanvi_labelled():
@@ -746,10 +868,16 @@ def mixture(data):
 
 def mixture_guide(data):
     def init(site):
-        values = {"weights": torch.tensor([0.4, 0.6]), "scale": data.std() / 2, "locs": data[:2]}
+        values = {
+            "weights": torch.tensor([0.4, 0.6]),
+            "scale": data.std() / 2,
+            "locs": data[:2],
+        }
         return values[site["name"]]
 
-    return AutoDelta(poutine.block(mixture, expose=["weights", "locs", "scale"]), init_loc_fn=init)
+    return AutoDelta(
+        poutine.block(mixture, expose=["weights", "locs", "scale"]), init_loc_fn=init
+    )
 
 
 def gaussian_mixture():
@@ -767,15 +895,26 @@ def gaussian_mixture_full_guide():
         with poutine.block(hide_types=["param"]):
             components(data)
         with pyro.plate("data", len(data)):
-            probs = pyro.param("probs", lambda: torch.ones(len(data), 2) / 2, constraint=constraints.simplex)
+            probs = pyro.param(
+                "probs", lambda: torch.ones(len(data), 2) / 2, constraint=constraints.simplex
+            )
             pyro.sample("assignment", dist.Categorical(probs))
 
     def evidence():
         """Log p(x, parameters): what a point of them is weighed by."""
-        weights, scale, locs = (components(data)[name] for name in ("weights", "scale", "locs"))
-        prior = dist.Dirichlet(0.5 * torch.ones(2)).log_prob(weights) + dist.LogNormal(0.0, 2.0).log_prob(scale)
+        weights, scale, locs = (
+            components(data)[name] for name in ("weights", "scale", "locs")
+        )
+        prior = dist.Dirichlet(0.5 * torch.ones(2)).log_prob(weights) + dist.LogNormal(
+            0.0, 2.0
+        ).log_prob(scale)
         prior = prior + dist.Normal(0.0, 10.0).log_prob(locs).sum()
-        return prior + (weights.log() + dist.Normal(locs, scale).log_prob(data.unsqueeze(-1))).logsumexp(-1).sum()
+        return (
+            prior
+            + (weights.log() + dist.Normal(locs, scale).log_prob(data.unsqueeze(-1)))
+            .logsumexp(-1)
+            .sum()
+        )
 
     return Pair(mixture, guide, (data,), evidence)
 
@@ -809,7 +948,9 @@ def bayesian_regression():
     def evidence():
         sigma = (torch.arange(5000) + 0.5) / 500
         covariance = x @ x.T + 100.0
-        return gaussian_evidence(y, covariance, sigma, torch.full_like(sigma, -math.log(len(sigma))))
+        return gaussian_evidence(
+            y, covariance, sigma, torch.full_like(sigma, -math.log(len(sigma)))
+        )
 
     start = {
         "linear.weight": torch.tensor([[1.0, -0.5]]),
@@ -823,7 +964,11 @@ def bayesian_regression():
 def hierarchical_regression():
     """An intercept for each group, found by its index, as in radon levels by county."""
     x, group = normal(18), torch.arange(18) % 6
-    y = torch.tensor([1.0, -1.0, 0.5, -2.0, 1.5, 0.0])[group] + 0.7 * x + 0.4 * normal(18, seed=1)
+    y = (
+        torch.tensor([1.0, -1.0, 0.5, -2.0, 1.5, 0.0])[group]
+        + 0.7 * x
+        + 0.4 * normal(18, seed=1)
+    )
     levels = (y - 0.7 * x).reshape(3, 6).mean(0)
 
     def model(x, group, y):
@@ -837,7 +982,9 @@ def hierarchical_regression():
     def evidence():
         z, cell = grid(1, 401)
         covariance = x.outer(x) + (group.unsqueeze(1) == group)
-        return gaussian_evidence(y, covariance, (-0.5 + 0.5 * z[:, 0]).exp(), standard_normal(z) + cell)
+        return gaussian_evidence(
+            y, covariance, (-0.5 + 0.5 * z[:, 0]).exp(), standard_normal(z) + cell
+        )
 
     start = {"slope": torch.tensor(0.7), "sigma": torch.tensor(0.5), "intercept": levels}
     guide = AutoNormal(model, init_loc_fn=init_to_value(values=start), init_scale=0.25)

@@ -1,11 +1,14 @@
-"""Random pairs of Pyro programs, as text that can be read and run, with everything about them known that can be.
+"""Random pairs of Pyro programs, as text that can be read and run, with everything about them
+known that can be.
 
-    python -m tests.random_programs 17        prints the pair of seed 17, its truth, and what the library says of it
+    python -m tests.random_programs 17        prints the pair of seed 17, its truth, and what
+    the library says of it
 
-A seed decides everything. ``draw(seed)`` returns a ``Pair``: the text of two functions ``model`` and ``guide``, the
-values of their parameters and the data, from which ``Pair.build`` makes programs in any precision. Most are linear and
-Gaussian, or discrete and small, so that ``tests.program_truth`` finds their evidence, their ELBO and its gradient by
-algebra and enumeration, from the log densities that Pyro's traces report and without the library.
+A seed decides everything. ``draw(seed)`` returns a ``Pair``: the text of two functions
+``model`` and ``guide``, the values of their parameters and the data, from which ``Pair.build``
+makes programs in any precision. Most are linear and Gaussian, or discrete and small, so that
+``tests.program_truth`` finds their evidence, their ELBO and its gradient by algebra and
+enumeration, from the log densities that Pyro's traces report and without the library.
 """
 
 import dataclasses
@@ -54,13 +57,17 @@ class Pair:
     data: dict[str, Any] = field(repr=False)  # arguments, in their order
     constants: dict[str, Any] = field(default_factory=dict, repr=False)
     structure: str = LOCAL
-    scaling: str = ""  # "all", "rows", "data", "latent", "given" (subsample=) or "size" (subsample_size=)
+    scaling: str = (
+        ""  # "all", "rows", "data", "latent", "given" (subsample=) or "size" (subsample_size=)
+    )
     summed: tuple[str, ...] = ()  # sites that the model enumerates and the guide does not have
     later: dict[str, Any] = field(
         default_factory=dict, repr=False
     )  # parameters that get other values after a first call
     evidence: float | None = None  # where a formula says it
-    bounded: bool = True  # whether E_q[p / q] is the evidence, so that weighted bounds lie below it
+    bounded: bool = (
+        True  # whether E_q[p / q] is the evidence, so that weighted bounds lie below it
+    )
     one_by_one: bool = False  # the program cannot take a plate of particles
     plain: bool = False  # a refusal would be a failure
     wrong: bool = False  # anything but a refusal would be one
@@ -70,10 +77,16 @@ class Pair:
 
     def build(self, dtype=torch.float32, full=False, **data):
         """Makes the pair; ``full`` without the drawing of subsamples."""
-        parameters = {name: torch.tensor(value, dtype=dtype).requires_grad_() for name, value in self.values.items()}
-        arguments = {name: _tensor(value, dtype) for name, value in {**self.data, **data}.items()}
+        parameters = {
+            name: torch.tensor(value, dtype=dtype).requires_grad_()
+            for name, value in self.values.items()
+        }
+        arguments = {
+            name: _tensor(value, dtype) for name, value in {**self.data, **data}.items()
+        }
         constants = {
-            name: _tensor(value, dtype) if isinstance(value, list) else value for name, value in self.constants.items()
+            name: _tensor(value, dtype) if isinstance(value, list) else value
+            for name, value in self.constants.items()
         }
         if full and "B" in constants:
             constants["B"] = constants["N"]
@@ -88,14 +101,22 @@ class Pair:
 
     def text(self):
         """The whole pair as a script."""
-        lines = [f"# seed {self.seed}: {self.kind}, {', '.join(self.features)}", HEADER.rstrip()]
-        lines += [f"{name} = torch.tensor({value}, requires_grad=True)" for name, value in self.values.items()]
+        lines = [
+            f"# seed {self.seed}: {self.kind}, {', '.join(self.features)}",
+            HEADER.rstrip(),
+        ]
+        lines += [
+            f"{name} = torch.tensor({value}, requires_grad=True)"
+            for name, value in self.values.items()
+        ]
         lines += [
             f"{name} = {f'torch.tensor({value})' if isinstance(value, list) else value}"
             for name, value in {**self.data, **self.constants}.items()
         ]
         lines += [f"ARGS = ({', '.join(self.data)},)", "", self.source.rstrip()]
-        lines += [f"# after a first call: {name} = {value}" for name, value in self.later.items()]
+        lines += [
+            f"# after a first call: {name} = {value}" for name, value in self.later.items()
+        ]
         return "\n".join(lines)
 
 
@@ -166,12 +187,22 @@ class Draft:
 def draw(seed: int) -> Pair:
     """The pair of a seed."""
     draft = Draft(seed)
-    kinds = {gaussian: 34, discrete: 16, mixture: 8, hmm: 4, conjugate: 7, automatic: 11, naive: 12, wrong: 8}
+    kinds = {
+        gaussian: 34,
+        discrete: 16,
+        mixture: 8,
+        hmm: 4,
+        conjugate: 7,
+        automatic: 11,
+        naive: 12,
+        wrong: 8,
+    }
     (kind,) = draft.random.choices(list(kinds), list(kinds.values()))
     return kind(draft)
 
 
-# --- linear Gaussian and discrete pairs, of sites that depend on each other in any order -----------------------------
+# --- linear Gaussian and discrete pairs, of sites that depend on each other in any order
+# -----------------------------
 
 LAYOUTS = {
     "iid": 22, "nested": 16, "groups": 14, "global": 10, "sequential": 9, "flat": 6, "crossed": 6, "beside": 7,
@@ -201,11 +232,15 @@ class Graph:
 
     @property
     def data_plate(self):
-        return next((plate for plate in self.plates if plate.name == "data" and not plate.loop), None)
+        return next(
+            (plate for plate in self.plates if plate.name == "data" and not plate.loop), None
+        )
 
     def size(self):
         return (
-            self.draft.random.choice((2, 3, 3, 4)) if self.family == "normal" else self.draft.random.choice((2, 2, 3))
+            self.draft.random.choice((2, 3, 3, 4))
+            if self.family == "normal"
+            else self.draft.random.choice((2, 2, 3))
         )
 
     def add(self, name, plates=(), candidates=None, family=None, event=None, few=False):
@@ -231,7 +266,12 @@ class Graph:
             event = draft.random.choice((0, 0, 2)) if len(plates) < 2 else 0
         site = Site(name, tuple(plates), "normal", event, observed=True)
         self._connect(site, candidates, 0.7, least=1)
-        if site.parents and all(parent.discrete for parent, _ in site.parents) and draft.chance(0.35) and not event:
+        if (
+            site.parents
+            and all(parent.discrete for parent, _ in site.parents)
+            and draft.chance(0.35)
+            and not event
+        ):
             site.family = "bernoulli"
         self.observed.append(site)
         return site
@@ -246,7 +286,9 @@ class Graph:
 
     def _iid(self):
         plate = Plate("data", self.size())
-        for k in range(self.draft.random.choice((1, 1, 2, 3) if self.family == "normal" else (1, 1, 2))):
+        for k in range(
+            self.draft.random.choice((1, 1, 2, 3) if self.family == "normal" else (1, 1, 2))
+        ):
             self.add(f"z{k + 1}", [plate], few=k > 0)
         self.observe("x", [plate])
         if self.draft.chance(0.3):
@@ -282,9 +324,17 @@ class Graph:
         both = [data, inner] if self.draft.chance(0.5) else [inner, data]
         if self.draft.chance(0.5) and self.family == "normal":
             self.add("z2", both, event=0)
-        self.observe("x", both, [site for site in self.latent if site.name != "w"] if self.draft.chance(0.5) else None)
+        self.observe(
+            "x",
+            both,
+            [site for site in self.latent if site.name != "w"]
+            if self.draft.chance(0.5)
+            else None,
+        )
         if self.draft.chance(0.3):
-            self.observe("y", [data], [site for site in self.latent if len(site.plates) < 2], event=0)
+            self.observe(
+                "y", [data], [site for site in self.latent if len(site.plates) < 2], event=0
+            )
 
     def _crossed(self):
         rows, columns = self._two()
@@ -322,8 +372,13 @@ class Graph:
             self.structure = SHARED
 
     def _groups(self):
-        groups, data = Plate("groups", self.draft.pick(1, 2, 2)), Plate("data", self.size() + 1)
-        self.draft.data_later = {"g": [self.draft.random.randrange(groups.size) for _ in range(data.size)]}
+        groups, data = (
+            Plate("groups", self.draft.pick(1, 2, 2)),
+            Plate("data", self.size() + 1),
+        )
+        self.draft.data_later = {
+            "g": [self.draft.random.randrange(groups.size) for _ in range(data.size)]
+        }
         if self.draft.chance(0.3):
             self.add("w", event=0)
         self.add("mu", [groups])
@@ -339,7 +394,9 @@ class Graph:
     def _features(self):
         features, data = Plate("features", 2), Plate("data", self.size() + 1)
         self.draft.data_later = {"c": self.draft.numbers((data.size, features.size))}
-        self.add("w", [features], event=0, family=None if self.family == "normal" else "bernoulli")
+        self.add(
+            "w", [features], event=0, family=None if self.family == "normal" else "bernoulli"
+        )
         self.structure = SHARED
         if self.draft.chance(0.4):
             self.add("z1", [data], [])
@@ -356,7 +413,9 @@ class Graph:
 
     def _outside(self):
         parts = Plate("parts", self.size())
-        self.add("z1", [parts], event=0, family=None if self.family == "normal" else "bernoulli")
+        self.add(
+            "z1", [parts], event=0, family=None if self.family == "normal" else "bernoulli"
+        )
         if self.draft.chance(0.4):
             self.observe("x", [parts])
         self.observe("y", (), event=0)
@@ -381,7 +440,9 @@ class Graph:
 
 
 def access(parent, child):
-    """How a site's value enters the mean of another one: through which expression, or "" if it cannot."""
+    """How a site's value enters the mean of another one: through which expression, or "" if it
+    cannot.
+    """
     if child.discrete and not parent.discrete and not child.observed:
         return ""
     extra = set(parent.plates) - set(child.plates)
@@ -392,7 +453,12 @@ def access(parent, child):
         return "index"
     if names == {"features"} and any(plate.name == "data" for plate in child.plates):
         return "matmul" if not parent.event and parent.family != "categorical" else ""
-    if not child.plates and child.observed and len(extra) == 1 and not any(plate.loop for plate in extra):
+    if (
+        not child.plates
+        and child.observed
+        and len(extra) == 1
+        and not any(plate.loop for plate in extra)
+    ):
         return "sum" if parent.family != "categorical" else ""
     return ""
 
@@ -410,7 +476,9 @@ def term(draft, parent, how, child, prefix):
         return f"{draft.parameter(weight, (3, child.width) if child.width else (3,), 0.8)}[{value}]"
     if how == "matmul":
         value = f"({value} @ c.T)"
-    scale = (0.6 if parent.event else 0.8) * (0.3 if prefix else 1.0)  # a guide is near the posterior of its own
+    scale = (0.6 if parent.event else 0.8) * (
+        0.3 if prefix else 1.0
+    )  # a guide is near the posterior of its own
     if parent.event and child.width:
         return f"{value} @ {draft.parameter(weight, (parent.event, child.width), scale)}"
     if parent.event:
@@ -421,15 +489,23 @@ def term(draft, parent, how, child, prefix):
 
 
 def shape_of(site, width):
-    """The shape of a table with an entry for each index of a site's plates: loops first, then the others in their place."""
+    """The shape of a table with an entry for each index of a site's plates: loops first, then
+    the others in their place.
+    """
     loops = [plate.size for plate in site.plates if plate.loop]
     places = {plate.dim: plate.size for plate in site.plates if not plate.loop}
     deepest = -min(places, default=0)
-    return [*loops, *(places.get(dim - deepest, 1) for dim in range(deepest)), *([width] if width else [])]
+    return [
+        *loops,
+        *(places.get(dim - deepest, 1) for dim in range(deepest)),
+        *([width] if width else []),
+    ]
 
 
 def in_place(name, site, trailing=0):
-    """A row of the data, which has its own dimensions in their natural order, in the place of the plates."""
+    """A row of the data, which has its own dimensions in their natural order, in the place of
+    the plates.
+    """
     plates = [plate for plate in site.plates if not plate.loop]
     data = next((plate for plate in plates if plate.name == "data"), None)
     if any(plate.loop for plate in site.plates):
@@ -451,7 +527,9 @@ class Writer:
     def __init__(self, draft, graph):
         self.draft, self.graph = draft, graph
         self.mask = self.scale = self.factor = self.subsample = ""
-        self.rows = [site.name for site in graph.observed if any(p.name == "data" for p in site.plates)]
+        self.rows = [
+            site.name for site in graph.observed if any(p.name == "data" for p in site.plates)
+        ]
         self.enumerate = ""
 
     def infer(self, site):
@@ -482,25 +560,40 @@ class Writer:
 
     def plates(self):
         lines = []
-        for plate in sorted((p for p in self.graph.plates if not p.loop), key=lambda p: p.name):
-            size = f"len({self.rows[0]})" if plate.name == "data" and self.rows else str(plate.size)
+        for plate in sorted(
+            (p for p in self.graph.plates if not p.loop), key=lambda p: p.name
+        ):
+            size = (
+                f"len({self.rows[0]})"
+                if plate.name == "data" and self.rows
+                else str(plate.size)
+            )
             if plate.name == "data" and self.subsample == "size":
                 size += ", subsample_size=B"
             if plate.name == "data" and self.subsample == "given":
                 size = f"TOTAL, subsample={self.rows[0]}"
             lines.append(f'{plate.name} = pyro.plate("{plate.name}", {size}, dim={plate.dim})')
         if self.subsample == "size":
-            rows = [name for name in self.draft.data if name in (*self.rows, "g", "c", "m", "s")]
-            lines += ["with data as i:", f"    {', '.join(rows)} = {', '.join(f'{row}[i]' for row in rows)}"]
+            rows = [
+                name for name in self.draft.data if name in (*self.rows, "g", "c", "m", "s")
+            ]
+            lines += [
+                "with data as i:",
+                f"    {', '.join(rows)} = {', '.join(f'{row}[i]' for row in rows)}",
+            ]
         return lines
 
     def contexts(self, site):
         contexts = []
         in_data = any(plate.name == "data" and not plate.loop for plate in site.plates)
         if self.mask == "all" and in_data:
-            contexts.append(f"poutine.mask(mask={in_place('m.bool()', Site('', (self.graph.data_plate,)))})")
+            contexts.append(
+                f"poutine.mask(mask={in_place('m.bool()', Site('', (self.graph.data_plate,)))})"
+            )
         if self.scale == "rows" and in_data:
-            contexts.append(f"poutine.scale(scale={in_place('s', Site('', (self.graph.data_plate,)))})")
+            contexts.append(
+                f"poutine.scale(scale={in_place('s', Site('', (self.graph.data_plate,)))})"
+            )
         if self.scale == "latent" and not site.observed and site.name:
             contexts.append("poutine.scale(scale=SCALE)")
         if self.scale == "data" and site.observed:
@@ -519,7 +612,9 @@ class Writer:
         return lines
 
     def indent(self, site):
-        return "    " * (1 + site.loop + bool([p for p in site.plates if not p.loop] or self.contexts(site)))
+        return "    " * (
+            1 + site.loop + bool([p for p in site.plates if not p.loop] or self.contexts(site))
+        )
 
     def name(self, site):
         return f'f"{site.name}_{{i}}"' if site.loop else f'"{site.name}"'
@@ -546,7 +641,9 @@ class Writer:
 
     def model_statement(self, site):
         draft = self.draft
-        location = [draft.parameter(f"{site.name}_loc", (site.width,) if site.width else (), 0.5)]
+        location = [
+            draft.parameter(f"{site.name}_loc", (site.width,) if site.width else (), 0.5)
+        ]
         location += [term(draft, parent, how, site, "") for parent, how in site.parents]
         scale = "1.0"
         if site.family == "normal":
@@ -557,9 +654,14 @@ class Writer:
             if self.mask == "obs_mask" and site is self.graph.observed[0]:
                 mask = in_place("m.bool()", Site("", (self.graph.data_plate,)))
                 return [f"pyro.sample({self.name(site)}, {text}, obs={row}, obs_mask={mask})"]
-            if self.mask == "poutine observed" and any(plate.name == "data" for plate in site.plates):
+            if self.mask == "poutine observed" and any(
+                plate.name == "data" for plate in site.plates
+            ):
                 mask = in_place("m.bool()", Site("", (self.graph.data_plate,)))
-                return [f"with poutine.mask(mask={mask}):", f"    pyro.sample({self.name(site)}, {text}, obs={row})"]
+                return [
+                    f"with poutine.mask(mask={mask}):",
+                    f"    pyro.sample({self.name(site)}, {text}, obs={row})",
+                ]
             return [f"pyro.sample({self.name(site)}, {text}, obs={row})"]
         infer = ', infer={"enumerate": "parallel"}' if site.summed else ""
         return [f"{site.name} = pyro.sample({self.name(site)}, {text}{infer})"]
@@ -588,8 +690,12 @@ class Writer:
                     location.append(term(draft, parent, how, site, "q_"))
             scale = "1.0"
             if site.family == "normal":
-                scale = f"{self.table(f'q_{site.name}_log', site, site.event, 0.1, -0.3)}.exp()"
-            text = self.masked(site, self.distribution(site, " + ".join(location), scale), "guide")
+                scale = (
+                    f"{self.table(f'q_{site.name}_log', site, site.event, 0.1, -0.3)}.exp()"
+                )
+            text = self.masked(
+                site, self.distribution(site, " + ".join(location), scale), "guide"
+            )
             return [f"{site.name} = pyro.sample({self.name(site)}, {text}{self.infer(site)})"]
 
         return statement
@@ -600,7 +706,15 @@ def _decorate(draft, graph, writer):
     data = graph.data_plate
     local = graph.structure == LOCAL
     if data is not None and draft.chance(0.3):
-        choices = ["fn observed", "fn latent", "fn model", "fn guide", "fn different", "poutine observed", "all"]
+        choices = [
+            "fn observed",
+            "fn latent",
+            "fn model",
+            "fn guide",
+            "fn different",
+            "poutine observed",
+            "all",
+        ]
         if any(site.summed for site in graph.latent):
             choices = []
         writer.mask = draft.pick(*choices, "poutine observed", "all")
@@ -610,13 +724,21 @@ def _decorate(draft, graph, writer):
         draft.data["m"] = [True, *(draft.chance(0.6) for _ in range(data.size - 1))]
         draft.features.add(f"mask {writer.mask}")
     if draft.chance(0.3):
-        choices = ["all", "all", "data", "latent"] + ["rows"] * (local and graph.layout == "iid")
+        choices = ["all", "all", "data", "latent"] + ["rows"] * (
+            local and graph.layout == "iid"
+        )
         writer.scale = draft.pick(*choices)
         draft.constants["SCALE"] = draft.pick(0.3, 0.5, 2.0, 4.0)
         if writer.scale == "rows":
-            draft.data["s"] = [abs(draft.numbers((), 0.5, 1.0)) + 0.1 for _ in range(data.size)]
+            draft.data["s"] = [
+                abs(draft.numbers((), 0.5, 1.0)) + 0.1 for _ in range(data.size)
+            ]
         draft.features.add(f"scale {writer.scale}")
-    elif data is not None and graph.layout not in ("crossed", "outside", "beside") and draft.chance(0.3):
+    elif (
+        data is not None
+        and graph.layout not in ("crossed", "outside", "beside")
+        and draft.chance(0.3)
+    ):
         writer.subsample = draft.pick("size", "size", "given")
         if writer.subsample == "size":
             draft.constants |= {"N": data.size, "B": max(1, data.size - draft.pick(1, 1, 2))}
@@ -635,13 +757,24 @@ def _factors(draft, graph, writer):
     if normal and draft.chance(0.15):
         site = draft.random.choice(normal)
         square = f"({site.name} - {draft.parameter('f_at', (), 0.5)}) ** 2"
-        model.append((site.plates, f'pyro.factor("f", -0.2 * {f"({square}).sum(-1)" if site.event else square})'))
+        model.append(
+            (
+                site.plates,
+                f'pyro.factor("f", -0.2 * {f"({square}).sum(-1)" if site.event else square})',
+            )
+        )
         draft.features.add("factor model" if site.plates else "factor model outside")
     if draft.chance(0.1):
-        site = draft.random.choice([site for site in graph.latent if not site.loop and not site.summed] or [None])
+        site = draft.random.choice(
+            [site for site in graph.latent if not site.loop and not site.summed] or [None]
+        )
         if site is not None:
             rsample = draft.pick(True, False)
-            form = f"0.3 * {site.name}" if site.family == "normal" and rsample else f"0.7 + 0.0 * {site.name}"
+            form = (
+                f"0.3 * {site.name}"
+                if site.family == "normal" and rsample
+                else f"0.7 + 0.0 * {site.name}"
+            )
             form = f"({form}).sum(-1)" if site.event else form
             guide.append((site.plates, f'pyro.factor("qf", {form}, has_rsample={rsample})'))
             draft.features.add(f"factor guide has_rsample={rsample}")
@@ -653,7 +786,9 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
     for site in graph.observed:
         shape = natural(site)
         values = draft.numbers([*shape, *([site.event] if site.event else [])] or [1], 1.3)
-        draft.data[site.name] = values if site.family == "normal" else _each(values, lambda v: float(v > 0))
+        draft.data[site.name] = (
+            values if site.family == "normal" else _each(values, lambda v: float(v > 0))
+        )
     draft.data |= getattr(draft, "data_later", {})
     scaling = _decorate(draft, graph, writer)
     model_factors, guide_factors = _factors(draft, graph, writer)
@@ -672,7 +807,10 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         fitting = [
             x
             for x in graph.observed
-            if x.plates == site.plates and not x.event and not site.width and x.family == "normal"
+            if x.plates == site.plates
+            and not x.event
+            and not site.width
+            and x.family == "normal"
         ]
         if fitting and draft.chance(0.4) and site.family == "normal":
             amortized[site.name] = fitting[0].name
@@ -688,7 +826,10 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         event = ".to_event(1)" if site.event else ""
         mask = in_place("m.bool()", Site("", (graph.data_plate,)))
         extra.append(
-            (site.plates, f'pyro.sample("{site.name}_unobserved", dist.Normal({table}, 1.0){event}.mask(~{mask}))')
+            (
+                site.plates,
+                f'pyro.sample("{site.name}_unobserved", dist.Normal({table}, 1.0){event}.mask(~{mask}))',
+            )
         )
     guide = writer.half("guide", order, writer.guide_statement(order, amortized), extra)
     source += "\n\n\n" + guide + "\n\n\n"
@@ -700,7 +841,9 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
     bounded = True
     features = draft.features
     free = [
-        site for site in graph.latent if site.family == "normal" and not site.loop and not site.summed and site in order
+        site
+        for site in graph.latent
+        if site.family == "normal" and not site.loop and not site.summed and site in order
     ]
     if (
         free
@@ -712,12 +855,17 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         and len(order) > 1
     ):
         chosen = draft.random.choice(free)
-        value = draft.constants["W"] = draft.numbers(shape_of(chosen, chosen.event) or (1,), 0.7)
+        value = draft.constants["W"] = draft.numbers(
+            shape_of(chosen, chosen.event) or (1,), 0.7
+        )
         if not shape_of(chosen, chosen.event):
             draft.constants["W"] = value[0]
-        source += f'model = poutine.condition(model, data={{"{chosen.name}": torch.as_tensor(W)}})\n'
+        source += (
+            f'model = poutine.condition(model, data={{"{chosen.name}": torch.as_tensor(W)}})\n'
+        )
         if draft.chance(0.5) and not any(
-            chosen in [p for p, _ in s.parents] or f"q_{s.name}_{chosen.name}" in draft.values for s in order
+            chosen in [p for p, _ in s.parents] or f"q_{s.name}_{chosen.name}" in draft.values
+            for s in order
         ):
             features.add("condition, not drawn")
             source = source.replace(
@@ -742,7 +890,11 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         refusable |= {"points"}
     if graph.structure == JOINT:
         refusable |= {"weights"}
-    if guide_factors or "factor model outside" in features or any(f.startswith("condition") for f in features):
+    if (
+        guide_factors
+        or "factor model outside" in features
+        or any(f.startswith("condition") for f in features)
+    ):
         refusable |= {"weights", "points"}
     if guide_factors:
         refusable |= {"elbo"}
@@ -756,14 +908,25 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
     if any(site.summed for site in graph.latent):
         refusable |= {"weights", "points"}
         if scaling not in ("", "all"):
-            refusable |= {"elbo"}  # which Pyro's own refuses where what is summed out has several scales
+            refusable |= {
+                "elbo"
+            }  # which Pyro's own refuses where what is summed out has several scales
     if writer.mask in ("fn guide", "fn different", "fn model"):
         # Not a model that anybody means, but the numbers are those of what is written.
         refusable |= {"points"}
-    plain = graph.layout in ("iid", "nested", "groups", "sequential", "global", "single") and not (
-        features & {"condition, drawn", "condition, not drawn"}
+    plain = graph.layout in (
+        "iid",
+        "nested",
+        "groups",
+        "sequential",
+        "global",
+        "single",
+    ) and not (features & {"condition, drawn", "condition, not drawn"})
+    plain = (
+        plain
+        and scaling in ("", "all", "rows")
+        and not any(site.summed for site in graph.latent)
     )
-    plain = plain and scaling in ("", "all", "rows") and not any(site.summed for site in graph.latent)
     pair = Pair(draft.seed, kind, tuple(sorted(features)), source, draft.values, draft.data, draft.constants, graph.structure,
                 scaling, tuple(site.name for site in graph.latent if site.summed), bounded=bounded, plain=plain,
                 refusable=frozenset(refusable))  # fmt: skip
@@ -777,7 +940,11 @@ def natural(site):
 
 
 def _each(values, function):
-    return [_each(value, function) for value in values] if isinstance(values, list) else function(values)
+    return (
+        [_each(value, function) for value in values]
+        if isinstance(values, list)
+        else function(values)
+    )
 
 
 def gaussian(draft):
@@ -788,7 +955,9 @@ def gaussian(draft):
 
 
 def discrete(draft):
-    """Bernoulli and categorical latent variables, drawn or summed out in the guide, Gaussian ones beside them."""
+    """Bernoulli and categorical latent variables, drawn or summed out in the guide, Gaussian
+    ones beside them.
+    """
     from .program_truth import near_the_posterior
 
     way = draft.pick("", "", "parallel", "sequential", "config")
@@ -837,7 +1006,11 @@ def hmm(draft):
     loop = draft.pick("range", "pyro.markov")
     summed = draft.chance(0.6)
     infer = ', infer={"enumerate": "parallel"}' if summed else ""
-    loop = f"pyro.markov(range({steps}))" if loop == "pyro.markov" and summed else f"range({steps})"
+    loop = (
+        f"pyro.markov(range({steps}))"
+        if loop == "pyro.markov" and summed
+        else f"range({steps})"
+    )
     global_model = '    w = pyro.sample("w", dist.Normal(0.0, 0.5))\n' if with_level else ""
     pad = "        " if plate else "    "
     body = f"""{pad}c = None
@@ -868,7 +1041,9 @@ def hmm(draft):
         *(["model enumerates", loop.partition("(")[0]] if summed else []),
         "data plate" if plate else "no plates",
     }
-    refusable = {"weights", "points"} if summed else ({"points"} if with_level or not plate else set())
+    refusable = (
+        {"weights", "points"} if summed else ({"points"} if with_level or not plate else set())
+    )
     structure = (NESTED if plate else SHARED) if with_level else (LOCAL if plate else SHARED)
     names = tuple(f"c_{t}" for t in range(steps)) if summed else ()
     return Pair(draft.seed, "hmm", tuple(sorted(draft.features)), source, draft.values, draft.data,
@@ -876,7 +1051,9 @@ def hmm(draft):
 
 
 def conjugate(draft):
-    """Gamma and Beta latent variables, whose evidence has a formula, under guides of their own and of other families."""
+    """Gamma and Beta latent variables, whose evidence has a formula, under guides of their own
+    and of other families.
+    """
     size = draft.pick(1, 3, 4)
     where = draft.pick("local", "global", "no plate")
     family = draft.pick("gamma-poisson", "gamma-exponential", "beta-bernoulli")
@@ -900,9 +1077,16 @@ def conjugate(draft):
     )
     shape = (size,) if where == "local" else ()
     way = draft.pick(
-        "same family", "LogNormal", "AutoNormal", "AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "EasyGuide"
+        "same family",
+        "LogNormal",
+        "AutoNormal",
+        "AutoDiagonalNormal",
+        "AutoLowRankMultivariateNormal",
+        "EasyGuide",
     )
-    if (way == "LogNormal" and family == "beta-bernoulli") or (way == "EasyGuide" and where == "local"):
+    if (way == "LogNormal" and family == "beta-bernoulli") or (
+        way == "EasyGuide" and where == "local"
+    ):
         way = "same family"
     draft.features.add(way)
     if where == "no plate":
@@ -913,15 +1097,22 @@ def conjugate(draft):
         text = f'def model(x):\n    with pyro.plate("data", len(x)):\n        z = pyro.sample("z", {prior})\n        pyro.sample("x", {likelihood}, obs=x)\n'
     if where == "no plate":
         text = text.replace(
-            f"{likelihood}.expand(x.shape)", likelihood.replace("(z)", "(z.unsqueeze(-1).expand(z.shape + x.shape))")
+            f"{likelihood}.expand(x.shape)",
+            likelihood.replace("(z)", "(z.unsqueeze(-1).expand(z.shape + x.shape))"),
         )
     refusable = set() if where == "local" else {"points"}
     if way in ("same family", "LogNormal"):
-        mean = [(a + v) / (b + 1) if family == "gamma-poisson" else (a + 1) / (b + v) for v in x]
+        mean = [
+            (a + v) / (b + 1) if family == "gamma-poisson" else (a + 1) / (b + v) for v in x
+        ]
         base = (
             sum(mean) / len(mean)
             if where == "local"
-            else ((a + sum(x)) / (b + size) if family == "gamma-poisson" else (a + size) / (b + sum(x)))
+            else (
+                (a + sum(x)) / (b + size)
+                if family == "gamma-poisson"
+                else (a + size) / (b + sum(x))
+            )
         )
         if way == "LogNormal":
             draft.parameter("loc", shape, 0.1, math.log(base))
@@ -932,7 +1123,9 @@ def conjugate(draft):
             draft.parameter("two", shape, 0.1, math.log(b + 0.5))
             law = "dist.Beta(one.exp(), two.exp())"
         else:
-            draft.parameter("one", shape, 0.1, math.log(a + (0.5 if where == "local" else 1.5)))
+            draft.parameter(
+                "one", shape, 0.1, math.log(a + (0.5 if where == "local" else 1.5))
+            )
             draft.parameter("two", shape, 0.1, math.log((a + 0.5) / base))
             law = "dist.Gamma(one.exp(), two.exp())"
         if where == "local":
@@ -946,7 +1139,11 @@ def conjugate(draft):
             if way in ("AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "EasyGuide")
             else {"points"}
         )
-    structure = LOCAL if where == "local" and way in ("same family", "LogNormal", "AutoNormal") else SHARED
+    structure = (
+        LOCAL
+        if where == "local" and way in ("same family", "LogNormal", "AutoNormal")
+        else SHARED
+    )
     return Pair(draft.seed, "conjugate", tuple(sorted(draft.features)), text, draft.values, draft.data, draft.constants,
                 structure=structure, evidence=evidence, refusable=frozenset(refusable))  # fmt: skip
 
@@ -954,7 +1151,9 @@ def conjugate(draft):
 def _conjugate_evidence(family, a, b, x):
     n, s = len(x), sum(x)
     if family == "beta-bernoulli":
-        return sum(math.lgamma(v) for v in (a + s, b + n - s, a + b)) - sum(math.lgamma(v) for v in (a + b + n, a, b))
+        return sum(math.lgamma(v) for v in (a + s, b + n - s, a + b)) - sum(
+            math.lgamma(v) for v in (a + b + n, a, b)
+        )
     if family == "gamma-poisson":
         return (
             a * math.log(b)
@@ -969,7 +1168,8 @@ def _conjugate_evidence(family, a, b, x):
 def _automatic_guide(draft, way, latents):
     """An automatic guide that has been initialized, with its random start taken out."""
     if way == "EasyGuide":
-        # The point in unconstrained space is drawn at once, as the documentation of EasyGuide has it.
+        # The point in unconstrained space is drawn at once, as the documentation of EasyGuide
+        # has it.
         draft.parameter("q_all", (latents,), 0.3)
         return f"""from pyro.contrib.easyguide import easy_guide
 
@@ -998,7 +1198,9 @@ with torch.random.fork_rng():
 
 def automatic(draft):
     """Automatic guides of linear Gaussian models."""
-    layout = draft.pick("iid", "nested", "groups", "global", "flat", "features", "outside", "chain")
+    layout = draft.pick(
+        "iid", "nested", "groups", "global", "flat", "features", "outside", "chain"
+    )
     graph = Graph(draft, "normal", layout)
     ways = [
         "AutoNormal",
@@ -1011,7 +1213,9 @@ def automatic(draft):
     way = draft.pick(*ways, *["EasyGuide"] * (layout == "flat"))
     draft.features.add(way)
     for site in graph.observed:
-        draft.data[site.name] = draft.numbers([*natural(site), *([site.event] if site.event else [])] or [1], 1.3)
+        draft.data[site.name] = draft.numbers(
+            [*natural(site), *([site.event] if site.event else [])] or [1], 1.3
+        )
     draft.data |= getattr(draft, "data_later", {})
     writer = Writer(draft, graph)
     source = writer.half("model", graph.sites, writer.model_statement)
@@ -1025,7 +1229,8 @@ def automatic(draft):
                 structure=structure, bounded=way != "AutoDelta", refusable=frozenset(refusable))  # fmt: skip
 
 
-# --- programs that cannot take a plate of particles, or hide what depends on what ------------------------------------
+# --- programs that cannot take a plate of particles, or hide what depends on what
+# ------------------------------------
 
 NAIVE = {
     "sum of everything": ("""
@@ -1133,7 +1338,11 @@ def naive(draft):
         draft.random.shuffle(order)
         draft.constants["ORDER"] = order
     if "MASK" in body:
-        draft.constants["MASK"] = [[True, draft.chance(0.5)], [draft.chance(0.5), True], [draft.chance(0.5), False]]
+        draft.constants["MASK"] = [
+            [True, draft.chance(0.5)],
+            [draft.chance(0.5), True],
+            [draft.chance(0.5), False],
+        ]
     if "C]" in body:
         draft.constants["C"] = draft.numbers((3, 1))
     later = {}
@@ -1160,7 +1369,8 @@ def guide(x):
                 later=later, one_by_one="zero" not in body, refusable=frozenset(refusable))  # fmt: skip
 
 
-# --- pairs that are none ---------------------------------------------------------------------------------------------
+# --- pairs that are none
+# ---------------------------------------------------------------------------------------------
 
 RIGHT = """def model(x):
     with pyro.plate("data", len(x)):

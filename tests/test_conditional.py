@@ -21,7 +21,11 @@ FAMILIES = {
     "Logistic": (dist.Logistic, (2,), {}),
     "VonMises": (dist.VonMises, (2,), {}),
     "MultivariateNormal": (dist.MultivariateNormal, (3,), {}),
-    "LowRankMultivariateNormal": (dist.LowRankMultivariateNormal, (3,), {"param_shapes": {"cov_factor": (3, 2)}}),
+    "LowRankMultivariateNormal": (
+        dist.LowRankMultivariateNormal,
+        (3,),
+        {"param_shapes": {"cov_factor": (3, 2)}},
+    ),
     "Gamma": (dist.Gamma, (2,), {}),
     "Beta": (dist.Beta, (2,), {}),
     "Kumaraswamy": (dist.Kumaraswamy, (2,), {}),
@@ -35,7 +39,11 @@ FAMILIES = {
     "Categorical": (dist.Categorical, (), {"param_shapes": {"logits": (10,)}}),
     "OneHotCategorical": (dist.OneHotCategorical, (4,), {}),
     "RelaxedBernoulli": (dist.RelaxedBernoulli, (2,), {}),
-    "RelaxedOneHotCategorical": (dist.RelaxedOneHotCategorical, (20, 10), {"temperature": 0.5}),
+    "RelaxedOneHotCategorical": (
+        dist.RelaxedOneHotCategorical,
+        (20, 10),
+        {"temperature": 0.5},
+    ),
 }
 
 
@@ -43,7 +51,9 @@ FAMILIES = {
 @pytest.mark.parametrize("lead", [(5,), (3, 5)], ids=str)
 def test_shapes_of_every_family(family, shape, options, lead):
     conditional = Conditional(family, MLP(4, [8]), shape, **options)
-    distribution = conditional(0.1 * torch.randn(*lead, 4))  # tame: Pyro's Kumaraswamy has NaN near 0 and 1
+    distribution = conditional(
+        0.1 * torch.randn(*lead, 4)
+    )  # tame: Pyro's Kumaraswamy has NaN near 0 and 1
     assert distribution.batch_shape == lead and distribution.event_shape == shape
     value = distribution.sample()
     log_prob = distribution.log_prob(value)
@@ -92,7 +102,9 @@ def test_the_network_s_numbers_become_the_parameters():
 
 
 def test_transforms_replace_the_default():
-    conditional = Conditional(dist.Normal, MLP(4, [8]), 3, transforms={"scale": SoftplusTransform()})
+    conditional = Conditional(
+        dist.Normal, MLP(4, [8]), 3, transforms={"scale": SoftplusTransform()}
+    )
     context = torch.randn(6, 4)
     expected = nn.functional.softplus(conditional.heads["scale"](conditional.trunk(context)))
     torch.testing.assert_close(conditional(context).base_dist.scale, expected)
@@ -101,26 +113,38 @@ def test_transforms_replace_the_default():
 def test_fixed_numbers_are_constants_that_travel_with_the_module():
     conditional = Conditional(dist.Normal, MLP(4, [8]), 3, scale=0.1)
     assert set(conditional.heads) == {"loc"}
-    assert "fixed_scale" in conditional.state_dict() and not conditional.fixed_scale.requires_grad
-    assert conditional.double()(torch.zeros(1, 4).double()).base_dist.scale.dtype == torch.float64
+    assert (
+        "fixed_scale" in conditional.state_dict() and not conditional.fixed_scale.requires_grad
+    )
+    assert (
+        conditional.double()(torch.zeros(1, 4).double()).base_dist.scale.dtype == torch.float64
+    )
 
 
 def test_transforms_replace_the_default_of_a_learned_constant():
     """exp(v / 2): what is learned is the logarithm of a variance."""
-    half = transforms.ComposeTransform([transforms.AffineTransform(0.0, 0.5), transforms.ExpTransform()])
+    half = transforms.ComposeTransform(
+        [transforms.AffineTransform(0.0, 0.5), transforms.ExpTransform()]
+    )
     scale = torch.nn.Parameter(torch.tensor(3.0))
     for module in (
         Conditional(dist.Normal, MLP(4, [8]), 3, scale=scale, transforms={"scale": half}),
         Prior(dist.Normal, 3, loc=0.0, scale=scale, transforms={"scale": half}),
     ):
-        distribution = module(torch.randn(2, 4)) if isinstance(module, Conditional) else module()
+        distribution = (
+            module(torch.randn(2, 4)) if isinstance(module, Conditional) else module()
+        )
         torch.testing.assert_close(module.free_scale.detach(), torch.tensor(9.0).log())
         assert torch.allclose(distribution.stddev, torch.tensor(3.0))
 
 
 def test_a_parameter_is_a_learned_constant_in_its_domain():
-    conditional = Conditional(dist.Normal, MLP(4, [8]), 3, scale=nn.Parameter(torch.tensor(0.1)))
-    assert conditional(torch.zeros(1, 4)).base_dist.scale.flatten()[0].item() == pytest.approx(0.1)
+    conditional = Conditional(
+        dist.Normal, MLP(4, [8]), 3, scale=nn.Parameter(torch.tensor(0.1))
+    )
+    assert conditional(torch.zeros(1, 4)).base_dist.scale.flatten()[0].item() == pytest.approx(
+        0.1
+    )
     optimizer = torch.optim.SGD(conditional.parameters(), lr=10.0)
     conditional.log_prob(torch.zeros(1, 3), torch.zeros(1, 4)).sum().neg().backward()
     optimizer.step()  # a step far beyond zero for an unconstrained scale
@@ -128,7 +152,14 @@ def test_a_parameter_is_a_learned_constant_in_its_domain():
 
 
 def test_a_context_of_particles_goes_through_any_network():
-    trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16), nn.Tanh())
+    trunk = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 16),
+        nn.Tanh(),
+    )
     conditional = Conditional(dist.Normal, trunk.eval(), 2)
     x = torch.randn(3, 5, 1, 8, 8)
     both = conditional(x)
@@ -204,7 +235,9 @@ def test_the_mean_is_the_mean(family, mean):
     """Tars returned the first parameter (known fault)."""
     conditional, context = Conditional(family, MLP(4, [8]), 3), torch.randn(5, 4)
     distribution = conditional(context)
-    torch.testing.assert_close(conditional.mean(context), mean(getattr(distribution, "base_dist", distribution)))
+    torch.testing.assert_close(
+        conditional.mean(context), mean(getattr(distribution, "base_dist", distribution))
+    )
 
 
 def test_log_prob_sums_every_event_dimension():
@@ -215,13 +248,17 @@ def test_log_prob_sums_every_event_dimension():
     torch.testing.assert_close(conditional.log_prob(x, context), expected)
 
 
-@pytest.mark.parametrize("family", [dist.Dirichlet, dist.OneHotCategorical, dist.Beta, dist.MultivariateNormal])
+@pytest.mark.parametrize(
+    "family", [dist.Dirichlet, dist.OneHotCategorical, dist.Beta, dist.MultivariateNormal]
+)
 def test_kl_is_one_number_a_row(family):
     """Pixyz sums it over the batch (known fault)."""
     conditional, context = Conditional(family, MLP(4, [8]), 3), torch.randn(5, 4)
     prior = default_prior(family, 3)
     together = conditional.kl(prior, context)
-    torch.testing.assert_close(together, torch.cat([conditional.kl(prior, row[None]) for row in context]))
+    torch.testing.assert_close(
+        together, torch.cat([conditional.kl(prior, row[None]) for row in context])
+    )
 
 
 def test_kl_of_two_conditionals_and_of_a_distribution():
@@ -251,7 +288,9 @@ def test_priors():
     assert given.double()().mean.dtype == torch.float64
     matrix = Prior(dist.MultivariateNormal, 3, loc=0.0, scale_tril=2.0)()
     torch.testing.assert_close(matrix.covariance_matrix, 4 * torch.eye(3))
-    assert default_prior(dist.RelaxedBernoulli, 2, temperature=0.3)().base_dist.temperature.item() == pytest.approx(0.3)
+    assert default_prior(
+        dist.RelaxedBernoulli, 2, temperature=0.3
+    )().base_dist.temperature.item() == pytest.approx(0.3)
 
 
 def test_printing_shows_families_and_networks():
@@ -263,20 +302,48 @@ def test_printing_shows_families_and_networks():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: Conditional(dist.Normal, MLP(2, [3]), 2, sigma=1.0), ValueError, "no parameter sigma.*loc, scale"),
+        (
+            lambda: Conditional(dist.Normal, MLP(2, [3]), 2, sigma=1.0),
+            ValueError,
+            "no parameter sigma.*loc, scale",
+        ),
         (
             lambda: Conditional(dist.Normal, MLP(2, [3]), 2, scale=-1.0),
             ValueError,
             "outside the domain of Normal's scale",
         ),
-        (lambda: Conditional(torch.distributions.Normal, MLP(2, [3]), 2), TypeError, "pyro.distributions"),
+        (
+            lambda: Conditional(torch.distributions.Normal, MLP(2, [3]), 2),
+            TypeError,
+            "pyro.distributions",
+        ),
         (lambda: Conditional("Normal", MLP(2, [3]), 2), TypeError, "pyro.distributions"),
-        (lambda: Conditional(dist.Normal, lambda x: x, 2), TypeError, "trunk must be a torch.nn.Module"),
+        (
+            lambda: Conditional(dist.Normal, lambda x: x, 2),
+            TypeError,
+            "trunk must be a torch.nn.Module",
+        ),
         (lambda: Conditional(dist.Uniform, MLP(2, [3]), 2), ValueError, "depend"),
-        (lambda: Conditional(dist.Binomial, MLP(2, [3]), 2), ValueError, "fix it, total_count="),
-        (lambda: Conditional(dist.Categorical, MLP(2, [3]), ()), ValueError, "param_shapes={'logits'"),
-        (lambda: Conditional(dist.Dirichlet, MLP(2, [3]), ()), ValueError, "too few dimensions"),
-        (lambda: Conditional(dist.Normal, MLP(2, [3]), 2)(torch.zeros(5, 3)), ValueError, r"\(\*, 2\), got \(5, 3\)"),
+        (
+            lambda: Conditional(dist.Binomial, MLP(2, [3]), 2),
+            ValueError,
+            "fix it, total_count=",
+        ),
+        (
+            lambda: Conditional(dist.Categorical, MLP(2, [3]), ()),
+            ValueError,
+            "param_shapes={'logits'",
+        ),
+        (
+            lambda: Conditional(dist.Dirichlet, MLP(2, [3]), ()),
+            ValueError,
+            "too few dimensions",
+        ),
+        (
+            lambda: Conditional(dist.Normal, MLP(2, [3]), 2)(torch.zeros(5, 3)),
+            ValueError,
+            r"\(\*, 2\), got \(5, 3\)",
+        ),
         (
             lambda: Conditional(dist.RelaxedBernoulli, MLP(2, [3]), 2).mean(torch.zeros(5, 2)),
             NotImplementedError,
@@ -293,19 +360,26 @@ def test_errors_say_what_to_do(call, error, message):
         call()
 
 
-@pytest.mark.parametrize("trunk", [MLP(6, [16], activation=nn.Softplus), ConvEncoder((1, 8, 8), [4, 8])])
+@pytest.mark.parametrize(
+    "trunk", [MLP(6, [16], activation=nn.Softplus), ConvEncoder((1, 8, 8), [4, 8])]
+)
 def test_scales_start_the_same_for_every_context(trunk):
     torch.manual_seed(0)
     conditional = Conditional(dist.Normal, trunk, 3)
     normal = conditional(100 * torch.randn(5, *trunk.in_shapes[0]))
     assert (normal.stddev == 1).all() and normal.mean.std(0).min() > 0
     normal.stddev.log().sum().backward()
-    assert any(weight.grad is not None and weight.grad.any() for weight in conditional.heads["scale"].parameters())
+    assert any(
+        weight.grad is not None and weight.grad.any()
+        for weight in conditional.heads["scale"].parameters()
+    )
 
 
 def test_a_chain_of_normals_starts_in_the_range_of_numbers():
     torch.manual_seed(0)
-    links = [Conditional(dist.Normal, MLP(50, [300], activation=nn.Softplus), 50) for _ in range(8)]
+    links = [
+        Conditional(dist.Normal, MLP(50, [300], activation=nn.Softplus), 50) for _ in range(8)
+    ]
     value = torch.randn(100, 50)
     for link in links:
         value = link(value).sample()

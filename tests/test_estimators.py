@@ -1,4 +1,6 @@
-"""The pair as a scikit-learn estimator: what it returns, and its life in pipelines and searches."""
+"""The pair as a scikit-learn estimator: what it returns, and its life in pipelines and
+searches.
+"""
 
 import pickle
 
@@ -25,7 +27,9 @@ from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
 def pair(latent=2, seed=0):
     torch.manual_seed(seed)
-    p = models.VAE(default_prior(dist.Normal, latent), Conditional(dist.Bernoulli, MLP(latent, [16]), 64))
+    p = models.VAE(
+        default_prior(dist.Normal, latent), Conditional(dist.Bernoulli, MLP(latent, [16]), 64)
+    )
     return p, guides.VAE(Conditional(dist.Normal, MLP(64, [16]), latent))
 
 
@@ -54,13 +58,22 @@ def test_fits_copies_and_returns_what_the_library_does(X, fitted):
     codes, scores = fitted.transform(X), fitted.score_samples(X)
     assert isinstance(codes, np.ndarray) and codes.shape == (300, 2) and scores.shape == (300,)
     np.testing.assert_array_equal(codes, evaluate.embed(q, X))
-    np.testing.assert_array_equal(scores, evaluate.log_likelihood(p, q, X, num_particles=20, seed=0))
+    np.testing.assert_array_equal(
+        scores, evaluate.log_likelihood(p, q, X, num_particles=20, seed=0)
+    )
     assert fitted.score(X) == pytest.approx(scores.mean())
-    np.testing.assert_array_equal(fitted.inverse_transform(codes), evaluate.decode(p, evaluate.embed(q, X)))
-    np.testing.assert_array_equal(fitted.sample(5, seed=1), evaluate.sample(p, 5, seed=1).numpy())
+    np.testing.assert_array_equal(
+        fitted.inverse_transform(codes), evaluate.decode(p, evaluate.embed(q, X))
+    )
+    np.testing.assert_array_equal(
+        fitted.sample(5, seed=1), evaluate.sample(p, 5, seed=1).numpy()
+    )
     untouched = pair()
     for given, fresh in zip((fitted.model, fitted.guide), untouched, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(given.parameters(), fresh.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(given.parameters(), fresh.parameters(), strict=True)
+        )
 
 
 def test_a_second_fit_starts_anew(X):
@@ -70,10 +83,19 @@ def test_a_second_fit_starts_anew(X):
 
 
 def test_parameters_and_clones(X, fitted):
-    estimator = PairTransformer(*pair(), loss=IWAE(3), options=FAST).set_params(epochs=1, seed=4)
-    assert estimator.get_params()["epochs"] == 1 and estimator.get_params()["loss"].num_particles == 3
+    estimator = PairTransformer(*pair(), loss=IWAE(3), options=FAST).set_params(
+        epochs=1, seed=4
+    )
+    assert (
+        estimator.get_params()["epochs"] == 1
+        and estimator.get_params()["loss"].num_particles == 3
+    )
     again = clone(estimator)
-    assert again.model is not estimator.model and again.seed == 4 and again.loss.num_particles == 3
+    assert (
+        again.model is not estimator.model
+        and again.seed == 4
+        and again.loss.num_particles == 3
+    )
     np.testing.assert_array_equal(again.fit_transform(X), estimator.fit_transform(X))
     assert not hasattr(clone(fitted), "model_")
     restored = pickle.loads(pickle.dumps(fitted))
@@ -89,7 +111,9 @@ def test_what_the_halves_share_a_clone_s_halves_share():
 
 
 def test_in_a_pipeline_a_cross_validation_and_a_search(train, X):
-    codes = PairTransformer(*pair(8), epochs=20, batch_size=50, seed=0, num_particles=10, options=FAST)
+    codes = PairTransformer(
+        *pair(8), epochs=20, batch_size=50, seed=0, num_particles=10, options=FAST
+    )
     classifier = make_pipeline(codes, LogisticRegression(max_iter=1000))
     accuracies = cross_val_score(classifier, train.x[:800].round(), train.y[:800], cv=2)
     assert accuracies.shape == (2,) and accuracies.min() > 0.5
@@ -97,7 +121,10 @@ def test_in_a_pipeline_a_cross_validation_and_a_search(train, X):
     means = search.cv_results_["mean_test_score"]
     assert search.best_params_ == {"epochs": 8} and means[1] > means[0] + 3  # nats
     assert search.score(X) == search.best_estimator_.score_samples(X).mean()
-    wider = [dict(zip(("model", "guide"), ([half] for half in pair(latent)), strict=True)) for latent in (1, 4)]
+    wider = [
+        dict(zip(("model", "guide"), ([half] for half in pair(latent)), strict=True))
+        for latent in (1, 4)
+    ]
     search = GridSearchCV(codes, wider, cv=2).fit(train.x[:800].round())
     assert search.transform(X).shape == (300, 4)  # one latent variable is too few
 
@@ -107,24 +134,40 @@ def test_names_of_the_codes(X, fitted):
 
 
 def test_images_ints_tensors_and_grey_pixels(train):
-    p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, ConvDecoder(2, (1, 8, 8)), (1, 8, 8)))
+    p = models.VAE(
+        default_prior(dist.Normal, 2),
+        Conditional(dist.Bernoulli, ConvDecoder(2, (1, 8, 8)), (1, 8, 8)),
+    )
     q = guides.VAE(Conditional(dist.Normal, ConvEncoder((1, 8, 8)), 2))
     images = train.x[:60].reshape(-1, 1, 8, 8)
-    estimator = PairTransformer(p, q, epochs=1, binarize=True, seed=0, num_particles=5).fit(images)
-    assert estimator.transform(images).shape == (60, 2) and estimator.sample(3).shape == (3, 1, 8, 8)
+    estimator = PairTransformer(p, q, epochs=1, binarize=True, seed=0, num_particles=5).fit(
+        images
+    )
+    assert estimator.transform(images).shape == (60, 2) and estimator.sample(3).shape == (
+        3,
+        1,
+        8,
+        8,
+    )
     assert estimator.inverse_transform(estimator.transform(images)).shape == (60, 1, 8, 8)
-    np.testing.assert_array_equal(estimator.score_samples(images), estimator.score_samples(images.tolist()))
+    np.testing.assert_array_equal(
+        estimator.score_samples(images), estimator.score_samples(images.tolist())
+    )
     whole = PairTransformer(*pair(), epochs=1, num_particles=5).fit(train.x[:60].round().int())
     assert np.isfinite(whole.score_samples(train.x[:60].round().int())).all()
 
 
 def test_codes_of_several_dimensions_and_sites(X):
-    p = models.VAE(default_prior(dist.Normal, (3, 2)), Conditional(dist.Bernoulli, nn.Flatten(-2), 64))
+    p = models.VAE(
+        default_prior(dist.Normal, (3, 2)), Conditional(dist.Bernoulli, nn.Flatten(-2), 64)
+    )
     q = guides.VAE(Conditional(dist.Normal, MLP(64, [16]), (3, 2)))
     estimator = PairTransformer(p, q, epochs=1).fit(X[:50])
     codes = estimator.transform(X[:50])
     assert codes.shape == (50, 6) and len(estimator.get_feature_names_out()) == 6
-    np.testing.assert_array_equal(codes, evaluate.embed(estimator.guide_, X[:50]).reshape(50, 6))
+    np.testing.assert_array_equal(
+        codes, evaluate.embed(estimator.guide_, X[:50]).reshape(50, 6)
+    )
     assert estimator.inverse_transform(codes).shape == (50, 64)
 
 
@@ -148,7 +191,9 @@ class AnyModel(nn.Module):
     def forward(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ self.weight[:, : x.shape[-1]], 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z @ self.weight[:, : x.shape[-1]], 1.0).to_event(1), obs=x
+            )
 
 
 class AnyGuide(nn.Module):
@@ -161,7 +206,8 @@ class AnyGuide(nn.Module):
             pyro.sample("z", dist.Normal(x @ self.weight[: x.shape[-1]], 1.0).to_event(1))
 
 
-# All of them, but for those of scores that are drawn, and of hashes, which differ between copies of a module.
+# All of them, but for those of scores that are drawn, and of hashes, which differ between
+# copies of a module.
 CHECKS = [
     "check_complex_data",
     "check_dict_unchanged",
@@ -210,7 +256,10 @@ def test_a_row_is_not_taken_for_a_column(fitted, X):
         with pytest.raises(ValueError, match="Found array with 0 sample"):
             method(X[:0])
     assert fitted.n_features_in_ == 64
-    with pytest.raises(ValueError, match="X has 63 features, but PairTransformer is expecting 64 features as input"):
+    with pytest.raises(
+        ValueError,
+        match="X has 63 features, but PairTransformer is expecting 64 features as input",
+    ):
         fitted.transform(X[:, 1:])
     with pytest.raises(ValueError, match="codes must have the 2 columns of transform, got 3"):
         fitted.inverse_transform(np.zeros((4, 3)))
@@ -221,11 +270,17 @@ def test_a_row_is_not_taken_for_a_column(fitted, X):
 def test_features_of_images_are_their_pixels(train):
     """However shaped: other steps of a pipeline leave flat rows."""
     images = train.x[:40].reshape(-1, 1, 8, 8).numpy().round()
-    p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8)))
+    p = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8))
+    )
     q = guides.VAE(Conditional(dist.Normal, ConvEncoder((1, 8, 8), [4]), 2))
     codes = PairTransformer(p, q, epochs=1, seed=0).fit(images)
     assert codes.n_features_in_ == 64
-    np.testing.assert_array_equal(codes.transform(images), codes.transform(images.reshape(40, 64)))
+    np.testing.assert_array_equal(
+        codes.transform(images), codes.transform(images.reshape(40, 64))
+    )
     np.testing.assert_array_equal(codes.transform(images.tolist()), codes.transform(images))
-    with pytest.raises(ValueError, match="X has 32 features, but PairTransformer is expecting 64"):
+    with pytest.raises(
+        ValueError, match="X has 32 features, but PairTransformer is expecting 64"
+    ):
         codes.transform(images[:, :, :4])

@@ -1,4 +1,6 @@
-"""StochasticModule: names in Pyro's store, copies, printing, generation; the library's pairs as plain Pyro programs."""
+"""StochasticModule: names in Pyro's store, copies, printing, generation; the library's pairs
+as plain Pyro programs.
+"""
 
 import copy
 import warnings
@@ -13,12 +15,14 @@ from torch import nn
 
 from tarspyro import Conditional, Deterministic, StochasticModule, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.modules import evaluating, local_parameters, own_store, preserved_rng
 from tarspyro.nn import MLP
+from tarspyro.scopes import evaluating, local_parameters, own_store, preserved_rng
 
 
 def pair():
-    model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64))
+    model = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64)
+    )
     return model, guides.VAE(Conditional(dist.Normal, MLP(64, [8]), 2))
 
 
@@ -66,7 +70,8 @@ def test_every_instance_and_copy_has_its_own_name():
     name = "likelihood.heads.logits.weight"
     assert store[f"{model.pyro_name}$$${name}"] is not store[f"{twin.pyro_name}$$${name}"]
     assert (
-        dict(twin.likelihood.heads.named_parameters())["logits.weight"] is not model.likelihood.heads["logits"].weight
+        dict(twin.likelihood.heads.named_parameters())["logits.weight"]
+        is not model.likelihood.heads["logits"].weight
     )
 
 
@@ -104,7 +109,9 @@ def test_the_graph_is_drawn_from_the_program():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dependencies = get_dependencies(model, model_args=(torch.rand(3, 64).round(),))["prior_dependencies"]
+        dependencies = get_dependencies(model, model_args=(torch.rand(3, 64).round(),))[
+            "prior_dependencies"
+        ]
     assert set(dependencies["x"]) == {"x", "z"} and set(dependencies["z"]) == {"z"}
 
 
@@ -153,15 +160,24 @@ def test_own_store_keeps_what_functions_declare_and_forgets_what_modules_registe
         pyro.module("layer", nn.Linear(2, 2))
         with torch.no_grad():
             pyro.param("before").add_(3.0)
-    assert set(pyro.get_param_store().keys()) == {"before", "inside", "layer$$$weight", "layer$$$bias"}
+    assert set(pyro.get_param_store().keys()) == {
+        "before",
+        "inside",
+        "layer$$$weight",
+        "layer$$$bias",
+    }
     assert pyro.param("before").tolist() == [3.0, 3.0] and pyro.param("inside").item() == 1.0
     assert pyro.param("layer$$$weight") is layer.weight
 
 
 def test_lazy_layers_register_under_svi():
     torch.manual_seed(0)
-    guide = guides.VAE(Conditional(dist.Normal, nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 2))
-    model = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8)))
+    guide = guides.VAE(
+        Conditional(dist.Normal, nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), 2)
+    )
+    model = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), (1, 8, 8))
+    )
     x = torch.rand(5, 1, 8, 8).round()
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
     svi.step(x)

@@ -1,4 +1,6 @@
-"""Trainings of several processes on one machine, for tests: forks of one process, connected by gloo."""
+"""Trainings of several processes on one machine, for tests: forks of one process, connected by
+gloo.
+"""
 
 import os
 import pickle
@@ -21,14 +23,18 @@ from tarspyro.nn import MLP
 
 
 def together(size, task, *arguments):
-    """Runs a task in so many processes; returns what each returned, or the error that it ended with."""
+    """Runs a task in so many processes; returns what each returned, or the error that it ended
+    with.
+    """
     folder = Path(tempfile.mkdtemp())
     children = []
     for rank in range(size):
         child = os.fork()
         if child == 0:
             try:
-                distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+                distributed.init_process_group(
+                    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+                )
                 found = task(rank, *arguments)
             except (Exception, SystemExit) as error:
                 found = error
@@ -96,7 +102,9 @@ class Halves:
 
 def rows(count=201):
     """Data, of which the last batch of fifty has a single row, and noise."""
-    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.randn(
+        count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     return digits().train.x[:count].round().double(), noise
 
 
@@ -112,14 +120,18 @@ OPTIONS = {
 
 
 def trained(rank=0, data=None, seed=0, pair_options=None, **options):
-    """Trains a pair; returns its weights, the history, what it saw, and the random state afterwards."""
+    """Trains a pair; returns its weights, the history, what it saw, and the random state
+    afterwards.
+    """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)  # so that only a mistake can make a difference
     halves = Halves(seed, **(pair_options or {}))
     model, guide = halves.parts()
     history = fit(model, guide, rows() if data is None else data, **{**OPTIONS, **options})
     weights = {
-        f"{i}.{name}": t.numpy() for i, half in enumerate((model, guide)) for name, t in half.state_dict().items()
+        f"{i}.{name}": t.numpy()
+        for i, half in enumerate((model, guide))
+        for name, t in half.state_dict().items()
     }
     drop = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
     return {

@@ -1,17 +1,21 @@
-"""Figure 4 of rejection sampling variational inference: the error of the gradient on a conjugate model.
+"""Figure 4 of rejection sampling variational inference: the error of the gradient on a
+conjugate model.
 
-    python benchmarks/rsvi/dirichlet_multinomial.py           (20,000 draws: 4 minutes on one CPU core)
-    python benchmarks/rsvi/dirichlet_multinomial.py --short   (2,000 draws at four concentrations; only prints)
+    python benchmarks/rsvi/dirichlet_multinomial.py           (20,000 draws: 4 minutes on one
+    CPU core) python benchmarks/rsvi/dirichlet_multinomial.py --short   (2,000 draws at four
+    concentrations; only prints)
 
-Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, section 5.1): 100 multinomial counts over 100 categories
-with a flat Dirichlet prior, and a Dirichlet as the variational family, at the optimum but for its first concentration
-a. The bound's derivative in a is known; the figure is the mean squared error of its one-draw estimates:
+Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, section 5.1): 100 multinomial
+counts over 100 categories with a flat Dirichlet prior, and a Dirichlet as the variational
+family, at the optimum but for its first concentration a. The bound's derivative in a is known;
+the figure is the mean squared error of its one-draw estimates:
 
     d/da log p(x, z)  +  log p(x, z) * score  +  d/da entropy
 
-with the entropy in closed form, as in the paper. The score multiplies the whole log-joint, so constants matter: the
-``proper`` one is that of the multinomial; the ``released`` code of the paper subtracts, by mistake, the log-factorial
-of the coordinate's own count instead of the sum over all. ``PUBLISHED`` is that code's error, run anew.
+with the entropy in closed form, as in the paper. The score multiplies the whole log-joint, so
+constants matter: the ``proper`` one is that of the multinomial; the ``released`` code of the
+paper subtracts, by mistake, the log-factorial of the coordinate's own count instead of the sum
+over all. ``PUBLISHED`` is that code's error, run anew.
 
 Writes ``benchmarks/results/rsvi_dirichlet.json`` and ``.png``.
 """
@@ -30,10 +34,34 @@ from tarspyro.distributions import Dirichlet
 CATEGORIES = TRIALS = 100
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = {
-    1.01: {"G-REP": 5.6e3, "RSVI, B=0": 1.4e4, "RSVI, B=1": 245, "RSVI, B=3": 7.2, "RSVI, B=10": 1.5},
-    1.5: {"G-REP": 1.5e3, "RSVI, B=0": 1.1e3, "RSVI, B=1": 61, "RSVI, B=3": 4.2, "RSVI, B=10": 0.48},
-    2.0: {"G-REP": 610, "RSVI, B=0": 262, "RSVI, B=1": 26, "RSVI, B=3": 2.4, "RSVI, B=10": 0.24},
-    3.0: {"G-REP": 160, "RSVI, B=0": 34, "RSVI, B=1": 7.6, "RSVI, B=3": 1.9, "RSVI, B=10": 0.11},
+    1.01: {
+        "G-REP": 5.6e3,
+        "RSVI, B=0": 1.4e4,
+        "RSVI, B=1": 245,
+        "RSVI, B=3": 7.2,
+        "RSVI, B=10": 1.5,
+    },
+    1.5: {
+        "G-REP": 1.5e3,
+        "RSVI, B=0": 1.1e3,
+        "RSVI, B=1": 61,
+        "RSVI, B=3": 4.2,
+        "RSVI, B=10": 0.48,
+    },
+    2.0: {
+        "G-REP": 610,
+        "RSVI, B=0": 262,
+        "RSVI, B=1": 26,
+        "RSVI, B=3": 2.4,
+        "RSVI, B=10": 0.24,
+    },
+    3.0: {
+        "G-REP": 160,
+        "RSVI, B=0": 34,
+        "RSVI, B=1": 7.6,
+        "RSVI, B=3": 1.9,
+        "RSVI, B=10": 0.11,
+    },
 }
 
 
@@ -55,16 +83,22 @@ def implicit_of_torch(concentration):
 
 
 def generalized(concentration):
-    """G-REP (Ruiz, Titsias and Blei 2016): log-Gamma draws, standardized by their mean and standard deviation.
+    """G-REP (Ruiz, Titsias and Blei 2016): log-Gamma draws, standardized by their mean and
+    standard deviation.
 
-    That leaves noise whose law still depends on the concentration, though less than the draws' does; the score is
-    that of the noise's density, which is the draw's times dz / d noise.
+    That leaves noise whose law still depends on the concentration, though less than the draws'
+    does; the score is that of the noise's density, which is the draw's times dz / d noise.
     """
     log_gamma = torch._standard_gamma(concentration.detach()).log()
     mean, deviation = torch.digamma(concentration), torch.polygamma(1, concentration).sqrt()
     noise = ((log_gamma - mean) / deviation).detach()
     log_gamma = mean + deviation * noise
-    log_density = concentration * log_gamma - log_gamma.exp() - torch.lgamma(concentration) + deviation.log()
+    log_density = (
+        concentration * log_gamma
+        - log_gamma.exp()
+        - torch.lgamma(concentration)
+        + deviation.log()
+    )
     return torch.log_softmax(log_gamma, -1), log_density.sum(-1)
 
 
@@ -79,7 +113,9 @@ ESTIMATORS = {
 def data():
     """The paper's counts, from the seed of its notebook."""
     source = np.random.RandomState(0)
-    return torch.tensor(source.multinomial(TRIALS, source.dirichlet(np.ones(CATEGORIES))), dtype=torch.float64)
+    return torch.tensor(
+        source.multinomial(TRIALS, source.dirichlet(np.ones(CATEGORIES))), dtype=torch.float64
+    )
 
 
 def constants(counts):
@@ -101,7 +137,8 @@ def exact_gradient(first, counts):
 
 def gradients(estimator, first, counts, constant, draws):
     """One estimate of the derivative in the first concentration for each draw."""
-    # Every draw has a first concentration of its own, so that one backward pass keeps the estimates apart.
+    # Every draw has a first concentration of its own, so that one backward pass keeps the
+    # estimates apart.
     own = torch.full((draws, 1), first, dtype=counts.dtype, requires_grad=True)
     concentration = torch.cat([own, (1 + counts[1:]).expand(draws, -1)], -1)
     log_z, score = ESTIMATORS[estimator](concentration)
@@ -115,7 +152,9 @@ def gradients(estimator, first, counts, constant, draws):
 def mean_squared_error(estimator, first, counts, constant, draws, chunk=2_000):
     """The mean over the draws, and its standard error."""
     sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
-    estimates = torch.cat([gradients(estimator, first, counts, constant, size) for size in sizes])
+    estimates = torch.cat(
+        [gradients(estimator, first, counts, constant, size) for size in sizes]
+    )
     squares = (estimates - exact_gradient(first, counts)) ** 2
     return squares.mean().item(), squares.std().item() / draws**0.5
 
@@ -128,21 +167,43 @@ def figure(curves, grid):
 
     drawing, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for index, (name, errors) in enumerate(curves.items()):
-        axes.semilogy(grid, errors, label=name, color=f"C{index}", linestyle="--" if "torch" in name else "-")
+        axes.semilogy(
+            grid,
+            errors,
+            label=name,
+            color=f"C{index}",
+            linestyle="--" if "torch" in name else "-",
+        )
         points = {first: row[name] for first, row in PUBLISHED.items() if name in row}
-        axes.semilogy(list(points), list(points.values()), "o", color=f"C{index}", markersize=4)
-    axes.set(xlabel="first concentration", ylabel="mean squared error of its gradient, one draw")
-    axes.set_title("Dirichlet-multinomial, released log-joint; dots: the paper's code", fontsize=10)
+        axes.semilogy(
+            list(points), list(points.values()), "o", color=f"C{index}", markersize=4
+        )
+    axes.set(
+        xlabel="first concentration", ylabel="mean squared error of its gradient, one draw"
+    )
+    axes.set_title(
+        "Dirichlet-multinomial, released log-joint; dots: the paper's code", fontsize=10
+    )
     axes.legend(fontsize=8)
     return drawing
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="2,000 draws at the four concentrations of the table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="2,000 draws at the four concentrations of the table",
+    )
     parser.add_argument("--draws", type=int, help="20,000 if not given; 2,000 with --short")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; the data are always the paper's")
-    parser.add_argument("--out", type=Path, help="results/rsvi_dirichlet.json if not given; none with --short")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the draws; the data are always the paper's"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="results/rsvi_dirichlet.json if not given; none with --short"
+    )
     arguments = parser.parse_args()
     draws = arguments.draws or (2_000 if arguments.short else 20_000)
     out = arguments.out or (None if arguments.short else RESULTS / "rsvi_dirichlet.json")
@@ -152,12 +213,21 @@ def main():
     for kind, constant in constants(counts).items():
         table[kind] = {}
         for first in PUBLISHED:
-            row = {name: mean_squared_error(name, first, counts, constant, draws) for name in ESTIMATORS}
+            row = {
+                name: mean_squared_error(name, first, counts, constant, draws)
+                for name in ESTIMATORS
+            }
             table[kind][first] = {
-                name: {"mean squared error": float(f"{error:.4g}"), "standard error": float(f"{deviation:.2g}")}
+                name: {
+                    "mean squared error": float(f"{error:.4g}"),
+                    "standard error": float(f"{deviation:.2g}"),
+                }
                 for name, (error, deviation) in row.items()
             }
-            cells = "  ".join(f"{name} {error:.3g} +- {deviation:.1g}" for name, (error, deviation) in row.items())
+            cells = "  ".join(
+                f"{name} {error:.3g} +- {deviation:.1g}"
+                for name, (error, deviation) in row.items()
+            )
             print(f"{kind} log-joint, a = {first}: {cells}", flush=True)
     if out is None:
         return

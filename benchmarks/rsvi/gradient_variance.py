@@ -1,16 +1,20 @@
-"""Table 1 of rejection sampling variational inference: the variance of the sparse gamma DEF's first gradient.
+"""Table 1 of rejection sampling variational inference: the variance of the sparse gamma DEF's
+first gradient.
 
-    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py           (10 draws: 2 minutes on one CPU core)
-    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py --short   (3 draws of two estimators; only prints)
+    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py           (10 draws: 2
+    minutes on one CPU core) TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py
+    --short   (3 draws of two estimators; only prints)
 
-Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, table 1): the model and the initial values of
-``sparse_gamma_def.py``, but with shapes of at least 1, so that B = 0 is possible; the smallest, the median and the
-largest variance over all 1,246,750 coordinates, shapes and means, of ten one-draw gradients
+Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, table 1): the model and the initial
+values of ``sparse_gamma_def.py``, but with shapes of at least 1, so that B = 0 is possible;
+the smallest, the median and the largest variance over all 1,246,750 coordinates, shapes and
+means, of ten one-draw gradients
 
     d log p(x, z)  +  log p(x, z) * d score  +  d entropy
 
-with the entropy in closed form, as in the paper: every shape's score is multiplied by the whole log-joint. ``RERUN`` is
-the paper's code, run anew; its table has medians of 9.0e7 for B = 1, 2.9e7 for B = 4 and 1.6e12 for G-REP.
+with the entropy in closed form, as in the paper: every shape's score is multiplied by the
+whole log-joint. ``RERUN`` is the paper's code, run anew; its table has medians of 9.0e7 for B
+= 1, 2.9e7 for B = 4 and 1.6e12 for G-REP.
 
 Writes ``benchmarks/results/rsvi_variance.json``.
 """
@@ -42,13 +46,17 @@ RERUN = {
 
 
 class ByShapeAndMean(Guide):
-    """The same guide with the shapes and means themselves for parameters: the paper's gradient is in these."""
+    """The same guide with the shapes and means themselves for parameters: the paper's gradient
+    is in these.
+    """
 
     def __init__(self, counts, **options):
         super().__init__(counts, **options)
         with torch.no_grad():
             for name, parameter in self.raw.items():
-                parameter.copy_(softplus(parameter).clamp(min=1.0 if name.startswith("shape") else 0.0))
+                parameter.copy_(
+                    softplus(parameter).clamp(min=1.0 if name.startswith("shape") else 0.0)
+                )
 
     def shape_and_mean(self, name):
         return self.raw[f"shape_{name}"], self.raw[f"mean_{name}"]
@@ -71,11 +79,19 @@ def gradient(guide, counts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="3 draws of B=1 and of the implicit derivative")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="3 draws of B=1 and of the implicit derivative"
+    )
     parser.add_argument("--draws", type=int, help="10 if not given; 3 with --short")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial values and of the draws")
-    parser.add_argument("--out", type=Path, help="results/rsvi_variance.json if not given; none with --short")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the initial values and of the draws"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="results/rsvi_variance.json if not given; none with --short"
+    )
     arguments = parser.parse_args()
     draws = arguments.draws or (3 if arguments.short else 10)
     out = arguments.out or (None if arguments.short else RESULTS / "rsvi_variance.json")
@@ -85,7 +101,9 @@ def main():
     for name in ("RSVI, B=1", "implicit") if arguments.short else ESTIMATORS:
         torch.manual_seed(arguments.seed)
         guide = ByShapeAndMean(counts, seed=arguments.seed, **ESTIMATORS[name])
-        variance = torch.stack([gradient(guide, counts) for _ in range(draws)]).var(0, correction=0)
+        variance = torch.stack([gradient(guide, counts) for _ in range(draws)]).var(
+            0, correction=0
+        )
         shapes, means = variance.chunk(2)
         rows[name] = {
             "min": variance.min(),
@@ -94,9 +112,14 @@ def main():
             "median of the shapes": shapes.median(),
             "median of the means": means.median(),
         }
-        rows[name] = {statistic: float(f"{value.item():.3g}") for statistic, value in rows[name].items()}
+        rows[name] = {
+            statistic: float(f"{value.item():.3g}") for statistic, value in rows[name].items()
+        }
         print(
-            f"{name:11}", *(f"{key} {value:.2g};" for key, value in rows[name].items()), RERUN.get(name, ""), flush=True
+            f"{name:11}",
+            *(f"{key} {value:.2g};" for key, value in rows[name].items()),
+            RERUN.get(name, ""),
+            flush=True,
         )
     report = {
         "draws": draws,

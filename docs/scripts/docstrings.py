@@ -1,4 +1,6 @@
-"""Reads the library's docstrings as Markdown: their formulas are in reStructuredText, for those who read the code."""
+"""Reads the library's docstrings as Markdown: their formulas are in reStructuredText, for
+those who read the code.
+"""
 
 import re
 from typing import Any

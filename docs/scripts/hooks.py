@@ -1,4 +1,6 @@
-"""What MkDocs makes of what stands elsewhere, when it builds: gallery, benchmarks and changelog; and the formulas."""
+"""What MkDocs makes of what stands elsewhere, when it builds: gallery, benchmarks and
+changelog; and the formulas.
+"""
 
 import base64
 import html
@@ -19,11 +21,17 @@ _ARITHMATEX = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', flags=re.
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages and their pictures."""
-    files.append(File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text("utf-8")))
+    files.append(
+        File.generated(
+            config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text("utf-8")
+        )
+    )
     page, pictures = benchmarks()
     files.append(File.generated(config, "benchmarks.md", content=page))
     for name in pictures:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / "benchmarks" / name)))
+        files.append(
+            File.generated(config, name, abs_src_path=str(ROOT / "benchmarks" / name))
+        )
     page, contents = gallery()
     files.append(File.generated(config, "gallery.md", content=page))
     for name, content in contents.items():
@@ -43,8 +51,17 @@ def benchmarks() -> tuple[str, list[str]]:
 
 
 def gallery() -> tuple[str, dict[str, bytes]]:
-    """Returns the page with the pictures of the notebooks' stored outputs, and the pictures by their names."""
-    lines, contents = ["# Gallery", "", "The pictures of the notebooks, as their last complete runs stored them."], {}
+    """Returns the page with the pictures of the notebooks' stored outputs, and the pictures by
+    their names.
+    """
+    lines, contents = (
+        [
+            "# Gallery",
+            "",
+            "The pictures of the notebooks, as their last complete runs stored them.",
+        ],
+        {},
+    )
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         above = ""
         for index, (title, heading, suffix, content) in enumerate(
@@ -62,7 +79,9 @@ def gallery() -> tuple[str, dict[str, bytes]]:
 
 
 def _pictures(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, bytes]]:
-    """Yields the pictures of a notebook, each with the notebook's title and the heading above it."""
+    """Yields the pictures of a notebook, each with the notebook's title and the heading above
+    it.
+    """
     title = heading = ""
     for cell in cells:
         if cell["cell_type"] == "markdown":
@@ -76,6 +95,8 @@ def _pictures(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, byte
 
 
 def _as_mathml(text: str) -> str:
-    text = text.strip().replace(r"\arg", r"\mathrm{arg}\,")  # the converter makes one unknown word of \arg\max
+    text = text.strip().replace(
+        r"\arg", r"\mathrm{arg}\,"
+    )  # the converter makes one unknown word of \arg\max
     inline, block = _FORMULA.fullmatch(text).groups()  # type: ignore[union-attr]
     return convert(inline) if block is None else convert(block, display="block")

@@ -17,8 +17,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(arguments)
         _import(getattr(options, "modules", ()))
         options.command(options)
-    except (ValueError, OSError, ImportError, TypeError, ArithmeticError, NotImplementedError) as error:
-        print(f"tarspyro: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        TypeError,
+        ArithmeticError,
+        NotImplementedError,
+    ) as error:
+        print(
+            f"tarspyro: {' '.join(str(error).split()) or type(error).__name__}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("tarspyro: interrupted", file=sys.stderr)

@@ -1,6 +1,14 @@
-"""Games as the command line builds them: generators and discriminators, and autoencoders whose codes follow a prior."""
+"""Games as the command line builds them: generators and discriminators, and autoencoders whose
+codes follow a prior.
+"""
 
-__all__ = ["adversarial_autoencoder", "conditional_gan", "gan", "vae_gan", "wasserstein_autoencoder"]
+__all__ = [
+    "adversarial_autoencoder",
+    "conditional_gan",
+    "gan",
+    "vae_gan",
+    "wasserstein_autoencoder",
+]
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +38,8 @@ _DIVERGENCES: dict[str, Callable[[], Any]] = {
     "hinge": Hinge,
     "wasserstein": Wasserstein,
 }
-# The paper's number of moves of the discriminator for one of the generator, under the Wasserstein distance.
+# The paper's number of moves of the discriminator for one of the generator, under the
+# Wasserstein distance.
 _CRITIC_STEPS = 5
 
 
@@ -71,7 +80,9 @@ def conditional_gan(o: Any, m: Material) -> Built:
 
 
 def _plain_vae(o: Any, m: Material, posterior: Any) -> tuple[models.VAE, guides.VAE]:
-    model = models.VAE(default_prior(dist.Normal, o.latent), likelihood(o, m.shape, decoder_of(o, o.latent)))
+    model = models.VAE(
+        default_prior(dist.Normal, o.latent), likelihood(o, m.shape, decoder_of(o, o.latent))
+    )
     return model, guides.VAE(posterior)
 
 
@@ -85,10 +96,15 @@ def vae_gan(o: Any, m: Material) -> Built:
 def adversarial_autoencoder(o: Any, m: Material) -> Built:
     """The pair of a VAE whose guide is deterministic, trained by AdversarialAutoencoder."""
     pair = _plain_vae(o, m, Deterministic(encoder_of(o, m.shape), o.latent))
-    game = AdversarialAutoencoder(_discriminator(o, o.latent), _DIVERGENCES[o.divergence](), weight=o.weight)
+    game = AdversarialAutoencoder(
+        _discriminator(o, o.latent), _DIVERGENCES[o.divergence](), weight=o.weight
+    )
     return Built(*pair, game)
 
 
 def wasserstein_autoencoder(o: Any, m: Material) -> Built:
     """The pair of a VAE whose guide is deterministic, trained by WAE."""
-    return Built(*_plain_vae(o, m, Deterministic(encoder_of(o, m.shape), o.latent)), WAE(weight=o.weight))
+    return Built(
+        *_plain_vae(o, m, Deterministic(encoder_of(o, m.shape), o.latent)),
+        WAE(weight=o.weight),
+    )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tarspyro import data
-from tarspyro.batches import binarized
 from tarspyro.data import Dataset, PartlyLabelled, Split, labelled_subset
+from tarspyro.inputs import binarized
 
 Part = tuple[Tensor, ...]  # the arguments of the programs, in their order
 
@@ -36,15 +36,52 @@ class Source(NamedTuple):
 
 _PUT = "a file in TARSPYRO_DATA"
 SOURCES = {
-    "digits": Source("labelled images", lambda: data.digits(flatten=False), 300, "1,797 digits of 8x8 pixels, bundled"),
-    "mnist": Source("labelled images", lambda: data.mnist(flatten=False), 20, "70,000 digits of 28x28, downloaded"),
-    "frey_face": Source("images", lambda: data.frey_face(flatten=False), 300, "1,965 faces, downloaded", "Normal"),
-    "jsb_chorales": Source("music", lambda: data.polyphonic_music("jsb_chorales"), 100, f"382 chorales, {_PUT}"),
-    "nottingham": Source("music", lambda: data.polyphonic_music("nottingham"), 30, f"1,037 folk tunes, {_PUT}"),
-    "ring": Source("points", lambda: (data.ring(10_000), data.ring(1_000, seed=1)), 100, "8 Gaussians on a circle"),
-    "grid": Source("points", lambda: (data.grid(10_000), data.grid(1_000, seed=1)), 100, "25 Gaussians on a grid"),
-    "concrete": Source("a table", lambda: data.uci("concrete"), 500, f"1,030 mixtures and their strengths, {_PUT}"),
-    "yacht": Source("a table", lambda: data.uci("yacht"), 500, f"308 hulls and their resistances, {_PUT}"),
+    "digits": Source(
+        "labelled images",
+        lambda: data.digits(flatten=False),
+        300,
+        "1,797 digits of 8x8 pixels, bundled",
+    ),
+    "mnist": Source(
+        "labelled images",
+        lambda: data.mnist(flatten=False),
+        20,
+        "70,000 digits of 28x28, downloaded",
+    ),
+    "frey_face": Source(
+        "images",
+        lambda: data.frey_face(flatten=False),
+        300,
+        "1,965 faces, downloaded",
+        "Normal",
+    ),
+    "jsb_chorales": Source(
+        "music", lambda: data.polyphonic_music("jsb_chorales"), 100, f"382 chorales, {_PUT}"
+    ),
+    "nottingham": Source(
+        "music", lambda: data.polyphonic_music("nottingham"), 30, f"1,037 folk tunes, {_PUT}"
+    ),
+    "ring": Source(
+        "points",
+        lambda: (data.ring(10_000), data.ring(1_000, seed=1)),
+        100,
+        "8 Gaussians on a circle",
+    ),
+    "grid": Source(
+        "points",
+        lambda: (data.grid(10_000), data.grid(1_000, seed=1)),
+        100,
+        "25 Gaussians on a grid",
+    ),
+    "concrete": Source(
+        "a table",
+        lambda: data.uci("concrete"),
+        500,
+        f"1,030 mixtures and their strengths, {_PUT}",
+    ),
+    "yacht": Source(
+        "a table", lambda: data.uci("yacht"), 500, f"308 hulls and their resistances, {_PUT}"
+    ),
 }
 
 
@@ -100,12 +137,16 @@ class Form(NamedTuple):
         return [name for name, source in SOURCES.items() if source.kind in self.kinds]
 
     def material(self, name: str, options: Any) -> Material:
-        """Loads a data set; the pixels that judge are black and white, drawn once, if those of the training are."""
+        """Loads a data set; the pixels that judge are black and white, drawn once, if those of
+        the training are.
+        """
         material = self.prepare(name, SOURCES[name].load(), options)
         if options.grey:
             return material
         pixels = torch.Generator().manual_seed(0)
-        train, test = ((binarized(part[0], pixels), *part[1:]) for part in (material.train, material.test))
+        train, test = (
+            (binarized(part[0], pixels), *part[1:]) for part in (material.train, material.test)
+        )
         return replace(material, train=train, test=test)
 
 
@@ -116,7 +157,9 @@ def listed(names: Sequence[str], last: str = "or") -> str:
 
 
 def shares(dataset: Dataset) -> tuple[Split, Split, Split]:
-    """Returns the parts for training, validation and testing; a missing second one is a tenth of the first."""
+    """Returns the parts for training, validation and testing; a missing second one is a tenth
+    of the first.
+    """
     if dataset.validation is not None:
         return dataset.train, dataset.validation, dataset.test
     count = len(dataset.train) * 9 // 10
@@ -126,14 +169,26 @@ def shares(dataset: Dataset) -> tuple[Split, Split, Split]:
 def _images(name: str, dataset: Dataset, options: Any) -> Material:
     train, validation, test = ((part.x,) for part in shares(dataset))
     shape, labels = dataset.image_shape, dataset.test.y
-    return Material(name, "image", shape, train, train, test, validation, image_shape=shape, labels=labels)
+    return Material(
+        name, "image", shape, train, train, test, validation, image_shape=shape, labels=labels
+    )
 
 
 def _labelled_images(name: str, dataset: Dataset, options: Any) -> Material:
     parts: Any = [(part.x, part.y) for part in shares(dataset.one_hot())]
     train, validation, test = parts
     shape, count = dataset.image_shape, train[1].shape[1]
-    material = Material(name, "image", shape, train, train, test, validation, image_shape=shape, num_classes=count)
+    material = Material(
+        name,
+        "image",
+        shape,
+        train,
+        train,
+        test,
+        validation,
+        image_shape=shape,
+        num_classes=count,
+    )
     return replace(material, labels=dataset.test.y)
 
 
@@ -150,28 +205,48 @@ def _few_labels(name: str, dataset: Dataset, options: Any) -> Material:
         num_classes=classes,
         binarize=not options.grey,
     )
-    return replace(material, batches=batches, num_classes=classes, sizes=(len(labelled), len(rest)))
+    return replace(
+        material, batches=batches, num_classes=classes, sizes=(len(labelled), len(rest))
+    )
 
 
 def _sequences(name: str, dataset: Any, options: Any) -> Material:
     if isinstance(dataset, Dataset):  # the rows of an image, from the top, are the steps
         channels, height, width = dataset.image_shape
-        rows, held_out, judging = ((part.x.movedim(1, 2).flatten(2),) for part in shares(dataset))
+        rows, held_out, judging = (
+            (part.x.movedim(1, 2).flatten(2),) for part in shares(dataset)
+        )
         shape = (channels * width,)
-        return Material(name, "image", shape, rows, rows, judging, held_out, (1, height, *shape), dataset.test.y)
+        return Material(
+            name,
+            "image",
+            shape,
+            rows,
+            rows,
+            judging,
+            held_out,
+            (1, height, *shape),
+            dataset.test.y,
+        )
     # A compiled step is made for each length: few of them.
     multiple = 32 if options.compile else 1
     batches = dataset.train.batches(options.batch_size, multiple_of=multiple)
-    validation = dataset.validation.batches(options.batch_size, shuffle=False, multiple_of=multiple)
+    validation = dataset.validation.batches(
+        options.batch_size, shuffle=False, multiple_of=multiple
+    )
     train, test = ((part.x, part.lengths) for part in (dataset.train, dataset.test))
-    return Material(name, "sequence", tuple(train[0].shape[2:]), batches, train, test, validation)
+    return Material(
+        name, "sequence", tuple(train[0].shape[2:]), batches, train, test, validation
+    )
 
 
 def _images_or_points(name: str, dataset: Any, options: Any) -> Material:
     if isinstance(dataset, Dataset):
         return _images(name, dataset, options)
     train, test = dataset
-    return Material(name, "point", (2,), (train.x,), (train.x,), (test.x,), labels=test.y, truth=test)
+    return Material(
+        name, "point", (2,), (train.x,), (train.x,), (test.x,), labels=test.y, truth=test
+    )
 
 
 def _targets(name: str, dataset: Any, options: Any) -> Material:
@@ -185,9 +260,15 @@ FORMS = {
     "images": Form("images", ("labelled images", "images"), _images),
     "labelled images": Form("images with labels", ("labelled images",), _labelled_images),
     "few labels": Form("images with labels", ("labelled images",), _few_labels),
-    "sequences": Form("music, or images row by row", ("music", "labelled images", "images"), _sequences),
-    "images or points": Form(
-        "images, or points in the plane", ("labelled images", "images", "points"), _images_or_points
+    "sequences": Form(
+        "music, or images row by row", ("music", "labelled images", "images"), _sequences
     ),
-    "targets": Form("tables with a target, or images with labels", ("a table", "labelled images"), _targets),
+    "images or points": Form(
+        "images, or points in the plane",
+        ("labelled images", "images", "points"),
+        _images_or_points,
+    ),
+    "targets": Form(
+        "tables with a target, or images with labels", ("a table", "labelled images"), _targets
+    ),
 }

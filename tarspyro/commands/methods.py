@@ -1,4 +1,6 @@
-"""The methods of the library as the command line knows them: papers, settings, what is built, reported and drawn."""
+"""The methods of the library as the command line knows them: papers, settings, what is built,
+reported and drawn.
+"""
 
 __all__ = ["METHODS", "Method", "OneOf", "completed"]
 
@@ -30,7 +32,8 @@ class Method(NamedTuple):
         sampler: What is drawn of the model alone; None where it does not generate.
         fixed: What its builder reads in place of options that it does not have.
         optimizer: Further options of the optimizer.
-        epochs: By the data set, how many epochs there are, where the data set's own number does not suit.
+        epochs: By the data set, how many epochs there are, where the data set's own number
+            does not suit.
         site: The name of the observed site.
         latent: The name of the latent site to look at, where there are several.
     """
@@ -62,7 +65,10 @@ class Method(NamedTuple):
 
 def completed(method: Method, data: str, given: Mapping[str, Any]) -> Namespace:
     """Returns the options of a method that were given, and the defaults of all others."""
-    defaults = {name: default[0] if isinstance(default, OneOf) else default for name, default in method.options.items()}
+    defaults = {
+        name: default[0] if isinstance(default, OneOf) else default
+        for name, default in method.options.items()
+    }
     o = Namespace(**{"grey": True, **method.fixed, **defaults, **given})
     images = "images" in SOURCES[data].kind
     if "likelihood" in method.settings:
@@ -83,10 +89,26 @@ _TRAINING: dict[str, Any] = {
 }
 _PATIENCE = {"patience": None}
 _PIXELS = {"likelihood": None, "scale": None, "grey": False}
-_BOUND = {"loss": OneOf(("elbo", "iwae", "renyi")), "num_particles": None, "beta": None, "alpha": None}
+_BOUND = {
+    "loss": OneOf(("elbo", "iwae", "renyi")),
+    "num_particles": None,
+    "beta": None,
+    "alpha": None,
+}
 _WITH_BOUND = {**_PIXELS, **_BOUND, **_PATIENCE, "likelihood_particles": 1000}
-_OF_STEPS = {**_WITH_BOUND, "loss": OneOf(("elbo", "iwae", "renyi", "fivo")), "likelihood_particles": 100, "lr": 3e-3}
-_PAINTING = {"steps": 8, **_WITH_BOUND, "likelihood_particles": 100, "clip_norm": 5.0, "lr": 3e-3}
+_OF_STEPS = {
+    **_WITH_BOUND,
+    "loss": OneOf(("elbo", "iwae", "renyi", "fivo")),
+    "likelihood_particles": 100,
+    "lr": 3e-3,
+}
+_PAINTING = {
+    "steps": 8,
+    **_WITH_BOUND,
+    "likelihood_particles": 100,
+    "clip_norm": 5.0,
+    "lr": 3e-3,
+}
 _ATTENTION = {"attention": True, "read_size": 2, "write_size": 5}
 _CORRUPTION = {"masking_noise": None, "gaussian_noise": None}
 _TRUNK = {"trunk": OneOf(("mlp", "conv"))}
@@ -175,7 +197,13 @@ METHODS = {
         ("SemiSupervisedVAE",),
         FORMS["few labels"],
         builders.semi_supervised_vae,
-        {**_sizes(10, [256]), "labels": 100, "classifier_weight": 5.0, **_WITH_BOUND, "likelihood_particles": 100},
+        {
+            **_sizes(10, [256]),
+            "labels": 100,
+            "classifier_weight": 5.0,
+            **_WITH_BOUND,
+            "likelihood_particles": 100,
+        },
         (*_BOUND_AND_LIKELIHOOD, reports.classification),
         (*_SEEN, pictures.analogies),
         pictures.of_each_class,

@@ -1,4 +1,6 @@
-"""DRAW as the command line builds it: with attention or without, convolutional, and given labels."""
+"""DRAW as the command line builds it: with attention or without, convolutional, and given
+labels.
+"""
 
 __all__ = ["conditional_draw", "conv_draw", "draw"]
 
@@ -31,7 +33,9 @@ def _painted(o: Any, m: Material, model: Any, guide: Any, given: int = 0) -> Bui
     """A pair of recurrences of units, which see so many numbers beside."""
     shape, units = m.shape, o.units
     read = AttentionRead(units, shape, size=o.read_size) if o.attention else Read(shape)
-    write = AttentionWrite(units, shape, size=o.write_size) if o.attention else Write(units, shape)
+    write = (
+        AttentionWrite(units, shape, size=o.write_size) if o.attention else Write(units, shape)
+    )
     canvas = Canvas(Recurrence(nn.LSTMCell(o.latent + given, units)), write)
     painting = likelihood(o, shape, Unchanged(shape))
     encoder = Recurrence(nn.LSTMCell(read.out_features + units + given, units))
@@ -55,10 +59,16 @@ def conv_draw(o: Any, m: Material) -> Built:
     _, height, width = m.shape
     stride = 4 if min(height, width) > 16 else 2
     sides = height // stride, width // stride
-    hidden, code, read = (o.units, *sides), (o.latent, *sides), ConvRead(m.shape, 16, stride=stride)
+    hidden, code, read = (
+        (o.units, *sides),
+        (o.latent, *sides),
+        ConvRead(m.shape, 16, stride=stride),
+    )
     canvas = Canvas(Recurrence(ConvLSTMCell(o.latent, hidden)), ConvWrite(hidden, m.shape))
     encoder = Recurrence(ConvLSTMCell(16 + o.units, hidden))
     painting = likelihood(o, m.shape, Unchanged(m.shape))
     prior, posterior = (Conditional(dist.Normal, FeatureMap(hidden), code) for _ in range(2))
     p = models.ConvDRAW(prior, canvas, painting, o.steps)
-    return Built(p, guides.ConvDRAW(posterior, encoder, read, canvas, painting, o.steps), bound_of(o))
+    return Built(
+        p, guides.ConvDRAW(posterior, encoder, read, canvas, painting, o.steps), bound_of(o)
+    )

@@ -1,4 +1,6 @@
-"""The pictures of a trained pair: functions that yield figures, each with the name of its file."""
+"""The pictures of a trained pair: functions that yield figures, each with the name of its
+file.
+"""
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -13,7 +15,9 @@ from tarspyro.commands.reports import Trained, first, labels_as_vectors, predict
 from tarspyro.plot.figures import Picture, axes_of, sheet_of, show
 
 Drawn = tuple[str, Figure]
-Sampler = Callable[[Trained, int | None, int, bool], Figure]  # how many, the seed, and whether means are drawn
+Sampler = Callable[
+    [Trained, int | None, int, bool], Figure
+]  # how many, the seed, and whether means are drawn
 
 
 def curves(t: Trained) -> Iterator[Drawn]:
@@ -24,21 +28,30 @@ def curves(t: Trained) -> Iterator[Drawn]:
 def reconstructions(t: Trained) -> Iterator[Drawn]:
     """Draws test images and their reconstructions."""
     shape = t.material.image_shape
-    yield "reconstructions", plot.reconstructions(t.model, t.guide, t.material.test, site=t.site, image_shape=shape)
+    yield (
+        "reconstructions",
+        plot.reconstructions(
+            t.model, t.guide, t.material.test, site=t.site, image_shape=shape
+        ),
+    )
 
 
 def latents(t: Trained) -> Iterator[Drawn]:
     """Draws the codes of the test images, unless the family has no mean in closed form."""
     part, labels = first(t.material.test, 2000), t.material.labels
     try:
-        figure = plot.latents(t.guide, part, labels=None if labels is None else labels[:2000], site=t.latent)
+        figure = plot.latents(
+            t.guide, part, labels=None if labels is None else labels[:2000], site=t.latent
+        )
     except NotImplementedError:
         return
     yield "latents", figure
 
 
 def manifold(t: Trained) -> Iterator[Drawn]:
-    """Draws what the model decodes: from a grid of two latent units, or as each of several changes."""
+    """Draws what the model decodes: from a grid of two latent units, or as each of several
+    changes.
+    """
     shape = t.material.image_shape
     if t.model.prior().event_shape.numel() == 2:
         yield "manifold", plot.manifold(t.model, image_shape=shape)
@@ -52,7 +65,9 @@ def units(t: Trained) -> Iterator[Drawn]:
 
 
 def canvases(t: Trained) -> Iterator[Drawn]:
-    """Draws how test images are painted, step by step, and images that the model paints by itself."""
+    """Draws how test images are painted, step by step, and images that the model paints by
+    itself.
+    """
     shape, classes = t.material.image_shape, t.material.num_classes
     given = {"y": torch.eye(classes)[:6]} if classes else None
     yield "canvases", plot.canvases(t.model, t.guide, t.material.test, image_shape=shape)
@@ -67,15 +82,25 @@ def analogies(t: Trained) -> Iterator[Drawn]:
     given = {"y": torch.eye(classes).repeat(len(x), 1)}
     images = evaluate.decode(t.model, z.repeat_interleave(classes, 0), given=given)
     rows = torch.cat([x[:, None], images.reshape(len(x), classes, *x.shape[1:])], 1)
-    yield "analogies", _sheet(t, rows.flatten(0, 1), classes + 1, "test images, and their codes with every label")
+    yield (
+        "analogies",
+        _sheet(
+            t, rows.flatten(0, 1), classes + 1, "test images, and their codes with every label"
+        ),
+    )
 
 
 def images_from_labels(t: Trained) -> Iterator[Drawn]:
     """Draws images that follow from labels, a row for each."""
     columns = 12
     labels = torch.eye(t.material.num_classes).repeat_interleave(columns, 0)
-    images = evaluate.impute_modalities(t.model, t.guide, (None, labels), mean=True, seed=0)["x_1"]
-    yield "images_from_labels", _sheet(t, images, columns, "images from labels, a row for each")
+    images = evaluate.impute_modalities(t.model, t.guide, (None, labels), mean=True, seed=0)[
+        "x_1"
+    ]
+    yield (
+        "images_from_labels",
+        _sheet(t, images, columns, "images from labels, a row for each"),
+    )
 
 
 def continuations(t: Trained) -> Iterator[Drawn]:
@@ -84,16 +109,29 @@ def continuations(t: Trained) -> Iterator[Drawn]:
     if lengths:
         length = int(lengths[0][0])
         known = max(1, length // 2)
-        rest = evaluate.continuations(t.model, t.guide, x[:1, :known], length + (length == known), seed=0)
+        rest = evaluate.continuations(
+            t.model, t.guide, x[:1, :known], length + (length == known), seed=0
+        )
         piece = torch.cat([x[0, :known], rest[0, 0]])
-        yield "continuation", plot.piano_roll(piece, known=known, title="a piece, from the line on the model's")
+        yield (
+            "continuation",
+            plot.piano_roll(piece, known=known, title="a piece, from the line on the model's"),
+        )
         return
     count, known, length = 10, x.shape[1] // 2, x.shape[1]
     beginnings = x[:count, :known]
     rest = evaluate.continuations(t.model, t.guide, beginnings, length, num_samples=4, seed=0)
     drawn = torch.cat([beginnings.expand(len(rest), *beginnings.shape), rest], 2)
     sheet = torch.cat([x[None, :count], drawn]).flatten(0, 1)
-    yield "continuations", _sheet(t, sheet, len(beginnings), "test images, and below how their upper halves may go on")
+    yield (
+        "continuations",
+        _sheet(
+            t,
+            sheet,
+            len(beginnings),
+            "test images, and below how their upper halves may go on",
+        ),
+    )
 
 
 def regression(t: Trained) -> Iterator[Drawn]:
@@ -117,7 +155,9 @@ def samples(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
     """Draws a sheet of images, or a cloud of points."""
     if t.material.image_shape is not None:
         shape = t.material.image_shape
-        return plot.samples(t.model, num=num or 64, seed=seed, mean=mean, site=t.site, image_shape=shape)
+        return plot.samples(
+            t.model, num=num or 64, seed=seed, mean=mean, site=t.site, image_shape=shape
+        )
     drawn = evaluate.sample(t.model, num or 1000, seed=seed).cpu()
     figure, ax = axes_of(None, (4.8, 4.8))
     for points, color in ((t.material.test[0], "0.8"), (drawn, "C0")):
@@ -127,7 +167,9 @@ def samples(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
 
 
 def of_each_class(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
-    """Draws a sheet of images with a row for each class; the number is that of all, rounded up to fill the rows."""
+    """Draws a sheet of images with a row for each class; the number is that of all, rounded up
+    to fill the rows.
+    """
     classes = t.material.num_classes
     columns = 10 if num is None else -(-num // classes)
     figure = plot.samples(
@@ -144,10 +186,14 @@ def of_each_class(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
 
 
 def sequences(t: Trained, num: int | None, seed: int, mean: bool) -> Figure:
-    """Draws a sheet of images, or pieces of music one below the other: their notes are drawn, since means are none."""
+    """Draws a sheet of images, or pieces of music one below the other: their notes are drawn,
+    since means are none.
+    """
     shape, x = t.material.image_shape, t.material.test[0]
     if shape is not None:
-        return plot.samples(t.model, num=num or 64, seed=seed, mean=mean, length=x.shape[1], image_shape=shape)
+        return plot.samples(
+            t.model, num=num or 64, seed=seed, mean=mean, length=x.shape[1], image_shape=shape
+        )
     count = num or 4
     pieces = evaluate.sample(t.model, count, length=min(x.shape[1], 100), seed=seed)
     figure = Picture(figsize=(9.0, 2.4 * count), layout="constrained")

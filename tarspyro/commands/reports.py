@@ -1,4 +1,6 @@
-"""What the command line says of a trained pair: functions that yield lines, each with entries of the JSON report."""
+"""What the command line says of a trained pair: functions that yield lines, each with entries
+of the JSON report.
+"""
 
 __all__ = ["Finding", "Trained"]
 
@@ -13,8 +15,8 @@ from torch.nn.functional import one_hot
 
 from tarspyro import evaluate
 from tarspyro.commands.material import Material, Part
-from tarspyro.modules import evaluating, preserved_rng
 from tarspyro.runs import History
+from tarspyro.scopes import evaluating, preserved_rng
 
 Finding = tuple[str, dict[str, Any]]
 Report = Callable[["Trained"], Iterator[Finding]]
@@ -50,7 +52,9 @@ def bound(t: Trained) -> Iterator[Finding]:
     rows: dict[str, Any] = {}
     for name, part in (("train", first(t.material.train, _ROWS)), ("test", t.material.test)):
         found = evaluate.elbo(t.model, t.guide, part, num_particles=10, seed=0)
-        row = rows[name] = {term: value.mean().item() for term, value in found._asdict().items()}
+        row = rows[name] = {
+            term: value.mean().item() for term, value in found._asdict().items()
+        }
         line = f"{name:5} ELBO {row['elbo']:9.2f} = reconstruction {row['reconstruction']:9.2f} - KL {row['kl']:.2f}"
         yield line + _per_step(part, found.elbo), {f"nats per {t.material.unit}": rows}
 
@@ -60,7 +64,9 @@ def likelihood_of(what: str) -> Report:
 
     def likelihood(t: Trained) -> Iterator[Finding]:
         count = t.options.likelihood_particles
-        values = evaluate.log_likelihood(t.model, t.guide, t.material.test, num_particles=count, seed=0)
+        values = evaluate.log_likelihood(
+            t.model, t.guide, t.material.test, num_particles=count, seed=0
+        )
         line = f"test  log p({what}) {_mean(values)} (importance weighted, {count} particles)"
         yield line, {"log-likelihood": values.mean().item(), "particles": count}
 
@@ -70,9 +76,14 @@ def likelihood_of(what: str) -> Report:
 def filtered(t: Trained) -> Iterator[Finding]:
     """Reports the log-likelihood of sequences by a particle filter."""
     count = t.options.likelihood_particles
-    values = evaluate.particle_filter(t.model, t.guide, t.material.test, num_particles=count, seed=0).log_likelihood
+    values = evaluate.particle_filter(
+        t.model, t.guide, t.material.test, num_particles=count, seed=0
+    ).log_likelihood
     line = f"test  log p(x) {_mean(values)} (particle filter, {count} particles)"
-    yield line + _per_step(t.material.test, values), {"log-likelihood": values.mean().item(), "particles": count}
+    yield (
+        line + _per_step(t.material.test, values),
+        {"log-likelihood": values.mean().item(), "particles": count},
+    )
 
 
 def active_units(t: Trained) -> Iterator[Finding]:
@@ -84,7 +95,9 @@ def active_units(t: Trained) -> Iterator[Finding]:
         return
     layers = found if isinstance(found, dict) else {"": found}
     counts = {name: int(units.sum()) for name, units in layers.items()}
-    text = ", ".join(f"{name} {counts[name]} of {units.numel()}".strip() for name, units in layers.items())
+    text = ", ".join(
+        f"{name} {counts[name]} of {units.numel()}".strip() for name, units in layers.items()
+    )
     yield f"active units: {text}", {"active units": counts if "" not in counts else counts[""]}
 
 
@@ -94,7 +107,9 @@ def classification(t: Trained) -> Iterator[Finding]:
 
 
 def classes(t: Trained) -> Iterator[Finding]:
-    """Reports how often a classifier without latent variables is right, and the log-likelihood of its labels."""
+    """Reports how often a classifier without latent variables is right, and the log-likelihood
+    of its labels.
+    """
     x, y = t.material.test
     yield _accuracy((t.model.classes(x) == y.argmax(1)).double().mean().item())
     with evaluating(t.model):
@@ -104,11 +119,16 @@ def classes(t: Trained) -> Iterator[Finding]:
 
 
 def predictions(t: Trained) -> Iterator[Finding]:
-    """Reports the posterior predictive log-likelihood, and the error or the share of right answers."""
+    """Reports the posterior predictive log-likelihood, and the error or the share of right
+    answers.
+    """
     log_p, mean = predicted(t)
     y, truth = t.material.test[1], t.material.truth
     if truth is None:
-        yield f"test  log p(y | x) {_mean(log_p)} (posterior predictive)", {"log-likelihood": log_p.mean().item()}
+        yield (
+            f"test  log p(y | x) {_mean(log_p)} (posterior predictive)",
+            {"log-likelihood": log_p.mean().item()},
+        )
         yield _accuracy((mean.argmax(1) == y.argmax(1)).double().mean().item())
         return
     log_p = log_p - math.log(truth.y_scale)
@@ -118,11 +138,15 @@ def predictions(t: Trained) -> Iterator[Finding]:
 
 
 def predicted(t: Trained) -> tuple[Tensor, Tensor]:
-    """Returns log p(y | x) and the mean of the posterior predictive distribution, for each row of the test part."""
+    """Returns log p(y | x) and the mean of the posterior predictive distribution, for each row
+    of the test part.
+    """
     device = next(t.guide.parameters()).device
     columns: list[tuple[Tensor, Tensor]] = []
     with preserved_rng(seed=0), torch.no_grad():
-        for x, y in zip(*(part.to(device).split(100) for part in t.material.test), strict=True):
+        for x, y in zip(
+            *(part.to(device).split(100) for part in t.material.test), strict=True
+        ):
             predictive = t.model.predictive(t.guide, x)
             columns.append((predictive.log_prob(y).cpu(), predictive.mean.cpu()))
     log_p, mean = (torch.cat(parts) for parts in zip(*columns, strict=True))
@@ -155,9 +179,13 @@ def codes(t: Trained) -> Iterator[Finding]:
 
 
 def game(t: Trained) -> Iterator[Finding]:
-    """Reports how the game stood in the last epoch, and of points in the plane the modes that are reached."""
+    """Reports how the game stood in the last epoch, and of points in the plane the modes that
+    are reached.
+    """
     row = t.history.rows[-1]
-    measured = [name for name in row if name.endswith("_loss") and not name.startswith("validation_")]
+    measured = [
+        name for name in row if name.endswith("_loss") and not name.startswith("validation_")
+    ]
     losses = {name.removesuffix("_loss"): row[name] for name in measured}
     outputs: dict[str, Any] = {name: row[name] for name in ("real", "fake") if name in row}
     parts = [f"{name} {value:.3f}" for name, value in {**losses, **outputs}.items()]
@@ -178,7 +206,9 @@ def first(part: Part, count: int) -> Part:
 def labels_as_vectors(t: Trained, count: int) -> Tensor:
     """Returns the one-hot labels of the first test rows."""
     assert t.material.labels is not None
-    return one_hot(t.material.labels[:count], t.material.num_classes).to(t.material.test[0].dtype)
+    return one_hot(t.material.labels[:count], t.material.num_classes).to(
+        t.material.test[0].dtype
+    )
 
 
 def _accuracy(share: float) -> Finding:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 
 MOST = 1 << 27  # bytes that a file may hold, packed or unpacked
 
@@ -22,25 +22,36 @@ class DataError(OSError):
 
 
 def data_folder(folder: str | Path | None) -> Path:
-    """Returns the folder that is given, else the one that ``TARSPYRO_DATA`` names, else one in the user's cache."""
+    """Returns the folder that is given, else the one that ``TARSPYRO_DATA`` names, else one in
+    the user's cache.
+    """
     if folder is None:
         folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
     if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder must be the path of the data folder, got {shown(folder)}.")
+        raise TypeError(
+            f"folder must be the path of the data folder, got {format_value(folder)}."
+        )
     return Path(folder).expanduser()
 
 
 def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
-    """Returns the decoded content of the file, downloaded first where it is missing; checks its SHA-256.
+    """Returns the decoded content of the file, downloaded first where it is missing; checks
+    its SHA-256.
 
     Raises:
         DataError: If it is missing and cannot be downloaded, or has the wrong content.
     """
     downloaded = url is not None and not path.exists()
     if url is None and not path.exists():
-        raise DataError(f"{path} is missing: put the file there, or name the folder that holds it in TARSPYRO_DATA.")
+        raise DataError(
+            f"{path} is missing: put the file there, or name the folder that holds it in TARSPYRO_DATA."
+        )
     if url is not None and downloaded:
-        encoded, source, advice = _download(url, path), url, f"try again, or put the right file at {path}"
+        encoded, source, advice = (
+            _download(url, path),
+            url,
+            f"try again, or put the right file at {path}",
+        )
     else:
         advice = "delete it to download it again" if url else "put the right file there"
         encoded, source = read(path), str(path)
@@ -50,7 +61,9 @@ def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], by
         reason = " ".join(str(error).split())
         raise DataError(f"{source} cannot be decoded ({reason}): {advice}.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(f"{source} does not hold the expected data (its SHA-256 differs): {advice}.")
+        raise DataError(
+            f"{source} does not hold the expected data (its SHA-256 differs): {advice}."
+        )
     if downloaded:
         _write(path, encoded)
     return content
@@ -63,7 +76,9 @@ def read(path: Path) -> bytes:
         DataError: If it cannot be read, or is none.
     """
     if path.exists() and not path.is_file():
-        raise DataError(f"{path} cannot be read (it is no file).")  # reading a device may never end
+        raise DataError(
+            f"{path} cannot be read (it is no file)."
+        )  # reading a device may never end
     try:
         return path.read_bytes()
     except OSError as error:
@@ -81,7 +96,9 @@ def _download(url: str, path: Path) -> bytes:
                     pieces.append(piece)
                     bar.update(len(piece))
                     if bar.n > MOST:
-                        raise DataError(f"{url} does not end after {MOST >> 20} MB, more than any data set has.")
+                        raise DataError(
+                            f"{url} does not end after {MOST >> 20} MB, more than any data set has."
+                        )
         return b"".join(pieces)
     except DataError:
         raise
@@ -93,7 +110,8 @@ def _download(url: str, path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    # Under a name of this process alone, so that two that download at once do not write into one file.
+    # Under a name of this process alone, so that two that download at once do not write into
+    # one file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

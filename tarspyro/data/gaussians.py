@@ -1,4 +1,6 @@
-"""Mixtures of Gaussians in the plane: data on which one sees which modes a generator leaves out."""
+"""Mixtures of Gaussians in the plane: data on which one sees which modes a generator leaves
+out.
+"""
 
 __all__ = ["Modes", "grid", "ring"]
 
@@ -32,15 +34,19 @@ class Modes:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density of the mixture at points of shape (N, 2), in nats."""
-        # By differences: torch's default subtracts squared norms, and modes are narrow beside their distances.
+        # By differences: torch's default subtracts squared norms, and modes are narrow beside
+        # their distances.
         distances = torch.cdist(x, self.means, compute_mode="donot_use_mm_for_euclid_dist")
         squares = distances**2 / (2 * self.scale**2)
         normalizer = math.log(len(self.means) * 2 * math.pi * self.scale**2)
         return (-squares).logsumexp(-1) - normalizer
 
 
-def ring(num: int, *, modes: int = 8, radius: float = 2.0, scale: float = 0.02, seed: int = 0) -> Modes:
-    """Returns points around the corners of a regular polygon: 8 Gaussians on a circle if nothing else is said.
+def ring(
+    num: int, *, modes: int = 8, radius: float = 2.0, scale: float = 0.02, seed: int = 0
+) -> Modes:
+    """Returns points around the corners of a regular polygon: 8 Gaussians on a circle if
+    nothing else is said.
 
     As in Metz et al. (2016), Unrolled Generative Adversarial Networks, arXiv:1611.02163.
 
@@ -64,8 +70,11 @@ def ring(num: int, *, modes: int = 8, radius: float = 2.0, scale: float = 0.02, 
     return _around(radius * torch.stack([angles.cos(), angles.sin()], 1), num, scale, seed)
 
 
-def grid(num: int, *, side: int = 5, step: float = 2.0, scale: float = 0.05, seed: int = 0) -> Modes:
-    """Returns points around those of a square grid, centred at zero: 25 Gaussians if nothing else is said.
+def grid(
+    num: int, *, side: int = 5, step: float = 2.0, scale: float = 0.05, seed: int = 0
+) -> Modes:
+    """Returns points around those of a square grid, centred at zero: 25 Gaussians if nothing
+    else is said.
 
     As in Srivastava et al. (2017), VEEGAN, arXiv:1705.07761.
 

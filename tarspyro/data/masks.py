@@ -1,4 +1,6 @@
-"""Which pixels of images are missing: masks for ``evaluate.impute``, true where a pixel is observed."""
+"""Which pixels of images are missing: masks for ``evaluate.impute``, true where a pixel is
+observed.
+"""
 
 __all__ = ["lower_half", "off_grid", "random_pixels"]
 
@@ -12,10 +14,12 @@ from tarspyro.arguments import as_count, as_numbers, as_seed, as_sizes, check_nu
 
 
 def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor:
-    """Returns the mask of images whose lower half is missing, with what is in the middle row of an odd number.
+    """Returns the mask of images whose lower half is missing, with what is in the middle row
+    of an odd number.
 
     Arguments:
-        x: Images of shape (N, C, H, W), (N, H, W) or (N, P), square ones of P pixels if no ``image_shape`` is given.
+        x: Images of shape (N, C, H, W), (N, H, W) or (N, P), square ones of P pixels if no
+            ``image_shape`` is given.
         image_shape: The shape of an image whose pixels stand in one row.
 
     Returns:
@@ -36,21 +40,24 @@ def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor
 
 
 def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) -> Tensor:
-    """Returns the mask of images that are missing off the grid of every so many rows and columns.
+    """Returns the mask of images that are missing off the grid of every so many rows and
+    columns.
 
-    What remains of 28x28 pixels is an image of 14x14 with a step of 2, of 7x7 with a step of 4: imputing the others is
-    super-resolution.
+    What remains of 28x28 pixels is an image of 14x14 with a step of 2, of 7x7 with a step of
+    4: imputing the others is super-resolution.
 
     Arguments:
         x: See ``lower_half``.
-        step: The distance of the grid's lines; the first are in the middle of the first so many rows and columns.
+        step: The distance of the grid's lines; the first are in the middle of the first so
+            many rows and columns.
         image_shape: See ``lower_half``.
 
     Returns:
         Booleans of the shape of x, true on the grid.
 
     Raises:
-        ValueError: If the shape of the images is not known, or the step is less than 1 or more than a side.
+        ValueError: If the shape of the images is not known, or the step is less than 1 or more
+            than a side.
 
     Example:
         >>> off_grid(torch.zeros(1, 4, 4), 2).int()
@@ -61,14 +68,17 @@ def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) 
     """
     mask = _images(x, image_shape)
     if as_count("step", step, 0) not in range(1, min(mask.shape[-2:]) + 1):
-        raise ValueError(f"step must lie between 1 and the side of the images, {min(mask.shape[-2:])}, got {step}.")
+        raise ValueError(
+            f"step must lie between 1 and the side of the images, {min(mask.shape[-2:])}, got {step}."
+        )
     grid = torch.zeros_like(mask)
     grid[..., step // 2 :: step, step // 2 :: step] = True
     return grid.reshape(as_numbers("x", x).shape)
 
 
 def random_pixels(x: Tensor, missing: float = 0.5, *, seed: int | None = None) -> Tensor:
-    """Returns the mask of images of which each pixel is missing with some probability, whatever the others are.
+    """Returns the mask of images of which each pixel is missing with some probability,
+    whatever the others are.
 
     Missing completely at random, in the words of Rubin (1976).
 
@@ -97,7 +107,9 @@ def _images(x: Tensor, image_shape: Sequence[int] | None) -> Tensor:
     """All true, with rows and columns in the last two dimensions."""
     x = as_numbers("x", x)
     if x.dim() < 2:
-        raise ValueError(f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}.")
+        raise ValueError(
+            f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}."
+        )
     shape = tuple(x.shape[1:]) if image_shape is None else as_sizes("image_shape", image_shape)
     if len(shape) == 1:
         side = math.isqrt(shape[0])
@@ -105,5 +117,7 @@ def _images(x: Tensor, image_shape: Sequence[int] | None) -> Tensor:
             raise ValueError(f"image_shape is needed: {shape[0]} pixels are no square.")
         shape = (side, side)
     if not 2 <= len(shape) <= 3 or math.prod(shape) != math.prod(x.shape[1:]):
-        raise ValueError(f"image_shape must be that of the images, {tuple(x.shape[1:])}, got {shape}.")
+        raise ValueError(
+            f"image_shape must be that of the images, {tuple(x.shape[1:])}, got {shape}."
+        )
     return torch.ones(len(x), *shape, dtype=torch.bool, device=x.device)

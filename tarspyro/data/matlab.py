@@ -1,4 +1,6 @@
-"""MATLAB files, read in a process of their own: on some that are damaged the decoder does not fail, but crashes."""
+"""MATLAB files, read in a process of their own: on some that are damaged the decoder does not
+fail, but crashes.
+"""
 
 __all__ = ["read_matlab"]
 
@@ -10,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 _SECONDS = 120
-# What it finds goes back as an archive of arrays, plain numbers and nothing else; the elements of a cell are numbered.
+# What it finds goes back as an archive of arrays, plain numbers and nothing else; the elements
+# of a cell are numbered.
 _READER = """
 import io, sys
 import numpy as np
@@ -29,17 +32,24 @@ sys.stdout.buffer.write(buffer.getvalue())
 
 
 def read_matlab(content: bytes, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Returns the variables of these names in a MATLAB file: the elements of a cell array, or one array.
+    """Returns the variables of these names in a MATLAB file: the elements of a cell array, or
+    one array.
 
     Raises:
         ValueError: If it is no such file, or lacks one of them.
     """
     # Away from the caller's folder, of which a process that is started like this would import.
     command = [sys.executable, "-c", _READER, *names]
-    done = subprocess.run(command, input=content, capture_output=True, cwd=sys.prefix, timeout=_SECONDS)
+    done = subprocess.run(
+        command, input=content, capture_output=True, cwd=sys.prefix, timeout=_SECONDS
+    )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(said[-1] if done.returncode > 0 and said else "the decoder of MATLAB files crashed on it")
+        raise ValueError(
+            said[-1]
+            if done.returncode > 0 and said
+            else "the decoder of MATLAB files crashed on it"
+        )
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as archive:
         for key in archive.files:

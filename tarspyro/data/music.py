@@ -12,24 +12,33 @@ from tarspyro.data.sequences import SequenceDataset, Sequences
 
 # The file of each, and its SHA-256. Of no stable address of their own.
 _KNOWN = {
-    "jsb_chorales": ("JSB_Chorales.mat", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
-    "nottingham": ("Nottingham.mat", "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea"),
+    "jsb_chorales": (
+        "JSB_Chorales.mat",
+        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+    "nottingham": (
+        "Nottingham.mat",
+        "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+    ),
 }
 _PARTS = ("traindata", "validdata", "testdata")
 
 
 def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> SequenceDataset:
-    """Returns polyphonic music as piano rolls: at each step 88 notes, from A0 to C8, that sound (1) or not (0).
+    """Returns polyphonic music as piano rolls: at each step 88 notes, from A0 to C8, that
+    sound (1) or not (0).
 
-    ``"jsb_chorales"``: 382 chorales by Bach, 229 / 76 / 77 for training, validation and testing. ``"nottingham"``:
-    1,037 folk tunes, 694 / 173 / 170. The split is that of Boulanger-Lewandowski et al. (2012), arXiv:1206.6392.
-    Results are given in nats for each step: ``log_likelihood(...).sum() / data.test.steps``.
+    ``"jsb_chorales"``: 382 chorales by Bach, 229 / 76 / 77 for training, validation and
+        testing. ``"nottingham"``:
+    1,037 folk tunes, 694 / 173 / 170. The split is that of Boulanger-Lewandowski et al.
+    (2012), arXiv:1206.6392. Results are given in nats for each step:
+    ``log_likelihood(...).sum() / data.test.steps``.
 
     Arguments:
-        name: Which one; or the path of any MATLAB file of the same form, with cell arrays ``traindata``, ``validdata``
-            and ``testdata`` of matrices with a row for each step.
-        folder: See ``mnist``; the file is ``polyphonic_music/JSB_Chorales.mat`` or ``Nottingham.mat``, which has to be
-            put there.
+        name: Which one; or the path of any MATLAB file of the same form, with cell arrays
+            ``traindata``, ``validdata`` and ``testdata`` of matrices with a row for each step.
+        folder: See ``mnist``; the file is ``polyphonic_music/JSB_Chorales.mat`` or
+            ``Nottingham.mat``, which has to be put there.
 
     Raises:
         DataError: If the file is missing, has the wrong content, or is not of the form.
@@ -41,19 +50,27 @@ def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> S
         return _rolls(str(name), path, fetch(path, None, sha256, bytes))
     path = Path(str(name)).expanduser()
     if path.suffix != ".mat":
-        raise ValueError(f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}.")
+        raise ValueError(
+            f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}."
+        )
     return _rolls(path.stem, path, read(path))
 
 
 def _rolls(name: str, path: Path, content: bytes) -> SequenceDataset:
     try:
         parts = read_matlab(content, _PARTS)
-        train, validation, test = (Sequences.padded(map(_notes, parts[part])) for part in _PARTS)
+        train, validation, test = (
+            Sequences.padded(map(_notes, parts[part])) for part in _PARTS
+        )
         if not train.x.shape[2:] == validation.x.shape[2:] == test.x.shape[2:]:
             raise ValueError("the parts differ in how many notes there are")
-    except Exception as error:  # the decoder raises many kinds on bytes that are none of its own
+    except (
+        Exception
+    ) as error:  # the decoder raises many kinds on bytes that are none of its own
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} does not hold cell arrays {', '.join(_PARTS)} of piano rolls ({reason}).") from error
+        raise DataError(
+            f"{path} does not hold cell arrays {', '.join(_PARTS)} of piano rolls ({reason})."
+        ) from error
     return SequenceDataset(name, train, validation, test)
 
 

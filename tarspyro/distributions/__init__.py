@@ -37,6 +37,12 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingBeta,
     StickBreakingKumaraswamy,
 )
-from tarspyro.distributions.prior import Prior, as_conditional, as_prior, default_prior, has_context
+from tarspyro.distributions.prior import (
+    Prior,
+    as_conditional,
+    as_prior,
+    default_prior,
+    has_context,
+)
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete
 from tarspyro.distributions.vamp import VampPrior

@@ -1,8 +1,9 @@
 """What a draw remembers, and distributions whose draws are reparameterized only in part.
 
-A number such as exp(-10,000) has no place in floating point, though its logarithm has. And a rejection sampler's
-pathwise derivative is not the whole gradient: the law of what it accepts moves with the parameters too. Both facts
-are known when the draw is made, and cannot be told from its value; so the draw keeps them.
+A number such as exp(-10,000) has no place in floating point, though its logarithm has. And a
+rejection sampler's pathwise derivative is not the whole gradient: the law of what it accepts
+moves with the parameters too. Both facts are known when the draw is made, and cannot be told
+from its value; so the draw keeps them.
 """
 
 __all__ = [
@@ -38,30 +39,36 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 
 _ZERO: Any = 0  # Pyro's word for a part that is not there
 
 
 class Draw(NamedTuple):
-    """What a draw remembers: its logarithm, that of its complement, its score, what it was made of and by whom."""
+    """What a draw remembers: its logarithm, that of its complement, its score, what it was
+    made of and by whom.
+    """
 
     log: Tensor | None = None
     log1m: Tensor | None = None
     score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
     maker: Any = (None, False)  # the transforms, and whether with gradients
-    at_edges: bool = False  # whether logarithms may be infinite, which those of draws never are
+    at_edges: bool = (
+        False  # whether logarithms may be infinite, which those of draws never are
+    )
 
 
 def remember(value: Tensor, **known: Any) -> Tensor:
     """Lets a draw keep what is known of it, for as long as it is not changed in place.
 
-    A score belongs to a draw with a gradient; one that is made without gradients has none to complete.
+    A score belongs to a draw with a gradient; one that is made without gradients has none to
+    complete.
     """
     if not torch.is_grad_enabled():
         known.pop("score", None)
-    # TorchDynamo cannot follow attributes of tensors; compiled by it, a draw is its value and nothing else.
+    # TorchDynamo cannot follow attributes of tensors; compiled by it, a draw is its value and
+    # nothing else.
     if not torch.compiler.is_dynamo_compiling():
         value._draw = (Draw(**known), _version(value))  # type: ignore[attr-defined]
     return value
@@ -85,11 +92,13 @@ def full_precision(value: Tensor) -> Tensor:
 
 
 def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Returns the exponential, kept inside the floating-point numbers, with the gradient of the true one.
+    r"""Returns the exponential, kept inside the floating-point numbers, with the gradient of
+    the true one.
 
-    Values stay above ``tiny / eps`` (1e-31 in single precision), so that the derivatives of a log-density there,
-    multiples of 1 / value, do not overflow either; and below ``eps^2 / tiny`` (1e24), for the sake of the value's own
-    derivatives, multiples of the value that grow with the inverse square of a concentration.
+    Values stay above ``tiny / eps`` (1e-31 in single precision), so that the derivatives of a
+    log-density there, multiples of 1 / value, do not overflow either; and below ``eps^2 /
+    tiny`` (1e24), for the sake of the value's own derivatives, multiples of the value that
+    grow with the inverse square of a concentration.
     """
     finfo, coarse = torch.finfo(log_value.dtype), torch.finfo(dtype)
     lowest = math.log(max(finfo.tiny / finfo.eps, coarse.tiny))
@@ -98,10 +107,16 @@ def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
     return (inside + (log_value - log_value.detach())).exp().to(dtype)
 
 
-def inside_unit_interval(logit: Tensor, dtype: torch.dtype, score: Callable[[], Tensor] | None = None) -> Tensor:
-    """Returns the sigmoid, strictly between 0 and 1, with the true one's gradient and both its logarithms."""
+def inside_unit_interval(
+    logit: Tensor, dtype: torch.dtype, score: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """Returns the sigmoid, strictly between 0 and 1, with the true one's gradient and both its
+    logarithms.
+    """
     finfo = torch.finfo(dtype)
-    lowest = math.log(max(finfo.tiny, torch.finfo(logit.dtype).tiny / torch.finfo(logit.dtype).eps))
+    lowest = math.log(
+        max(finfo.tiny, torch.finfo(logit.dtype).tiny / torch.finfo(logit.dtype).eps)
+    )
     inside = logit.detach().clamp(lowest, -math.log(finfo.eps))
     value = (inside + (logit - logit.detach())).sigmoid().to(dtype)
     return remember(value, log=logsigmoid(logit), log1m=logsigmoid(-logit), score=score)
@@ -114,7 +129,9 @@ def log_of(value: Tensor) -> Tensor:
 
 
 def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log v and log(1 - v) of values between 0 and 1: what the draw remembers, if it is one."""
+    """Returns log v and log(1 - v) of values between 0 and 1: what the draw remembers, if it
+    is one.
+    """
     draw = recall(value)
     if draw is None or draw.log is None or draw.log1m is None:
         value = full_precision(value)
@@ -123,7 +140,8 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns log v, with 0 in place of the logarithm of zero, and where that is; with finite derivatives.
+    """Returns log v, with 0 in place of the logarithm of zero, and where that is; with finite
+    derivatives.
 
     Of a draw it is nowhere: None.
     """
@@ -151,13 +169,21 @@ def _without_infinity(log: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def power_at_zero(power: Tensor, zero: Tensor | None) -> Tensor | float:
-    """Returns log 0^power where there is a zero: 0, infinity or minus infinity; and 0 elsewhere."""
+    """Returns log 0^power where there is a zero: 0, infinity or minus infinity; and 0
+    elsewhere.
+    """
     return 0.0 if zero is None else torch.xlogy(power, (~zero).to(power.dtype))
 
 
-def instead(zero: Tensor | None, there: Callable[[], Tensor] | float, elsewhere: Tensor) -> Tensor:
+def instead(
+    zero: Tensor | None, there: Callable[[], Tensor] | float, elsewhere: Tensor
+) -> Tensor:
     """Returns one number where there is a zero, and the other one elsewhere."""
-    return elsewhere if zero is None else torch.where(zero, there() if callable(there) else there, elsewhere)
+    return (
+        elsewhere
+        if zero is None
+        else torch.where(zero, there() if callable(there) else there, elsewhere)
+    )
 
 
 def lowest_log(dtype: torch.dtype) -> float:
@@ -170,7 +196,11 @@ def unsqueezed(value: Tensor, dim: int) -> Tensor:
     draw, more = recall(value), value.unsqueeze(dim)
     if draw is None or draw.log is None:
         return more
-    return remember(more, log=draw.log.unsqueeze(dim), log1m=None if draw.log1m is None else draw.log1m.unsqueeze(dim))
+    return remember(
+        more,
+        log=draw.log.unsqueeze(dim),
+        log1m=None if draw.log1m is None else draw.log1m.unsqueeze(dim),
+    )
 
 
 def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
@@ -179,13 +209,16 @@ def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
 
 
 def on_simplex(log_value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the exponentials of logarithms of shares, which sum to one as nearly as the numbers allow."""
+    """Returns the exponentials of logarithms of shares, which sum to one as nearly as the
+    numbers allow.
+    """
     value = bounded(log_value, dtype)
     return value if dtype != log_value.dtype else value / value.sum(-1, keepdim=True).detach()
 
 
 def check_parameters(**parameters: Any) -> None:
-    """Raises unless the parameters of a family are numbers, or tensors in floating point, that broadcast.
+    """Raises unless the parameters of a family are numbers, or tensors in floating point, that
+    broadcast.
 
     Raises:
         TypeError: If one is neither.
@@ -194,32 +227,42 @@ def check_parameters(**parameters: Any) -> None:
     tensors = {name: value for name, value in parameters.items() if torch.is_tensor(value)}
     for name, value in parameters.items():
         if name in tensors and not value.is_floating_point():
-            raise ValueError(f"{name} must be in floating point, got {value.dtype}: {name}.float().")
+            raise ValueError(
+                f"{name} must be in floating point, got {value.dtype}: {name}.float()."
+            )
         if name in tensors and (value.is_meta or value.layout is not torch.strided):
-            raise ValueError(f"{name} must be a dense tensor that holds numbers, got {shown(value)}.")
+            raise ValueError(
+                f"{name} must be a dense tensor that holds numbers, got {format_value(value)}."
+            )
         if name not in tensors and not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number or a tensor, got {shown(value)}.")
+            raise TypeError(f"{name} must be a number or a tensor, got {format_value(value)}.")
     shapes = [value.shape for value in tensors.values()]
     if len(set(shapes)) > 1:
         try:
             torch.broadcast_shapes(*shapes)
         except RuntimeError:
-            names, sizes = " and ".join(tensors), " and ".join(str(tuple(shape)) for shape in shapes)
+            names, sizes = (
+                " and ".join(tensors),
+                " and ".join(str(tuple(shape)) for shape in shapes),
+            )
             raise ValueError(f"{names} must broadcast, got shapes {sizes}.") from None
 
 
 class CarriesScore(TorchDistributionMixin):
-    """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers drop it.
+    """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers
+    drop it.
 
-    Its draws remember a score, as a function that computes it: a tensor of the batch shape whose gradient is that of
-    the log-probability of the random choices behind the draw, which the pathwise derivative does not account for.
+    Its draws remember a score, as a function that computes it: a tensor of the batch shape
+    whose gradient is that of the log-probability of the random choices behind the draw, which
+    the pathwise derivative does not account for.
     """
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        """Returns the parts of a gradient estimator: the density, the score of the random choices, the entropy.
+        """Returns the parts of a gradient estimator: the density, the score of the random
+        choices, the entropy.
 
-        A value without a gradient carries nothing of the sampler, whoever drew it: its score is the whole one. A
-        value that another object of the family drew brings its own.
+        A value without a gradient carries nothing of the sampler, whoever drew it: its score
+        is the whole one. A value that another object of the family drew brings its own.
 
         Raises:
             ValueError: If the value has a gradient, but no sampler of this library drew it.
@@ -258,7 +301,12 @@ class _Independent(CarriesScore, Independent):  # type: ignore[override]
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return ScoreParts(
-            *(sum_rightmost(part, self.reinterpreted_batch_ndims) if torch.is_tensor(part) else _ZERO for part in parts)
+            *(
+                sum_rightmost(part, self.reinterpreted_batch_ndims)
+                if torch.is_tensor(part)
+                else _ZERO
+                for part in parts
+            )
         )
 
 

@@ -1,4 +1,6 @@
-"""Distributions made of distributions: products and mixtures of Normal experts, and blocks side by side."""
+"""Distributions made of distributions: products and mixtures of Normal experts, and blocks
+side by side.
+"""
 
 __all__ = ["Concatenate", "MixtureOfExperts", "ProductOfExperts"]
 
@@ -11,34 +13,55 @@ from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 
 
 def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, int]:
-    """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``, and the event_dim."""
+    """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``,
+    and the event_dim.
+    """
     if not isinstance(experts, Sequence) or isinstance(experts, str):
-        raise TypeError(f"experts must be a list of Normal distributions, got {shown(experts)}.")
+        raise TypeError(
+            f"experts must be a list of Normal distributions, got {format_value(experts)}."
+        )
     experts = [*experts, *([] if prior is None else [prior])]
     for expert in experts:
         if not isinstance(expert, torch.distributions.Distribution):
-            raise TypeError(f"experts must be Normal distributions, got {shown(expert)}.")
-    ndims = {expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0 for expert in experts}
-    normals = [expert.base_dist if isinstance(expert, Independent) else expert for expert in experts]
-    if len(ndims) != 1 or not all(isinstance(normal, torch.distributions.Normal) for normal in normals):
-        raise ValueError(f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}.")
+            raise TypeError(
+                f"experts must be Normal distributions, got {format_value(expert)}."
+            )
+    ndims = {
+        expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0
+        for expert in experts
+    }
+    normals = [
+        expert.base_dist if isinstance(expert, Independent) else expert for expert in experts
+    ]
+    if len(ndims) != 1 or not all(
+        isinstance(normal, torch.distributions.Normal) for normal in normals
+    ):
+        raise ValueError(
+            f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}."
+        )
     (event_dim,) = ndims
-    check_parameters(**{f"experts[{index}].loc": normal.loc for index, normal in enumerate(normals)})
+    check_parameters(
+        **{f"experts[{index}].loc": normal.loc for index, normal in enumerate(normals)}
+    )
     shape = torch.broadcast_shapes(*(normal.batch_shape for normal in normals))
     locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim=-1 - event_dim)
-    scales = torch.stack([normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim)
+    scales = torch.stack(
+        [normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim
+    )
     return locs, scales, event_dim
 
 
 def _one_for_each(values: Tensor, count: int, name: str) -> Tensor:
     """Moves the experts of a tensor of shape ``(experts, *batch_shape)`` last."""
     if values.dim() == 0 or values.shape[0] != count:
-        raise ValueError(f"{name} must be of shape (experts, *batch_shape) with {count} experts, got {values.shape}.")
+        raise ValueError(
+            f"{name} must be of shape (experts, *batch_shape) with {count} experts, got {values.shape}."
+        )
     return values.movedim(0, -1)
 
 
@@ -46,16 +69,19 @@ class ProductOfExperts(Independent):
     r"""The normalized product of Normal experts, itself Normal.
 
     .. math:: q(z) \propto p(z) \prod_m q_m(z), \qquad
-              \sigma^{-2} = \sum_m \sigma_m^{-2}, \quad \mu = \sigma^2 \sum_m \sigma_m^{-2} \mu_m
+              \sigma^{-2} = \sum_m \sigma_m^{-2}, \quad \mu = \sigma^2 \sum_m \sigma_m^{-2}
+              \mu_m
 
-    (Hinton 2002; Wu and Goodman 2018, arXiv:1802.05335, with the prior as one more expert.) A product whose experts
-    are masked in some row leaves them out there, as where a modality is missing.
+    (Hinton 2002; Wu and Goodman 2018, arXiv:1802.05335, with the prior as one more expert.) A
+    product whose experts are masked in some row leaves them out there, as where a modality is
+    missing.
 
     Arguments:
-        experts: Normal distributions, each with the same event dimensions (``Normal(...).to_event(1)`` is fine).
+        experts: Normal distributions, each with the same event dimensions
+            (``Normal(...).to_event(1)`` is fine).
         prior: One more expert, which is never masked.
-        mask: Booleans of the shape ``(experts, *batch_shape)``; false leaves an expert out. Without a prior at least
-            one expert must remain in each row.
+        mask: Booleans of the shape ``(experts, *batch_shape)``; false leaves an expert out.
+            Without a prior at least one expert must remain in each row.
 
     Raises:
         ValueError: If an expert is not Normal, or the mask has another shape.
@@ -66,7 +92,9 @@ class ProductOfExperts(Independent):
         tensor([2.])
     """
 
-    def __init__(self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None
+    ) -> None:
         locs, scales, event_dim = _stack_experts(experts, prior)
         precisions = scales**-2
         if mask is not None:
@@ -74,7 +102,8 @@ class ProductOfExperts(Independent):
             if prior is not None:
                 present = torch.cat([present, torch.ones_like(present[..., :1])], -1)
             present = present.reshape(present.shape + (1,) * event_dim)
-            # Choices, and not products: a missing expert's parameters need not be finite, nor their derivatives.
+            # Choices, and not products: a missing expert's parameters need not be finite, nor
+            # their derivatives.
             precisions = torch.where(present, torch.where(present, scales, 1.0) ** -2, 0.0)
             locs = torch.where(present, locs, 0.0)
         experts_dim = -1 - event_dim
@@ -92,15 +121,15 @@ class MixtureOfExperts(TorchDistribution):
 
     .. math:: q(z) = \sum_m w_m q_m(z), \qquad \log q(z) = \operatorname{logsumexp}_m (\log w_m + \log q_m(z))
 
-    (Shi et al. 2019, arXiv:1911.03393.) One expert is chosen for each row, and its draw is reparameterized; with fixed
-    weights this is the whole gradient. Weights that are learned take the reparameterization away, so that bounds use
-    the score function.
+    (Shi et al. 2019, arXiv:1911.03393.) One expert is chosen for each row, and its draw is
+    reparameterized; with fixed weights this is the whole gradient. Weights that are learned
+    take the reparameterization away, so that bounds use the score function.
 
     Arguments:
         experts: Normal distributions, each with the same event dimensions.
         prior: One more expert.
-        weights: Probabilities of the shape ``(experts, *batch_shape)`` or ``(experts,)``, the prior's included if there
-            is one; equal if not given. Zeros leave an expert out.
+        weights: Probabilities of the shape ``(experts, *batch_shape)`` or ``(experts,)``, the
+            prior's included if there is one; equal if not given. Zeros leave an expert out.
 
     Raises:
         ValueError: If an expert is not Normal, or the weights have another shape.
@@ -113,13 +142,19 @@ class MixtureOfExperts(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None
+    ) -> None:
         self.locs, self.scales, event_dim = _stack_experts(experts, prior)
         count = self.locs.shape[-1 - event_dim]
         equal = self.locs.new_full((count,), 1 / count)
         self.weights = equal if weights is None else _one_for_each(weights, count, "weights")
-        shape = torch.broadcast_shapes(self.locs.shape[: self.locs.dim() - event_dim - 1], self.weights.shape[:-1])
-        super().__init__(shape, self.locs.shape[self.locs.dim() - event_dim :], validate_args=False)
+        shape = torch.broadcast_shapes(
+            self.locs.shape[: self.locs.dim() - event_dim - 1], self.weights.shape[:-1]
+        )
+        super().__init__(
+            shape, self.locs.shape[self.locs.dim() - event_dim :], validate_args=False
+        )
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -138,7 +173,9 @@ class MixtureOfExperts(TorchDistribution):
         new.locs = self.locs.expand(batch_shape + (count,) + self.event_shape)
         new.scales = self.scales.expand(batch_shape + (count,) + self.event_shape)
         new.weights = self.weights
-        super(MixtureOfExperts, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        super(MixtureOfExperts, new).__init__(
+            batch_shape, self.event_shape, validate_args=False
+        )
         return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -146,11 +183,16 @@ class MixtureOfExperts(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         rows, event = shape[: len(shape) - self.event_dim], (1,) * self.event_dim
         chosen = torch.multinomial(
-            self.weights.detach().expand(rows + self.weights.shape[-1:]).reshape(-1, self.weights.shape[-1]), 1
+            self.weights.detach()
+            .expand(rows + self.weights.shape[-1:])
+            .reshape(-1, self.weights.shape[-1]),
+            1,
         )
         index = chosen.reshape(rows + (1,) + event).expand(rows + (1,) + self.event_shape)
         loc, scale = (
-            parameter.expand(rows + parameter.shape[-1 - self.event_dim :]).gather(len(rows), index).squeeze(len(rows))
+            parameter.expand(rows + parameter.shape[-1 - self.event_dim :])
+            .gather(len(rows), index)
+            .squeeze(len(rows))
             for parameter in (self.locs, self.scales)
         )
         return loc + scale * torch.randn_like(loc)
@@ -162,12 +204,16 @@ class MixtureOfExperts(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log q(value), in nats."""
         experts = dist.Normal(self.locs, self.scales).to_event(self.event_dim)
-        return torch.logsumexp(self.weights.log() + experts.log_prob(value.unsqueeze(-1 - self.event_dim)), -1)
+        return torch.logsumexp(
+            self.weights.log() + experts.log_prob(value.unsqueeze(-1 - self.event_dim)), -1
+        )
 
     def cdf(self, value: Tensor) -> Tensor:
         """Returns the probability of at most the value, of a mixture over single numbers."""
         if self.event_dim:
-            raise NotImplementedError("A mixture over vectors has no distribution function of one value.")
+            raise NotImplementedError(
+                "A mixture over vectors has no distribution function of one value."
+            )
         probabilities: Tensor = dist.Normal(self.locs, self.scales).cdf(value.unsqueeze(-1))
         return (self.weights * probabilities).sum(-1)
 
@@ -179,7 +225,9 @@ class MixtureOfExperts(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The variance of each coordinate."""
-        return self._average(self.scales**2 + (self.locs - self.mean.unsqueeze(-1 - self.event_dim)) ** 2)
+        return self._average(
+            self.scales**2 + (self.locs - self.mean.unsqueeze(-1 - self.event_dim)) ** 2
+        )
 
     def _average(self, values: Tensor) -> Tensor:
         weights = self.weights.reshape(self.weights.shape + (1,) * self.event_dim)
@@ -191,7 +239,9 @@ class _SideBySide(constraints.Constraint):
 
     event_dim = 1
 
-    def __init__(self, supports: Sequence[constraints.Constraint], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, supports: Sequence[constraints.Constraint], sizes: Sequence[int]
+    ) -> None:
         self.supports, self.sizes = supports, list(sizes)
 
     def check(self, value: Tensor) -> Tensor:
@@ -220,16 +270,24 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
         if not isinstance(blocks, Sequence) or not blocks:
-            raise ValueError(f"blocks must be a list of one distribution or more, got {shown(blocks)}.")
+            raise ValueError(
+                f"blocks must be a list of one distribution or more, got {format_value(blocks)}."
+            )
         for block in blocks:
             if not isinstance(block, torch.distributions.Distribution):
-                raise TypeError(f"blocks must be distributions over vectors, got {shown(block)}.")
+                raise TypeError(
+                    f"blocks must be distributions over vectors, got {format_value(block)}."
+                )
             if len(block.event_shape) != 1:
-                raise ValueError(f"blocks must be over vectors, got {block}: add .to_event(1).")
+                raise ValueError(
+                    f"blocks must be over vectors, got {block}: add .to_event(1)."
+                )
         batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))
         self.blocks = [block.expand(batch_shape) for block in blocks]
         self.sizes = [block.event_shape[0] for block in blocks]
-        super().__init__(batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args)
+        super().__init__(
+            batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args
+        )
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -270,12 +328,19 @@ class Concatenate(CarriesScore, TorchDistribution):
     @property
     def partly_reparameterized(self) -> bool:
         """Whether a block needs a score beside its pathwise derivative."""
-        bases = [block.base_dist if isinstance(block, Independent) else block for block in self.blocks]
-        return not self.has_rsample or any(isinstance(b, CarriesScore) and b.partly_reparameterized for b in bases)
+        bases = [
+            block.base_dist if isinstance(block, Independent) else block
+            for block in self.blocks
+        ]
+        return not self.has_rsample or any(
+            isinstance(b, CarriesScore) and b.partly_reparameterized for b in bases
+        )
 
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         draw = recall(value)
-        return value.split(self.sizes, -1) if draw is None or draw.parts is None else draw.parts
+        return (
+            value.split(self.sizes, -1) if draw is None or draw.parts is None else draw.parts
+        )
 
     def entropy(self) -> Tensor:
         """Returns the entropy in nats: the sum over the blocks."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from tarspyro.arguments import check_choice, shown
+from tarspyro.arguments import check_choice, format_value
 from tarspyro.distributions.drawing import (
     CarriesScore,
     bounded,
@@ -24,7 +24,11 @@ from tarspyro.distributions.drawing import (
     power_at_zero,
     remember,
 )
-from tarspyro.distributions.rejection import digamma_remainder, log_gamma_draw, stirling_remainder
+from tarspyro.distributions.rejection import (
+    digamma_remainder,
+    log_gamma_draw,
+    stirling_remainder,
+)
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -38,7 +42,9 @@ class FromGammas(CarriesScore):
     def _set_sampler(self, boost: int, reparameterization: str) -> None:
         check_choice("reparameterization", reparameterization, ("rejection", "implicit"))
         if isinstance(boost, bool) or not isinstance(boost, int) or boost < 0:
-            raise ValueError(f"boost must be a whole number, 0 or more, got {shown(boost)}.")
+            raise ValueError(
+                f"boost must be a whole number, 0 or more, got {format_value(boost)}."
+            )
         self.boost, self.reparameterization = boost, reparameterization
 
     def _check_boost(self, *concentrations: Tensor) -> None:
@@ -54,8 +60,12 @@ class FromGammas(CarriesScore):
     def partly_reparameterized(self) -> bool:
         return self.reparameterization == "rejection"
 
-    def _log_gammas(self, concentration: Tensor, shape: torch.Size) -> tuple[Tensor, Callable[[], Tensor] | None]:
-        return log_gamma_draw(full_precision(concentration).expand(shape), self.boost, self.reparameterization)
+    def _log_gammas(
+        self, concentration: Tensor, shape: torch.Size
+    ) -> tuple[Tensor, Callable[[], Tensor] | None]:
+        return log_gamma_draw(
+            full_precision(concentration).expand(shape), self.boost, self.reparameterization
+        )
 
     def _like(self, other: Any) -> Any:
         """Takes over the sampler of the distribution that this one is an expansion of."""
@@ -67,25 +77,29 @@ class Gamma(FromGammas, dist.Gamma):
     r"""The Gamma distribution, drawn and differentiated by rejection sampling.
 
     .. math:: p(z) = \frac{\beta^\alpha}{\Gamma(\alpha)} z^{\alpha - 1} e^{-\beta z}, \qquad
-              z = \frac{h(\varepsilon, \alpha + B)}{\beta} \prod_{i=0}^{B-1} u_i^{1 / (\alpha + i)}
+              z = \frac{h(\varepsilon, \alpha + B)}{\beta} \prod_{i=0}^{B-1} u_i^{1 / (\alpha +
+              i)}
 
-    Draws are made in log space, so that concentrations down to 1e-4 give neither zeros nor NaN: a draw too small for
-    a floating-point number is kept at ``tiny / eps`` (1e-31 in single precision) and remembers its logarithm, which
-    ``log_prob`` and the gradients use. The gradient is the pathwise derivative of the accepted proposal plus the
-    score that ``score_parts`` carries (Naesseth et al. 2017, arXiv:1610.05683, eq. 7); each augmentation makes the
-    score smaller, like 1 / (36 (alpha + B)^2), at the price of one more uniform number. The pathwise derivative
-    alone is what an estimator sees that knows nothing of scores (``pyro.infer.TraceGraph_ELBO`` drops them): use
-    ``reparameterization="implicit"`` there, which has none.
+    Draws are made in log space, so that concentrations down to 1e-4 give neither zeros nor
+    NaN: a draw too small for a floating-point number is kept at ``tiny / eps`` (1e-31 in
+        single precision) and remembers its logarithm, which
+    ``log_prob`` and the gradients use. The gradient is the pathwise derivative of the accepted
+    proposal plus the score that ``score_parts`` carries (Naesseth et al. 2017,
+    arXiv:1610.05683, eq. 7); each augmentation makes the score smaller, like 1 / (36 (alpha +
+    B)^2), at the price of one more uniform number. The pathwise derivative alone is what an
+    estimator sees that knows nothing of scores (``pyro.infer.TraceGraph_ELBO`` drops them):
+    use ``reparameterization="implicit"`` there, which has none.
 
-    Half precision is computed in single precision: draws come back in the parameters' type, log-probabilities in
-    single precision.
+    Half precision is computed in single precision: draws come back in the parameters' type,
+    log-probabilities in single precision.
 
     Arguments:
         concentration: The shape, positive.
         rate: The inverse scale, positive.
         boost: B, the number of shape augmentations. 0 needs concentrations of at least 1.
-        reparameterization: ``"rejection"``, or ``"implicit"`` for the implicit derivative (Figurnov et al. 2018),
-            which is what torch's own Gamma has, here without its underflow.
+        reparameterization: ``"rejection"``, or ``"implicit"`` for the implicit derivative
+            (Figurnov et al. 2018), which is what torch's own Gamma has, here without its
+            underflow.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -116,19 +130,27 @@ class Gamma(FromGammas, dist.Gamma):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
-        log_gamma, score = self._log_gammas(self.concentration, self._extended_shape(sample_shape))
+        log_gamma, score = self._log_gammas(
+            self.concentration, self._extended_shape(sample_shape)
+        )
         log = log_gamma - full_precision(self.rate).log()
         return remember(bounded(log, self.concentration.dtype), log=log, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(value) in nats, accurate at large concentrations too: around the mode nothing cancels."""
+        """Returns log p(value) in nats, accurate at large concentrations too: around the mode
+        nothing cancels.
+        """
         if self._validate_args:
             self._validate_sample(value)
         log, zero = log_inside(value)
         concentration = full_precision(self.concentration)
         rate = full_precision(self.rate)
         log_ratio = log + rate.log() - concentration.log()
-        excess = instead(zero, lambda: full_precision(value) * rate / concentration - 1, torch.expm1(log_ratio))
+        excess = instead(
+            zero,
+            lambda: full_precision(value) * rate / concentration - 1,
+            torch.expm1(log_ratio),
+        )
         return (
             concentration * (log_ratio - excess)
             - log
@@ -140,7 +162,9 @@ class Gamma(FromGammas, dist.Gamma):
 
     def entropy(self) -> Tensor:
         """Returns the entropy in nats, accurate at large concentrations too."""
-        return gamma_entropy(full_precision(self.concentration)) - full_precision(self.rate).log()
+        return (
+            gamma_entropy(full_precision(self.concentration)) - full_precision(self.rate).log()
+        )
 
 
 def gamma_entropy(concentration: Tensor) -> Tensor:
@@ -148,7 +172,9 @@ def gamma_entropy(concentration: Tensor) -> Tensor:
 
     .. math:: \tfrac{1}{2} \log 2 \pi a + \delta(a) - (a - 1)(\psi(a) - \log a)
     """
-    remainder = stirling_remainder(concentration) - (concentration - 1) * digamma_remainder(concentration)
+    remainder = stirling_remainder(concentration) - (concentration - 1) * digamma_remainder(
+        concentration
+    )
     return 0.5 * concentration.log() + HALF_LOG_TAU + remainder
 
 
@@ -168,11 +194,17 @@ class Chi2(Gamma):
     arg_constraints = {"df": constraints.positive}
 
     def __init__(
-        self, df: Any, boost: int = 4, reparameterization: str = "rejection", validate_args: bool | None = None
+        self,
+        df: Any,
+        boost: int = 4,
+        reparameterization: str = "rejection",
+        validate_args: bool | None = None,
     ) -> None:
         check_parameters(df=df)
         rate = torch.full_like(df, 0.5) if torch.is_tensor(df) else 0.5
-        super().__init__(0.5 * df, rate, boost, reparameterization, validate_args=validate_args)
+        super().__init__(
+            0.5 * df, rate, boost, reparameterization, validate_args=validate_args
+        )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Returns the distribution with its batch expanded."""
@@ -212,7 +244,9 @@ class InverseGamma(FromGammas, TorchDistribution):
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
     ) -> None:
-        self.gamma = Gamma(concentration, rate, boost, reparameterization, validate_args=validate_args)
+        self.gamma = Gamma(
+            concentration, rate, boost, reparameterization, validate_args=validate_args
+        )
         self._set_sampler(boost, reparameterization)
         super().__init__(self.gamma.batch_shape, validate_args=validate_args)
 
@@ -236,7 +270,9 @@ class InverseGamma(FromGammas, TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws, which remember their logarithms."""
-        log_gamma, score = self._log_gammas(self.concentration, self._extended_shape(sample_shape))
+        log_gamma, score = self._log_gammas(
+            self.concentration, self._extended_shape(sample_shape)
+        )
         log = full_precision(self.rate).log() - log_gamma
         return remember(bounded(log, self.concentration.dtype), log=log, score=score)
 
@@ -256,7 +292,9 @@ class InverseGamma(FromGammas, TorchDistribution):
         return probability
 
     def entropy(self) -> Tensor:
-        """Returns the entropy in nats: that of the Gamma variable, less the mean of twice its logarithm."""
+        """Returns the entropy in nats: that of the Gamma variable, less the mean of twice its
+        logarithm.
+        """
         concentration = full_precision(self.concentration)
         log_mean = concentration.log() + digamma_remainder(concentration)
         return gamma_entropy(concentration) + full_precision(self.rate).log() - 2 * log_mean
@@ -269,7 +307,9 @@ class InverseGamma(FromGammas, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The mean, infinite for concentrations of at most 1."""
-        return torch.where(self.concentration > 1, self.rate / (self.concentration - 1).clamp(min=0), math.inf)
+        return torch.where(
+            self.concentration > 1, self.rate / (self.concentration - 1).clamp(min=0), math.inf
+        )
 
     @property
     def variance(self) -> Tensor:
@@ -279,7 +319,8 @@ class InverseGamma(FromGammas, TorchDistribution):
 
 
 class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
-    r"""Student's t distribution, :math:`\mu + \sigma n / \sqrt{g}` with :math:`g \sim \mathrm{Gamma}(\nu/2, \nu/2)`.
+    r"""Student's t distribution, :math:`\mu + \sigma n / \sqrt{g}` with :math:`g \sim
+    \mathrm{Gamma}(\nu/2, \nu/2)`.
 
     Arguments:
         df: The degrees of freedom, positive.
@@ -320,13 +361,25 @@ class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
         return remember(self.loc + self.scale * torch.randn_like(spread) * spread, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(value) in nats, accurate for many degrees of freedom and for values far out."""
+        """Returns log p(value) in nats, accurate for many degrees of freedom and for values
+        far out.
+        """
         if self._validate_args:
             self._validate_sample(value)
         half, scale = full_precision(0.5 * self.df), full_precision(self.scale)
         size = ((full_precision(value) - full_precision(self.loc)) / scale).abs()
-        # log(1 + t^2 / df), whose square overflows for large t and whose logarithm has no derivative at 0.
+        # log(1 + t^2 / df), whose square overflows for large t and whose logarithm has no
+        # derivative at 0.
         near, far = size.clamp(max=1.0), size.clamp(min=1.0)
-        log1p = torch.where(size < 1, torch.log1p(near**2 / (2 * half)), softplus(2 * far.log() - (2 * half).log()))
-        log_gammas = half * torch.log1p(0.5 / half) - 0.5 + stirling_remainder(half + 0.5) - stirling_remainder(half)
+        log1p = torch.where(
+            size < 1,
+            torch.log1p(near**2 / (2 * half)),
+            softplus(2 * far.log() - (2 * half).log()),
+        )
+        log_gammas = (
+            half * torch.log1p(0.5 / half)
+            - 0.5
+            + stirling_remainder(half + 0.5)
+            - stirling_remainder(half)
+        )
         return log_gammas - (half + 0.5) * log1p - HALF_LOG_TAU - scale.log()

@@ -1,8 +1,9 @@
 r"""Kullback-Leibler divergences in closed form, for ``torch.distributions.kl_divergence``.
 
-Torch and Pyro have the families' own (Normal, full-covariance Normal, Laplace, Bernoulli, Categorical, ...). Here are
-those of the families that TarsPyro adds, and Gamma, Beta and Dirichlet again in a form that loses no digits at large
-concentrations. Each is in nats, one number for each row, summed over the event.
+Torch and Pyro have the families' own (Normal, full-covariance Normal, Laplace, Bernoulli,
+Categorical, ...). Here are those of the families that TarsPyro adds, and Gamma, Beta and
+Dirichlet again in a form that loses no digits at large concentrations. Each is in nats, one
+number for each row, summed over the event.
 
 Not every registered rule is the divergence. ``exact_kl`` takes those that are.
 """
@@ -28,7 +29,12 @@ from torch.distributions.transforms import _InverseTransform
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.gamma import Gamma, InverseGamma
-from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking, log1m_power, log1mexp
+from tarspyro.distributions.kumaraswamy import (
+    Kumaraswamy,
+    StickBreaking,
+    log1m_power,
+    log1mexp,
+)
 from tarspyro.distributions.rejection import digamma_remainder, stirling_remainder
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
 
@@ -38,17 +44,20 @@ def exact_kl(q: Distribution, p: Distribution) -> Tensor | None:
 
     .. math:: \mathrm{KL}(q \,\|\, p) = \mathbb{E}_{q(z)}[\log q(z) - \log p(z)]
 
-    A masked row counts 0, as in ``log_prob``. ``torch.distributions.kl_divergence`` has rules whose value or gradient
-    is another one, and these are left out:
+    A masked row counts 0, as in ``log_prob``. ``torch.distributions.kl_divergence`` has rules
+    whose value or gradient is another one, and these are left out:
 
     - From a ``Delta``: Pyro's rule drops the Delta's log density.
-    - Between distributions with different masks: Pyro's rule takes the rows that both have. Masks are the same if they
-      are the same tensor, or the same view of one.
-    - Between transformed distributions: torch's rule wants equal transforms, whose parameters it reads, and takes for
-      granted that they are bijective. Here they must be bijective and share their parameters.
-    - Between members of an exponential family without a rule of its own (Wishart): torch's rule has no gradient for q.
-    - Between Binomials, where torch reads the numbers of trials, and between ``ContinuousBernoulli`` and ``Uniform``,
-      where torch has infinity at the edges of the support.
+    - Between distributions with different masks: Pyro's rule takes the rows that both have.
+      Masks are the same if they are the same tensor, or the same view of one.
+    - Between transformed distributions: torch's rule wants equal transforms, whose parameters
+      it reads, and takes for granted that they are bijective. Here they must be bijective and
+      share their parameters.
+    - Between members of an exponential family without a rule of its own (Wishart): torch's
+      rule has no gradient for q.
+    - Between Binomials, where torch reads the numbers of trials, and between
+      ``ContinuousBernoulli`` and ``Uniform``, where torch has infinity at the edges of the
+      support.
     - Of a class that has a ``log_prob`` of its own and inherits the rule of its base.
 
     Arguments:
@@ -56,10 +65,12 @@ def exact_kl(q: Distribution, p: Distribution) -> Tensor | None:
         p: The other one. Their batch shapes must broadcast.
 
     Returns:
-        One number for each row, in nats, of the broadcast batch shape; None if there is no exact closed form.
+        One number for each row, in nats, of the broadcast batch shape; None if there is no
+        exact closed form.
 
     Raises:
-        ValueError: If one of them is a relaxed variable scored as discrete and the other one by its density.
+        ValueError: If one of them is a relaxed variable scored as discrete and the other one
+            by its density.
 
     Example:
         >>> exact_kl(dist.Normal(torch.tensor([0.0, 1.0]), 1.0), dist.Normal(0.0, 1.0))
@@ -79,7 +90,12 @@ def _exact(q: Any, p: Any) -> Tensor | None:
     if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
         return _of_masked(q, p)
     if isinstance(q, ExpandedDistribution) or isinstance(p, ExpandedDistribution):
-        return exact_kl(*(one.base_dist if isinstance(one, ExpandedDistribution) else one for one in (q, p)))
+        return exact_kl(
+            *(
+                one.base_dist if isinstance(one, ExpandedDistribution) else one
+                for one in (q, p)
+            )
+        )
     families: list[Any] = [type(q), type(p)]
     if any(map(_has_own_density, families)):
         return _by_rule(q, p)
@@ -88,7 +104,9 @@ def _exact(q: Any, p: Any) -> Tensor | None:
         divergence = exact_kl(_with_fewer_dims(q, shared), _with_fewer_dims(p, shared))
         return divergence if divergence is None else sum_rightmost(divergence, shared)
     if isinstance(q, td.TransformedDistribution) and isinstance(p, td.TransformedDistribution):
-        if _same(q.transforms, p.transforms) and all(transform.bijective for transform in q.transforms):
+        if _same(q.transforms, p.transforms) and all(
+            transform.bijective for transform in q.transforms
+        ):
             divergence = exact_kl(q.base_dist, p.base_dist)
             more = len(q.event_shape) - len(q.base_dist.event_shape)
             return divergence if divergence is None else sum_rightmost(divergence, more)
@@ -96,7 +114,9 @@ def _exact(q: Any, p: Any) -> Tensor | None:
         return exact_kl(q.breaks, p.breaks)
     if isinstance(q, Concatenate) and isinstance(p, Concatenate):
         divergences = [exact_kl(*blocks) for blocks in zip(q.blocks, p.blocks, strict=False)]
-        exact = q.sizes == p.sizes and all(divergence is not None for divergence in divergences)
+        exact = q.sizes == p.sizes and all(
+            divergence is not None for divergence in divergences
+        )
         return torch.stack(divergences).sum(0) if exact else None  # type: ignore[arg-type]
     return _by_rule(q, p)
 
@@ -105,10 +125,16 @@ def _of_masked(q: Any, p: Any) -> Tensor | None:
     masks = [one._mask if isinstance(one, MaskedDistribution) else True for one in (q, p)]
     if not _same(*masks):
         return None
-    divergence = exact_kl(*(one.base_dist if isinstance(one, MaskedDistribution) else one for one in (q, p)))
+    divergence = exact_kl(
+        *(one.base_dist if isinstance(one, MaskedDistribution) else one for one in (q, p))
+    )
     if divergence is None or masks[0] is True:
         return divergence
-    return torch.zeros_like(divergence) if masks[0] is False else scale_and_mask(divergence, mask=masks[0])
+    return (
+        torch.zeros_like(divergence)
+        if masks[0] is False
+        else scale_and_mask(divergence, mask=masks[0])
+    )
 
 
 def _with_fewer_dims(distribution: Any, ndims: int) -> Any:
@@ -133,7 +159,9 @@ def _by_rule(q: Any, p: Any) -> Tensor | None:
 
 @functools.cache
 def _rule(q: type, p: type, *innermost: type) -> Callable[..., Tensor] | None:
-    """The registered rule of two classes, if it is exact for them; rules are registered before they are used."""
+    """The registered rule of two classes, if it is exact for them; rules are registered before
+    they are used.
+    """
     rule = _dispatch_kl(q, p)
     if rule is NotImplemented or rule in _INEXACT:
         return None
@@ -151,7 +179,9 @@ def _innermost(distribution: Any) -> Any:
 
 @functools.cache
 def _has_own_density(family: type) -> bool:
-    """Whether no rule of a base is about it: a Delta, or a class from elsewhere with a ``log_prob`` of its own."""
+    """Whether no rule of a base is about it: a Delta, or a class from elsewhere with a
+    ``log_prob`` of its own.
+    """
     if issubclass(family, (dist.Delta, MaskedDistribution)):
         return True
     density = next(base for base in family.__mro__ if "log_prob" in vars(base))
@@ -164,7 +194,9 @@ def _is_ours_or_theirs(thing: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two masks, transforms or parameters are known to be equal without reading a tensor."""
+    """Whether two masks, transforms or parameters are known to be equal without reading a
+    tensor.
+    """
     if one is other:
         return True
     if type(one) is not type(other) or isinstance(one, nn.Module):
@@ -213,7 +245,9 @@ _INEXACT: set[Callable[..., Any]] = {
 @register_kl(td.InverseGamma, td.InverseGamma)
 @register_kl(td.HalfCauchy, td.HalfCauchy)
 def _through_the_base(q: Any, p: Any) -> Tensor:
-    """One transform for all members of the family: the reciprocal, and the absolute value of what is symmetric."""
+    """One transform for all members of the family: the reciprocal, and the absolute value of
+    what is symmetric.
+    """
     return kl_divergence(q.base_dist, p.base_dist)
 
 
@@ -223,11 +257,17 @@ def _gamma_gamma(q: Gamma, p: td.Gamma) -> Tensor:
 
 
 def _gamma_kl(q: Tensor, p: Tensor) -> Tensor:
-    r"""KL between Gammas of concentrations a and b and equal *means*, with :math:`\delta` Stirling's remainder.
+    r"""KL between Gammas of concentrations a and b and equal *means*, with :math:`\delta`
+    Stirling's remainder.
 
     .. math:: (a - b)(\psi(a) - \log a) + \tfrac{1}{2} \log(a / b) - \delta(a) + \delta(b)
     """
-    return (q - p) * digamma_remainder(q) + 0.5 * (q / p).log() - stirling_remainder(q) + stirling_remainder(p)
+    return (
+        (q - p) * digamma_remainder(q)
+        + 0.5 * (q / p).log()
+        - stirling_remainder(q)
+        + stirling_remainder(p)
+    )
 
 
 def _rate_kl(q: td.Gamma, p: td.Gamma) -> Tensor:
@@ -243,13 +283,17 @@ def _inverse_gamma_inverse_gamma(q: InverseGamma, p: InverseGamma) -> Tensor:
 
 @register_kl(Dirichlet, td.Dirichlet)
 def _dirichlet_dirichlet(q: Dirichlet, p: td.Dirichlet) -> Tensor:
-    """The Gammas' sum is independent of their shares: their KL is that of the shares plus that of the sum."""
+    """The Gammas' sum is independent of their shares: their KL is that of the shares plus that
+    of the sum.
+    """
     return _shares_kl(q.concentration, p.concentration)
 
 
 @register_kl(Beta, td.Beta)
 def _beta_beta(q: Beta, p: td.Beta) -> Tensor:
-    concentrations = (torch.stack([beta.concentration1, beta.concentration0], -1) for beta in (q, p))
+    concentrations = (
+        torch.stack([beta.concentration1, beta.concentration0], -1) for beta in (q, p)
+    )
     return _shares_kl(*concentrations)
 
 
@@ -262,7 +306,9 @@ def _shares_kl(q: Tensor, p: Tensor) -> Tensor:
 
 @register_kl(Kumaraswamy, td.Beta)
 def _kumaraswamy_beta(q: Kumaraswamy, p: td.Beta) -> Tensor:
-    r""":math:`\log a b + (a - \alpha) E[\log x] - (b - 1) / b - (\beta - 1) E[\log(1 - x)] + \log B(\alpha, \beta)`."""
+    r""":math:`\log a b + (a - \alpha) E[\log x] - (b - 1) / b - (\beta - 1) E[\log(1 - x)] +
+    \log B(\alpha, \beta)`.
+    """
     alpha, beta = p.concentration1, p.concentration0
     normalizer = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
     log1m = _expected_log1m_power(q, torch.ones_like(q.concentration1))
@@ -279,13 +325,19 @@ def _kumaraswamy_kumaraswamy(q: Kumaraswamy, p: Kumaraswamy) -> Tensor:
 def _expected_log1m_power(q: Kumaraswamy, power: Tensor) -> Tensor:
     r"""E[log(1 - x^c)], by double-exponential quadrature over the uniform number behind x.
 
-    The series in the literature (Nalisnick and Smyth 2017, appendix) has terms of order m^(-b - 1): at b = 0.05 no
-    number of them is enough. The quadrature's error falls exponentially at all concentrations.
+    The series in the literature (Nalisnick and Smyth 2017, appendix) has terms of order m^(-b
+    - 1): at b = 0.05 no number of them is enough. The quadrature's error falls exponentially
+      at all concentrations.
     """
     a, b = (parameter.unsqueeze(-1) for parameter in (q.concentration1, q.concentration0))
-    t = torch.linspace(-_QUADRATURE_END, _QUADRATURE_END, _QUADRATURE_NODES, dtype=a.dtype, device=a.device)
+    t = torch.linspace(
+        -_QUADRATURE_END, _QUADRATURE_END, _QUADRATURE_NODES, dtype=a.dtype, device=a.device
+    )
     logit = math.pi * torch.sinh(t)
-    log_u, log1m_u = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
+    log_u, log1m_u = (
+        torch.nn.functional.logsigmoid(logit),
+        torch.nn.functional.logsigmoid(-logit),
+    )
     step = 2 * _QUADRATURE_END / (_QUADRATURE_NODES - 1)
     weights = step * math.pi * torch.cosh(t) * (log_u + log1m_u).exp()
     log_w = log_u / b
@@ -323,7 +375,10 @@ def _bernoulli_bernoulli(q: Any, p: Any) -> Tensor:
     """Torch's own, which asks for batches of the same shape."""
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     names = ["logits" if "logits" in vars(one) else "probs" for one in (q, p)]
-    same = [td.Bernoulli(**{name: getattr(one, name).expand(shape)}) for name, one in zip(names, (q, p), strict=True)]
+    same = [
+        td.Bernoulli(**{name: getattr(one, name).expand(shape)})
+        for name, one in zip(names, (q, p), strict=True)
+    ]
     return kl_divergence(*same)
 
 
@@ -341,8 +396,12 @@ def _check_discrete(q: Any, p: Any) -> None:
 @register_kl(Concatenate, Concatenate)
 def _blocks_blocks(q: Concatenate, p: Concatenate) -> Tensor:
     if q.sizes != p.sizes:
-        raise NotImplementedError(f"Blocks of sizes {q.sizes} and {p.sizes} have no KL block by block.")
-    divergences = [kl_divergence(one, other) for one, other in zip(q.blocks, p.blocks, strict=True)]
+        raise NotImplementedError(
+            f"Blocks of sizes {q.sizes} and {p.sizes} have no KL block by block."
+        )
+    divergences = [
+        kl_divergence(one, other) for one, other in zip(q.blocks, p.blocks, strict=True)
+    ]
     return torch.stack(divergences).sum(0)
 
 
@@ -353,4 +412,6 @@ def _multivariate_independent(q: td.MultivariateNormal, p: Any) -> Tensor:
         raise NotImplementedError(f"KL from a MultivariateNormal to {p} has no closed form.")
     difference = ((q.loc - normal.loc) / normal.scale) ** 2
     log_determinants = q.scale_tril.diagonal(dim1=-2, dim2=-1).log() - normal.scale.log()
-    return 0.5 * (q.variance / normal.variance + difference - 1).sum(-1) - log_determinants.sum(-1)
+    return 0.5 * (q.variance / normal.variance + difference - 1).sum(
+        -1
+    ) - log_determinants.sum(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 from tarspyro.distributions.dirichlet import Beta
 from tarspyro.distributions.drawing import (
     CarriesScore,
@@ -34,12 +34,13 @@ _EULER_GAMMA = 0.5772156649015329
 
 
 class Kumaraswamy(TorchDistribution):
-    r"""The Kumaraswamy distribution, much like a Beta, with a distribution function that can be inverted.
+    r"""The Kumaraswamy distribution, much like a Beta, with a distribution function that can
+    be inverted.
 
     .. math:: p(x) = a b x^{a - 1} (1 - x^a)^{b - 1}, \qquad x = (1 - u^{1/b})^{1/a}
 
-    Draws are computed in log space; they stay strictly between 0 and 1 and remember log x and log(1 - x).
-    (Kumaraswamy 1980; Nalisnick and Smyth 2017, arXiv:1605.06197.)
+    Draws are computed in log space; they stay strictly between 0 and 1 and remember log x and
+    log(1 - x). (Kumaraswamy 1980; Nalisnick and Smyth 2017, arXiv:1605.06197.)
 
     Arguments:
         concentration1: a, positive.
@@ -51,13 +52,20 @@ class Kumaraswamy(TorchDistribution):
         True
     """
 
-    arg_constraints = {"concentration1": constraints.positive, "concentration0": constraints.positive}
+    arg_constraints = {
+        "concentration1": constraints.positive,
+        "concentration0": constraints.positive,
+    }
     support = constraints.unit_interval
     has_rsample = True
 
-    def __init__(self, concentration1: Any, concentration0: Any, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, concentration1: Any, concentration0: Any, validate_args: bool | None = None
+    ) -> None:
         check_parameters(concentration1=concentration1, concentration0=concentration0)
-        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
+        self.concentration1, self.concentration0 = broadcast_all(
+            concentration1, concentration0
+        )
         super().__init__(self.concentration1.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -72,7 +80,9 @@ class Kumaraswamy(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns reparameterized draws."""
         a, b = full_precision(self.concentration1), full_precision(self.concentration0)
-        u = torch.rand_like(a.expand(self._extended_shape(sample_shape))).clamp(min=torch.finfo(a.dtype).eps / 2)
+        u = torch.rand_like(a.expand(self._extended_shape(sample_shape))).clamp(
+            min=torch.finfo(a.dtype).eps / 2
+        )
         log_w = u.log() / b
         log1m_w = log1mexp(log_w)
         log, log1m = log1m_w / a, log1m_power(log_w, log1m_w, 1 / a)
@@ -89,7 +99,9 @@ class Kumaraswamy(TorchDistribution):
             return a.log() + b.log() + (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
         edge = zero | one
         # The derivatives at the edges where the density there is finite.
-        slopes = torch.where(one, (a - 1) * log, 0.0) - torch.where(zero & (a == 1), (b - 1) * value, 0.0)
+        slopes = torch.where(one, (a - 1) * log, 0.0) - torch.where(
+            zero & (a == 1), (b - 1) * value, 0.0
+        )
         at_edge = power_at_zero(a - 1, zero) + power_at_zero(b - 1, one) + slopes
         log, log1m = (torch.where(edge, -math.log(2), part) for part in (log, log1m))
         inside = (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
@@ -103,7 +115,9 @@ class Kumaraswamy(TorchDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """Returns the value that a draw is at most with the given probability."""
-        return (-torch.expm1(torch.log1p(-value) / self.concentration0)) ** (1 / self.concentration1)
+        return (-torch.expm1(torch.log1p(-value) / self.concentration0)) ** (
+            1 / self.concentration1
+        )
 
     def entropy(self) -> Tensor:
         """Returns the entropy in nats."""
@@ -126,7 +140,8 @@ class Kumaraswamy(TorchDistribution):
 
     def _log_moment(self, order: int) -> Tensor:
         """Log E[x^n] = log b + log B(1 + n/a, b)."""
-        # In double precision: at large concentrations the logarithms are large and their sum is not.
+        # In double precision: at large concentrations the logarithms are large and their sum
+        # is not.
         a, b = self.concentration1.double(), self.concentration0.double()
         first = 1 + order / a
         return b.log() + torch.lgamma(first) + torch.lgamma(b) - torch.lgamma(first + b)
@@ -140,11 +155,17 @@ class Kumaraswamy(TorchDistribution):
     def variance(self) -> Tensor:
         """The variance."""
         first, second = self._log_moment(1), self._log_moment(2)
-        return ((2 * first).exp() * torch.expm1(second - 2 * first)).clamp(min=0).to(self.concentration1.dtype)
+        return (
+            ((2 * first).exp() * torch.expm1(second - 2 * first))
+            .clamp(min=0)
+            .to(self.concentration1.dtype)
+        )
 
 
 def log1mexp(log: Tensor) -> Tensor:
-    """Returns log(1 - exp(log)) for a negative tensor, accurate near zero and far from it, with finite gradients."""
+    """Returns log(1 - exp(log)) for a negative tensor, accurate near zero and far from it,
+    with finite gradients.
+    """
     log = log.clamp(max=-torch.finfo(log.dtype).tiny)
     near = log > -math.log(2)
     # Each branch sees only its own numbers: the other's derivative would be infinite there.
@@ -156,8 +177,11 @@ def log1mexp(log: Tensor) -> Tensor:
 
 
 def log1m_power(log: Tensor, log1m: Tensor, power: Tensor) -> Tensor:
-    """Returns log(1 - (1 - w)^c) from log w and log(1 - w), also where w is too small for a floating-point number."""
-    # For w and c w below 3e-7 it is log(c w) to single precision, and in double precision to the next term.
+    """Returns log(1 - (1 - w)^c) from log w and log(1 - w), also where w is too small for a
+    floating-point number.
+    """
+    # For w and c w below 3e-7 it is log(c w) to single precision, and in double precision to
+    # the next term.
     small = log + power.log().clamp(min=0.0) < -15.0
     w = torch.where(small, log.clamp(max=-15.0).exp(), 0.0)
     first = log + power.log() + torch.log1p((1 - power) / 2 * w)
@@ -169,11 +193,12 @@ class StickBreaking(CarriesScore, TorchDistribution):
 
     .. math:: \pi_k = v_k \prod_{j < k} (1 - v_j), \; k < K, \qquad \pi_K = \prod_{j < K} (1 - v_j)
 
-    K classes have K - 1 breaks, and only those have a density and a KL: the last piece is what is left.
+    K classes have K - 1 breaks, and only those have a density and a KL: the last piece is what
+    is left.
 
     Arguments:
-        breaks: The distribution of the K - 1 breaks between 0 and 1, with one event dimension, such as
-            ``Kumaraswamy(a, b).to_event(1)``.
+        breaks: The distribution of the K - 1 breaks between 0 and 1, with one event dimension,
+            such as ``Kumaraswamy(a, b).to_event(1)``.
 
     Raises:
         ValueError: If the breaks are not vectors.
@@ -190,7 +215,9 @@ class StickBreaking(CarriesScore, TorchDistribution):
 
     def __init__(self, breaks: Any, validate_args: bool | None = None) -> None:
         if not isinstance(breaks, Distribution):
-            raise TypeError(f"breaks must be a distribution over vectors, got {shown(breaks)}.")
+            raise TypeError(
+                f"breaks must be a distribution over vectors, got {format_value(breaks)}."
+            )
         if len(breaks.event_shape) != 1:
             raise ValueError(
                 f"breaks must be vectors, got the event shape {tuple(breaks.event_shape)}: add .to_event(1)."
@@ -201,7 +228,9 @@ class StickBreaking(CarriesScore, TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "StickBreaking":
         """Returns the distribution with its batch expanded."""
-        return StickBreaking(self.breaks.expand(torch.Size(batch_shape)), validate_args=self._validate_args)
+        return StickBreaking(
+            self.breaks.expand(torch.Size(batch_shape)), validate_args=self._validate_args
+        )
 
     @staticmethod
     def parameter_shape(event_shape: torch.Size) -> torch.Size:
@@ -222,17 +251,22 @@ class StickBreaking(CarriesScore, TorchDistribution):
         log_pieces = torch.nn.functional.pad(log, (0, 1)) + left
         draw = recall(breaks)
         score = None if draw is None else summed(draw.score)
-        return remember(on_simplex(log_pieces, breaks.dtype), log=log_pieces, score=score, parts=(breaks,))
+        return remember(
+            on_simplex(log_pieces, breaks.dtype), log=log_pieces, score=score, parts=(breaks,)
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         log_pieces, draw = log_of(value), recall(value)
-        # What is left after k breaks is the sum of the later pieces; summed from the end it loses no digits.
+        # What is left after k breaks is the sum of the later pieces; summed from the end it
+        # loses no digits.
         left = torch.logcumsumexp(log_pieces.flip(-1), -1).flip(-1)
         log, log1m = log_pieces[..., :-1] - left[..., :-1], left[..., 1:] - left[..., :-1]
-        breaks = remember(bounded(log, value.dtype), log=log, log1m=log1m, at_edges=draw is None)
+        breaks = remember(
+            bounded(log, value.dtype), log=log, log1m=log1m, at_edges=draw is None
+        )
         if draw is not None and draw.parts is not None:
             (breaks,) = draw.parts
         density: Tensor = self.breaks.log_prob(breaks)
@@ -249,11 +283,15 @@ class StickBreaking(CarriesScore, TorchDistribution):
         return (self._moment(2) - self.mean**2).clamp(min=0)
 
     def _moment(self, order: int) -> Tensor:
-        """E[v_k^n] times those of what is left before, since the breaks are independent of one another."""
+        """E[v_k^n] times those of what is left before, since the breaks are independent of one
+        another.
+        """
         mean = self.breaks.mean
         of_breaks, of_rest = mean, 1 - mean
         if order == 2:
-            of_breaks, of_rest = (part**2 + self.breaks.variance for part in (of_breaks, of_rest))
+            of_breaks, of_rest = (
+                part**2 + self.breaks.variance for part in (of_breaks, of_rest)
+            )
         left = torch.nn.functional.pad(of_rest.log().cumsum(-1).exp(), (1, 0), value=1.0)
         return torch.nn.functional.pad(of_breaks, (0, 1), value=1.0) * left
 
@@ -275,14 +313,21 @@ class StickBreakingKumaraswamy(StickBreaking):
         "concentration0": constraints.independent(constraints.positive, 1),
     }
 
-    def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None
+    ) -> None:
         check_parameters(concentration1=concentration1, concentration0=concentration0)
-        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
-        super().__init__(_vectors(Kumaraswamy(concentration1, concentration0)), validate_args=validate_args)
+        self.concentration1, self.concentration0 = broadcast_all(
+            concentration1, concentration0
+        )
+        super().__init__(
+            _vectors(Kumaraswamy(concentration1, concentration0)), validate_args=validate_args
+        )
 
 
 class StickBreakingBeta(StickBreaking):
-    r"""Stick breaking with Beta breaks; with :math:`\mathrm{Beta}(1, \alpha)` the truncated GEM distribution.
+    r"""Stick breaking with Beta breaks; with :math:`\mathrm{Beta}(1, \alpha)` the truncated
+    GEM distribution.
 
     Arguments:
         concentration1: alpha of each break, of shape ``batch_shape + (K - 1,)``.
@@ -295,10 +340,16 @@ class StickBreakingBeta(StickBreaking):
 
     arg_constraints = StickBreakingKumaraswamy.arg_constraints
 
-    def __init__(self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None
+    ) -> None:
         check_parameters(concentration1=concentration1, concentration0=concentration0)
-        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
-        super().__init__(_vectors(Beta(concentration1, concentration0)), validate_args=validate_args)
+        self.concentration1, self.concentration0 = broadcast_all(
+            concentration1, concentration0
+        )
+        super().__init__(
+            _vectors(Beta(concentration1, concentration0)), validate_args=validate_args
+        )
 
 
 def _vectors(breaks: Any) -> Any:

@@ -1,6 +1,13 @@
 """Distributions without a context, as modules: priors, fixed or learned."""
 
-__all__ = ["Prior", "as_conditional", "as_prior", "default_prior", "has_context", "map_tensors"]
+__all__ = [
+    "Prior",
+    "as_conditional",
+    "as_prior",
+    "default_prior",
+    "has_context",
+    "map_tensors",
+]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as td
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.gamma import Chi2, InverseGamma
 from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
 
-# The families' least informed members: what Tars takes where nothing else is said. Subclasses stand first.
+# The families' least informed members: what Tars takes where nothing else is said. Subclasses
+# stand first.
 _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
     Chi2: {"df": 2.0},
     InverseGamma: {"concentration": 1.0, "rate": 1.0},
@@ -42,16 +50,18 @@ _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
 class Prior(FamilyModule):
     r"""A distribution without a context, :math:`p(z)`, as a module.
 
-    Called it returns the distribution, the same one whatever the context, so that a prior stands wherever a
-    ``Conditional`` does. Its numbers move with ``.to(device)`` and are saved with the model. A parameter of the family
-    that is not given is learned: it starts where the family's transform maps zero, such as ``Normal(0, 1)``.
+    Called it returns the distribution, the same one whatever the context, so that a prior
+    stands wherever a ``Conditional`` does. Its numbers move with ``.to(device)`` and are saved
+    with the model. A parameter of the family that is not given is learned: it starts where the
+    family's transform maps zero, such as ``Normal(0, 1)``.
 
     Arguments:
         family: The class of a Pyro distribution.
         event_shape: The shape of one draw.
         transforms: See ``Conditional``.
         param_shapes: See ``Conditional``.
-        parameters: The fixed parameters: numbers, tensors, or ``nn.Parameter`` for the starting value of a learned one.
+        parameters: The fixed parameters: numbers, tensors, or ``nn.Parameter`` for the
+            starting value of a learned one.
 
     Raises:
         TypeError: If ``family`` is not a class of Pyro distributions.
@@ -80,7 +90,9 @@ class Prior(FamilyModule):
             if constraint is not None and not td.constraints.is_dependent(constraint):
                 # Drawing without a context takes the whole shape from the parameters.
                 shape = self._shape(name, constraint)
-                setattr(self, f"fixed_{name}", getattr(self, f"fixed_{name}").expand(shape).clone())
+                setattr(
+                    self, f"fixed_{name}", getattr(self, f"fixed_{name}").expand(shape).clone()
+                )
         for name, (_, shape) in self.free.items():
             self.register_parameter(f"free_{name}", nn.Parameter(torch.zeros(shape)))
 
@@ -122,7 +134,8 @@ def map_tensors(owner: Any, fn: Callable[[Tensor], Tensor]) -> None:
 
 
 def as_prior(prior: Any) -> Callable[..., Any]:
-    """Returns what gives the prior when it is called: the prior itself, or a module around a distribution.
+    """Returns what gives the prior when it is called: the prior itself, or a module around a
+    distribution.
 
     Raises:
         TypeError: If ``prior`` is neither.
@@ -137,27 +150,29 @@ def as_prior(prior: Any) -> Callable[..., Any]:
     if isinstance(prior, type) or not callable(prior):
         raise TypeError(
             "prior must be a distribution or a module that returns one, such as default_prior(...), "
-            f"got {shown(prior)}."
+            f"got {format_value(prior)}."
         )
     given: Callable[..., Any] = prior
     return given
 
 
 def as_conditional(name: str, conditional: Any) -> Any:
-    """Returns what gives a distribution when it is called with a context, of which ``name`` is the argument.
+    """Returns what gives a distribution when it is called with a context, of which ``name`` is
+    the argument.
 
     Raises:
         TypeError: If it cannot be called, or is the class of one.
     """
     if isinstance(conditional, type) or not callable(conditional):
         raise TypeError(
-            f"{name} must be a module that returns a distribution, such as Conditional(...), got {shown(conditional)}."
+            f"{name} must be a module that returns a distribution, such as Conditional(...), got {format_value(conditional)}."
         )
     return conditional
 
 
 def has_context(prior: Callable[..., Any]) -> bool:
-    """Returns whether what ``as_prior`` returned may depend on its context: all but distributions and a ``Prior``.
+    """Returns whether what ``as_prior`` returned may depend on its context: all but
+    distributions and a ``Prior``.
 
     Example:
         >>> import pyro.distributions as dist
@@ -167,15 +182,18 @@ def has_context(prior: Callable[..., Any]) -> bool:
     return not isinstance(prior, (Prior, _Constant))
 
 
-def default_prior(family: type[Any], event_shape: int | tuple[int, ...], **parameters: Any) -> Prior:
+def default_prior(
+    family: type[Any], event_shape: int | tuple[int, ...], **parameters: Any
+) -> Prior:
     r"""Returns the prior that a family has where nothing else is said.
 
-    Normal, MultivariateNormal and Laplace: location 0 and scale 1. LogNormal: the exponential of N(0, 1). Gamma:
-    Gamma(1, 1), InverseGamma and Kumaraswamy likewise. Beta: Beta(1, 1), and so each break of a stick. Dirichlet:
-    Dir(1). Chi2: 2 degrees of freedom, an exponential. StudentT: 3 degrees of freedom, location 0 and scale 1.
-    Bernoulli, Categorical and their relaxations: uniform over the classes (the relaxations at the temperature that
-    ``Conditional`` takes too, 2/3 unless given; ``hard`` and ``score`` should be the guide's). The number of classes
-    of a Categorical is told by ``param_shapes={"logits": (10,)}``.
+    Normal, MultivariateNormal and Laplace: location 0 and scale 1. LogNormal: the exponential
+    of N(0, 1). Gamma: Gamma(1, 1), InverseGamma and Kumaraswamy likewise. Beta: Beta(1, 1),
+    and so each break of a stick. Dirichlet: Dir(1). Chi2: 2 degrees of freedom, an
+    exponential. StudentT: 3 degrees of freedom, location 0 and scale 1. Bernoulli, Categorical
+    and their relaxations: uniform over the classes (the relaxations at the temperature that
+    ``Conditional`` takes too, 2/3 unless given; ``hard`` and ``score`` should be the guide's).
+    The number of classes of a Categorical is told by ``param_shapes={"logits": (10,)}``.
 
     Arguments:
         family: The class of a Pyro distribution.

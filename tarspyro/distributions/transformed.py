@@ -23,20 +23,23 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
 
     .. math:: \log q(z) = \log q_0(x) - \sum_i \log |\det J_{t_i}|
 
-    As Pyro's, but every draw remembers its x and its determinants. Pyro's transforms remember the latest call alone,
-    and without that an inverse is computed, which costs D runs of an autoregressive network, and which planar and
-    radial transforms do not have. Other values than draws are inverted here too. Nothing stays in the transforms, so
-    that modules which hold them can be copied.
+    As Pyro's, but every draw remembers its x and its determinants. Pyro's transforms remember
+    the latest call alone, and without that an inverse is computed, which costs D runs of an
+    autoregressive network, and which planar and radial transforms do not have. Other values
+    than draws are inverted here too. Nothing stays in the transforms, so that modules which
+    hold them can be copied.
 
     Arguments:
         base_distribution: The law of x.
         transforms: The transforms, the first to be applied first.
 
     Raises:
-        NotImplementedError: When a value that is no draw of it is scored, and a transform has no inverse.
+        NotImplementedError: When a value that is no draw of it is scored, and a transform has
+            no inverse.
 
     References:
-        Rezende and Mohamed (2015), Variational Inference with Normalizing Flows, arXiv:1505.05770, eq. 7.
+        Rezende and Mohamed (2015), Variational Inference with Normalizing Flows,
+        arXiv:1505.05770, eq. 7.
 
     Example:
         >>> flow = TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [dist.transforms.Planar(2)])
@@ -72,7 +75,9 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
     def partly_reparameterized(self) -> bool:
         """Whether the base's draws need a score beside their pathwise derivative."""
         base = self._innermost
-        return not self.has_rsample or (isinstance(base, CarriesScore) and base.partly_reparameterized)
+        return not self.has_rsample or (
+            isinstance(base, CarriesScore) and base.partly_reparameterized
+        )
 
     @property
     def _innermost(self) -> Any:
@@ -82,9 +87,13 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
         return base
 
     def _made(self, draw: Draw) -> bool:
-        """Whether a draw is this flow's, and what it remembers has the gradients that are asked for."""
+        """Whether a draw is this flow's, and what it remembers has the gradients that are
+        asked for.
+        """
         transforms, with_gradients = draw.maker
-        return transforms is self.transforms and (with_gradients or not torch.is_grad_enabled())
+        return transforms is self.transforms and (
+            with_gradients or not torch.is_grad_enabled()
+        )
 
     def _push(self, x: Tensor) -> Tensor:
         event_dims = self._event_dims()
@@ -92,24 +101,37 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
         for transform, event_dim in zip(self.transforms, event_dims, strict=True):
             with _running(transform, backwards=False):
                 image = transform(value)
-            log_det = log_det + sum_rightmost(transform.log_abs_det_jacobian(value, image), event_dim)
+            log_det = log_det + sum_rightmost(
+                transform.log_abs_det_jacobian(value, image), event_dim
+            )
             value = image
         _forget(self.transforms)
 
         def score() -> Tensor:
             base = self._innermost
             function: Tensor = base.score_parts(x).score_function
-            summed: Tensor = sum_rightmost(function, len(self.event_shape) - len(base.event_shape))
+            summed: Tensor = sum_rightmost(
+                function, len(self.event_shape) - len(base.event_shape)
+            )
             return summed
 
-        return remember(value, parts=(x, log_det), maker=(self.transforms, torch.is_grad_enabled()), score=score)
+        return remember(
+            value,
+            parts=(x, log_det),
+            maker=(self.transforms, torch.is_grad_enabled()),
+            score=score,
+        )
 
     def _pull(self, value: Tensor) -> tuple[Tensor, Tensor]:
         log_det = value.new_zeros(())
-        for transform, event_dim in zip(self.transforms[::-1], self._event_dims()[::-1], strict=True):
+        for transform, event_dim in zip(
+            self.transforms[::-1], self._event_dims()[::-1], strict=True
+        ):
             with _running(transform, backwards=True):
                 origin = transform.inv(value)
-            log_det = log_det + sum_rightmost(transform.log_abs_det_jacobian(origin, value), event_dim)
+            log_det = log_det + sum_rightmost(
+                transform.log_abs_det_jacobian(origin, value), event_dim
+            )
             value = origin
         _forget(self.transforms)
         return value, log_det
@@ -129,7 +151,11 @@ def _running(transform: Any, *, backwards: bool) -> Iterator[None]:
         yield
     except (KeyError, NotImplementedError):  # the one is what Pyro raises, the other torch
         name = type(transform if backwards else transform.inv).__name__
-        lost = "nothing but the flow's own draws has a density" if backwards else "the flow cannot be drawn from"
+        lost = (
+            "nothing but the flow's own draws has a density"
+            if backwards
+            else "the flow cannot be drawn from"
+        )
         raise NotImplementedError(
             f"{name} has no inverse, so {lost}: take another transform, such as affine_autoregressive, or the pathwise "
             "gradient in a guide, or the transform's .inv in a prior that only scores."
@@ -137,12 +163,16 @@ def _running(transform: Any, *, backwards: bool) -> Iterator[None]:
 
 
 def _forget(transforms: Sequence[Any]) -> None:
-    """Empties what transforms keep of their latest call: tensors of a graph, which cannot be copied."""
+    """Empties what transforms keep of their latest call: tensors of a graph, which cannot be
+    copied.
+    """
     for transform in flattened(transforms):
         owner = transform.inv if isinstance(transform, _INVERSE) else transform
         for part in owner.modules() if isinstance(owner, nn.Module) else (owner,):
             for name, value in vars(part).items():
-                if name.startswith("_cache") and (torch.is_tensor(value) or isinstance(value, tuple)):
+                if name.startswith("_cache") and (
+                    torch.is_tensor(value) or isinstance(value, tuple)
+                ):
                     setattr(part, name, (None, None) if name == "_cached_x_y" else None)
 
 

@@ -12,28 +12,33 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import linear
 
-from tarspyro.arguments import as_count, shown
+from tarspyro.arguments import as_count, format_value
 from tarspyro.distributions.drawing import check_parameters, unsqueezed
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, event_shapes
 
 
 class VampPrior(Configurable):
-    r"""The mixture of the guide's posteriors at K pseudo-inputs, which are learned with everything else.
+    r"""The mixture of the guide's posteriors at K pseudo-inputs, which are learned with
+    everything else.
 
     .. math:: p(z) = \frac1K \sum_{k=1}^K q(z \mid u_k)
 
-    It stands wherever a prior does. The posterior is the guide's own module, which both halves then hold, and which
-    learns from the prior's term too. Called with a context, it passes this on: :math:`p(z \mid c) = \frac1K \sum_k
-    q(z \mid u_k, c)`. A bound samples its divergence, which has no closed form. The pseudo-inputs pass through the
-    network at every step, as a batch of their own; normalization layers count them in their statistics.
+    It stands wherever a prior does. The posterior is the guide's own module, which both halves
+    then hold, and which learns from the prior's term too. Called with a context, it passes
+    this on: :math:`p(z \mid c) = \frac1K \sum_k q(z \mid u_k, c)`. A bound samples its
+    divergence, which has no closed form. The pseudo-inputs pass through the network at every
+    step, as a batch of their own; normalization layers count them in their statistics.
 
     Arguments:
-        posterior: The posterior q(z | x), such as a ``Conditional`` of any family, or q(z | x, c).
-        pseudo_inputs: Where they start, a tensor with shape ``(K, *x)``, such as K rows of the training data, or noise
-            about their mean. Or this shape alone: they then start near the lower bound, at 0.05 of the range with a
-            standard deviation of 0.01, or without bounds as N(0, 1).
-        bounds: The range of the data, in which the pseudo-inputs are kept by a hard tanh; None for no bounds.
+        posterior: The posterior q(z | x), such as a ``Conditional`` of any family, or q(z | x,
+            c).
+        pseudo_inputs: Where they start, a tensor with shape ``(K, *x)``, such as K rows of the
+            training data, or noise about their mean. Or this shape alone: they then start near
+            the lower bound, at 0.05 of the range with a standard deviation of 0.01, or without
+            bounds as N(0, 1).
+        bounds: The range of the data, in which the pseudo-inputs are kept by a hard tanh; None
+            for no bounds.
 
     Raises:
         TypeError: If ``posterior`` is not callable.
@@ -52,7 +57,8 @@ class VampPrior(Configurable):
         >>> p
         VAE: p(x, z) = p(x | z) p(z)
           likelihood: p(x | z) = Bernoulli(logits) of shape (64,) from MLP(2 -> 32, ReLU)
-          prior: p(z) = mixture of 50 posteriors, each Normal(loc, scale) of shape (2,) from MLP(64 -> 32, ReLU)
+          prior: p(z) = mixture of 50 posteriors, each Normal(loc, scale) of shape (2,) from
+              MLP(64 -> 32, ReLU)
     """
 
     def __init__(
@@ -64,28 +70,50 @@ class VampPrior(Configurable):
     ) -> None:
         super().__init__()
         if not isinstance(posterior, nn.Module):
-            raise TypeError(f"posterior must be the guide's module, such as a Conditional, got {shown(posterior)}.")
+            raise TypeError(
+                f"posterior must be the guide's module, such as a Conditional, got {format_value(posterior)}."
+            )
         if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be (low, high) with low < high, or None, got {bounds}.")
+            raise ValueError(
+                f"bounds must be (low, high) with low < high, or None, got {bounds}."
+            )
         if not isinstance(pseudo_inputs, Tensor | Sequence):
-            raise TypeError(f"pseudo_inputs must be a tensor (K, *x) or its shape, got {shown(pseudo_inputs)}.")
+            raise TypeError(
+                f"pseudo_inputs must be a tensor (K, *x) or its shape, got {format_value(pseudo_inputs)}."
+            )
         if isinstance(pseudo_inputs, Tensor):
             check_parameters(pseudo_inputs=pseudo_inputs)
             shape = tuple(pseudo_inputs.shape)
         else:
-            shape = tuple(as_count(f"pseudo_inputs[{i}]", size, 0) for i, size in enumerate(pseudo_inputs))
+            shape = tuple(
+                as_count(f"pseudo_inputs[{i}]", size, 0)
+                for i, size in enumerate(pseudo_inputs)
+            )
         if not shape or shape[0] < 1:
-            raise ValueError(f"pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got {shape}.")
+            raise ValueError(
+                f"pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got {shape}."
+            )
         self.posterior, self.bounds = posterior, bounds
-        start = pseudo_inputs.detach().clone() if torch.is_tensor(pseudo_inputs) else _start(shape, bounds)
+        start = (
+            pseudo_inputs.detach().clone()
+            if torch.is_tensor(pseudo_inputs)
+            else _start(shape, bounds)
+        )
         self.free_pseudo_inputs = nn.Parameter(start)
-        # A file that describes the prior holds the shape alone: the values are weights as any others.
-        object.__setattr__(self, "constructor_arguments", ((posterior, shape), {"bounds": bounds}))
+        # A file that describes the prior holds the shape alone: the values are weights as any
+        # others.
+        object.__setattr__(
+            self, "constructor_arguments", ((posterior, shape), {"bounds": bounds})
+        )
 
     @property
     def pseudo_inputs(self) -> Tensor:
         """The pseudo-inputs, in the range of the data, with shape ``(K, *x)``."""
-        return self.free_pseudo_inputs if self.bounds is None else self.free_pseudo_inputs.clamp(*self.bounds)
+        return (
+            self.free_pseudo_inputs
+            if self.bounds is None
+            else self.free_pseudo_inputs.clamp(*self.bounds)
+        )
 
     def forward(self, *context: Tensor) -> Any:
         """Returns the mixture, given the context values if the posterior takes any."""
@@ -93,7 +121,8 @@ class VampPrior(Configurable):
         inputs = u, *context
         network = getattr(self.posterior, "trunk", None) or self.posterior
         events = as_events(inputs, event_shapes(network, inputs))
-        # The components are the last dimension of the batch, in which a context does not differ.
+        # The components are the last dimension of the batch, in which a context does not
+        # differ.
         beside = [value.unsqueeze(-1 - ndims) for value, ndims in events[1:]]
 
         def chosen(rows: Size) -> Any:
@@ -113,7 +142,11 @@ class VampPrior(Configurable):
 
 def _start(shape: tuple[int, ...], bounds: tuple[float, float] | None) -> Tensor:
     noise = torch.randn(shape)
-    return noise if bounds is None else bounds[0] + (bounds[1] - bounds[0]) * (0.05 + 0.01 * noise)
+    return (
+        noise
+        if bounds is None
+        else bounds[0] + (bounds[1] - bounds[0]) * (0.05 + 0.01 * noise)
+    )
 
 
 class _Mixture(TorchDistribution):
@@ -121,14 +154,17 @@ class _Mixture(TorchDistribution):
 
     Arguments:
         components: Their distribution.
-        chosen: Returns the distribution of so many rows, with a component for each of them that is drawn.
+        chosen: Returns the distribution of so many rows, with a component for each of them
+            that is drawn.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, components: Any, chosen: Callable[[Size], Any]) -> None:
         self.components, self._chosen = components, chosen
-        super().__init__(components.batch_shape[:-1], components.event_shape, validate_args=False)
+        super().__init__(
+            components.batch_shape[:-1], components.event_shape, validate_args=False
+        )
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -153,8 +189,14 @@ class _Mixture(TorchDistribution):
         """Returns log p(value), in nats."""
         components = self.components
         base = components.base_dist if isinstance(components, Independent) else components
-        if isinstance(base, torch.distributions.Normal) and components.event_shape and not components.batch_shape[1:]:
-            each = _log_normals(value.flatten(-self.event_dim), base.loc.flatten(1), base.scale.flatten(1))
+        if (
+            isinstance(base, torch.distributions.Normal)
+            and components.event_shape
+            and not components.batch_shape[1:]
+        ):
+            each = _log_normals(
+                value.flatten(-self.event_dim), base.loc.flatten(1), base.scale.flatten(1)
+            )
         else:
             each = components.log_prob(unsqueezed(value, -1 - self.event_dim))
         return each.logsumexp(-1) - math.log(each.shape[-1])
@@ -167,12 +209,18 @@ class _Mixture(TorchDistribution):
 
 
 def _log_normals(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r"""Log densities of values with shape ``(*, D)`` under K Normals in D dimensions, with shape ``(*, K)``.
+    r"""Log densities of values with shape ``(*, D)`` under K Normals in D dimensions, with
+    shape ``(*, K)``.
 
-    By products of matrices, :math:`\sum_d (z_d - \mu_{kd})^2 / \sigma_{kd}^2` multiplied out, which takes a tenth of
-    the time of the differences and no memory for them. What cancels in it needs double precision.
+    By products of matrices, :math:`\sum_d (z_d - \mu_{kd})^2 / \sigma_{kd}^2` multiplied out,
+    which takes a tenth of the time of the differences and no memory for them. What cancels in
+    it needs double precision.
     """
     z, mu, precision = value.double(), loc.double(), scale.double() ** -2
     constant = (mu.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
-    squares = linear(torch.cat([z.square(), z], -1), torch.cat([precision, -2 * mu * precision], -1), constant)
+    squares = linear(
+        torch.cat([z.square(), z], -1),
+        torch.cat([precision, -2 * mu * precision], -1),
+        constant,
+    )
     return (-0.5 * squares).to(value.dtype)

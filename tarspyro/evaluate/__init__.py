@@ -1,4 +1,6 @@
-"""What a trained pair is worth: log-likelihoods, bounds and their gaps, posteriors, codes; and what it is for."""
+"""What a trained pair is worth: log-likelihoods, bounds and their gaps, posteriors, codes; and
+what it is for.
+"""
 
 __all__ = [
     "Bound",
@@ -76,7 +78,11 @@ from tarspyro.evaluate.likelihood import (
     log_likelihood,
     reconstruction,
 )
-from tarspyro.evaluate.multimodal import coherence, impute_modalities, multimodal_log_likelihood
+from tarspyro.evaluate.multimodal import (
+    coherence,
+    impute_modalities,
+    multimodal_log_likelihood,
+)
 from tarspyro.evaluate.parzen import ParzenLogLikelihood, parzen_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe

@@ -1,4 +1,6 @@
-"""Where a bound loses: to the guide's family, or to the network that computes the family's parameters."""
+"""Where a bound loses: to the guide's family, or to the network that computes the family's
+parameters.
+"""
 
 __all__ = ["Gaps", "gaps"]
 
@@ -25,7 +27,9 @@ from tarspyro.infer.traces import PairError, Program, name_of, score_function, s
 
 
 class Gaps(NamedTuple):
-    """log p(x), the best ELBO within the guide's family, and the guide's ELBO, in nats, for each data point."""
+    """log p(x), the best ELBO within the guide's family, and the guide's ELBO, in nats, for
+    each data point.
+    """
 
     log_likelihood: Any
     best_elbo: Any
@@ -60,33 +64,39 @@ def gaps(
               + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization}}, \qquad
               q^* = \arg\max_{q \in \mathcal{Q}} \mathcal{L}[q]
 
-    (Cremer et al. 2018, arXiv:1801.03558, eq. 4.) q* has the families of the guide's latent sites, and parameters of
-    its own for each data point: Adam starts from the guide's, in unconstrained space, with a rate that falls to 0.
-    What a family is made of beside free parameters is the guide's: the temperature of a relaxed variable, transforms,
-    masks, and parameters that the support depends on. The bound of q* is then estimated with draws of its own. What
-    the search has not found counts as approximation.
+    (Cremer et al. 2018, arXiv:1801.03558, eq. 4.) q* has the families of the guide's latent
+    sites, and parameters of its own for each data point: Adam starts from the guide's, in
+    unconstrained space, with a rate that falls to 0. What a family is made of beside free
+    parameters is the guide's: the temperature of a relaxed variable, transforms, masks, and
+    parameters that the support depends on. The bound of q* is then estimated with draws of its
+    own. What the search has not found counts as approximation.
 
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
-        guide: The guide. The distributions of its latent sites do not depend on one another's draws.
+        guide: The guide. The distributions of its latent sites do not depend on one another's
+            draws.
         x: The data, in any form that ``fit`` takes in memory.
         num_particles: The number of draws for each of the two bounds, and for log p(x).
         num_steps: The number of steps of Adam.
         num_draws: The number of draws for the gradient of a step.
         lr: The first learning rate.
-        log_likelihood: log p(x) of each data point, such as what ``annealed_log_likelihood`` returned, with or without
-            errors. If not given, it is importance weighted with as many draws of q* as of the guide, over their
+        log_likelihood: log p(x) of each data point, such as what ``annealed_log_likelihood``
+            returned, with or without errors. If not given, it is importance weighted with as
+            many draws of q* as of the guide, over their
             mixture: a lower bound in expectation, and with it the approximation gap.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
-        A tuple (log_likelihood, best_elbo, elbo) with the properties ``approximation`` and ``amortization``: arrays
-        for arrays, tensors for tensors. The three are estimates: a gap near 0 may come out below it.
+        A tuple (log_likelihood, best_elbo, elbo) with the properties ``approximation`` and
+        ``amortization``: arrays for arrays, tensors for tensors. The three are estimates: a
+            gap near 0 may come out below it.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a latent site is not continuous or not in the data's plate, the halves differ in their latent
-            sites, or a site of the guide depends on another's draw or has no free parameters.
+        PairError: If a latent site is not continuous or not in the data's plate, the halves
+            differ in their latent sites, or a site of the guide depends on another's draw or
+            has no free parameters.
         ValueError: If an argument is out of range.
 
     Example:
@@ -106,7 +116,9 @@ def gaps(
     check_positive("lr", lr)
 
     def best(*arguments: Tensor) -> Tensor:
-        structure = structure_of(model, guide, arguments, {}, particles=num_particles, observed=True)
+        structure = structure_of(
+            model, guide, arguments, {}, particles=num_particles, observed=True
+        )
         densities = Densities(model, guide, arguments, structure)
         local = _Local(densities)
         local.maximize(num_steps, num_draws, lr)
@@ -114,20 +126,34 @@ def gaps(
         def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
             own, theirs = local.draws(count), densities.draws(guide, count)
             bound = densities.log_joint(own) - local.log_prob(own)
-            # Weights over the mixture of q* and q, as many draws of each: large only where both are too small.
+            # Weights over the mixture of q* and q, as many draws of each: large only where
+            # both are too small.
             mixed = [
-                densities.log_joint(z) - torch.logaddexp(local.log_prob(z), densities.log_guide(z)) + math.log(2)
+                densities.log_joint(z)
+                - torch.logaddexp(local.log_prob(z), densities.log_guide(z))
+                + math.log(2)
                 for z in (own, theirs)
             ]
-            return torch.stack([densities.columns(torch.cat(mixed)).logsumexp(0), densities.columns(bound).sum(0)])
+            return torch.stack(
+                [
+                    densities.columns(torch.cat(mixed)).logsumexp(0),
+                    densities.columns(bound).sum(0),
+                ]
+            )
 
         def combine(one: Tensor, other: Tensor) -> Tensor:
             return torch.stack([torch.logaddexp(one[0], other[0]), one[1] + other[1]])
 
-        log_sum, total = over_particles(moments, combine, model, guide, num_particles)(*arguments)
+        log_sum, total = over_particles(moments, combine, model, guide, num_particles)(
+            *arguments
+        )
         return torch.stack([log_sum - math.log(2 * num_particles), total / num_particles], -1)
 
-    known = None if log_likelihood is None else getattr(log_likelihood, "log_likelihood", log_likelihood)
+    known = (
+        None
+        if log_likelihood is None
+        else getattr(log_likelihood, "log_likelihood", log_likelihood)
+    )
     if known is not None:
         as_numbers("log_likelihood", known)
     with seeded(seed):
@@ -149,7 +175,9 @@ class _Local:
             try:
                 member = _Member(site["fn"])
             except ValueError as error:
-                raise PairError(f"{name!r} is {site['fn']}, whose parameters cannot be optimized: {error}") from None
+                raise PairError(
+                    f"{name!r} is {site['fn']}, whose parameters cannot be optimized: {error}"
+                ) from None
             if member.depends_on_draws:
                 raise PairError(
                     f"{name!r} of {name_of(densities.guide)} depends on another site's draw, and has no parameters to "
@@ -183,9 +211,13 @@ class _Local:
         return self.densities.reduce(scale_and_mask(q.log_prob(value), mask=self.masks[name]))
 
     def bound(self, count: int) -> Tensor:
-        """Returns log p(x, z) - log q(z) of so many draws, whose gradient is that of the bound."""
+        """Returns log p(x, z) - log q(z) of so many draws, whose gradient is that of the
+        bound.
+        """
         made = self.distributions(count)
-        values = {name: q.rsample() if q.has_rsample else q.sample() for name, q in made.items()}
+        values = {
+            name: q.rsample() if q.has_rsample else q.sample() for name, q in made.items()
+        }
         log_q = sum_of(self._density(name, q, values[name]) for name, q in made.items())
         log_w = self.densities.log_joint(values) - log_q
         signal = (log_w - log_w.mean(0, keepdim=True)).detach()
@@ -196,29 +228,39 @@ class _Local:
         return log_w
 
     def maximize(self, num_steps: int, num_draws: int, lr: float) -> None:
-        """Maximizes the bound of each data point; their parameters are apart, and so are Adam's steps."""
+        """Maximizes the bound of each data point; their parameters are apart, and so are
+        Adam's steps.
+        """
         leaves = [leaf for member in self.members.values() for leaf in member.leaves]
         optimizer = torch.optim.Adam(leaves, lr=lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+        schedule = torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.0, total_iters=num_steps
+        )
         for _ in range(num_steps):
             with torch.enable_grad():
                 loss = -self.bound(num_draws).sum() / num_draws
                 # The model's parameters stay as they are, their gradients too.
-                for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+                for leaf, gradient in zip(
+                    leaves, torch.autograd.grad(loss, leaves), strict=True
+                ):
                     leaf.grad = gradient
             optimizer.step()
             schedule.step()
 
 
 class _Member:
-    """A distribution, taken apart into what its constructor was given, with its parameters free.
+    """A distribution, taken apart into what its constructor was given, with its parameters
+    free.
 
-    Free are the parameters that any real numbers can be mapped to and that its support does not depend on. Whatever
-    else it was made of stays as it is: temperatures, masks, transforms, scoring rules, samplers.
+    Free are the parameters that any real numbers can be mapped to and that its support does
+    not depend on. Whatever else it was made of stays as it is: temperatures, masks,
+    transforms, scoring rules, samplers.
     """
 
     def __init__(self, distribution: Any) -> None:
-        self.family = Independent if isinstance(distribution, Independent) else type(distribution)
+        self.family = (
+            Independent if isinstance(distribution, Independent) else type(distribution)
+        )
         if issubclass(self.family, Delta):
             raise ValueError("a point has none.")
         self._given: dict[str, Any] = {}
@@ -231,9 +273,13 @@ class _Member:
                 self._given[name] = (1, *value[1:])
             elif isinstance(value, Distribution):
                 self._given[name] = _Member(value)
-            elif isinstance(value, (list, tuple)) and any(isinstance(part, Distribution) for part in value):
+            elif isinstance(value, (list, tuple)) and any(
+                isinstance(part, Distribution) for part in value
+            ):
                 self._given[name] = [_Member(part) for part in value]
-            elif constraint is not None and torch.is_tensor(value) and value.is_floating_point():
+            elif (
+                constraint is not None and torch.is_tensor(value) and value.is_floating_point()
+            ):
                 self._add_parameter(name, value.detach(), constraint, batch_shape)
             else:
                 self._given[name] = self._of_one_particle(value, batch_shape)
@@ -244,7 +290,9 @@ class _Member:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The free parameters, any real numbers, and those of the distributions that it is made of."""
+        """The free parameters, any real numbers, and those of the distributions that it is
+        made of.
+        """
         own = [leaf for _, leaf in self._free.values()]
         return own + [leaf for member in self._members for leaf in member.leaves]
 
@@ -256,38 +304,62 @@ class _Member:
 
     @property
     def _members(self) -> list["_Member"]:
-        values = [value if isinstance(value, list) else [value] for value in self._given.values()]
+        values = [
+            value if isinstance(value, list) else [value] for value in self._given.values()
+        ]
         return [part for parts in values for part in parts if isinstance(part, _Member)]
 
     def _add_parameter(
-        self, name: str, value: Tensor, constraint: constraints.Constraint, batch_shape: torch.Size
+        self,
+        name: str,
+        value: Tensor,
+        constraint: constraints.Constraint,
+        batch_shape: torch.Size,
     ) -> None:
         fixed = name in FIXED_UNLESS_GIVEN or constraints.is_dependent(constraint)
         with contextlib.suppress(NotImplementedError):
             transform = None if fixed else transform_to(constraint)
             if transform is not None:
-                # Some families do not broadcast their parameters, and data points shall not share them.
-                whole = value.expand(batch_shape + value.shape[value.dim() - constraint.event_dim :])
+                # Some families do not broadcast their parameters, and data points shall not
+                # share them.
+                whole = value.expand(
+                    batch_shape + value.shape[value.dim() - constraint.event_dim :]
+                )
                 leaf = self._of_one_particle(transform.inv(whole), batch_shape)
                 self._free[name] = transform, leaf.clone().requires_grad_()
                 return
         self._given[name] = self._of_one_particle(value, batch_shape)
 
     def _of_one_particle(self, value: Any, batch_shape: torch.Size) -> Any:
-        """The first of two particles, which must be equal: given two draws of the other sites, nothing changes."""
-        if not torch.is_tensor(value) or value.dim() < len(batch_shape) or value.shape[0] != 2 or not batch_shape:
+        """The first of two particles, which must be equal: given two draws of the other sites,
+        nothing changes.
+        """
+        if (
+            not torch.is_tensor(value)
+            or value.dim() < len(batch_shape)
+            or value.shape[0] != 2
+            or not batch_shape
+        ):
             return value
         self.depends_on_draws |= not torch.equal(value[0], value[1])
         return value[:1]
 
     def _keep_the_support(self) -> None:
-        """Fixes the parameters that the ends of the support depend on: no gradient leads across them."""
+        """Fixes the parameters that the ends of the support depend on: no gradient leads
+        across them.
+        """
         with torch.enable_grad():
-            support: Any = getattr(self.distribution(), "support", None) if self._free else None
+            support: Any = (
+                getattr(self.distribution(), "support", None) if self._free else None
+            )
             while hasattr(support, "base_constraint"):
                 support = support.base_constraint
             bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
-            ends = [bound.sum() for bound in bounds if isinstance(bound, Tensor) and bound.requires_grad]
+            ends = [
+                bound.sum()
+                for bound in bounds
+                if isinstance(bound, Tensor) and bound.requires_grad
+            ]
             if not ends:
                 return
             leaves = [leaf for _, leaf in self._free.values()]
@@ -313,12 +385,19 @@ def _constructor_arguments(family: type[Any], distribution: Any) -> dict[str, An
         ):
             continue
         attributes = (name, f"_{name}", "base_dist" if name == "base_distribution" else name)
-        kept = [getattr(distribution, attribute) for attribute in attributes if hasattr(distribution, attribute)]
+        kept = [
+            getattr(distribution, attribute)
+            for attribute in attributes
+            if hasattr(distribution, attribute)
+        ]
         kept = [value for value in kept if not inspect.ismethod(value)]
         if kept:
             arguments[name] = kept[0]
         else:
             needed = parameter.default is inspect.Parameter.empty
-            if needed and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            if needed and parameter.kind not in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+            ):
                 raise ValueError(f"it does not keep its {name}.")
     return arguments

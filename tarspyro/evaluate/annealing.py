@@ -1,4 +1,6 @@
-"""Log-likelihoods by annealed importance sampling: a second opinion that leans less on the guide, or not at all."""
+"""Log-likelihoods by annealed importance sampling: a second opinion that leans less on the
+guide, or not at all.
+"""
 
 __all__ = ["annealed_log_likelihood"]
 
@@ -16,8 +18,8 @@ from tarspyro.evaluate.likelihood import from_weights
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, Program, name_of, sum_of
 
-# Chains that only tell how long a step should be. The chains that are weighted never do: a step size that follows
-# their own acceptance would bias the weights.
+# Chains that only tell how long a step should be. The chains that are weighted never do: a
+# step size that follows their own acceptance would bias the weights.
 _PILOTS = 4
 _ACCEPTANCE = 0.65
 _FIRST_STEP = 0.3
@@ -37,46 +39,54 @@ def annealed_log_likelihood(
     binarize: bool = False,
     seed: int | None = None,
 ) -> Any:
-    r"""Estimates the log-likelihood of each data point by annealed importance sampling, in nats.
+    r"""Estimates the log-likelihood of each data point by annealed importance sampling, in
+    nats.
 
-    A chain starts with a draw of :math:`f_0`, the prior or the guide, and follows a path of densities to the joint,
+    A chain starts with a draw of :math:`f_0`, the prior or the guide, and follows a path of
+    densities to the joint,
 
     .. math:: f_\beta(z) = f_0(z)^{1 - \beta} \, p(x, z)^\beta, \qquad 0 = \beta_0 < \dots < \beta_T = 1
 
-    moved by a step of Hamiltonian Monte Carlo that leaves :math:`f_{\beta_t}` as it is, after each
+    moved by a step of Hamiltonian Monte Carlo that leaves :math:`f_{\beta_t}` as it is, after
+    each
     :math:`\beta_t`. Its weight is unbiased for the likelihood, whatever the number of steps:
 
     .. math:: \log w = \sum_{t=1}^T \log f_{\beta_t}(z_{t-1}) - \log f_{\beta_{t-1}}(z_{t-1}), \qquad
               \log p(x) \approx \log \frac{1}{K} \sum_{k=1}^K w_k
 
-    (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, whose sigmoidal schedule and target of 65 % acceptance
-    these are.) Latent variables move in unconstrained space, with the Jacobian of torch's ``biject_to``. Each data
-    point has its own step size, which follows the acceptance of four more chains that carry no weight.
+    (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, whose sigmoidal schedule and
+    target of 65 % acceptance these are.) Latent variables move in unconstrained space, with
+    the Jacobian of torch's ``biject_to``. Each data point has its own step size, which follows
+    the acceptance of four more chains that carry no weight.
 
-    In expectation a lower bound, close where the chains keep up with the path. From the prior the estimate owes
-    nothing to the guide: it checks ``log_likelihood``, which misses what the guide misses.
+    In expectation a lower bound, close where the chains keep up with the path. From the prior
+    the estimate owes nothing to the guide: it checks ``log_likelihood``, which misses what the
+    guide misses.
 
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
-        guide: The guide. With ``start="prior"`` only its latent sites are compared with the model's.
+        guide: The guide. With ``start="prior"`` only its latent sites are compared with the
+            model's.
         x: The data, in any form that ``fit`` takes in memory.
         num_steps: T, the number of densities after the first.
         num_chains: K, for each data point.
-        num_leapfrog: The number of leapfrog steps of a move, each of which takes the gradient of the log joint.
+        num_leapfrog: The number of leapfrog steps of a move, each of which takes the gradient
+            of the log joint.
         start: What :math:`f_0` is, ``"prior"`` or ``"guide"``.
-        errors: Whether to return a tuple (log_likelihood, standard_error, effective_sample_size), as
-            ``log_likelihood`` does.
-        binarize: Whether to draw black and white pixels, once, with the grey values as probabilities. The same seed
-            draws the same pixels as in ``log_likelihood``.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        errors: Whether to return a tuple (log_likelihood, standard_error,
+            effective_sample_size), as ``log_likelihood`` does.
+        binarize: Whether to draw black and white pixels, once, with the grey values as
+            probabilities. The same seed draws the same pixels as in ``log_likelihood``.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a latent site is not continuous or not in the data's plate, the halves differ in their latent
-            sites, or the prior cannot be drawn from.
+        PairError: If a latent site is not continuous or not in the data's plate, the halves
+            differ in their latent sites, or the prior cannot be drawn from.
         ValueError: If an argument is out of range.
 
     Example:
@@ -94,7 +104,11 @@ def annealed_log_likelihood(
         tensor(True)
     """
     check_choice("start", start, ("prior", "guide"))
-    for name, number in (("num_steps", num_steps), ("num_chains", num_chains), ("num_leapfrog", num_leapfrog)):
+    for name, number in (
+        ("num_steps", num_steps),
+        ("num_chains", num_chains),
+        ("num_leapfrog", num_leapfrog),
+    ):
         as_count(name, number)
     schedule = _sigmoidal(num_steps)
 
@@ -102,7 +116,9 @@ def annealed_log_likelihood(
         path = _Path(Densities(model, guide, arguments, structure), start)
         return path.densities.columns(_anneal(path, schedule, count, num_leapfrog))
 
-    return from_weights(weights, model, guide, x, num_chains, errors=errors, binarize=binarize, seed=seed)
+    return from_weights(
+        weights, model, guide, x, num_chains, errors=errors, binarize=binarize, seed=seed
+    )
 
 
 class _Path:
@@ -110,7 +126,9 @@ class _Path:
 
     def __init__(self, densities: Densities, start: str) -> None:
         self.densities, self.start = densities, start
-        self.transforms = {name: biject_to(site["fn"].support) for name, site in densities.latent.items()}
+        self.transforms = {
+            name: biject_to(site["fn"].support) for name, site in densities.latent.items()
+        }
 
     def draws(self, count: int) -> dict[str, Tensor]:
         """Returns draws of the first density."""
@@ -118,7 +136,9 @@ class _Path:
         try:
             drawn = self.densities.draws(half, count)
         except NotImplementedError:
-            raise PairError(f"{name_of(half)} has no prior that can be drawn from: take start='guide'.") from None
+            raise PairError(
+                f"{name_of(half)} has no prior that can be drawn from: take start='guide'."
+            ) from None
         return {name: self.transforms[name].inv(value) for name, value in drawn.items()}
 
     def __call__(self, position: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -134,14 +154,20 @@ class _Path:
         guide = self.densities.log_guide(values)
         return guide + volume, prior + likelihood - guide
 
-    def at(self, position: dict[str, Tensor], beta: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def at(
+        self, position: dict[str, Tensor], beta: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns log f_beta, log f_1 - log f_0 and the gradient of log f_beta."""
         position = {name: value.detach().requires_grad_() for name, value in position.items()}
         with torch.enable_grad():
             first, difference = self(position)
             log_density = first + beta * difference
             gradients = torch.autograd.grad(log_density.sum(), list(position.values()))
-        return log_density.detach(), difference.detach(), dict(zip(position, gradients, strict=True))
+        return (
+            log_density.detach(),
+            difference.detach(),
+            dict(zip(position, gradients, strict=True)),
+        )
 
 
 def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -> Tensor:
@@ -161,7 +187,9 @@ def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -
 def _move(
     path: _Path, position: dict[str, Tensor], beta: float, step_size: Tensor, num_leapfrog: int
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Moves each chain by Hamiltonian Monte Carlo; returns where it is, log f_1 - log f_0, and the acceptance."""
+    """Moves each chain by Hamiltonian Monte Carlo; returns where it is, log f_1 - log f_0, and
+    the acceptance.
+    """
     sizes = {name: _beside(step_size, path, name) for name in position}
     momentum = {name: torch.randn_like(value) for name, value in position.items()}
     log_density, difference, gradient = path.at(position, beta)
@@ -172,15 +200,23 @@ def _move(
         log_density, proposed, gradient = path.at(proposal, beta)
         momentum = {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
     log_ratio = energy - _kinetic(path, momentum) + log_density
-    accepted = torch.rand_like(log_ratio).log() < log_ratio  # never where a step left the support: that is NaN
-    moved = {name: torch.where(_beside(accepted, path, name), proposal[name], z) for name, z in position.items()}
+    accepted = (
+        torch.rand_like(log_ratio).log() < log_ratio
+    )  # never where a step left the support: that is NaN
+    moved = {
+        name: torch.where(_beside(accepted, path, name), proposal[name], z)
+        for name, z in position.items()
+    }
     acceptance = log_ratio.exp().clamp(max=1).nan_to_num(0.0)
     return moved, torch.where(accepted, proposed, difference), acceptance
 
 
 def _kinetic(path: _Path, momentum: dict[str, Tensor]) -> Tensor:
     events = {name: transform.domain.event_dim for name, transform in path.transforms.items()}
-    return sum_of(path.densities.reduce(sum_rightmost(p.square() / 2, events[name])) for name, p in momentum.items())
+    return sum_of(
+        path.densities.reduce(sum_rightmost(p.square() / 2, events[name]))
+        for name, p in momentum.items()
+    )
 
 
 def _beside(value: Tensor, path: _Path, name: str) -> Tensor:

@@ -11,20 +11,22 @@ from pyro import poutine
 from torch import Tensor
 
 from tarspyro.arguments import as_count
-from tarspyro.batches import as_arguments
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import seeded
 from tarspyro.infer.traces import Program, name_of
-from tarspyro.modules import evaluating, local_parameters
+from tarspyro.inputs import as_arguments
 from tarspyro.nn import Canvas
-from tarspyro.steps import states_of
+from tarspyro.scopes import evaluating, local_parameters
+from tarspyro.sequential import states_of
 
 
 class Canvases(NamedTuple):
     """The canvases of N images in T steps, and where they were written on."""
 
     images: Tensor  # the means of the likelihood, before the first step and after each: (N, T + 1, *event)
-    boxes: Tensor | None  # centre x, centre y, width and the filters' scale in pixels, of each step: (N, T, 4)
+    boxes: (
+        Tensor | None
+    )  # centre x, centre y, width and the filters' scale in pixels, of each step: (N, T, 4)
 
 
 def canvases(
@@ -36,21 +38,25 @@ def canvases(
     given: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> Canvases:
-    r"""Returns how a model paints images: what each canvas says of x, before the first step and after each.
+    r"""Returns how a model paints images: what each canvas says of x, before the first step
+    and after each.
 
     .. math:: \mathbb{E}[x \mid c_t], \qquad t = -1, \dots, T - 1
 
-    With a guide and data, the images that it is to reconstruct, from draws of the posterior; without, images that it
-    generates.
+    With a guide and data, the images that it is to reconstruct, from draws of the posterior;
+    without, images that it generates.
 
     Arguments:
-        model: The model, a ``DRAW`` or any ``sequential`` program with the attributes ``canvas`` and ``likelihood``.
+        model: The model, a ``DRAW`` or any ``sequential`` program with the attributes
+            ``canvas`` and ``likelihood``.
         guide: The guide.
-        data: What it looks at, in any form that ``fit`` takes in memory; the first ``num`` rows.
+        data: What it looks at, in any form that ``fit`` takes in memory; the first ``num``
+            rows.
         num: How many images.
-        given: What else the model needs to generate, by name: ``{"y": y}`` for a ``ConditionalDRAW``, with a row
-            for each image.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        given: What else the model needs to generate, by name: ``{"y": y}`` for a
+            ``ConditionalDRAW``, with a row for each image.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Raises:
         TypeError: If the model has no canvas.
@@ -70,13 +76,23 @@ def canvases(
     """
     canvas, likelihood = getattr(model, "canvas", None), getattr(model, "likelihood", None)
     if not isinstance(canvas, Canvas) or not callable(likelihood):
-        raise TypeError(f"model must paint on a canvas, as models.DRAW does, got {name_of(model)}.")
+        raise TypeError(
+            f"model must paint on a canvas, as models.DRAW does, got {name_of(model)}."
+        )
     if (guide is None) != (data is None):
         raise ValueError("guide and data must be given together: the guide looks at the data.")
     num, device = as_count("num", num), canvas.start.device
-    with seeded(seed), pyro.validation_enabled(False), evaluating(model, guide), local_parameters():
+    with (
+        seeded(seed),
+        pyro.validation_enabled(False),
+        evaluating(model, guide),
+        local_parameters(),
+    ):
         if guide is None:
-            others = {name: torch.as_tensor(value).to(device) for name, value in (given or {}).items()}
+            others = {
+                name: torch.as_tensor(value).to(device)
+                for name, value in (given or {}).items()
+            }
             states = states_of(model, batch_size=num, **others)
         else:
             arguments = [

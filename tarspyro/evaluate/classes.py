@@ -8,15 +8,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers, shown
+from tarspyro.arguments import as_numbers, format_value
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.infer.traces import PairError, Program, name_of
-from tarspyro.modules import preserved_rng
+from tarspyro.scopes import preserved_rng
 
 
 def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
-    """Returns the class probabilities q(y | x) of each data point, in evaluation mode and without gradients.
+    """Returns the class probabilities q(y | x) of each data point, in evaluation mode and
+    without gradients.
 
     Arguments:
         guide: The guide, such as ``guides.SemiSupervisedVAE``.
@@ -41,13 +42,17 @@ def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
 
     def probabilities(*arguments: Tensor) -> Tensor:
         if not isinstance(site, str):
-            raise TypeError(f"site must be the name of a latent class, got {shown(site)}.")
+            raise TypeError(
+                f"site must be the name of a latent class, got {format_value(site)}."
+            )
         nodes: Any = poutine.trace(guide).get_trace(*arguments).nodes
         probs: Tensor | None = None
         if site in nodes and not nodes[site]["is_observed"]:
             probs = getattr(as_discrete(nodes[site]["fn"]), "probs", None)
         if probs is None:
-            raise PairError(f"{name_of(guide)} has no class probabilities: site={site!r} is not a latent class of it.")
+            raise PairError(
+                f"{name_of(guide)} has no class probabilities: site={site!r} is not a latent class of it."
+            )
         return probs
 
     with preserved_rng():  # the guide draws what it is not asked for
@@ -70,5 +75,7 @@ def accuracy(guide: Program, x: Any, y: Any, *, site: str = "y") -> float:
     right = as_numbers("y", y).to(found.device)
     right = right.argmax(-1) if right.dim() > 1 else right
     if len(found) != len(right):
-        raise ValueError(f"y must have a class for each of the {len(found)} rows of x, got {len(right)}.")
+        raise ValueError(
+            f"y must have a class for each of the {len(found)} rows of x, got {len(right)}."
+        )
     return (found == right).double().mean().item()

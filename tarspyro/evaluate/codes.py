@@ -12,11 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers, check_choice, check_number, shown
-from tarspyro.batches import as_float
-from tarspyro.checks import explaining
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_number, format_value
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import by_batch, codes_of, seeded
+from tarspyro.infer.matching import explaining
 from tarspyro.infer.traces import (
     InputError,
     PairError,
@@ -29,18 +28,22 @@ from tarspyro.infer.traces import (
     sample_sites,
     trace_pair,
 )
-from tarspyro.modules import evaluating, local_parameters, preserved_rng
+from tarspyro.inputs import as_float
+from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 
 # How many draws of the other latent variables a posterior mean is averaged over.
 _DRAWS = 100
 
 
-def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int | None = None) -> Any:
+def embed(
+    guide: Program, x: Any, *, site: str | None = None, num_samples: int | None = None
+) -> Any:
     r"""Returns the posterior mean of each data point: never a draw, unless asked for.
 
-    In evaluation mode and without gradients. Where the guide has several latent variables, one of them may hang on
-    draws of others, as in a hierarchy; its posterior is then a mixture, whose mean is estimated by the average of 100
-    conditional means, with the same noise every time:
+    In evaluation mode and without gradients. Where the guide has several latent variables, one
+    of them may hang on draws of others, as in a hierarchy; its posterior is then a mixture,
+    whose mean is estimated by the average of 100 conditional means, with the same noise every
+    time:
 
     .. math:: \mathbb{E}_{q(z_2 \mid x)}[z_2] \approx \frac{1}{100} \sum_s \mathbb{E}_{q(z_2 \mid z_1^s)}[z_2],
               \qquad z_1^s \sim q(z_1 \mid x)
@@ -52,7 +55,8 @@ def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int |
         num_samples: Return so many draws from the posterior in place of its mean.
 
     Returns:
-        Shape ``(N, *event)``, or ``(num_samples, N, *event)``: an array for arrays, a tensor for tensors.
+        Shape ``(N, *event)``, or ``(num_samples, N, *event)``: an array for arrays, a tensor
+        for tensors.
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
@@ -66,20 +70,25 @@ def embed(guide: Program, x: Any, *, site: str | None = None, num_samples: int |
 
     def draws(*arguments: Tensor) -> Tensor:
         (name,) = _chosen(_latent_sites(guide, arguments), site)
-        return _in_many_runs(guide, arguments, num_samples, lambda node: node["value"])[name].movedim(0, 1)
+        return _in_many_runs(guide, arguments, num_samples, lambda node: node["value"])[
+            name
+        ].movedim(0, 1)
 
     codes = by_batch(draws, guide, guide, x)
     return np.moveaxis(codes, 1, 0) if isinstance(codes, np.ndarray) else codes.movedim(1, 0)
 
 
-def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: int = 100) -> Any:
+def activity(
+    guide: Program, x: Any, *, site: str | None = None, num_particles: int = 100
+) -> Any:
     r"""Returns how much the posterior mean of each latent unit moves with the data.
 
     .. math:: A_u = \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big)
 
-    (Burda et al. 2015, arXiv:1509.00519, section 2.) Where u hangs on draws of other latent variables, its posterior
-    mean is the average of its conditional means given ``num_particles`` draws of them, and the variance that these
-    draws add is taken off, so that the estimate is unbiased; of a unit that is not used it may be below zero.
+    (Burda et al. 2015, arXiv:1509.00519, section 2.) Where u hangs on draws of other latent
+    variables, its posterior mean is the average of its conditional means given
+    ``num_particles`` draws of them, and the variance that these draws add is taken off, so
+    that the estimate is unbiased; of a unit that is not used it may be below zero.
 
     Arguments:
         guide: The guide.
@@ -88,8 +97,8 @@ def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: 
         num_particles: How many draws of the other latent variables.
 
     Returns:
-        Numbers of the latent variable's event shape, or for several latent variables a mapping from their names, in
-        order, to such: arrays for arrays, tensors for tensors.
+        Numbers of the latent variable's event shape, or for several latent variables a mapping
+        from their names, in order, to such: arrays for arrays, tensors for tensors.
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
@@ -105,7 +114,12 @@ def activity(guide: Program, x: Any, *, site: str | None = None, num_particles: 
 
 
 def active_units(
-    guide: Program, x: Any, *, site: str | None = None, threshold: float = 0.01, num_particles: int = 100
+    guide: Program,
+    x: Any,
+    *,
+    site: str | None = None,
+    threshold: float = 0.01,
+    num_particles: int = 100,
 ) -> Any:
     r"""Returns which latent units the guide uses.
 
@@ -121,28 +135,53 @@ def active_units(
         num_particles: See ``activity``.
 
     Returns:
-        Booleans of the latent variable's event shape, or for several latent variables a mapping from their names to
+        Booleans of the latent variable's event shape, or for several latent variables a
+        mapping from their names to
         such: arrays for arrays, tensors for tensors.
     """
     check_number("threshold", threshold)
     found = activity(guide, x, site=site, num_particles=num_particles)
-    return {n: part > threshold for n, part in found.items()} if isinstance(found, dict) else found > threshold
+    return (
+        {n: part > threshold for n, part in found.items()}
+        if isinstance(found, dict)
+        else found > threshold
+    )
 
 
 def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, Any]:
     trace = poutine.trace(guide).get_trace(*arguments)
-    observed = sorted(name for name, node in sample_sites(trace) if node["is_observed"] and not is_factor(node))
+    observed = sorted(
+        name
+        for name, node in sample_sites(trace)
+        if node["is_observed"] and not is_factor(node)
+    )
     if observed:
-        raise PairError(f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's, give that.")
+        raise PairError(
+            f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's, give that."
+        )
     return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
 
 
-def _check_rows(guide: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Any]) -> None:
-    """Raises if x is one row, whose numbers the plate takes for rows: then all of them have the code of the row."""
+def _check_rows(
+    guide: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Any]
+) -> None:
+    """Raises if x is one row, whose numbers the plate takes for rows: then all of them have
+    the code of the row.
+    """
     x, *others = arguments
-    if others or not torch.is_tensor(x) or x.dim() != 1 or len(x) < 2 or not x.is_floating_point():
+    if (
+        others
+        or not torch.is_tensor(x)
+        or x.dim() != 1
+        or len(x) < 2
+        or not x.is_floating_point()
+    ):
         return
-    codes = {name: distribution_mean(node["fn"]) for name, node in latent.items() if _has_mean(node["fn"])}
+    codes = {
+        name: distribution_mean(node["fn"])
+        for name, node in latent.items()
+        if _has_mean(node["fn"])
+    }
     if not codes or not all(bool((code == code[:1]).all()) for code in codes.values()):
         return
     try:
@@ -151,9 +190,14 @@ def _check_rows(guide: Program, arguments: tuple[Tensor, ...], latent: Mapping[s
             other = _latent_sites(guide, (x + 1,))
     except (RuntimeError, ValueError, TypeError):
         return  # it takes no rows of more numbers
-    depends = any(bool((distribution_mean(other[name]["fn"]) != code).any()) for name, code in codes.items())
+    depends = any(
+        bool((distribution_mean(other[name]["fn"]) != code).any())
+        for name, code in codes.items()
+    )
     if depends and all(node["value"].shape[:1] == (1,) for node in whole.values()):
-        raise InputError(f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension, x.unsqueeze(0).")
+        raise InputError(
+            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension, x.unsqueeze(0)."
+        )
 
 
 def _has_mean(distribution: Any) -> bool:
@@ -166,25 +210,34 @@ def _has_mean(distribution: Any) -> bool:
 def _in_many_runs(
     guide: Program, arguments: tuple[Tensor, ...], num_runs: int, read: Callable[[Any], Tensor]
 ) -> dict[str, Tensor]:
-    """What is read off each latent site in so many runs at once: shape ``(num_runs, N, *event)``."""
+    """What is read off each latent site in so many runs at once: shape ``(num_runs, N,
+    *event)``.
+    """
     trace = poutine.trace(guide).get_trace(*arguments)
     shapes = {name: node["value"].shape for name, node in sample_sites(trace)}
     runs = particle_plate(guide, num_runs, nesting_of(trace))
-    return {name: read(node).reshape(-1, *shapes[name]) for name, node in _latent_sites(runs, arguments).items()}
+    return {
+        name: read(node).reshape(-1, *shapes[name])
+        for name, node in _latent_sites(runs, arguments).items()
+    }
 
 
 def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) -> list[str]:
     if not latent:
         raise PairError("The guide has no latent variables: it draws nothing.")
     if not isinstance(site, str | None):
-        raise TypeError(f"site must be the name of a latent variable, got {shown(site)}.")
+        raise TypeError(
+            f"site must be the name of a latent variable, got {format_value(site)}."
+        )
     chosen = list(latent) if site is None else [site]
     if not set(chosen) <= latent.keys() or (len(chosen) > 1 and not several):
-        raise ValueError(f"site must be one of {sorted(latent)}, got {shown(site)}.")
+        raise ValueError(f"site must be one of {sorted(latent)}, got {format_value(site)}.")
     return chosen
 
 
-def _posterior_means(guide: Program, x: Any, site: str | None, num_draws: int, several: bool) -> Any:
+def _posterior_means(
+    guide: Program, x: Any, site: str | None, num_draws: int, several: bool
+) -> Any:
     """By site the posterior means, and the squared standard errors of their estimates."""
 
     def moments(*arguments: Tensor) -> dict[str, Tensor]:
@@ -192,9 +245,15 @@ def _posterior_means(guide: Program, x: Any, site: str | None, num_draws: int, s
         chosen = _chosen(latent, site, several)
         _check_rows(guide, arguments, latent)
         if len(latent) == 1:  # its mean hangs on no draws
-            means = {chosen[0]: distribution_mean(latent[chosen[0]]["fn"]).expand(2, *latent[chosen[0]]["value"].shape)}
+            means = {
+                chosen[0]: distribution_mean(latent[chosen[0]]["fn"]).expand(
+                    2, *latent[chosen[0]]["value"].shape
+                )
+            }
         else:
-            means = _in_many_runs(guide, arguments, num_draws, lambda node: distribution_mean(node["fn"]))
+            means = _in_many_runs(
+                guide, arguments, num_draws, lambda node: distribution_mean(node["fn"])
+            )
         return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
 
     with preserved_rng(seed=0):  # where draws matter, they are the same every time
@@ -203,7 +262,8 @@ def _posterior_means(guide: Program, x: Any, site: str | None, num_draws: int, s
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    # From differences to the first, so that means which are all the same stay exactly as they are.
+    # From differences to the first, so that means which are all the same stay exactly as they
+    # are.
     moved = values - values[0]
     return values[0] + moved.mean(0), moved.var(0) / len(values)
 
@@ -229,34 +289,42 @@ def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> A
 
 
 def decode(
-    model: Program, z: Any, *, given: Mapping[str, Any] | None = None, latent: str = "z", site: str = "x"
+    model: Program,
+    z: Any,
+    *,
+    given: Mapping[str, Any] | None = None,
+    latent: str = "z",
+    site: str = "x",
 ) -> Any:
-    """Returns the mean of the likelihood given values of a latent variable; the model draws the others.
+    """Returns the mean of the likelihood given values of a latent variable; the model draws
+    the others.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         z: Values of the latent variable, with shape ``(N, *event)``.
-        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
-            row for each code, or one row for all.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a
+            ``ConditionalVAE``, with a row for each code, or one row for all.
         latent: The name of the latent variable.
         site: The observed site to decode.
 
     Raises:
         PairError: If the model does not generate.
-        ValueError: If something given has another number of rows or is nothing that the model takes, or ``latent`` or
-            ``site`` is none of the model's sites.
+        ValueError: If something given has another number of rows or is nothing that the model
+            takes, or ``latent`` or ``site`` is none of the model's sites.
     """
 
     def mean(values: Tensor, *rows: Tensor) -> Tensor:
         conditioned = poutine.trace(poutine.condition(model, {latent: values}))
-        trace = conditioned.get_trace(batch_size=len(values), **dict(zip(others, rows, strict=True)))
+        trace = conditioned.get_trace(
+            batch_size=len(values), **dict(zip(others, rows, strict=True))
+        )
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
         return distribution_mean(_named(trace, site)["fn"])
 
     _check_generates(model)
     for name, value in (("latent", latent), ("site", site)):
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be the name of a site, got {shown(value)}.")
+            raise TypeError(f"{name} must be the name of a site, got {format_value(value)}.")
     others = _rows(model, given, len(codes_of(z)))
     with preserved_rng():  # the model draws what it is not asked for
         return by_batch(mean, None, model, z, beside=list(others.values()))
@@ -277,25 +345,29 @@ def sample(
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
         num_samples: How many to generate.
-        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a ``ConditionalVAE``, with a
-            row for each sample, or one row for all.
+        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a
+            ``ConditionalVAE``, with a row for each sample, or one row for all.
         site: The site to return; or several, which are returned in a mapping by their names.
-        length: The number of steps of a model of sequences, whose sites are named before their step: ``"x"`` for
-            ``x_0``, ``x_1``, ..., of shape ``(num_samples, length, *event)``.
-        mean: Return the mean of the site's distribution in place of a draw from it: what papers show of Bernoulli
-            likelihoods.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        length: The number of steps of a model of sequences, whose sites are named before their
+            step: ``"x"`` for ``x_0``, ``x_1``, ..., of shape ``(num_samples, length,
+                *event)``.
+        mean: Return the mean of the site's distribution in place of a draw from it: what
+            papers show of Bernoulli likelihoods.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Raises:
         PairError: If the model does not generate, or has no prior that can be drawn from.
-        ValueError: If something given has another number of rows or is nothing that the model takes, or ``site`` is
-            none of the model's sites.
+        ValueError: If something given has another number of rows or is nothing that the model
+            takes, or ``site`` is none of the model's sites.
     """
     _check_generates(model)
     num_samples = as_count("num_samples", num_samples)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = None if parameter is None else parameter.device
-    others: dict[str, Any] = {name: value.to(device) for name, value in _rows(model, given, num_samples).items()}
+    others: dict[str, Any] = {
+        name: value.to(device) for name, value in _rows(model, given, num_samples).items()
+    }
     if length is not None:
         others["length"] = as_count("length", length)
     with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
@@ -303,9 +375,13 @@ def sample(
             with explaining([model], list(others.values())):
                 trace = poutine.trace(model).get_trace(batch_size=num_samples, **others)
         except NotImplementedError:
-            raise PairError(f"{name_of(model)} has no prior that can be drawn from: decode codes instead.") from None
+            raise PairError(
+                f"{name_of(model)} has no prior that can be drawn from: decode codes instead."
+            ) from None
     if not isinstance(site, str | Sequence):
-        raise TypeError(f"site must be the name of a site, or a list of names, got {shown(site)}.")
+        raise TypeError(
+            f"site must be the name of a site, or a list of names, got {format_value(site)}."
+        )
     wanted = [site] if isinstance(site, str) else site
 
     def value(name: str) -> Tensor:
@@ -328,12 +404,18 @@ def _named(trace: Any, site: str) -> Any:
 def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
     """What is given, with so many rows."""
     if not isinstance(given, Mapping | None):
-        raise TypeError(f"given must be a mapping from the names of the model's arguments, got {shown(given)}.")
+        raise TypeError(
+            f"given must be a mapping from the names of the model's arguments, got {format_value(given)}."
+        )
     parameters, rows = _parameters(model), {}
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    open_ended = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
     for name, value in (given or {}).items():
         if name not in parameters and not open_ended:
-            raise ValueError(f"given has {name!r}, which {name_of(model)} does not take: it takes {list(parameters)}.")
+            raise ValueError(
+                f"given has {name!r}, which {name_of(model)} does not take: it takes {list(parameters)}."
+            )
         part = as_float(as_numbers(f"given[{name!r}]", value), model)
         if not part.dim() or len(part) not in (1, count):
             raise ValueError(
@@ -353,6 +435,8 @@ def _check_generates(model: Program) -> None:
 
 def _parameters(model: Program) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+        return inspect.signature(
+            model.forward if isinstance(model, nn.Module) else model
+        ).parameters
     except ValueError:  # a builtin does not tell
         return {}

@@ -1,4 +1,6 @@
-"""The densities of a pair at given values of its latent variables, for each particle and each data point."""
+"""The densities of a pair at given values of its latent variables, for each particle and each
+data point.
+"""
 
 __all__ = ["Densities", "LogDensities", "latent_sites", "log_densities"]
 
@@ -12,8 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers, shown
-from tarspyro.batches import as_float
+from tarspyro.arguments import as_numbers, format_value
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
@@ -30,7 +31,8 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.modules import preserved_rng
+from tarspyro.inputs import as_float
+from tarspyro.scopes import preserved_rng
 
 Values = Mapping[str, Tensor]
 
@@ -42,8 +44,11 @@ class LogDensities(NamedTuple):
     guide: Any
 
 
-def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) -> LogDensities:
-    """Returns log p(x, z) and log q(z | x) at values of the latent variables that the caller chose.
+def log_densities(
+    model: Program, guide: Program, x: Any, z: Mapping[str, Any]
+) -> LogDensities:
+    """Returns log p(x, z) and log q(z | x) at values of the latent variables that the caller
+    chose.
 
     Such as draws of the true posterior, or the points of a grid.
 
@@ -54,10 +59,12 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
         z: For each latent site, values with shape ``(N, num_samples, *event)``.
 
     Returns:
-        A tuple (model, guide), in nats, each with shape ``(N, num_samples)``: arrays for arrays, tensors for tensors.
+        A tuple (model, guide), in nats, each with shape ``(N, num_samples)``: arrays for
+        arrays, tensors for tensors.
 
     Raises:
-        PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate.
+        PairError: If the halves differ in their latent sites, or one is not continuous or not
+            in the data's plate.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -73,19 +80,36 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
         (torch.Size([3, 5]), torch.Size([3, 5]))
     """
     if not isinstance(z, Mapping) or not z:
-        raise TypeError(f"z must be a mapping from the latent sites to their values, got {shown(z)}.")
-    names, values = list(z), [as_float(as_numbers(f"z[{name!r}]", value), model, guide) for name, value in z.items()]
-    if min(value.dim() for value in values) < 2 or len({value.shape[:2] for value in values}) > 1:
+        raise TypeError(
+            f"z must be a mapping from the latent sites to their values, got {format_value(z)}."
+        )
+    names, values = (
+        list(z),
+        [
+            as_float(as_numbers(f"z[{name!r}]", value), model, guide)
+            for name, value in z.items()
+        ],
+    )
+    if (
+        min(value.dim() for value in values) < 2
+        or len({value.shape[:2] for value in values}) > 1
+    ):
         shapes = [tuple(value.shape) for value in values]
-        raise ValueError(f"z must hold values of shape (N, num_samples, *event) for one N, got shapes {shapes}.")
+        raise ValueError(
+            f"z must hold values of shape (N, num_samples, *event) for one N, got shapes {shapes}."
+        )
     num_samples = values[0].shape[1]
 
     def evaluated(*rows: Tensor) -> Tensor:
         arguments, rows = rows[: -len(names)], rows[-len(names) :]
-        structure = structure_of(model, guide, arguments, {}, particles=num_samples, observed=True)
+        structure = structure_of(
+            model, guide, arguments, {}, particles=num_samples, observed=True
+        )
         densities = Densities(model, guide, arguments, structure)
         if set(names) != densities.latent.keys():
-            raise ValueError(f"z must hold values of {sorted(densities.latent)}, got those of {sorted(names)}.")
+            raise ValueError(
+                f"z must hold values of {sorted(densities.latent)}, got those of {sorted(names)}."
+            )
         data_dim = densities.data_dim
         at = {
             name: value.movedim(0, data_dim - densities.latent[name]["fn"].event_dim)
@@ -95,16 +119,20 @@ def log_densities(model: Program, guide: Program, x: Any, z: Mapping[str, Any]) 
         return both.reshape(2, num_samples, -1).permute(2, 1, 0)
 
     with preserved_rng():  # the pair draws before it is told its values
-        result = by_batch(evaluated, model, guide, x, beside=values, batch_size=rows_at_once(num_samples))
+        result = by_batch(
+            evaluated, model, guide, x, beside=values, batch_size=rows_at_once(num_samples)
+        )
     return LogDensities(result[..., 0], result[..., 1])
 
 
 class Densities:
-    r"""log p(z), log p(x | z) and log q(z | x) as functions of z, for continuous latent variables of data points.
+    r"""log p(z), log p(x | z) and log q(z | x) as functions of z, for continuous latent
+    variables of data points.
 
-    Values and densities have the particles on the left of the pair's plates, as inside ``particle_plate``; the
-    densities keep the dimensions of the particles and of the plates that hold all sites, the data points', and have
-    size one in others. Scales do not enter, masks do, as in ``log_weights``.
+    Values and densities have the particles on the left of the pair's plates, as inside
+    ``particle_plate``; the densities keep the dimensions of the particles and of the plates
+    that hold all sites, the data points', and have size one in others. Scales do not enter,
+    masks do, as in ``log_weights``.
 
     Arguments:
         model: The model.
@@ -113,16 +141,21 @@ class Densities:
         structure: The structure of the pair.
 
     Raises:
-        PairError: If the halves differ in their latent sites, or one is not continuous or not in the data's plate, or
-            they cannot take a plate of particles.
+        PairError: If the halves differ in their latent sites, or one is not continuous or not
+            in the data's plate, or they cannot take a plate of particles.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Sequence[Tensor], structure: Structure) -> None:
+    def __init__(
+        self, model: Program, guide: Program, arguments: Sequence[Tensor], structure: Structure
+    ) -> None:
         nesting = structure.nesting
         self.model, self.guide, self.arguments, self.nesting = model, guide, arguments, nesting
         with preserved_rng():
             model_trace, guide_trace = trace_pair(
-                particle_plate(model, 1, nesting), particle_plate(guide, 1, nesting), arguments, {}
+                particle_plate(model, 1, nesting),
+                particle_plate(guide, 1, nesting),
+                arguments,
+                {},
             )
         self.latent, _ = latent_sites(model, model_trace)
         guided = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
@@ -158,7 +191,9 @@ class Densities:
 
     def log_guide(self, values: Values) -> Tensor:
         """Returns log q(z | x)."""
-        return self._sum(dict(sample_sites(self.run(self.guide, values)))[name] for name in values)
+        return self._sum(
+            dict(sample_sites(self.run(self.guide, values)))[name] for name in values
+        )
 
     def draws(self, half: Program, count: int) -> dict[str, Tensor]:
         """Returns values of the latent variables as the model or the guide draws them."""
@@ -174,25 +209,33 @@ class Densities:
         return value.reshape([value.shape[dim] for dim in sorted(self.dims)])
 
     def run(self, half: Program, values: Values, count: int | None = None) -> Trace:
-        """Returns a run of the model or the guide with latent variables of the given values, the others drawn."""
+        """Returns a run of the model or the guide with latent variables of the given values,
+        the others drawn.
+        """
         count = len(next(iter(values.values()))) if count is None else count
         program = poutine.condition(particle_plate(half, count, self.nesting), dict(values))
         return poutine.trace(program).get_trace(*self.arguments)
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
-        return sum_of(self.reduce(scale_and_mask(log_prob(site), mask=site["mask"])) for site in sites)
+        return sum_of(
+            self.reduce(scale_and_mask(log_prob(site), mask=site["mask"])) for site in sites
+        )
 
 
 def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[int]]:
-    """Returns the latent sites of a run of the model and the dimensions of the data points' plates.
+    """Returns the latent sites of a run of the model and the dimensions of the data points'
+    plates.
 
     Raises:
-        PairError: If there is no latent site, or one is not continuous or not in the plates that hold all others.
+        PairError: If there is no latent site, or one is not continuous or not in the plates
+            that hold all others.
     """
     sites = dict(sample_sites(trace))
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     if not latent:
-        raise PairError(f"{name_of(model)} has no latent variable: its log-likelihood needs no estimate.")
+        raise PairError(
+            f"{name_of(model)} has no latent variable: its log-likelihood needs no estimate."
+        )
     plates = common_dims(sites.values())
     for name, site in latent.items():
         base = site["fn"]
@@ -219,5 +262,7 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
 def one_dim(model: Program, plates: Sequence[int]) -> int:
     """Returns the dimension of the one plate that holds the data points."""
     if len(plates) != 1:
-        raise PairError(f"{name_of(model)} has {len(plates)} plates around all sites, and a row of x needs to be one.")
+        raise PairError(
+            f"{name_of(model)} has {len(plates)} plates around all sites, and a row of x needs to be one."
+        )
     return plates[0]

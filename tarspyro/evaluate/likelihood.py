@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count
-from tarspyro.batches import as_arguments, each
 from tarspyro.evaluate.batching import by_batch, over_particles
-from tarspyro.infer.elbo import ELBO
+from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
-from tarspyro.modules import preserved_rng
+from tarspyro.inputs import as_arguments, each
+from tarspyro.scopes import preserved_rng
 
 
 class Bound(NamedTuple):
@@ -40,7 +40,9 @@ class Bound(NamedTuple):
 
 
 class LogLikelihood(NamedTuple):
-    """An estimate of log p(x), in nats, and how far to trust it; one number for each data point."""
+    """An estimate of log p(x), in nats, and how far to trust it; one number for each data
+    point.
+    """
 
     log_likelihood: Any
     standard_error: Any
@@ -48,7 +50,9 @@ class LogLikelihood(NamedTuple):
 
 
 def given_by(joint: LogLikelihood, condition: LogLikelihood) -> LogLikelihood:
-    """Returns log p(a | b) = log p(a, b) - log p(b) of two independent estimates: their errors add up."""
+    """Returns log p(a | b) = log p(a, b) - log p(b) of two independent estimates: their errors
+    add up.
+    """
     smaller: Any = torch.minimum if torch.is_tensor(joint.log_likelihood) else np.minimum
     return LogLikelihood(
         joint.log_likelihood - condition.log_likelihood,
@@ -70,34 +74,41 @@ def log_likelihood(
     r"""Estimates the log-likelihood of each data point by importance sampling, in nats.
 
     .. math:: \log p(x_n) \approx \log \frac{1}{K} \sum_{k=1}^K w_{nk}, \qquad
-              w_{nk} = \frac{p(x_n, z_{nk})}{q(z_{nk} \mid x_n)}, \qquad z_{nk} \sim q(z \mid x_n)
+              w_{nk} = \frac{p(x_n, z_{nk})}{q(z_{nk} \mid x_n)}, \qquad z_{nk} \sim q(z \mid
+              x_n)
 
-    In expectation a lower bound that grows with K (Burda et al. 2015, arXiv:1509.00519, eq. 8). Computed in chunks,
-    so that memory does not grow with the number of particles, in evaluation mode and without gradients.
+    In expectation a lower bound that grows with K (Burda et al. 2015, arXiv:1509.00519, eq.
+    8). Computed in chunks, so that memory does not grow with the number of particles, in
+    evaluation mode and without gradients.
 
-    With ``errors``, also the effective sample size (Kong 1992) and the standard error that follows from it by the
-    delta method,
+    With ``errors``, also the effective sample size (Kong 1992) and the standard error that
+    follows from it by the delta method,
 
     .. math:: \mathrm{ESS}_n = \frac{(\sum_k w_{nk})^2}{\sum_k w_{nk}^2}, \qquad
               \sigma_n = \sqrt{1 / \mathrm{ESS}_n - 1 / K}
 
-    Both are themselves estimates, from the weights that were drawn: where the guide misses a mode, neither shows it.
+    Both are themselves estimates, from the weights that were drawn: where the guide misses a
+    mode, neither shows it.
 
     Arguments:
         model: The model.
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
         num_particles: K, the number of draws for each data point.
-        errors: Whether to return a tuple (log_likelihood, standard_error, effective_sample_size).
-        binarize: Whether to draw black and white pixels, once, with the grey values as probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        errors: Whether to return a tuple (log_likelihood, standard_error,
+            effective_sample_size).
+        binarize: Whether to draw black and white pixels, once, with the grey values as
+            probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without weights of their own.
+        PairError: If a site outside the data's plate leaves data points without weights of
+            their own.
         ValueError: If there are too few particles.
 
     Example:
@@ -118,7 +129,9 @@ def log_likelihood(
     def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
         return log_weights(model, guide, *arguments, num_particles=count, structure=structure)
 
-    return from_weights(weights, model, guide, x, num_particles, errors=errors, binarize=binarize, seed=seed)
+    return from_weights(
+        weights, model, guide, x, num_particles, errors=errors, binarize=binarize, seed=seed
+    )
 
 
 def conditional_log_likelihood(
@@ -132,13 +145,16 @@ def conditional_log_likelihood(
     binarize: bool = False,
     seed: int | None = None,
 ) -> Any:
-    r"""Estimates log p(x | y) of each data point by importance sampling, in nats: ``log_likelihood`` given y.
+    r"""Estimates log p(x | y) of each data point by importance sampling, in nats:
+    ``log_likelihood`` given y.
 
     .. math:: \log p(x_n \mid y_n) \approx \log \frac{1}{K} \sum_{k=1}^K
-              \frac{p(x_n, z_{nk} \mid y_n)}{q(z_{nk} \mid x_n, y_n)}, \qquad z_{nk} \sim q(z \mid x, y)
+              \frac{p(x_n, z_{nk} \mid y_n)}{q(z_{nk} \mid x_n, y_n)}, \qquad z_{nk} \sim q(z
+              \mid x, y)
 
-    (Sohn et al. 2015, section 4.1, "importance sampling".) The model is one of x given y, as ``ConditionalVAE`` is. A
-    guide that draws from the prior p(z | y) gives the paper's Monte Carlo estimate, whose noise is larger.
+    (Sohn et al. 2015, section 4.1, "importance sampling".) The model is one of x given y, as
+    ``ConditionalVAE`` is. A guide that draws from the prior p(z | y) gives the paper's Monte
+    Carlo estimate, whose noise is larger.
 
     Arguments:
         model: The model, called with x and y.
@@ -147,8 +163,10 @@ def conditional_log_likelihood(
         y: The condition, likewise.
         num_particles: K, the number of draws for each data point.
         errors: See ``log_likelihood``.
-        binarize: Whether to draw black and white pixels of x, once, with the grey values as probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        binarize: Whether to draw black and white pixels of x, once, with the grey values as
+            probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
@@ -187,9 +205,17 @@ def conditional_log_likelihood(
     if arguments is None:
         raise ValueError("x and y must be in memory: tensors or arrays.")
     with preserved_rng():
-        by_batch(given, model, guide, each(lambda part: part[:1], arguments), check=not binarize)
+        by_batch(
+            given, model, guide, each(lambda part: part[:1], arguments), check=not binarize
+        )
     return log_likelihood(
-        model, guide, (x, y), num_particles=num_particles, errors=errors, binarize=binarize, seed=seed
+        model,
+        guide,
+        (x, y),
+        num_particles=num_particles,
+        errors=errors,
+        binarize=binarize,
+        seed=seed,
     )
 
 
@@ -204,9 +230,13 @@ def from_weights(
     binarize: bool,
     seed: int | None,
 ) -> Any:
-    """Estimates log p(x) by the mean of weights of which log w, one row a particle, is a function of a batch."""
+    """Estimates log p(x) by the mean of weights of which log w, one row a particle, is a
+    function of a batch.
+    """
     if as_count("num_particles", num_particles) < 2 and errors:
-        raise ValueError(f"errors=True needs at least 2 particles or chains, got {num_particles}.")
+        raise ValueError(
+            f"errors=True needs at least 2 particles or chains, got {num_particles}."
+        )
 
     def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
         return moments_of(weights(arguments, count, structure))
@@ -222,12 +252,16 @@ def from_weights(
 
 
 def moments_of(log_w: Tensor) -> Tensor:
-    """Returns the logarithms of the sums of weights and of their squares over the first dimension, in a last one."""
+    """Returns the logarithms of the sums of weights and of their squares over the first
+    dimension, in a last one.
+    """
     return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)], -1)
 
 
 def from_moments(moments: Tensor, num_particles: int) -> Tensor:
-    """Returns the three columns of a ``LogLikelihood``, in a last dimension, for ``moments_of`` so many weights."""
+    """Returns the three columns of a ``LogLikelihood``, in a last dimension, for
+    ``moments_of`` so many weights.
+    """
     log_sum, log_sum_of_squares = moments.unbind(-1)
     effective = (2 * log_sum - log_sum_of_squares).exp()
     # Rounding takes equal weights below zero.
@@ -252,25 +286,38 @@ def elbo(
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
         num_particles: The number of draws for each data point.
-        analytic_kl: Whether to take the KL in closed form where that is legal, as the bound ``ELBO`` does.
-        binarize: Whether to draw black and white pixels, once, with the grey values as probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        analytic_kl: Whether to take the KL in closed form where that is legal, as the bound
+            ``ELBO`` does.
+        binarize: Whether to draw black and white pixels, once, with the grey values as
+            probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
-        A tuple (elbo, reconstruction, kl) with elbo = reconstruction - kl: arrays for arrays, tensors for tensors.
+        A tuple (elbo, reconstruction, kl) with elbo = reconstruction - kl: arrays for arrays,
+        tensors for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without a bound of their own.
+        PairError: If a site outside the data's plate leaves data points without a bound of
+            their own.
     """
     bound = ELBO(analytic_kl=analytic_kl)
 
     def terms(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        return bound.terms_per_point(model, guide, arguments, num_particles=count, structure=structure)
+        return bound.terms_per_point(
+            model, guide, arguments, num_particles=count, structure=structure
+        )
 
     total = over_particles(terms, torch.add, model, guide, num_particles)
     both = by_batch(
-        lambda *a: (total(*a) / num_particles).movedim(0, -1), model, guide, x, binarize=binarize, seed=seed, check=True
+        lambda *a: (total(*a) / num_particles).movedim(0, -1),
+        model,
+        guide,
+        x,
+        binarize=binarize,
+        seed=seed,
+        check=True,
     )
     return Bound(both[..., 0] - both[..., 1], both[..., 0], both[..., 1])
 
@@ -288,22 +335,28 @@ def reconstruction(
 
     .. math:: \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)]
 
-    It says how well the code keeps a data point, and is no likelihood: without the KL term it pays nothing for the
-    information in the code, and mostly exceeds log p(x) by far.
+    It says how well the code keeps a data point, and is no likelihood: without the KL term it
+    pays nothing for the information in the code, and mostly exceeds log p(x) by far.
 
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory: ``(x, y)`` for a ``ConditionalVAE``.
+        x: The data, in any form that ``fit`` takes in memory: ``(x, y)`` for a
+            ``ConditionalVAE``.
         num_particles: The number of draws for each data point.
-        binarize: Whether to draw black and white pixels, once, with the grey values as probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it was.
+        binarize: Whether to draw black and white pixels, once, with the grey values as
+            probabilities.
+        seed: Makes the draws those of this seed, and leaves the caller's random state as it
+            was.
 
     Returns:
         One number for each data point: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without a bound of their own.
+        PairError: If a site outside the data's plate leaves data points without a bound of
+            their own.
     """
-    return elbo(model, guide, x, num_particles=num_particles, binarize=binarize, seed=seed).reconstruction
+    return elbo(
+        model, guide, x, num_particles=num_particles, binarize=binarize, seed=seed
+    ).reconstruction

@@ -1,4 +1,6 @@
-"""A pair of which some elements of the data are missing: chains, weighted codes, and the likelihood of the rest."""
+"""A pair of which some elements of the data are missing: chains, weighted codes, and the
+likelihood of the rest.
+"""
 
 __all__ = ["Missing", "expanded", "log_noise", "trust_of"]
 
@@ -14,8 +16,6 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.arguments import as_count, as_numbers
-from tarspyro.batches import as_arguments, each
-from tarspyro.checks import check_inputs
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.densities import one_dim
 from tarspyro.infer.pairs import check_local, structure_of
@@ -32,6 +32,7 @@ from tarspyro.infer.traces import (
     trace_pair,
     with_values,
 )
+from tarspyro.inputs import as_arguments, check_inputs, each
 
 # How many sets of missing elements the guide is shown for its weighted codes.
 _CHAINS = 20
@@ -47,11 +48,19 @@ Traces = tuple[Trace, Trace]
 class Missing:
     """A pair, of whose observed site some elements are missing.
 
-    ``data`` are the arguments of the pair with x first and numbers where x is missing, ``trust`` is the mask in the
-    shape of x. ``check`` comes first.
+    ``data`` are the arguments of the pair with x first and numbers where x is missing,
+    ``trust`` is the mask in the shape of x. ``check`` comes first.
     """
 
-    def __init__(self, model: Program, guide: Program, site: str, num_rounds: int, *, metropolis: bool = False) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        site: str,
+        num_rounds: int,
+        *,
+        metropolis: bool = False,
+    ) -> None:
         num_rounds = as_count("num_rounds", num_rounds, 0)
         self.model, self.guide, self.site, self.num_rounds = model, guide, site, num_rounds
         self.metropolis, self.nesting, self.dim = metropolis, 0, -1
@@ -61,12 +70,15 @@ class Missing:
 
         Raises:
             InputError: If an observed element does not fit it.
-            PairError: If it does not factorize, there is no such site, or the prior cannot be drawn from.
+            PairError: If it does not factorize, there is no such site, or the prior cannot be
+                drawn from.
             ValueError: If the mask holds probabilities and the elements are not binary.
         """
         start = self._start(data)
         if trust.dtype != torch.bool:
-            binary = isinstance(_elements(self.model, _site(start, self.site)["fn"]), Bernoulli)
+            binary = isinstance(
+                _elements(self.model, _site(start, self.site)["fn"]), Bernoulli
+            )
             if not binary or bool((data[0] * (1 - data[0]))[trust > 0].any()):
                 raise ValueError(
                     f"mask holds probabilities, which are for a Bernoulli {self.site!r} of zeros and ones: give "
@@ -74,7 +86,9 @@ class Missing:
                 )
         complete = (self.filled(start, data[0], trust), *data[1:])
         check_inputs(self.model, self.guide, complete)
-        structure = structure_of(self.model, self.guide, complete, {}, particles=2, observed=True)
+        structure = structure_of(
+            self.model, self.guide, complete, {}, particles=2, observed=True
+        )
         check_local(self.model, structure)
         self.nesting = structure.nesting
         self.dim = one_dim(self.model, structure.groups[0].dims)
@@ -87,20 +101,33 @@ class Missing:
             complete = self.filled(traces[0], data[0], trust)
             proposed = trace_pair(self.model, self.guide, (complete, *data[1:]), {})
             metropolis = self.metropolis and index >= _WARM_UP * self.num_rounds
-            traces = self._accepted(traces, proposed, (complete, *data[1:])) if metropolis else proposed
+            traces = (
+                self._accepted(traces, proposed, (complete, *data[1:]))
+                if metropolis
+                else proposed
+            )
         return traces
 
-    def filled(self, model_trace: Trace, x: Tensor, trust: Tensor, *, mean: bool = False) -> Tensor:
+    def filled(
+        self, model_trace: Trace, x: Tensor, trust: Tensor, *, mean: bool = False
+    ) -> Tensor:
         """Returns x with what is missing drawn at the code of a run, or its mean."""
         elements: Any = _elements(self.model, _site(model_trace, self.site)["fn"])
         other = distribution_mean(elements) if mean else elements.sample()
         if trust.dtype == torch.bool:
             return torch.where(trust, x, other)
         kept = (trust.logit() + elements.log_prob(x) - _COIN).sigmoid()
-        return kept * x + (1 - kept) * other if mean else torch.where(torch.bernoulli(kept).bool(), x, other)
+        return (
+            kept * x + (1 - kept) * other
+            if mean
+            else torch.where(torch.bernoulli(kept).bool(), x, other)
+        )
 
-    def weighed(self, data: Sequence[Any], trust: Tensor, num_particles: int) -> tuple[Trace, Tensor]:
-        """Returns a run of the model at codes of the guide and of the prior, and their log weights.
+    def weighed(
+        self, data: Sequence[Any], trust: Tensor, num_particles: int
+    ) -> tuple[Trace, Tensor]:
+        """Returns a run of the model at codes of the guide and of the prior, and their log
+        weights.
 
         The particles come first, then the rows.
         """
@@ -116,15 +143,22 @@ class Missing:
             rows = [*each(lambda part: part.repeat_interleave(chains, 0), (*data, trust))]
             seen = (_site(self.chain(rows[:-1], rows[-1])[0], self.site)["value"], *rows[1:-1])
             for name, site in _latent(self._run(self.guide, seen, from_guide)).items():
-                by_chain = site["value"].unflatten(dims[name], (-1, chains)).movedim(dims[name], 1)
+                by_chain = (
+                    site["value"].unflatten(dims[name], (-1, chains)).movedim(dims[name], 1)
+                )
                 codes[name] = torch.cat([codes[name], by_chain.flatten(0, 1)])
         run = self._run(self.model, data, num_particles, codes)
         prior = self._density(_site(run, name) for name in codes)
         proposals = [prior.unsqueeze(-1) + math.log(from_prior / num_particles)]
         if chains:
-            under_all = {name: value.repeat_interleave(chains, dims[name]) for name, value in codes.items()}
+            under_all = {
+                name: value.repeat_interleave(chains, dims[name])
+                for name, value in codes.items()
+            }
             guided = self._run(self.guide, seen, num_particles, under_all)
-            density = self._density(_site(guided, name) for name in codes).unflatten(1, (-1, chains))
+            density = self._density(_site(guided, name) for name in codes).unflatten(
+                1, (-1, chains)
+            )
             proposals.append(density + math.log(from_guide / num_particles))
         joint = self._observed(run, data[0], trust)
         return run, joint - torch.cat(proposals, -1).logsumexp(-1)
@@ -132,18 +166,32 @@ class Missing:
     def _observed(self, trace: Trace, x: Tensor, trust: Tensor) -> Tensor:
         """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row."""
         sites = dict(sample_sites(trace))
-        part = {**sites[self.site], "fn": _Observed(self.model, sites[self.site]["fn"], x, trust)}
+        part = {
+            **sites[self.site],
+            "fn": _Observed(self.model, sites[self.site]["fn"], x, trust),
+        }
         return self._density({**sites, self.site: part}.values())
 
-    def _run(self, half: Program, data: Sequence[Any], count: int, codes: dict[str, Tensor] | None = None) -> Trace:
+    def _run(
+        self,
+        half: Program,
+        data: Sequence[Any],
+        count: int,
+        codes: dict[str, Tensor] | None = None,
+    ) -> Trace:
         """Returns a run in a plate of particles, with codes drawn or given."""
         program = particle_plate(half, count, self.nesting)
-        return poutine.trace(program if codes is None else poutine.condition(program, codes)).get_trace(*data)
+        return poutine.trace(
+            program if codes is None else poutine.condition(program, codes)
+        ).get_trace(*data)
 
     def _density(self, sites: Iterable[Site]) -> Tensor:
         """Returns the log density of some sites of a run, of each particle and row."""
         dims = [-self.nesting - 1, self.dim]
-        terms = (reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), dims) for site in sites)
+        terms = (
+            reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), dims)
+            for site in sites
+        )
         total = sum_of(terms)
         return total.reshape(-1, total.shape[self.dim])
 
@@ -152,7 +200,9 @@ class Missing:
         try:
             trace = poutine.trace(self.model).get_trace(*data)
         except NotImplementedError:
-            raise PairError(f"{name_of(self.model)} has no prior that can be drawn from, as the start needs.") from None
+            raise PairError(
+                f"{name_of(self.model)} has no prior that can be drawn from, as the start needs."
+            ) from None
         except (RuntimeError, ValueError, TypeError):
             check_inputs(self.model, self.guide, data)  # says what is wrong
             raise
@@ -160,16 +210,22 @@ class Missing:
         if self.site not in sites:
             if not sites:
                 check_inputs(self.model, self.guide, data)
-            raise PairError(f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name one, site=...")
-        if sites[self.site]["value"].shape != _elements(self.model, sites[self.site]["fn"]).batch_shape:
+            raise PairError(
+                f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name one, site=..."
+            )
+        if (
+            sites[self.site]["value"].shape
+            != _elements(self.model, sites[self.site]["fn"]).batch_shape
+        ):
             check_inputs(self.model, self.guide, data)
         return trace
 
     def _near(self, data: Sequence[Any], trust: Tensor) -> Trace:
-        """A run of the model on codes of its prior, each chosen among several by the likelihood of what is observed.
+        """A run of the model on codes of its prior, each chosen among several by the
+        likelihood of what is observed.
 
-        Little that is observed says little of the code, and then the rounds forget their start slowly; but then many
-        codes of the prior are likely ones.
+        Little that is observed says little of the code, and then the rounds forget their start
+        slowly; but then many codes of the prior are likely ones.
         """
         values: dict[str, Tensor] = {}
         highest = torch.full((), -math.inf)
@@ -177,11 +233,15 @@ class Missing:
             trace = self._start(data)
             sites = _latent(trace)
             log_w = (self._observed(trace, data[0], trust) - self._density(sites.values()))[0]
-            # The highest of the log weights with Gumbel noise is a choice in proportion to the weights.
+            # The highest of the log weights with Gumbel noise is a choice in proportion to the
+            # weights.
             score = log_w - torch.empty_like(log_w).exponential_().log()
             chosen = score > highest.to(score)
             if values:
-                values = {name: self._of_rows(chosen, site, values[name]) for name, site in sites.items()}
+                values = {
+                    name: self._of_rows(chosen, site, values[name])
+                    for name, site in sites.items()
+                }
             else:
                 values = {name: site["value"] for name, site in sites.items()}
             highest = torch.maximum(score, highest.to(score))
@@ -193,13 +253,20 @@ class Missing:
         value: Tensor = site["value"].where(rows, other)
         return value
 
-    def _accepted(self, current: Traces, proposed: Traces, arguments: tuple[Any, ...]) -> Traces:
-        """A run at the proposed codes of the rows that accept them, and at the current ones of the others."""
-        before = trace_pair(self.model, poutine.replay(self.guide, trace=current[1]), arguments, {})
+    def _accepted(
+        self, current: Traces, proposed: Traces, arguments: tuple[Any, ...]
+    ) -> Traces:
+        """A run at the proposed codes of the rows that accept them, and at the current ones of
+        the others.
+        """
+        before = trace_pair(
+            self.model, poutine.replay(self.guide, trace=current[1]), arguments, {}
+        )
         log_ratio = self._log_weights(proposed) - self._log_weights(before)
         accepted, old = torch.rand_like(log_ratio).log() < log_ratio, _latent(before[1])
         values = {
-            name: self._of_rows(accepted, site, old[name]["value"]) for name, site in _latent(proposed[1]).items()
+            name: self._of_rows(accepted, site, old[name]["value"])
+            for name, site in _latent(proposed[1]).items()
         }
         merged = with_values(proposed[1], values)
         return trace_pair(self.model, poutine.replay(self.guide, trace=merged), arguments, {})
@@ -250,10 +317,14 @@ def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
     if arguments is None:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
     if arguments[0] is None:
-        raise ValueError("x must not be None, its elements may be missing: whole modalities are for impute_modalities.")
+        raise ValueError(
+            "x must not be None, its elements may be missing: whole modalities are for impute_modalities."
+        )
     given = expanded("mask", given, arguments[0])
     if not bool(((given >= 0) & (given <= 1)).all()):
-        raise ValueError("mask must hold booleans, or probabilities from 0 to 1: true where an element is observed.")
+        raise ValueError(
+            "mask must hold booleans, or probabilities from 0 to 1: true where an element is observed."
+        )
     whole = (given == 0) | (given == 1)
     return given.bool() if bool(whole.all()) else given.to(arguments[0].dtype)
 
@@ -269,7 +340,9 @@ def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
 
 def _site(trace: Trace, name: str) -> Any:
     if name not in trace.nodes:
-        raise PairError(f"The model and the guide do not have the same sites: {name!r} is missing in one of them.")
+        raise PairError(
+            f"The model and the guide do not have the same sites: {name!r} is missing in one of them."
+        )
     return trace.nodes[name]
 
 

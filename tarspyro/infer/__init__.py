@@ -33,20 +33,26 @@ __all__ = [
     "renyi_bound",
 ]
 
-from tarspyro.infer.adversarial import Adversarial
-from tarspyro.infer.bounds import CIWAE, IWAE, PIWAE, Renyi
-from tarspyro.infer.check import check_pair
-from tarspyro.infer.compiled import Compiled
-from tarspyro.infer.discrepancy import GaussianKernel, InverseMultiquadratic, mmd
-from tarspyro.infer.divergences import Divergence, Hinge, JensenShannon, LeastSquares, Wasserstein
-from tarspyro.infer.elbo import ELBO
-from tarspyro.infer.fivo import FIVO
-from tarspyro.infer.games import Game, Player
-from tarspyro.infer.modalities import ModalityKL, ModalitySubsets
+from tarspyro.infer.bounds.elbo import ELBO
+from tarspyro.infer.bounds.fivo import FIVO
+from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi
+from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets
+from tarspyro.infer.bounds.reductions import renyi_bound
+from tarspyro.infer.bounds.semi_supervised import SemiSupervised
+from tarspyro.infer.compilation.compiled import Compiled
+from tarspyro.infer.compilation.recording import RecordingError
+from tarspyro.infer.games.adversarial import Adversarial
+from tarspyro.infer.games.autoencoders import WAE, AdversarialAutoencoder
+from tarspyro.infer.games.base import Game, Player
+from tarspyro.infer.games.losses import (
+    Divergence,
+    Hinge,
+    JensenShannon,
+    LeastSquares,
+    Wasserstein,
+)
+from tarspyro.infer.games.mmd import GaussianKernel, InverseMultiquadratic, mmd
+from tarspyro.infer.games.vaegan import VAEGAN
+from tarspyro.infer.matching import check_pair
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.recording import RecordingError
-from tarspyro.infer.reductions import renyi_bound
-from tarspyro.infer.semi_supervised import SemiSupervised
 from tarspyro.infer.traces import InputError, PairError
-from tarspyro.infer.vaegan import VAEGAN
-from tarspyro.infer.wasserstein_autoencoders import WAE, AdversarialAutoencoder

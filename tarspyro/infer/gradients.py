@@ -25,7 +25,8 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
 
 
 def reachable_leaves(leaves: Sequence[Tensor]) -> Callable[[Tensor], frozenset[int]]:
-    """Returns a function from a tensor to the identities of those of the leaves that it depends on.
+    """Returns a function from a tensor to the identities of those of the leaves that it
+    depends on.
 
     Every node of the autograd graph is visited once, however many tensors are asked for.
     """
@@ -52,7 +53,9 @@ def reachable_leaves(leaves: Sequence[Tensor]) -> Callable[[Tensor], frozenset[i
     return reachable
 
 
-def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+def with_gradients(
+    value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Tensor:
     """Returns a number that autograd differentiates to the given gradients.
 
     Example:
@@ -67,7 +70,9 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Seque
 
 class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor
+    ) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 

@@ -26,10 +26,18 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.infer.weights import Weights, in_plates, weigh, weigh_one_by_one
-from tarspyro.modules import evaluating, get_rng_states, preserved_rng, set_rng_states
+from tarspyro.scopes import evaluating, get_rng_states, preserved_rng, set_rng_states
 
 # What a program raises on values of a shape that it was not written for.
-_FAILURES = (RuntimeError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, AssertionError)
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    NotImplementedError,
+    AssertionError,
+)
 
 
 def structure_of(
@@ -44,13 +52,15 @@ def structure_of(
     whole: bool = False,
     observed: bool = False,
 ) -> Structure:
-    """Finds the structure of a pair by a few runs that leave no mark on random state and statistics.
+    """Finds the structure of a pair by a few runs that leave no mark on random state and
+    statistics.
 
-    With several particles the structure is tried out on the draws of two runs. A run that takes the draws of some
-    data points from the first and those of the others from the second must give each data point the weight of its
-    draws, and derivatives must agree. Where they do not, data points depend on each other, and there is one weight of
-    all data. A run of both together in a plate of particles must give each the weights that it has alone. Where it does
-    not, or fails, the program cannot take such a plate.
+    With several particles the structure is tried out on the draws of two runs. A run that
+    takes the draws of some data points from the first and those of the others from the second
+    must give each data point the weight of its draws, and derivatives must agree. Where they
+    do not, data points depend on each other, and there is one weight of all data. A run of
+    both together in a plate of particles must give each the weights that it has alone. Where
+    it does not, or fails, the program cannot take such a plate.
 
     Arguments:
         model: The model.
@@ -72,13 +82,17 @@ def structure_of(
             return structure
         training = any(getattr(program, "training", False) for program in (model, guide))
         with evaluating(model, guide):
-            if training:  # where noise and statistics of the batch would tie data points together
+            if (
+                training
+            ):  # where noise and statistics of the batch would tie data points together
                 traces = list(trace_pair(model, guide, args, kwargs))
             tried = structure.whole if whole else structure
             trial = _Trial(model, guide, args, kwargs, tried, traces[0], traces[1])
             if not tried.joint and not trial.data_points_are_independent():
                 structure = trial.structure = structure.whole
-            return replace(structure, vectorized=vectorize and trial.takes_a_plate(min(groups, 2)))
+            return replace(
+                structure, vectorized=vectorize and trial.takes_a_plate(min(groups, 2))
+            )
 
 
 class _Trial:
@@ -98,33 +112,57 @@ class _Trial:
         self.args, self.kwargs = args, kwargs
         self.indices = [only(trace, site_is_subsample) for trace in (model_trace, guide_trace)]
         self.traces = [(model_trace, guide_trace)]
-        shared: dict[str, Any] = {name: guide_trace.nodes[name]["value"] for name in structure.shared}
+        shared: dict[str, Any] = {
+            name: guide_trace.nodes[name]["value"] for name in structure.shared
+        }
         self.traces.append(self.run(model, guide, shared))
-        self.noise = get_rng_states()  # of what is no site, the same in all runs that are compared
+        self.noise = (
+            get_rng_states()
+        )  # of what is no site, the same in all runs that are compared
         self.guide_is_known = True
         try:
             self.weights(self.traces[0])
         except _FAILURES:
-            self.guide_is_known = False  # some flows know their densities at their own draws alone
+            self.guide_is_known = (
+                False  # some flows know their densities at their own draws alone
+            )
 
-    def run(self, model: Program, guide: Program, values: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
+    def run(
+        self, model: Program, guide: Program, values: Mapping[str, Tensor]
+    ) -> tuple[Trace, Trace]:
         """Runs the pair on the same rows of subsampled plates, with given draws."""
-        given = with_values(only(self.traces[0][1], lambda site: site["name"] in values), values)
+        given = with_values(
+            only(self.traces[0][1], lambda site: site["name"] in values), values
+        )
         for name, site in self.indices[1].nodes.items():
             given.add_node(name, **site)
-        halves = poutine.replay(model, trace=self.indices[0]), poutine.replay(guide, trace=given)
+        halves = (
+            poutine.replay(model, trace=self.indices[0]),
+            poutine.replay(guide, trace=given),
+        )
         return trace_pair(*halves, self.args, self.kwargs)
 
     def weights(self, traces: tuple[Trace, Trace]) -> Weights:
-        """The weights of a run, from what its values are, and not from what samplers remember of them."""
+        """The weights of a run, from what its values are, and not from what samplers remember
+        of them.
+        """
         plain = [
-            with_values(trace, {n: site["value"].clone() for n, site in sample_sites(trace) if not site["is_observed"]})
+            with_values(
+                trace,
+                {
+                    n: site["value"].clone()
+                    for n, site in sample_sites(trace)
+                    if not site["is_observed"]
+                },
+            )
             for trace in traces
         ]
         guide_trace = plain[1] if self.guide_is_known else Trace()
         return weigh(self.model, plain[0], guide_trace, self.structure, scales="none")
 
-    def again(self, values: Mapping[str, Tensor], halves: tuple[Program, Program] | None = None) -> Weights:
+    def again(
+        self, values: Mapping[str, Tensor], halves: tuple[Program, Program] | None = None
+    ) -> Weights:
         """The weights of given draws."""
         set_rng_states(self.noise)
         return self.weights(self.run(*(halves or (self.model, self.guide)), values))
@@ -146,23 +184,31 @@ class _Trial:
     def data_points_are_independent(self) -> bool:
         """Whether each data point's weight is a function of its own draws.
 
-        Two mixtures of both runs' draws, data point by data point at random, must give each the weight of its draws.
-        And no density may have a derivative in another data point's draws, which shows what is too small to be seen.
+        Two mixtures of both runs' draws, data point by data point at random, must give each
+        the weight of its draws. And no density may have a derivative in another data point's
+        draws, which shows what is too small to be seen.
         """
         try:
             draws = self.draws
             first, second = (self.again(self._run_of(k)) for k in (1, 2))
             for _ in range(2):
-                turns = [torch.rand_like(group.log_joint[0, 0]) < 0.5 for group in first.groups]
+                turns = [
+                    torch.rand_like(group.log_joint[0, 0]) < 0.5 for group in first.groups
+                ]
                 values = {}
                 for name, (site, one, other) in draws.items():
                     place = self.structure.group(name, site)
                     values[name] = one
                     if place != SHARED:
-                        values[name] = torch.where(first.groups[place].spread(turns[place], site), other, one)
+                        values[name] = torch.where(
+                            first.groups[place].spread(turns[place], site), other, one
+                        )
                 mixed = self.again(values)
                 for place, turn in enumerate(turns):
-                    own = [weights.groups[place].log_weights[0, 0] for weights in (first, second, mixed)]
+                    own = [
+                        weights.groups[place].log_weights[0, 0]
+                        for weights in (first, second, mixed)
+                    ]
                     if not _close(torch.where(turn, own[1], own[0]), own[2]):
                         return False
             return self._have_derivatives_of_their_own(draws)
@@ -171,8 +217,12 @@ class _Trial:
                 raise
             return False
 
-    def _have_derivatives_of_their_own(self, draws: Mapping[str, tuple[Site, Tensor, Tensor]]) -> bool:
-        """Whether densities of some data points, chosen at random, have no derivative in the draws of the others."""
+    def _have_derivatives_of_their_own(
+        self, draws: Mapping[str, tuple[Site, Tensor, Tensor]]
+    ) -> bool:
+        """Whether densities of some data points, chosen at random, have no derivative in the
+        draws of the others.
+        """
         values = {name: draw[1] for name, draw in draws.items()}
         with torch.enable_grad():
             leaves = {
@@ -192,12 +242,16 @@ class _Trial:
                 ]
                 if not leaves or not parts:
                     return True
-                found = torch.autograd.grad(sum_of(parts), list(leaves.values()), retain_graph=True, allow_unused=True)
+                found = torch.autograd.grad(
+                    sum_of(parts), list(leaves.values()), retain_graph=True, allow_unused=True
+                )
                 for name, derivative in zip(leaves, found, strict=True):
                     if derivative is not None:
                         site = draws[name][0]
                         place = self.structure.group(name, site)
-                        others = torch.where(groups[place].spread(chosen[place], site), 0.0, derivative)
+                        others = torch.where(
+                            groups[place].spread(chosen[place], site), 0.0, derivative
+                        )
                         if bool((others.nan_to_num() != 0).any()):
                             return False
         return True
@@ -211,9 +265,15 @@ class _Trial:
             for name, (site, one, other) in draws.items():
                 shared = self.structure.group(name, site) == SHARED
                 both = torch.stack([one] if shared else [one, other])
-                both = both.reshape(both.shape[:1] + (1,) * (nesting + site["fn"].event_dim - one.dim()) + one.shape)
+                both = both.reshape(
+                    both.shape[:1]
+                    + (1,) * (nesting + site["fn"].event_dim - one.dim())
+                    + one.shape
+                )
                 values[name] = both if groups == 1 else both.expand(groups, *both.shape)
-            together = self.again(values, in_plates(self.model, self.guide, groups, 2, self.structure))
+            together = self.again(
+                values, in_plates(self.model, self.guide, groups, 2, self.structure)
+            )
             alone = [self.again(self._run_of(k)) for k in (1, 2)]
         except _FAILURES as error:
             if isinstance(error, PairError):
@@ -228,7 +288,9 @@ class _Trial:
         return agree or self._is_noisy(alone[0])
 
     def _is_noisy(self, first: Weights) -> bool:
-        """Whether the programs draw random numbers that are no sites, of which particles have others than one alone."""
+        """Whether the programs draw random numbers that are no sites, of which particles have
+        others than one alone.
+        """
         torch.rand(())
         again = self.weights(self.run(self.model, self.guide, self._run_of(1)))
         pairs = zip(first.groups, again.groups, strict=True)
@@ -262,8 +324,9 @@ def log_weights(
 
     .. math:: \log w_{kn} = \log p(x_n, z_{nk}) - \log q(z_{nk} \mid x_n), \qquad z_{nk} \sim q(z \mid x_n)
 
-    Data points are the indices of the plates that hold all sites of one; everything else is summed. Scales (of
-    subsampling, or of ``poutine.scale``) do not enter: these are the weights of single data points. Masks do.
+    Data points are the indices of the plates that hold all sites of one; everything else is
+    summed. Scales (of subsampling, or of ``poutine.scale``) do not enter: these are the
+    weights of single data points. Masks do.
 
     Arguments:
         model: The model.
@@ -278,16 +341,20 @@ def log_weights(
         A tensor with shape ``(num_particles, *sizes of the plates)``, in nats.
 
     Raises:
-        PairError: If the halves do not match, or latent variables are shared by data points, so that these have no
-            weights of their own.
+        PairError: If the halves do not match, or latent variables are shared by data points,
+            so that these have no weights of their own.
     """
     if structure is None:
-        structure = structure_of(model, guide, args, kwargs, particles=num_particles, observed=True)
+        structure = structure_of(
+            model, guide, args, kwargs, particles=num_particles, observed=True
+        )
     if plate_nesting is not None:
         structure = replace(structure, nesting=plate_nesting)
     check_local(model, structure)
     if structure.vectorized is False:
-        weights = weigh_one_by_one(model, guide, args, kwargs, 1, num_particles, structure, scales="none")
+        weights = weigh_one_by_one(
+            model, guide, args, kwargs, 1, num_particles, structure, scales="none"
+        )
     else:
         halves = in_plates(model, guide, 1, num_particles, structure)
         weights = weigh(model, *trace_pair(*halves, args, kwargs), structure, scales="none")

@@ -1,6 +1,13 @@
 """Runs of a pair, and what their sites hold."""
 
-__all__ = ["InputError", "PairError", "check_program", "no_guide", "particle_plate", "trace_pair"]
+__all__ = [
+    "InputError",
+    "PairError",
+    "check_program",
+    "no_guide",
+    "particle_plate",
+    "trace_pair",
+]
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +22,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from tarspyro.arguments import shown
+from tarspyro.arguments import format_value
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
@@ -44,14 +51,22 @@ def check_program(name: str, half: Any) -> None:
         TypeError: If it is none.
     """
     if not callable(half) or isinstance(half, (type, torch.distributions.Distribution)):
-        raise TypeError(f"{name} must be a module or a function that samples from Pyro's sites, got {shown(half)}.")
+        raise TypeError(
+            f"{name} must be a module or a function that samples from Pyro's sites, got {format_value(half)}."
+        )
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Yields the sites that carry a log-probability: no subsampling, no ``pyro.deterministic``."""
+    """Yields the sites that carry a log-probability: no subsampling, no
+    ``pyro.deterministic``.
+    """
     site: Any
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
+        if (
+            site["type"] == "sample"
+            and not site_is_subsample(site)
+            and not site["infer"].get("_deterministic")
+        ):
             yield name, site
 
 
@@ -81,7 +96,9 @@ def is_enumerated(site: Site) -> bool:
 
 
 def particle_plate(program: Program, num_particles: int, plate_nesting: int) -> Program:
-    """Returns the program inside a plate of particles, to the left of its ``plate_nesting`` plates."""
+    """Returns the program inside a plate of particles, to the left of its ``plate_nesting``
+    plates.
+    """
 
     def particles(*args: Any, **kwargs: Any) -> Any:
         with pyro.plate(PARTICLES, num_particles, dim=-plate_nesting - 1):
@@ -102,8 +119,9 @@ def trace_pair(
 ) -> tuple[Trace, Trace]:
     """Runs the guide, then the model on the guide's draws; returns both traces.
 
-    With more than one particle both run once, inside a plate of particles. With ``enumerate`` the sites that the guide
-    marks for it take all their values, each site in a dimension of its own to the left of all plates.
+    With more than one particle both run once, inside a plate of particles. With ``enumerate``
+    the sites that the guide marks for it take all their values, each site in a dimension of
+    its own to the left of all plates.
 
     Raises:
         TypeError: If one of them is no program.
@@ -111,11 +129,17 @@ def trace_pair(
     for name, half in (("model", model), ("guide", guide)):
         check_program(name, half)
     if num_particles > 1:
-        model, guide = (particle_plate(half, num_particles, plate_nesting) for half in (model, guide))
+        model, guide = (
+            particle_plate(half, num_particles, plate_nesting) for half in (model, guide)
+        )
     if enumerate:
-        guide = poutine.enum(guide, first_available_dim=-plate_nesting - 1 - (num_particles > 1))
+        guide = poutine.enum(
+            guide, first_available_dim=-plate_nesting - 1 - (num_particles > 1)
+        )
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+        *args, **kwargs
+    )
     return model_trace, guide_trace
 
 
@@ -126,11 +150,17 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
         PairError: If one of them is not, or not wholly, reparameterized.
     """
     drawn = {
-        name: site for name, site in sample_sites(guide_trace) if not site["is_observed"] and not is_enumerated(site)
+        name: site
+        for name, site in sample_sites(guide_trace)
+        if not site["is_observed"] and not is_enumerated(site)
     }
     for name, site in drawn.items():
-        if not site["fn"].has_rsample or not is_identically_zero(score_function(site["fn"], site["value"])):
-            raise PairError(f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'.")
+        if not site["fn"].has_rsample or not is_identically_zero(
+            score_function(site["fn"], site["value"])
+        ):
+            raise PairError(
+                f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'."
+            )
     return drawn
 
 
@@ -140,13 +170,24 @@ def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
 
 
 def rerun(
-    guide: Program, guide_trace: Trace, values: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    guide: Program,
+    guide_trace: Trace,
+    values: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Trace:
     """Returns the trace of a guide that draws the given values in place of those in its trace."""
     trace = with_values(guide_trace, values)
-    # What a single draw comes from does not depend on it, so there is no need to run the guide again.
-    alone = len(values) == 1 and not any(is_factor(site) for _, site in guide_terms(guide_trace))
-    return trace if alone else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
+    # What a single draw comes from does not depend on it, so there is no need to run the guide
+    # again.
+    alone = len(values) == 1 and not any(
+        is_factor(site) for _, site in guide_terms(guide_trace)
+    )
+    return (
+        trace
+        if alone
+        else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
+    )
 
 
 def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
@@ -167,7 +208,9 @@ def only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
 
 
 def plates_of(site: Any) -> Plates:
-    """Returns the user's plates around a site; the index of a sequential plate takes the dimension's place."""
+    """Returns the user's plates around a site; the index of a sequential plate takes the
+    dimension's place.
+    """
     return frozenset(
         (frame.name, frame.counter if frame.dim is None else frame.dim)
         for frame in site.get("cond_indep_stack", ())
@@ -183,33 +226,50 @@ def common_dims(sites: Iterable[Site]) -> list[int]:
 def nesting_of(*traces: Trace) -> int:
     """Returns how many plates deep the sites of some traces are."""
     sites: Any = [site for trace in traces for site in trace.nodes.values()]
-    frames = [frame for site in sites for frame in site.get("cond_indep_stack", ()) if frame.vectorized]
+    frames = [
+        frame
+        for site in sites
+        for frame in site.get("cond_indep_stack", ())
+        if frame.vectorized
+    ]
     return max((-frame.dim for frame in frames), default=0)
 
 
 def reduce_to(value: Tensor, dims: Sequence[int]) -> Tensor:
-    """Sums over all dimensions but the given ones, which stay where they are, counted from the right."""
+    """Sums over all dimensions but the given ones, which stay where they are, counted from the
+    right.
+    """
     others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
     return value.sum(others, keepdim=True) if others else value
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """Adds tensors that broadcast, without the operation that Python's sum adds by starting from zero."""
+    """Adds tensors that broadcast, without the operation that Python's sum adds by starting
+    from zero.
+    """
     return functools.reduce(torch.add, values)
 
 
 def log_prob(site: Site) -> Tensor:
-    """Returns the log-probability of a site, without scale and mask, on the device of its value."""
+    """Returns the log-probability of a site, without scale and mask, on the device of its
+    value.
+    """
     value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     # Improper priors answer with a zero on the CPU whatever the value's device.
     return value.to(site["value"].device) if torch.is_tensor(site["value"]) else value
 
 
 def score_function(distribution: Any, value: Tensor) -> Any:
-    """Returns the score function of a draw that is not, or not wholly, reparameterized; 0 if it is."""
-    # Independent does not pass on the score of the distribution that it wraps, so ask that one.
+    """Returns the score function of a draw that is not, or not wholly, reparameterized; 0 if
+    it is.
+    """
+    # Independent does not pass on the score of the distribution that it wraps, so ask that
+    # one.
     if isinstance(distribution, Independent):
-        return sum_rightmost(score_function(distribution.base_dist, value), distribution.reinterpreted_batch_ndims)
+        return sum_rightmost(
+            score_function(distribution.base_dist, value),
+            distribution.reinterpreted_batch_ndims,
+        )
     if distribution.has_rsample and type(distribution).score_parts is Distribution.score_parts:
         return 0  # reparameterized: spare the log-probability that score_parts would compute
     return distribution.score_parts(value).score_function

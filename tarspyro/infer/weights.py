@@ -1,6 +1,17 @@
-"""The log weights of a pair's data points: the one account that bounds, filters and evaluations share."""
+"""The log weights of a pair's data points: the one account that bounds, filters and
+evaluations share.
+"""
 
-__all__ = ["Group", "Shared", "Weights", "in_plates", "joined", "weigh", "weigh_in_chunks", "weigh_one_by_one"]
+__all__ = [
+    "Group",
+    "Shared",
+    "Weights",
+    "in_plates",
+    "joined",
+    "weigh",
+    "weigh_in_chunks",
+    "weigh_one_by_one",
+]
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +49,9 @@ Signed = tuple[str, Site, int]  # a site of the model (+1) or of the guide (-1)
 
 
 class Group(NamedTuple):
-    """Data points that have weights of their own; tensors of the shape ``[groups, particles, data points]``."""
+    """Data points that have weights of their own; tensors of the shape ``[groups, particles,
+    data points]``.
+    """
 
     log_joint: Tensor  # log p(x, z), without scales
     log_guide: Tensor  # log q(z | x)
@@ -59,7 +72,9 @@ class Group(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all data points share, drawn once for each group of particles; tensors of the shape ``[groups]``."""
+    """What all data points share, drawn once for each group of particles; tensors of the shape
+    ``[groups]``.
+    """
 
     log_joint: Tensor
     log_guide: Tensor
@@ -72,7 +87,9 @@ class Shared(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What one run of a pair says of its data points, and of what they share (None if there is nothing)."""
+    """What one run of a pair says of its data points, and of what they share (None if there is
+    nothing).
+    """
 
     groups: list[Group]
     shared: Shared | None
@@ -94,10 +111,16 @@ class _LocalPlate(pyro.plate):
 def in_plates(
     model: Program, guide: Program, groups: int, particles: int, structure: Structure
 ) -> tuple[Program, Program]:
-    """Returns both halves inside a plate of groups and one of particles, to the left of their own plates."""
+    """Returns both halves inside a plate of groups and one of particles, to the left of their
+    own plates.
+    """
 
     def plate(name: str, size: int, dim: int) -> pyro.plate:
-        return pyro.plate(name, size, dim=dim) if structure.joint else _LocalPlate(name, size, dim, structure)
+        return (
+            pyro.plate(name, size, dim=dim)
+            if structure.joint
+            else _LocalPlate(name, size, dim, structure)
+        )
 
     plates = [plate(PARTICLES, particles, -structure.nesting - 1)]
     if groups > 1:
@@ -116,21 +139,28 @@ def in_plates(
 
 
 def weigh(
-    model: Program, model_trace: Trace, guide_trace: Trace, structure: Structure, *, scales: str = "common"
+    model: Program,
+    model_trace: Trace,
+    guide_trace: Trace,
+    structure: Structure,
+    *,
+    scales: str = "common",
 ) -> Weights:
     """Reads the weights off the traces of a run inside ``in_plates``.
 
-    A data point's weight has no scale; its bound is multiplied by the scale that its sites have in common. Where there
-    is one weight of all data, the scale of a subsampled plate belongs into it: it is an estimate of the weight of all
-    data (Li and Turner 2016, arXiv:1602.02311, section 4.3).
+    A data point's weight has no scale; its bound is multiplied by the scale that its sites
+    have in common. Where there is one weight of all data, the scale of a subsampled plate
+    belongs into it: it is an estimate of the weight of all data (Li and Turner 2016,
+    arXiv:1602.02311, section 4.3).
 
     Arguments:
         model: The model.
         model_trace: A run of it.
         guide_trace: That of the guide.
         structure: The structure of the pair.
-        scales: ``"common"`` to every data point's sites; ``"inside"`` its weight, where a bound is the log weight
-            itself, as with one particle; or ``"none"``, for the log weights alone, without scales and scores.
+        scales: ``"common"`` to every data point's sites; ``"inside"`` its weight, where a
+            bound is the log weight itself, as with one particle; or ``"none"``, for the log
+            weights alone, without scales and scores.
 
     Raises:
         PairError: If a data point has no common scale.
@@ -138,20 +168,37 @@ def weigh(
     entries: list[list[Signed]] = [[] for _ in range(len(structure.groups) + 1)]
     known = structure.group_of
     for name, site in sample_sites(model_trace):
-        entries[known[name] if name in known else structure.group(name, site)].append((name, site, 1))
+        entries[known[name] if name in known else structure.group(name, site)].append(
+            (name, site, 1)
+        )
     for name, site in guide_terms(guide_trace):
-        entries[known[name] if name in known else structure.group(name, site)].append((name, site, -1))
+        entries[known[name] if name in known else structure.group(name, site)].append(
+            (name, site, -1)
+        )
     dims = [-structure.nesting - 2, -structure.nesting - 1]
     groups = []
     for group, members in zip(structure.groups, entries[:-1], strict=True):
         if members:
-            scale = 1.0 if scales == "none" else _scale(model, members, structure.joint, scales == "inside")
-            groups.append(_group(members, [*dims, *group.dims], structure, scale, scored=scales != "none"))
+            scale = (
+                1.0
+                if scales == "none"
+                else _scale(model, members, structure.joint, scales == "inside")
+            )
+            groups.append(
+                _group(
+                    members, [*dims, *group.dims], structure, scale, scored=scales != "none"
+                )
+            )
     if not entries[SHARED]:
         return Weights(groups, None)
     counted = scales != "none"
     joint, guide, score = _sums(entries[SHARED], dims[:1], scaled=counted, scored=counted)
-    return Weights(groups, Shared(joint.reshape(-1), guide.reshape(-1), None if score is None else score.reshape(-1)))
+    return Weights(
+        groups,
+        Shared(
+            joint.reshape(-1), guide.reshape(-1), None if score is None else score.reshape(-1)
+        ),
+    )
 
 
 def weigh_one_by_one(
@@ -165,14 +212,18 @@ def weigh_one_by_one(
     *,
     scales: str = "common",
 ) -> Weights:
-    """Returns the weights of as many runs of a pair as there are particles, without plates of particles.
+    """Returns the weights of as many runs of a pair as there are particles, without plates of
+    particles.
 
-    Every run takes the same rows of subsampled plates, and every run of a group the same draws of what all data
-    points share.
+    Every run takes the same rows of subsampled plates, and every run of a group the same draws
+    of what all data points share.
     """
 
     def run(model_again: Trace, guide_again: Trace) -> tuple[Trace, Trace]:
-        halves = poutine.replay(model, trace=model_again), poutine.replay(guide, trace=guide_again)
+        halves = (
+            poutine.replay(model, trace=model_again),
+            poutine.replay(guide, trace=guide_again),
+        )
         return trace_pair(halves[0], halves[1], args, kwargs)
 
     rows: list[list[Weights]] = []
@@ -180,10 +231,18 @@ def weigh_one_by_one(
     for _ in range(groups):
         first = run(*indices)
         indices = only(first[0], site_is_subsample), only(first[1], site_is_subsample)
-        shared = only(first[1], lambda site: site_is_subsample(site) or structure.group_of.get(site["name"]) == SHARED)
+        shared = only(
+            first[1],
+            lambda site: (
+                site_is_subsample(site) or structure.group_of.get(site["name"]) == SHARED
+            ),
+        )
         runs = [first, *(run(indices[0], shared) for _ in range(particles - 1))]
         rows.append([weigh(model, *traces, structure, scales=scales) for traces in runs])
-    groups_of = [_join([[run.groups[i] for run in row] for row in rows]) for i in range(len(rows[0][0].groups))]
+    groups_of = [
+        _join([[run.groups[i] for run in row] for row in rows])
+        for i in range(len(rows[0][0].groups))
+    ]
     outside = [row[0].shared for row in rows]
     if outside[0] is None:
         return Weights(groups_of, None)
@@ -200,58 +259,98 @@ def weigh_in_chunks(
     chunk_size: int,
     structure: Structure,
 ) -> Iterator[Weights]:
-    """Yields the weights of some particles at a time; every chunk takes the same rows of subsampled plates.
+    """Yields the weights of some particles at a time; every chunk takes the same rows of
+    subsampled plates.
 
     Raises:
-        PairError: If data points share latent variables, which all particles of a group would have to share too.
+        PairError: If data points share latent variables, which all particles of a group would
+            have to share too.
     """
     indices = Trace(), Trace()
     for start in range(0, particles, chunk_size):
-        halves = poutine.replay(model, trace=indices[0]), poutine.replay(guide, trace=indices[1])
+        halves = (
+            poutine.replay(model, trace=indices[0]),
+            poutine.replay(guide, trace=indices[1]),
+        )
         halves = in_plates(*halves, groups, min(chunk_size, particles - start), structure)
         traces = trace_pair(*halves, args, kwargs)
         indices = only(traces[0], site_is_subsample), only(traces[1], site_is_subsample)
         weights = weigh(model, *traces, structure)
         if weights.shared is not None:
-            raise PairError(f"{name_of(model)}'s data points share {structure.shared}: leave out chunk_size.")
+            raise PairError(
+                f"{name_of(model)}'s data points share {structure.shared}: leave out chunk_size."
+            )
         yield weights
 
 
 def joined(chunks: Sequence[Weights]) -> Weights:
     """Puts chunks of particles together."""
-    return Weights([_join([groups]) for groups in zip(*(chunk.groups for chunk in chunks), strict=True)], None)
+    return Weights(
+        [_join([groups]) for groups in zip(*(chunk.groups for chunk in chunks), strict=True)],
+        None,
+    )
 
 
 def _join(table: Sequence[Sequence[Group]]) -> Group:
     """Puts single particles side by side: a row of the table is a group of them."""
 
     def together(name: str) -> Any:
-        return _concatenated([_concatenated([getattr(entry, name) for entry in row], 1) for row in table])
+        return _concatenated(
+            [_concatenated([getattr(entry, name) for entry in row], 1) for row in table]
+        )
 
-    return table[0][0]._replace(**{name: together(name) for name in ("log_joint", "log_guide", "score")})
+    return table[0][0]._replace(
+        **{name: together(name) for name in ("log_joint", "log_guide", "score")}
+    )
 
 
 def _concatenated(values: Sequence[Tensor | None], dim: int = 0) -> Any:
-    return None if values[0] is None else torch.cat([value for value in values if value is not None], dim)
+    return (
+        None
+        if values[0] is None
+        else torch.cat([value for value in values if value is not None], dim)
+    )
 
 
-def _group(entries: Sequence[Signed], dims: Sequence[int], structure: Structure, scale: Any, *, scored: bool) -> Group:
+def _group(
+    entries: Sequence[Signed],
+    dims: Sequence[int],
+    structure: Structure,
+    scale: Any,
+    *,
+    scored: bool,
+) -> Group:
     """The data points of some sites, summed over all dimensions but the given ones."""
-    sums = [value for value in _sums(entries, dims, scaled=scale is None, scored=scored) if value is not None]
+    sums = [
+        value
+        for value in _sums(entries, dims, scaled=scale is None, scored=scored)
+        if value is not None
+    ]
     if len({value.shape for value in sums}) > 1:
         sums = list(torch.broadcast_tensors(*sums))
     full = (1,) * (structure.nesting + 2 - sums[0].dim()) + tuple(sums[0].shape)
     joint, guide, *score = (value.reshape(full[:2] + (-1,)) for value in sums)
-    latent = tuple(name for name, site, sign in entries if sign < 0 and not site["is_observed"])
+    latent = tuple(
+        name for name, site, sign in entries if sign < 0 and not site["is_observed"]
+    )
     if torch.is_tensor(scale):
         scale = scale.reshape(-1)
-    return Group(joint, guide, score[0] if score else None, 1.0 if scale is None else scale, latent, full)
+    return Group(
+        joint,
+        guide,
+        score[0] if score else None,
+        1.0 if scale is None else scale,
+        latent,
+        full,
+    )
 
 
 def _sums(
     entries: Sequence[Signed], dims: Sequence[int], *, scaled: bool, scored: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log joint, log guide and score of some sites, summed over all dimensions but the given ones."""
+    """Log joint, log guide and score of some sites, summed over all dimensions but the given
+    ones.
+    """
     joints: list[Tensor] = []
     guides: list[Tensor] = []
     scores: list[Tensor] = []
@@ -260,21 +359,33 @@ def _sums(
         if scaled or site["mask"] is not None:
             density = scale_and_mask(density, site["scale"] if scaled else 1.0, site["mask"])
         (joints if sign > 0 else guides).append(reduce_to(density, dims))
-        if scored and sign < 0 and not is_identically_zero(score := score_function(site["fn"], site["value"])):
+        if (
+            scored
+            and sign < 0
+            and not is_identically_zero(score := score_function(site["fn"], site["value"]))
+        ):
             scores.append(reduce_to(score, dims))
     joint = sum_of(joints or [torch.zeros_like(guides[0])])
-    return joint, sum_of(guides) if guides else torch.zeros_like(joint), sum_of(scores) if scores else None
+    return (
+        joint,
+        sum_of(guides) if guides else torch.zeros_like(joint),
+        sum_of(scores) if scores else None,
+    )
 
 
 def _scale(model: Program, entries: Sequence[Signed], joint: bool, inside: bool) -> Any:
-    """The scale that all sites of a data point have in common; None if the scales belong into its weight."""
+    """The scale that all sites of a data point have in common; None if the scales belong into
+    its weight.
+    """
     first_name, first, _ = entries[0]
     scale = first["scale"]
     others = [entry for entry in entries if entry[1]["scale"] is not scale]
     strange = [entry for entry in others if not _equal(scale, entry[1]["scale"])]
     if not strange:
         return scale
-    if inside or (joint and all(_equal(_own_scale(first), _own_scale(site)) for _, site, _ in strange)):
+    if inside or (
+        joint and all(_equal(_own_scale(first), _own_scale(site)) for _, site, _ in strange)
+    ):
         return None
     name, site, _ = strange[0]
     raise PairError(

@@ -38,6 +38,6 @@ from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
+from tarspyro.nn.random_weights import RandomWeights
 from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence, as_recurrence
 from tarspyro.nn.unet import UNet
-from tarspyro.nn.weights import RandomWeights

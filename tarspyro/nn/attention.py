@@ -1,4 +1,6 @@
-"""What DRAW reads of an image and writes on a canvas: all of it, or a window of Gaussian filters that it places."""
+"""What DRAW reads of an image and writes on a canvas: all of it, or a window of Gaussian
+filters that it places.
+"""
 
 __all__ = ["AttentionRead", "AttentionWrite", "Read", "Write"]
 
@@ -19,7 +21,9 @@ _NUM_PLACING = 5  # numbers that place a window
 
 
 class Window(NamedTuple):
-    """A grid of N x N Gaussian filters on an image of height H and width W, for each of B rows."""
+    """A grid of N x N Gaussian filters on an image of height H and width W, for each of B
+    rows.
+    """
 
     rows: Tensor  # the filters along the height, (B, N, H); each sums to one
     columns: Tensor  # the filters along the width, (B, N, W)
@@ -28,7 +32,9 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, placing: Tensor, size: int, shape: Sequence[int]) -> "Window":
-        r"""Places the filters, for numbers of shape (B, 5) of any size (Gregor et al. 2015, eqs. 19 to 26)."""
+        r"""Places the filters, for numbers of shape (B, 5) of any size (Gregor et al. 2015,
+        eqs. 19 to 26).
+        """
         height, width = shape[-2:]
         across, down, log_variance, log_stride, log_intensity = placing.split(1, -1)
         # The paper counts pixels from 1, so that the centre of an image is at half of A + 1.
@@ -39,7 +45,8 @@ class Window(NamedTuple):
         def filters(center: Tensor, length: int) -> Tensor:
             pixels = torch.arange(length, dtype=placing.dtype, device=placing.device)
             distance = pixels - (center + stride * steps).unsqueeze(-1)
-            # Normalized in log space: a filter far outside of the image has a sum that underflows.
+            # Normalized in log space: a filter far outside of the image has a sum that
+            # underflows.
             exponent: Tensor = -0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)
             return exponent.softmax(-1)
 
@@ -48,21 +55,25 @@ class Window(NamedTuple):
 
 
 class Read(Configurable):
-    r"""Reads the whole image: x and the error image :math:`\hat{x}`, side by side in one vector.
+    r"""Reads the whole image: x and the error image :math:`\hat{x}`, side by side in one
+    vector.
 
     .. math:: \mathrm{read}(x, \hat{x}, h) = [x, \hat{x}]
 
-    Both inputs have the shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`), the output :math:`(*, 2CHW)`. What
-    reads is called with the decoder's hidden units h too; this does not look at them.
+    Both inputs have the shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`), the
+    output :math:`(*, 2CHW)`. What reads is called with the decoder's hidden units h too; this
+    does not look at them.
 
     Arguments:
         shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
 
     Raises:
-        ValueError: If ``shape`` has no channel axis; when called, if an image has another shape.
+        ValueError: If ``shape`` has no channel axis; when called, if an image has another
+            shape.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eq. 17.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eq. 17.
 
     Example:
         >>> Read((1, 28, 28))(torch.zeros(5, 784), torch.zeros(5, 784), torch.zeros(5, 256)).shape
@@ -98,7 +109,8 @@ class Write(Configurable):
         ValueError: If ``shape`` has no channel axis.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eq. 18.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eq. 18.
 
     Example:
         >>> Write(256, (1, 28, 28))(torch.zeros(5, 256)).shape
@@ -108,7 +120,9 @@ class Write(Configurable):
     def __init__(self, in_features: int, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        self.linear = initialize(nn.Linear(as_count("in_features", in_features), math.prod(self.shape)))
+        self.linear = initialize(
+            nn.Linear(as_count("in_features", in_features), math.prod(self.shape))
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
@@ -120,15 +134,17 @@ class Write(Configurable):
 
 
 class AttentionRead(Configurable):
-    r"""Reads a window of x and the error image :math:`\hat{x}`: N x N Gaussian filters that the decoder's state places.
+    r"""Reads a window of x and the error image :math:`\hat{x}`: N x N Gaussian filters that
+    the decoder's state places.
 
     .. math:: \mathrm{read}(x, \hat{x}, h) = \gamma [F_Y x F_X^\top, F_Y \hat{x} F_X^\top], \qquad
               F_X[i, a] \propto \exp\left(-\frac{(a - \mu_i)^2}{2 \sigma^2}\right), \quad
               \mu_i = g_X + (i - N/2 - 1/2) \delta
 
-    A linear layer of h gives the centre :math:`g`, the stride :math:`\delta`, the variance :math:`\sigma^2` and the
-    intensity :math:`\gamma`; where it gives zeros the window is the whole image. All channels have one window. Images
-    have the shape :math:`(*, C, H, W)` (or flattened), h the shape :math:`(*, F)`, the output :math:`(*, 2CN^2)`.
+    A linear layer of h gives the centre :math:`g`, the stride :math:`\delta`, the variance
+    :math:`\sigma^2` and the intensity :math:`\gamma`; where it gives zeros the window is the
+    whole image. All channels have one window. Images have the shape :math:`(*, C, H, W)` (or
+    flattened), h the shape :math:`(*, F)`, the output :math:`(*, 2CN^2)`.
 
     Arguments:
         in_features: The number of the decoder's hidden units.
@@ -136,10 +152,12 @@ class AttentionRead(Configurable):
         size: N, the number of filters along each side.
 
     Raises:
-        ValueError: If ``shape`` has no channel axis, ``size`` is below 1, or an image has another shape.
+        ValueError: If ``shape`` has no channel axis, ``size`` is below 1, or an image has
+            another shape.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 19 to 27.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eqs. 19 to 27.
 
     Example:
         >>> read = AttentionRead(256, (1, 28, 28), size=2)
@@ -151,7 +169,9 @@ class AttentionRead(Configurable):
         super().__init__()
         self.shape, self.size = image_of(shape), as_count("size", size)
         self.out_features = 2 * self.shape[0] * size**2
-        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
+        self.placing = initialize(
+            nn.Linear(as_count("in_features", in_features), _NUM_PLACING)
+        )
 
     def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Returns what the filters see of the two images."""
@@ -161,7 +181,9 @@ class AttentionRead(Configurable):
         return unfold(seen.flatten(1) * window.intensity, lead)
 
     def boxes(self, hidden: Tensor) -> Tensor:
-        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*, 4)``."""
+        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*,
+        4)``.
+        """
         return _boxes(self.placing(hidden), self.size, self.shape)
 
     def __repr__(self) -> str:
@@ -169,12 +191,13 @@ class AttentionRead(Configurable):
 
 
 class AttentionWrite(Configurable):
-    r"""Writes a patch of N x N numbers through Gaussian filters that the decoder's state places.
+    r"""Writes a patch of N x N numbers through Gaussian filters that the decoder's state
+    places.
 
     .. math:: \mathrm{write}(h) = \frac{1}{\gamma} F_Y^\top w F_X, \qquad w = W h + b
 
-    with filters as in ``AttentionRead``, of a linear layer of their own. The input has the shape :math:`(*, F)`, the
-    output :math:`(*, C, H, W)`.
+    with filters as in ``AttentionRead``, of a linear layer of their own. The input has the
+    shape :math:`(*, F)`, the output :math:`(*, C, H, W)`.
 
     Arguments:
         in_features: The number of the decoder's hidden units.
@@ -185,7 +208,8 @@ class AttentionWrite(Configurable):
         ValueError: If ``shape`` has no channel axis, or ``size`` is below 1.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 28 and 29.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eqs. 28 and 29.
 
     Example:
         >>> write = AttentionWrite(256, (1, 28, 28), size=5)
@@ -196,18 +220,26 @@ class AttentionWrite(Configurable):
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
         self.shape, self.size = image_of(shape), as_count("size", size)
-        self.placing = initialize(nn.Linear(as_count("in_features", in_features), _NUM_PLACING))
-        self.patch = initialize(nn.Linear(as_count("in_features", in_features), self.shape[0] * size**2))
+        self.placing = initialize(
+            nn.Linear(as_count("in_features", in_features), _NUM_PLACING)
+        )
+        self.patch = initialize(
+            nn.Linear(as_count("in_features", in_features), self.shape[0] * size**2)
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what to add to the canvas."""
         (hidden,), lead = fold([hidden], [1])
         window = Window.of(self.placing(hidden), self.size, self.shape)
-        patch = (self.patch(hidden) / window.intensity).unflatten(1, (self.shape[0], self.size, self.size))
+        patch = (self.patch(hidden) / window.intensity).unflatten(
+            1, (self.shape[0], self.size, self.size)
+        )
         return unfold(window.rows.mT.unsqueeze(1) @ patch @ window.columns.unsqueeze(1), lead)
 
     def boxes(self, hidden: Tensor) -> Tensor:
-        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*, 4)``."""
+        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*,
+        4)``.
+        """
         return _boxes(self.placing(hidden), self.size, self.shape)
 
     def __repr__(self) -> str:
@@ -215,4 +247,6 @@ class AttentionWrite(Configurable):
 
 
 def _boxes(placing: Tensor, size: int, shape: Sequence[int]) -> Tensor:
-    return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(*placing.shape[:-1], 4)
+    return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(
+        *placing.shape[:-1], 4
+    )

@@ -1,4 +1,6 @@
-"""Canvases that recurrent cells paint on, and the maps of features that convolutions take for it."""
+"""Canvases that recurrent cells paint on, and the maps of features that convolutions take for
+it.
+"""
 
 __all__ = ["Canvas", "ConvRead", "ConvWrite", "FeatureMap", "Unchanged"]
 
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_shape, as_sizes, shown
+from tarspyro.arguments import as_count, as_shape, as_sizes, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
@@ -18,25 +20,28 @@ from tarspyro.nn.recurrent import Recurrence
 
 
 class Canvas(Configurable):
-    r"""A canvas that a recurrent cell paints on, step by step: the state of DRAW, one module for both halves of a pair.
+    r"""A canvas that a recurrent cell paints on, step by step: the state of DRAW, one module
+    for both halves of a pair.
 
     .. math:: s_t = \mathrm{cell}(z_t, s_{t-1}), \qquad c_t = c_{t-1} + \mathrm{write}(h_t)
 
-    The state is that of the cell and the canvas, both functions of the draws so far. The first canvas is learned, and
-    starts at zero.
+    The state is that of the cell and the canvas, both functions of the draws so far. The first
+    canvas is learned, and starts at zero.
 
     Arguments:
         cell: The decoder's recurrence.
-        write: What the decoder adds to the canvas, from its hidden units, such as ``AttentionWrite``: a module with the
-            attribute ``shape``, that of a canvas.
-        view: What the cell sees of the canvas beside z, such as a strided convolution; nothing if not given.
+        write: What the decoder adds to the canvas, from its hidden units, such as
+            ``AttentionWrite``: a module with the attribute ``shape``, that of a canvas.
+        view: What the cell sees of the canvas beside z, such as a strided convolution; nothing
+            if not given.
 
     Raises:
         TypeError: If ``cell`` is not a ``Recurrence``, or ``write`` has no ``shape``.
 
     References:
-        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation, arXiv:1502.04623, eqs. 7 and 8;
-        Gregor et al. (2016), Towards Conceptual Compression, arXiv:1604.08772, section 2.2, for ``view``.
+        Gregor et al. (2015), DRAW: A Recurrent Neural Network For Image Generation,
+        arXiv:1502.04623, eqs. 7 and 8; Gregor et al. (2016), Towards Conceptual Compression,
+        arXiv:1604.08772, section 2.2, for ``view``.
 
     Example:
         >>> from tarspyro.nn import Write
@@ -48,15 +53,19 @@ class Canvas(Configurable):
         (torch.Size([5, 32]), torch.Size([5, 1, 8, 8]))
     """
 
-    def __init__(self, cell: Recurrence, write: nn.Module, view: nn.Module | None = None) -> None:
+    def __init__(
+        self, cell: Recurrence, write: nn.Module, view: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(cell, Recurrence):
             raise TypeError(
-                f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {shown(cell)}."
+                f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {format_value(cell)}."
             )
         shape: Any = getattr(write, "shape", None)
         if shape is None:
-            raise TypeError(f"write must be a module with the shape of a canvas, such as nn.Write, got {shown(write)}.")
+            raise TypeError(
+                f"write must be a module with the shape of a canvas, such as nn.Write, got {format_value(write)}."
+            )
         self.cell, self.write, self.view = cell, write, view
         self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
 
@@ -73,14 +82,18 @@ class Canvas(Configurable):
         return state[1]
 
     def boxes(self, state: tuple[Any, Tensor]) -> Tensor | None:
-        """Returns where the step before has written, as ``AttentionWrite.boxes`` does; None without attention."""
+        """Returns where the step before has written, as ``AttentionWrite.boxes`` does; None
+        without attention.
+        """
         boxes: Any = getattr(self.write, "boxes", None)
         return None if boxes is None else boxes(self.hidden(state))
 
     def forward(self, state: tuple[Any, Tensor], *inputs: Tensor) -> tuple[Any, Tensor]:
         """Returns the next state."""
         before, painted = state
-        after = self.cell(before, *inputs, *([] if self.view is None else [self.view(painted)]))
+        after = self.cell(
+            before, *inputs, *([] if self.view is None else [self.view(painted)])
+        )
         return after, painted + self.write(self.cell.hidden(after))
 
     def __repr__(self) -> str:
@@ -89,18 +102,21 @@ class Canvas(Configurable):
 
 
 class FeatureMap(Configurable):
-    r"""Maps and vectors laid over each other, as the trunk of a ``Conditional`` over maps or of a ``Recurrence``.
+    r"""Maps and vectors laid over each other, as the trunk of a ``Conditional`` over maps or
+    of a ``Recurrence``.
 
-    A vector is the same at each place of the grid. Inputs have shapes :math:`(*, C_i, H, W)` or :math:`(*, C_i)`, the
-    output :math:`(*, \sum_i C_i, H, W)`, of which each parameter of a ``Conditional`` is a convolution.
+    A vector is the same at each place of the grid. Inputs have shapes :math:`(*, C_i, H, W)`
+    or :math:`(*, C_i)`, the output :math:`(*, \sum_i C_i, H, W)`, of which each parameter of a
+    ``Conditional`` is a convolution.
 
     Arguments:
-        in_shapes: The shape of the map, such as ``(16, 7, 7)``; a list with one entry, a shape or a size, for each of
-            several inputs.
+        in_shapes: The shape of the map, such as ``(16, 7, 7)``; a list with one entry, a shape
+            or a size, for each of several inputs.
         kernel_size: The side of the convolutions' filters, an odd number.
 
     Raises:
-        ValueError: If no input is a map or the maps differ in size, or ``kernel_size`` is even.
+        ValueError: If no input is a map or the maps differ in size, or ``kernel_size`` is
+            even.
 
     Example:
         >>> import pyro.distributions as dist
@@ -112,15 +128,21 @@ class FeatureMap(Configurable):
         torch.Size([5, 14, 7, 7])
     """
 
-    def __init__(self, in_shapes: tuple[int, ...] | list[int | tuple[int, ...]], kernel_size: int = 3) -> None:
+    def __init__(
+        self, in_shapes: tuple[int, ...] | list[int | tuple[int, ...]], kernel_size: int = 3
+    ) -> None:
         super().__init__()
         inputs = in_shapes if isinstance(in_shapes, list) else [in_shapes]
         self.in_shapes = tuple(tuple(as_shape("in_shapes", entry)) for entry in inputs)
         grids = {shape[1:] for shape in self.in_shapes if len(shape) == 3}
         if len(grids) != 1:
-            raise ValueError(f"in_shapes must have maps (channels, height, width) of one size, got {in_shapes}.")
+            raise ValueError(
+                f"in_shapes must have maps (channels, height, width) of one size, got {in_shapes}."
+            )
         if as_count("kernel_size", kernel_size) % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}.")
+            raise ValueError(
+                f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}."
+            )
         self.out_shape = (sum(shape[0] for shape in self.in_shapes), *grids.pop())
         self.kernel_size = kernel_size
 
@@ -128,23 +150,32 @@ class FeatureMap(Configurable):
         """Returns the inputs as one map."""
         folded, lead = fold(inputs, self.in_shapes)
         grid = self.out_shape[1:]
-        maps = [value if value.dim() == 4 else value[..., None, None].expand(*value.shape, *grid) for value in folded]
+        maps = [
+            value if value.dim() == 4 else value[..., None, None].expand(*value.shape, *grid)
+            for value in folded
+        ]
         return unfold(torch.cat(maps, 1), lead)
 
     def head(self, shape: Sequence[int]) -> nn.Module:
         """Returns the convolution that takes a parameter of the given shape from the map."""
         if tuple(shape[1:]) != self.out_shape[1:]:
-            raise ValueError(f"The map has the shape {self.out_shape}, got a parameter of {tuple(shape)}.")
-        return nn.Conv2d(self.out_shape[0], shape[0], self.kernel_size, padding=self.kernel_size // 2)
+            raise ValueError(
+                f"The map has the shape {self.out_shape}, got a parameter of {tuple(shape)}."
+            )
+        return nn.Conv2d(
+            self.out_shape[0], shape[0], self.kernel_size, padding=self.kernel_size // 2
+        )
 
     def __repr__(self) -> str:
         return f"FeatureMap({dimensions(self.out_shape)})"
 
 
 class Unchanged(Configurable):
-    """The trunk of a ``Conditional`` whose one free parameter is what comes in, such as a canvas: no weights, no bias.
+    """The trunk of a ``Conditional`` whose one free parameter is what comes in, such as a
+    canvas: no weights, no bias.
 
-    The input has the shape :math:`(*, C, H, W)`; a parameter may have the same or another shape of as many numbers.
+    The input has the shape :math:`(*, C, H, W)`; a parameter may have the same or another
+    shape of as many numbers.
 
     Arguments:
         shape: The shape of the input.
@@ -170,7 +201,9 @@ class Unchanged(Configurable):
     def head(self, shape: Sequence[int]) -> nn.Module:
         """Returns what gives the input the shape of a parameter."""
         if math.prod(shape) != math.prod(self.in_shapes[0]):
-            raise ValueError(f"The input of shape {self.in_shapes[0]} is no parameter of shape {tuple(shape)}.")
+            raise ValueError(
+                f"The input of shape {self.in_shapes[0]} is no parameter of shape {tuple(shape)}."
+            )
         return nn.Sequential(nn.Flatten(), nn.Unflatten(1, tuple(shape)))
 
     def __repr__(self) -> str:
@@ -178,10 +211,12 @@ class Unchanged(Configurable):
 
 
 class ConvRead(Configurable):
-    r"""Reads the whole image by one strided convolution of x and the error image :math:`\hat{x}`, as a map.
+    r"""Reads the whole image by one strided convolution of x and the error image
+    :math:`\hat{x}`, as a map.
 
-    Both inputs have the shape :math:`(*, C, H, W)` (or flattened), the output :math:`(*, C', H / s, W / s)`. What reads
-    is called with the decoder's hidden units too; this does not look at them.
+    Both inputs have the shape :math:`(*, C, H, W)` (or flattened), the output :math:`(*, C', H
+    / s, W / s)`. What reads is called with the decoder's hidden units too; this does not look
+    at them.
 
     Arguments:
         shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
@@ -205,8 +240,12 @@ class ConvRead(Configurable):
         self.shape = image_of(shape)
         channels, stride = as_count("channels", channels), as_count("stride", stride)
         if any(side % stride for side in self.shape[1:]):
-            raise ValueError(f"stride must divide the sides of an image of shape {self.shape}, got {stride}.")
-        self.convolution = nn.Conv2d(2 * self.shape[0], channels, _side(stride), stride, (stride + 1) // 2)
+            raise ValueError(
+                f"stride must divide the sides of an image of shape {self.shape}, got {stride}."
+            )
+        self.convolution = nn.Conv2d(
+            2 * self.shape[0], channels, _side(stride), stride, (stride + 1) // 2
+        )
         initialize(self.convolution)
         self.out_shape = (channels, shape[1] // stride, shape[2] // stride)
 
@@ -229,7 +268,8 @@ class ConvWrite(Configurable):
         shape: The shape of the canvas, channels first, such as ``(1, 28, 28)``.
 
     Raises:
-        ValueError: If a shape has no channel axis, or the canvas is not s times as high and wide as the maps.
+        ValueError: If a shape has no channel axis, or the canvas is not s times as high and
+            wide as the maps.
 
     References:
         Gregor et al. (2016), Towards Conceptual Compression, arXiv:1604.08772, section 2.2.
@@ -248,7 +288,9 @@ class ConvWrite(Configurable):
                 f"shape must be a whole number of times as high and wide as in_shape, got {tuple(shape)} for "
                 f"{tuple(in_shape)}."
             )
-        self.convolution = nn.ConvTranspose2d(in_shape[0], shape[0], _side(stride), stride, (stride + 1) // 2)
+        self.convolution = nn.ConvTranspose2d(
+            in_shape[0], shape[0], _side(stride), stride, (stride + 1) // 2
+        )
         initialize(self.convolution)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -261,5 +303,7 @@ class ConvWrite(Configurable):
 
 
 def _side(stride: int) -> int:
-    """The side of filters that overlap, and with half of the stride as padding keep or divide a map's sides exactly."""
+    """The side of filters that overlap, and with half of the stride as padding keep or divide
+    a map's sides exactly.
+    """
     return stride + 2 * ((stride + 1) // 2)

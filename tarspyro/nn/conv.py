@@ -14,19 +14,25 @@ from tarspyro.nn.initialization import initialize
 
 
 class ConvEncoder(Configurable):
-    r"""Strided 3x3 convolutions, each of which halves the image, as the trunk of a ``Conditional``.
+    r"""Strided 3x3 convolutions, each of which halves the image, as the trunk of a
+    ``Conditional``.
 
-    Inputs have shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`); the output has shape :math:`(*, F)`.
+    Inputs have shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`); the output has
+    shape :math:`(*, F)`.
 
     Arguments:
-        in_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8, 8)``.
+        in_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8,
+            8)``.
         channels: The number of channels of each layer.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
+        normalization: The constructor of a normalization before each activation, such as
+            ``nn.BatchNorm2d``.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
-        ValueError: If ``in_shape`` has no channel axis, or the image is too small for so many layers.
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
+            constructor of a module.
+        ValueError: If ``in_shape`` has no channel axis, or the image is too small for so many
+            layers.
 
     Example:
         >>> ConvEncoder((1, 28, 28), [32, 64])
@@ -65,21 +71,27 @@ class ConvEncoder(Configurable):
 
 
 class ConvDecoder(Configurable):
-    r"""The mirror image of ``ConvEncoder``: a linear layer and transposed convolutions, up to the image's grid.
+    r"""The mirror image of ``ConvEncoder``: a linear layer and transposed convolutions, up to
+    the image's grid.
 
-    The input has shape :math:`(*, F)`; the output, with shape :math:`(*, C_1, H, W)`, is a map of features from which
-    a ``Conditional`` takes each parameter of an image of shape :math:`(C, H, W)` by a 3x3 convolution.
+    The input has shape :math:`(*, F)`; the output, with shape :math:`(*, C_1, H, W)`, is a map
+    of features from which a ``Conditional`` takes each parameter of an image of shape
+    :math:`(C, H, W)` by a 3x3 convolution.
 
     Arguments:
         in_features: The size of the input.
-        out_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8, 8)``.
+        out_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8,
+            8)``.
         channels: The number of channels of each layer, from the smallest map to the largest.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm2d``.
+        normalization: The constructor of a normalization before each activation, such as
+            ``nn.BatchNorm2d``.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
-        ValueError: If ``out_shape`` has no channel axis, or the image is too small for so many layers.
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
+            constructor of a module.
+        ValueError: If ``out_shape`` has no channel axis, or the image is too small for so many
+            layers.
 
     Example:
         >>> ConvDecoder(2, (1, 28, 28), [64, 32])
@@ -104,12 +116,21 @@ class ConvDecoder(Configurable):
         self.in_shapes = ((in_features,),)
         self.out_shape = image
         self.out_features = sizes[-1][0]
-        layers: list[nn.Module] = [nn.Linear(in_features, math.prod(sizes[0])), nn.Unflatten(1, sizes[0])]
-        for (size, height, width), (next_size, next_height, next_width) in zip(sizes, sizes[1:], strict=False):
+        layers: list[nn.Module] = [
+            nn.Linear(in_features, math.prod(sizes[0])),
+            nn.Unflatten(1, sizes[0]),
+        ]
+        for (size, height, width), (next_size, next_height, next_width) in zip(
+            sizes, sizes[1:], strict=False
+        ):
             layers.append(activation())
             # What a halved map of odd size lost is put back by the output padding.
             padding = (next_height - 2 * height + 1, next_width - 2 * width + 1)
-            layers.append(nn.ConvTranspose2d(size, next_size, 3, stride=2, padding=1, output_padding=padding))
+            layers.append(
+                nn.ConvTranspose2d(
+                    size, next_size, 3, stride=2, padding=1, output_padding=padding
+                )
+            )
             if normalization is not None:
                 layers.append(normalization(next_size))
         self.layers = initialize(nn.Sequential(*layers, activation()), activation())
@@ -121,12 +142,18 @@ class ConvDecoder(Configurable):
         return unfold(self.layers(code), lead)
 
     def head(self, shape: Sequence[int]) -> nn.Module:
-        """Returns the layer that takes a parameter of the given shape from the map of features."""
+        """Returns the layer that takes a parameter of the given shape from the map of
+        features.
+        """
         channels, rest = divmod(math.prod(shape), math.prod(self.out_shape[1:]))
         if rest:
-            raise ValueError(f"The decoder draws images of shape {self.out_shape}, got a parameter of {tuple(shape)}.")
+            raise ValueError(
+                f"The decoder draws images of shape {self.out_shape}, got a parameter of {tuple(shape)}."
+            )
         return nn.Sequential(
-            nn.Conv2d(self.out_features, channels, 3, padding=1), nn.Flatten(), nn.Unflatten(1, tuple(shape))
+            nn.Conv2d(self.out_features, channels, 3, padding=1),
+            nn.Flatten(),
+            nn.Unflatten(1, tuple(shape)),
         )
 
     def __repr__(self) -> str:
@@ -134,12 +161,16 @@ class ConvDecoder(Configurable):
 
 
 def pyramid(name: str, shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
-    """The shapes of the maps when every layer halves the image, rounding up, of which ``name`` is the argument."""
+    """The shapes of the maps when every layer halves the image, rounding up, of which ``name``
+    is the argument.
+    """
     sizes = [image_of(shape, name)]
     for channel in as_sizes("channels", channels, at_least=1):
         _, height, width = sizes[-1]
         if min(height, width) < 2:
-            raise ValueError(f"{name} {tuple(shape)} is too small for the {len(channels)} layers of channels.")
+            raise ValueError(
+                f"{name} {tuple(shape)} is too small for the {len(channels)} layers of channels."
+            )
         sizes.append((channel, (height + 1) // 2, (width + 1) // 2))
     return sizes
 
@@ -148,7 +179,9 @@ def image_of(shape: Sequence[int], name: str = "shape") -> tuple[int, ...]:
     """Returns the shape of an image, if it is one."""
     sizes = as_sizes(name, shape)
     if len(sizes) != 3:
-        raise ValueError(f"{name} must be that of an image, (channels, height, width), got {sizes}.")
+        raise ValueError(
+            f"{name} must be that of an image, (channels, height, width), got {sizes}."
+        )
     return sizes
 
 
@@ -157,7 +190,9 @@ def dimensions(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def check_layers(activation: Callable[[], nn.Module], normalization: Callable[[int], nn.Module] | None) -> None:
+def check_layers(
+    activation: Callable[[], nn.Module], normalization: Callable[[int], nn.Module] | None
+) -> None:
     """Raises unless both make modules."""
     check_constructor("activation", activation, "torch.nn.ReLU")
     if normalization is not None:

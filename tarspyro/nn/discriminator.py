@@ -1,4 +1,6 @@
-"""Discriminators: networks that give each data point one number, or each patch of an image one."""
+"""Discriminators: networks that give each data point one number, or each patch of an image
+one.
+"""
 
 __all__ = ["Discriminator", "PatchGAN", "spectrally_normalized"]
 
@@ -8,7 +10,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tarspyro.arguments import as_sizes, check_module, shown
+from tarspyro.arguments import as_sizes, check_module, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import check_layers, image_of
 from tarspyro.nn.folding import fold
@@ -17,12 +19,13 @@ from tarspyro.nn.initialization import initialize
 
 
 class Discriminator(Configurable):
-    r"""A trunk with one linear unit: the logit of a data point being real, or any other score of it.
+    r"""A trunk with one linear unit: the logit of a data point being real, or any other score
+    of it.
 
     .. math:: D(x, c) = w^T \mathrm{trunk}(x, c) + b, \qquad P(\text{real} \mid x, c) = \sigma(D(x, c))
 
-    Inputs have the shapes that the trunk takes; the output has their leading shape. Any other network from a data
-    point (and conditions) to a number will do in its place.
+    Inputs have the shapes that the trunk takes; the output has their leading shape. Any other
+    network from a data point (and conditions) to a number will do in its place.
 
     Arguments:
         trunk: Any ``torch.nn.Module`` from the inputs to features.
@@ -50,14 +53,17 @@ class Discriminator(Configurable):
 
 
 class PatchGAN(Configurable):
-    r"""A convolutional discriminator of patches: a map of logits, each of which sees a part of the image.
+    r"""A convolutional discriminator of patches: a map of logits, each of which sees a part of
+    the image.
 
-    Inputs are images on the same grid, which are laid on top of each other, of shapes :math:`(B, C_i, H, W)`; the
-    output has shape :math:`(B, 1, h, w)`, whose mean a loss takes. Each layer but the last halves the image; with
+    Inputs are images on the same grid, which are laid on top of each other, of shapes
+    :math:`(B, C_i, H, W)`; the output has shape :math:`(B, 1, h, w)`, whose mean a loss takes.
+    Each layer but the last halves the image; with
     :math:`n` layers before it, a logit sees a square of :math:`5 \cdot 2^n - 2` pixels a side.
 
     Arguments:
-        in_shapes: The shapes of the images, channels first, such as ``[(1, 28, 28), (1, 28, 28)]``.
+        in_shapes: The shapes of the images, channels first, such as ``[(1, 28, 28), (1, 28,
+            28)]``.
         channels: The number of channels of each layer before the logits.
         activation: The constructor of the activation.
         normalization: The constructor of a normalization before each activation but the first.
@@ -66,7 +72,8 @@ class PatchGAN(Configurable):
         ValueError: If the images are not on one grid.
 
     References:
-        Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks, arXiv:1611.07004.
+        Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks,
+        arXiv:1611.07004.
 
     Example:
         >>> PatchGAN([(1, 28, 28), (1, 28, 28)])(torch.zeros(5, 1, 28, 28), torch.zeros(5, 1, 28, 28)).shape
@@ -83,14 +90,22 @@ class PatchGAN(Configurable):
     ) -> None:
         super().__init__()
         if not isinstance(in_shapes, Sequence):
-            raise TypeError(f"in_shapes must be a list of shapes, such as [(1, 28, 28)], got {shown(in_shapes)}.")
-        self.in_shapes = tuple(image_of(shape, f"in_shapes[{index}]") for index, shape in enumerate(in_shapes))
+            raise TypeError(
+                f"in_shapes must be a list of shapes, such as [(1, 28, 28)], got {format_value(in_shapes)}."
+            )
+        self.in_shapes = tuple(
+            image_of(shape, f"in_shapes[{index}]") for index, shape in enumerate(in_shapes)
+        )
         if len({shape[1:] for shape in self.in_shapes}) != 1:
-            raise ValueError(f"in_shapes must be images of one height and width, got {list(in_shapes)}.")
+            raise ValueError(
+                f"in_shapes must be images of one height and width, got {list(in_shapes)}."
+            )
         channels = as_sizes("channels", channels, at_least=1)
         check_layers(activation, normalization)
         layers: list[nn.Module] = []
-        for size, next_size in zip([sum(shape[0] for shape in self.in_shapes), *channels], channels, strict=False):
+        for size, next_size in zip(
+            [sum(shape[0] for shape in self.in_shapes), *channels], channels, strict=False
+        ):
             layers.append(nn.Conv2d(size, next_size, 4, stride=2, padding=1))
             if normalization is not None and len(layers) > 1:
                 layers.append(normalization(next_size))
@@ -106,13 +121,14 @@ class PatchGAN(Configurable):
 
 
 def spectrally_normalized(network: nn.Module) -> nn.Module:
-    r"""Divides the weights of linear and convolutional layers by their largest singular values.
+    r"""Divides the weights of linear and convolutional layers by their largest singular
+    values.
 
     .. math:: \bar{W} = W / \sigma(W)
 
-    A network of such layers and of activations with slopes of at most 1 has a Lipschitz constant of at most 1 (of
-    convolutions the matrix is the kernel's, so that it is near 1). The singular value is found by power iteration, a
-    step at every call in training mode.
+    A network of such layers and of activations with slopes of at most 1 has a Lipschitz
+    constant of at most 1 (of convolutions the matrix is the kernel's, so that it is near 1).
+    The singular value is found by power iteration, a step at every call in training mode.
 
     Arguments:
         network: The network, changed in place.
@@ -121,7 +137,8 @@ def spectrally_normalized(network: nn.Module) -> nn.Module:
         The network.
 
     References:
-        Miyato et al. (2018), Spectral Normalization for Generative Adversarial Networks, arXiv:1802.05957, eq. 8.
+        Miyato et al. (2018), Spectral Normalization for Generative Adversarial Networks,
+        arXiv:1802.05957, eq. 8.
 
     Example:
         >>> layer = spectrally_normalized(nn.Linear(20, 10)).eval()

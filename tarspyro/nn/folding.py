@@ -1,4 +1,6 @@
-"""Leading dimensions (particles, plates, time) folded into the batch around networks of fixed rank."""
+"""Leading dimensions (particles, plates, time) folded into the batch around networks of fixed
+rank.
+"""
 
 __all__ = ["ELEMENTWISE", "as_events", "event_ndims", "event_shapes", "fold", "unfold"]
 
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from tarspyro.arguments import check_module, shown
+from tarspyro.arguments import check_module, format_value
 
 # The modules of torch whose layers keep every shape, and the number of features.
 ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
@@ -42,16 +44,22 @@ def event_ndims(network: nn.Module) -> int | None:
             continue
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
-                kernel: Any = layer.kernel_size if ndims < 0 else ()  # lazy layers have no weight yet
+                kernel: Any = (
+                    layer.kernel_size if ndims < 0 else ()
+                )  # lazy layers have no weight yet
                 return len(kernel) + 1 if ndims < 0 else ndims
         return None
     return None
 
 
-def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Sequence[int] | int]:
-    """What one data point is in each of the network's inputs: its shape, or its number of dimensions.
+def event_shapes(
+    network: nn.Module, inputs: Sequence[Tensor]
+) -> Sequence[Sequence[int] | int]:
+    """What one data point is in each of the network's inputs: its shape, or its number of
+    dimensions.
 
-    A network that does not tell takes its first input as it comes, with one dimension for the batch.
+    A network that does not tell takes its first input as it comes, with one dimension for the
+    batch.
     """
     shapes: Sequence[Sequence[int] | int] | None = getattr(network, "in_shapes", None)
     if shapes is None:
@@ -60,21 +68,25 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Seque
     return shapes
 
 
-def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tuple[list[Tensor], Size]:
+def fold(
+    inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]
+) -> tuple[list[Tensor], Size]:
     r"""Folds the leading dimensions of the inputs into one batch dimension.
 
     Arguments:
-        inputs: Tensors of shapes :math:`(*B_i, *E_i)`, where the leading shapes :math:`B_i` broadcast.
-        shapes: For each input the event shape :math:`E_i`, or its number of dimensions. An input that is the
-            flattened event is accepted where the shape is given.
+        inputs: Tensors of shapes :math:`(*B_i, *E_i)`, where the leading shapes :math:`B_i`
+            broadcast.
+        shapes: For each input the event shape :math:`E_i`, or its number of dimensions. An
+            input that is the flattened event is accepted where the shape is given.
 
     Returns:
-        The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with :math:`N` elements.
+        The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with
+        :math:`N` elements.
 
     Raises:
         TypeError: If an input is no tensor.
-        ValueError: If an input does not end in its event shape, or is of integers where the shape is not ``()``, or
-            leading shapes do not broadcast.
+        ValueError: If an input does not end in its event shape, or is of integers where the
+            shape is not ``()``, or leading shapes do not broadcast.
 
     Example:
         >>> (flat,), lead = fold([torch.zeros(5, 100, 784)], [(1, 28, 28)])
@@ -87,11 +99,15 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> tup
         lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
     except RuntimeError:
         shapes = [tuple(value.shape) for value in inputs]
-        raise ValueError(f"The leading dimensions of the network's inputs do not broadcast, got {shapes}.") from None
+        raise ValueError(
+            f"The leading dimensions of the network's inputs do not broadcast, got {shapes}."
+        ) from None
     if all(len(own) == 1 and own == lead for own in leads):
         return [value for value, _ in events], lead
     return [
-        value.expand(lead + value.shape[value.dim() - ndims :]).reshape((-1,) + value.shape[value.dim() - ndims :])
+        value.expand(lead + value.shape[value.dim() - ndims :]).reshape(
+            (-1,) + value.shape[value.dim() - ndims :]
+        )
         for value, ndims in events
     ], lead
 
@@ -101,24 +117,33 @@ def unfold(output: Tensor, lead: Size) -> Tensor:
     return output if len(lead) == 1 else output.reshape(lead + output.shape[1:])
 
 
-def as_events(inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]) -> list[tuple[Tensor, int]]:
-    """Checks that each input ends in its event shape; returns it with the number of dimensions that this has."""
+def as_events(
+    inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]
+) -> list[tuple[Tensor, int]]:
+    """Checks that each input ends in its event shape; returns it with the number of dimensions
+    that this has.
+    """
     if len(inputs) != len(shapes):
         raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
     for value in inputs:
         if not torch.is_tensor(value):
-            raise TypeError(f"The network takes tensors, got {shown(value)}: make one of it, torch.as_tensor(...).")
+            raise TypeError(
+                f"The network takes tensors, got {format_value(value)}: make one of it, torch.as_tensor(...)."
+            )
     return [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
 
 
 def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
     if isinstance(shape, int):
         if value.dim() < shape:
-            raise ValueError(f"The network takes inputs of {shape} dimensions or more, got shape {tuple(value.shape)}.")
+            raise ValueError(
+                f"The network takes inputs of {shape} dimensions or more, got shape {tuple(value.shape)}."
+            )
         return value, shape
     shape = tuple(shape)
     if shape and not (value.is_floating_point() or value.is_complex()):
-        # Of labels it cannot be told whether (10,) are ten of them, or one vector of ten numbers.
+        # Of labels it cannot be told whether (10,) are ten of them, or one vector of ten
+        # numbers.
         raise ValueError(
             f"The network takes inputs of shape (*, {', '.join(map(str, shape))}) in floating point, got {value.dtype} "
             f"of shape {tuple(value.shape)}: give labels as one-hot vectors, such as data.Split(x, y).one_hot()."
@@ -129,4 +154,6 @@ def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
         return value.reshape(value.shape[:-1] + shape), len(shape)
     flat = f" or (*, {math.prod(shape)})" if len(shape) > 1 else ""
     expected = f"(*, {', '.join(map(str, shape))})"
-    raise ValueError(f"The network takes inputs of shape {expected}{flat}, got {tuple(value.shape)}.")
+    raise ValueError(
+        f"The network takes inputs of shape {expected}{flat}, got {tuple(value.shape)}."
+    )

@@ -13,8 +13,12 @@ from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
 
-def through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Computes the features once, with the leading dimensions folded into the batch, and every head's output."""
+def through_heads(
+    trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Computes the features once, with the leading dimensions folded into the batch, and every
+    head's output.
+    """
     if len(context) > 1 and getattr(trunk, "broadcasts", False):
         (features,), lead = fold([trunk(*context)], [1])
     else:
@@ -22,7 +26,8 @@ def through_heads(trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor,
         features = trunk(*folded)
     outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
     if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
-        # The networks may compute in half precision, the densities of what comes out of them not.
+        # The networks may compute in half precision, the densities of what comes out of them
+        # not.
         outputs = {name: output.float() for name, output in outputs.items()}
     return outputs
 
@@ -45,19 +50,23 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
 def forget_features(head: nn.Module) -> None:
     """Makes a head the same for all contexts to begin with.
 
-    Exponentials of random features are scales apart by orders of magnitude: a likelihood's are then far off for some
-    rows, and chains of such distributions leave the range of numbers.
+    Exponentials of random features are scales apart by orders of magnitude: a likelihood's are
+    then far off for some rows, and chains of such distributions leave the range of numbers.
     """
     for layer in head.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(layer, _LazyHead):
             layer.forgets = True
-        elif isinstance(weight, nn.Parameter) and not isinstance(weight, UninitializedParameter):
+        elif isinstance(weight, nn.Parameter) and not isinstance(
+            weight, UninitializedParameter
+        ):
             nn.init.zeros_(weight)
 
 
 class _LazyHead(nn.LazyLinear):
-    """A linear layer that starts as every head does, once the first call has told it the number of features."""
+    """A linear layer that starts as every head does, once the first call has told it the
+    number of features.
+    """
 
     forgets = False
 
@@ -72,8 +81,15 @@ class _LazyHead(nn.LazyLinear):
 def _out_features(trunk: nn.Module) -> int | None:
     if isinstance(trunk, nn.Sequential):
         # A gated linear unit is among the activations, and halves the number of features.
-        kept = [type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU) for layer in trunk]
-        sizes = (_out_features(layer) for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True) if not keeps)
+        kept = [
+            type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU)
+            for layer in trunk
+        ]
+        sizes = (
+            _out_features(layer)
+            for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True)
+            if not keeps
+        )
         return next(sizes, None)
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

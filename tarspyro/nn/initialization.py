@@ -12,13 +12,14 @@ _RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
 
 
 def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Module:
-    r"""Draws the weights of linear and convolutional layers anew, uniformly, and sets their biases to zero.
+    r"""Draws the weights of linear and convolutional layers anew, uniformly, and sets their
+    biases to zero.
 
     .. math:: \mathrm{Var}(w) = 2 / n_\mathrm{in} \text{ before a rectifier}, \quad
               \mathrm{Var}(w) = 2 / (n_\mathrm{in} + n_\mathrm{out}) \text{ otherwise}
 
-    (He et al. 2015, arXiv:1502.01852; Glorot and Bengio 2010.) Torch's own default has a sixth of the first, which
-    costs a VAE on MNIST 4 nats after four epochs.
+    (He et al. 2015, arXiv:1502.01852; Glorot and Bengio 2010.) Torch's own default has a sixth
+    of the first, which costs a VAE on MNIST 4 nats after four epochs.
 
     Arguments:
         network: The network, changed in place.
@@ -38,7 +39,8 @@ def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Mo
             continue
         n_in, n_out = layer.weight[0].numel(), layer.weight[:, 0].numel()
         if isinstance(layer, nn.ConvTranspose2d):
-            # Torch keeps these weights the other way round, and an output pixel sees only one input in each stride.
+            # Torch keeps these weights the other way round, and an output pixel sees only one
+            # input in each stride.
             n_in, n_out = n_out // math.prod(layer.stride), n_in
         variance = 2 / n_in if isinstance(activation, _RECTIFIERS) else 2 / (n_in + n_out)
         bound = math.sqrt(3 * variance)

@@ -18,30 +18,36 @@ from tarspyro.nn.initialization import initialize
 
 
 class MLP(Configurable):
-    r"""A multilayer perceptron that ends in its last hidden layer, as the trunk of a ``Conditional``.
+    r"""A multilayer perceptron that ends in its last hidden layer, as the trunk of a
+    ``Conditional``.
 
     .. math:: h_0 = [x_1, x_2, \dots], \quad h_{i+1} = a(W_i h_i + b_i)
 
-    The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the output has shape
-    :math:`(*, H)`, with any leading dimensions. Those of several inputs broadcast, and the first layer, a sum over the
-    inputs, multiplies each of them as it comes: an image that meets ten labels is multiplied once.
+    The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the
+    output has shape
+    :math:`(*, H)`, with any leading dimensions. Those of several inputs broadcast, and the
+    first layer, a sum over the inputs, multiplies each of them as it comes: an image that
+    meets ten labels is multiplied once.
 
     Arguments:
-        in_features: The size of the input; a tuple for an input with several dimensions, such as ``(1, 28, 28)``;
-            a list with one entry for each of several inputs, which are concatenated.
-        hidden_features: The sizes of the layers, each followed by the activation. Without any the inputs are only
-            laid side by side, and a ``Conditional`` is linear.
+        in_features: The size of the input; a tuple for an input with several dimensions, such
+            as ``(1, 28, 28)``; a list with one entry for each of several inputs, which are
+            concatenated.
+        hidden_features: The sizes of the layers, each followed by the activation. Without any
+            the inputs are only laid side by side, and a ``Conditional`` is linear.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation, such as ``nn.BatchNorm1d``.
+        normalization: The constructor of a normalization before each activation, such as
+            ``nn.BatchNorm1d``.
         dropout: The probability with which a hidden unit is dropped in training.
 
     Attributes:
         broadcasts: That several inputs need not be brought to one leading shape.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no constructor of a module.
-        ValueError: If a size is below 1, or ``dropout`` no probability; when called, if an input does not end in its
-            shape.
+        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
+            constructor of a module.
+        ValueError: If a size is below 1, or ``dropout`` no probability; when called, if an
+            input does not end in its shape.
 
     Example:
         >>> MLP(784, [512, 512])
@@ -74,21 +80,28 @@ class MLP(Configurable):
         for size, next_size in zip(sizes, sizes[1:], strict=False):
             layers.append(nn.Linear(size, next_size))
             if normalization is not None:
-                check_constructor("normalization", normalization, "torch.nn.BatchNorm1d", next_size)
+                check_constructor(
+                    "normalization", normalization, "torch.nn.BatchNorm1d", next_size
+                )
                 layers.append(normalization(next_size))
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = initialize(nn.Sequential(*layers), activation())
         self._summary = (
-            f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}" if hidden_features else f"{sizes[0]}"
+            f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}"
+            if hidden_features
+            else f"{sizes[0]}"
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the last hidden layer."""
         if len(inputs) > 1 and self._num_layers:
             events = as_events(inputs, self.in_shapes)
-            rows = [value.reshape(*value.shape[: value.dim() - ndims], -1) for value, ndims in events]
+            rows = [
+                value.reshape(*value.shape[: value.dim() - ndims], -1)
+                for value, ndims in events
+            ]
             if len({row.shape[:-1] for row in rows}) > 1:
                 return self._from_products(rows)
         folded, lead = fold(inputs, self.in_shapes)
@@ -96,7 +109,9 @@ class MLP(Configurable):
         return unfold(self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, -1)), lead)
 
     def _from_products(self, rows: Sequence[Tensor]) -> Tensor:
-        """The last hidden layer from the products of the first layer with each input, which are then broadcast."""
+        """The last hidden layer from the products of the first layer with each input, which
+        are then broadcast.
+        """
         first, *others = self.layers.children()
         weights = cast(nn.Linear, first).weight.split([row.shape[-1] for row in rows], 1)
         products = [linear(row, weight) for row, weight in zip(rows, weights, strict=True)]

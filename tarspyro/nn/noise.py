@@ -40,11 +40,13 @@ class GaussianNoise(Configurable):
 
 
 class MaskingNoise(Configurable):
-    r"""Sets a share of the inputs to zero in training mode; in evaluation mode inputs stay as they are.
+    r"""Sets a share of the inputs to zero in training mode; in evaluation mode inputs stay as
+    they are.
 
     .. math:: \tilde{x}_i = m_i x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    (Vincent et al. 2008, section 2.3.) Unlike ``torch.nn.Dropout`` it does not rescale what it keeps.
+    (Vincent et al. 2008, section 2.3.) Unlike ``torch.nn.Dropout`` it does not rescale what it
+    keeps.
 
     Arguments:
         p: The probability with which an input is set to zero.

@@ -1,4 +1,6 @@
-"""Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen and the state before."""
+"""Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen
+and the state before.
+"""
 
 __all__ = ["Backward", "ConvLSTMCell", "Recurrence", "as_recurrence"]
 
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_module, shown
+from tarspyro.arguments import as_count, check_module, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
@@ -23,7 +25,9 @@ def as_recurrence(name: str, value: Any) -> Any:
         TypeError: If it has no initial state, or cannot be called for the next.
     """
     if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
-        raise TypeError(f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got {shown(value)}.")
+        raise TypeError(
+            f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got {format_value(value)}."
+        )
     return value
 
 
@@ -32,24 +36,26 @@ class Recurrence(Configurable):
 
     .. math:: s_t = \mathrm{cell}(\mathrm{trunk}(x_t, z_t), s_{t-1}), \qquad s_{-1} = 0
 
-    Inputs and state may have any leading dimensions, such as those of particles, which broadcast. What the
-    distributions of a step see of the state is h: the state of a ``GRUCell`` or ``RNNCell``, the first of the two
-    parts of an ``LSTMCell``'s. The state of a ``ConvLSTMCell`` is made of maps (C, H, W), as are its inputs.
+    Inputs and state may have any leading dimensions, such as those of particles, which
+    broadcast. What the distributions of a step see of the state is h: the state of a
+    ``GRUCell`` or ``RNNCell``, the first of the two parts of an ``LSTMCell``'s. The state of a
+    ``ConvLSTMCell`` is made of maps (C, H, W), as are its inputs.
 
     Arguments:
-        cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, ``ConvLSTMCell``, or any module that is called like one
-            of them, with features (N, F) and a state (a tensor (N, H) or a tuple of those), and has the attributes
-            ``input_size`` and ``hidden_size``.
-        trunk: The network from the inputs to the features; if not given the inputs, vectors (or maps of a
-            ``ConvLSTMCell``), are laid side by side.
-        learn_initial: Whether the initial state is a parameter, which starts at zero, and not zero.
+        cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, ``ConvLSTMCell``, or any module
+            that is called like one of them, with features (N, F) and a state (a tensor (N, H)
+            or a tuple of those), and has the attributes ``input_size`` and ``hidden_size``.
+        trunk: The network from the inputs to the features; if not given the inputs, vectors
+            (or maps of a ``ConvLSTMCell``), are laid side by side.
+        learn_initial: Whether the initial state is a parameter, which starts at zero, and not
+            zero.
 
     Raises:
         TypeError: If ``cell`` is not a module with these attributes.
 
     References:
-        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data, arXiv:1506.02216, eq. 3, where
-        features of x and z have a network each.
+        Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data,
+        arXiv:1506.02216, eq. 3, where features of x and z have a network each.
 
     Example:
         >>> recurrence = Recurrence(nn.LSTMCell(88 + 16, 32))
@@ -59,12 +65,16 @@ class Recurrence(Configurable):
         torch.Size([5, 10, 32])
     """
 
-    def __init__(self, cell: nn.Module, trunk: nn.Module | None = None, *, learn_initial: bool = False) -> None:
+    def __init__(
+        self, cell: nn.Module, trunk: nn.Module | None = None, *, learn_initial: bool = False
+    ) -> None:
         super().__init__()
-        if not isinstance(cell, nn.Module) or not all(hasattr(cell, name) for name in ("input_size", "hidden_size")):
+        if not isinstance(cell, nn.Module) or not all(
+            hasattr(cell, name) for name in ("input_size", "hidden_size")
+        ):
             raise TypeError(
                 "cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), "
-                f"got {shown(cell)}."
+                f"got {format_value(cell)}."
             )
         if trunk is not None:
             check_module("trunk", trunk)
@@ -93,10 +103,16 @@ class Recurrence(Configurable):
         count, ndims = len(inputs), self.start.dim() - 1
         shapes = [ndims] * count if self.trunk is None else event_shapes(self.trunk, inputs)
         folded, lead = fold([*inputs, *parts], [*shapes, *[ndims] * len(parts)])
-        seen = torch.cat(folded[:count], 1) if self.trunk is None else self.trunk(*folded[:count])
+        seen = (
+            torch.cat(folded[:count], 1) if self.trunk is None else self.trunk(*folded[:count])
+        )
         before = tuple(folded[count:])
         after: Any = self.cell(seen, before if isinstance(state, tuple) else before[0])
-        return tuple(unfold(part, lead) for part in after) if isinstance(after, tuple) else unfold(after, lead)
+        return (
+            tuple(unfold(part, lead) for part in after)
+            if isinstance(after, tuple)
+            else unfold(after, lead)
+        )
 
     def __repr__(self) -> str:
         learned = ", initial state learned" if isinstance(self.start, nn.Parameter) else ""
@@ -110,8 +126,8 @@ class ConvLSTMCell(Configurable):
     .. math:: (i, f, o, g) = W * [x, h] + b, \qquad c' = \sigma(f) \, c + \sigma(i) \tanh(g), \qquad
               h' = \sigma(o) \tanh(c')
 
-    It is called like ``torch.nn.LSTMCell``, with an input of shape (N, C, H, W) and the pair (h, c). The gates f start
-    open, with a bias of one. It has no peepholes.
+    It is called like ``torch.nn.LSTMCell``, with an input of shape (N, C, H, W) and the pair
+    (h, c). The gates f start open, with a bias of one. It has no peepholes.
 
     Arguments:
         in_channels: The number of channels of the input.
@@ -130,14 +146,20 @@ class ConvLSTMCell(Configurable):
         torch.Size([5, 16, 7, 7])
     """
 
-    def __init__(self, in_channels: int, shape: tuple[int, int, int], kernel_size: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, shape: tuple[int, int, int], kernel_size: int = 3
+    ) -> None:
         super().__init__()
         if as_count("kernel_size", kernel_size) % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}.")
+            raise ValueError(
+                f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}."
+            )
         self.hidden_size = image_of(shape)
         self.input_size = (as_count("in_channels", in_channels), *self.hidden_size[1:])
         channels = self.hidden_size[0]
-        self.gates = nn.Conv2d(in_channels + channels, 4 * channels, kernel_size, padding=kernel_size // 2)
+        self.gates = nn.Conv2d(
+            in_channels + channels, 4 * channels, kernel_size, padding=kernel_size // 2
+        )
         initialize(self.gates)
         with torch.no_grad():
             self.gates.bias[channels : 2 * channels] = 1.0  # type: ignore[index]
@@ -155,12 +177,13 @@ class ConvLSTMCell(Configurable):
 
 
 class Backward(Configurable):
-    r"""Features of what a sequence still has in store, by a recurrent network that reads it from its end.
+    r"""Features of what a sequence still has in store, by a recurrent network that reads it
+    from its end.
 
     .. math:: g_t = \mathrm{rnn}(x_t, g_{t+1}), \qquad g_T = 0
 
-    With ``lengths`` a sequence is read from its own end, so that what it is padded with is never seen; the features
-    beyond are those of x repeated from there, and mean nothing.
+    With ``lengths`` a sequence is read from its own end, so that what it is padded with is
+    never seen; the features beyond are those of x repeated from there, and mean nothing.
 
     Arguments:
         rnn: ``torch.nn.GRU``, ``LSTM`` or ``RNN``, of one direction; ``batch_first`` or not.
@@ -169,8 +192,8 @@ class Backward(Configurable):
         TypeError: If it is none of these, or bidirectional.
 
     References:
-        Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State Space Models,
-        arXiv:1609.09869, section 4.
+        Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State
+        Space Models, arXiv:1609.09869, section 4.
 
     Example:
         >>> Backward(nn.GRU(88, 32))(torch.zeros(5, 20, 88)).shape
@@ -180,7 +203,9 @@ class Backward(Configurable):
     def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
         if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
-            raise TypeError(f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {shown(rnn)}.")
+            raise TypeError(
+                f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {format_value(rnn)}."
+            )
         self.rnn = rnn
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -190,8 +215,12 @@ class Backward(Configurable):
         # Backwards from the last step, and round to the padding: its own inverse.
         order = ((last - steps) % x.shape[1]).expand(x.shape[:2]).unsqueeze(-1)
         backwards = torch.take_along_dim(x, order, 1)
-        features = self.rnn(backwards if self.rnn.batch_first else backwards.transpose(0, 1))[0]
-        return torch.take_along_dim(features if self.rnn.batch_first else features.transpose(0, 1), order, 1)
+        features = self.rnn(backwards if self.rnn.batch_first else backwards.transpose(0, 1))[
+            0
+        ]
+        return torch.take_along_dim(
+            features if self.rnn.batch_first else features.transpose(0, 1), order, 1
+        )
 
     def __repr__(self) -> str:
         return f"Backward({self.rnn!r})"

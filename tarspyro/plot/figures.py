@@ -12,9 +12,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tarspyro.arguments import as_numbers, as_sizes, shown
-from tarspyro.batches import as_float
+from tarspyro.arguments import as_numbers, as_sizes, format_value
 from tarspyro.data import Split
+from tarspyro.inputs import as_float
 
 Shape = Sequence[int] | None
 
@@ -31,7 +31,7 @@ class Picture(Figure):
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     """Returns the axes with their figure, of a new figure if there are none."""
     if not isinstance(ax, Axes | None):
-        raise TypeError(f"ax must be axes of Matplotlib, got {shown(ax)}.")
+        raise TypeError(f"ax must be axes of Matplotlib, got {format_value(ax)}.")
     if ax is not None:
         figure = ax.figure.figure  # the figure of a subfigure too
         assert isinstance(figure, Figure)
@@ -46,7 +46,8 @@ def as_array(values: Any, name: str = "values") -> np.ndarray:
 
 
 def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns images, those of a ``Split`` too, with rows as another set has them, if there is one.
+    """Returns images, those of a ``Split`` too, with rows as another set has them, if there is
+    one.
 
     Raises:
         TypeError: If they are no numbers.
@@ -71,7 +72,9 @@ def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
     if image_shape is not None:
         sizes = as_sizes("image_shape", image_shape)
         if len(sizes) not in (2, 3) or math.prod(sizes) != math.prod(shape):
-            raise ValueError(f"image_shape must be (height, width) of images of shape {tuple(shape)}, got {sizes}.")
+            raise ValueError(
+                f"image_shape must be (height, width) of images of shape {tuple(shape)}, got {sizes}."
+            )
         return sizes
     if len(shape) in (2, 3):
         return tuple(shape)

@@ -1,6 +1,14 @@
 """Pictures of a pair: its latent space, what it generates and reconstructs, how it learned."""
 
-__all__ = ["active_units", "interpolation", "latents", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = [
+    "active_units",
+    "interpolation",
+    "latents",
+    "manifold",
+    "reconstructions",
+    "samples",
+    "traversal",
+]
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, shown
-from tarspyro.batches import as_arguments
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, format_value
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
 from tarspyro.infer.traces import PairError, name_of
-from tarspyro.modules import evaluating, preserved_rng
+from tarspyro.inputs import as_arguments
 from tarspyro.plot.figures import Shape, as_array, as_images, axes_of, sheet_of, show
+from tarspyro.scopes import evaluating, preserved_rng
 
 
 def latents(
@@ -34,7 +42,8 @@ def latents(
 ) -> Figure:
     """Draws the posterior means of the data, coloured by label.
 
-    Codes of more than two dimensions are projected by scikit-learn's PCA or t-SNE; the axes say which.
+    Codes of more than two dimensions are projected by scikit-learn's PCA or t-SNE; the axes
+    say which.
 
     Arguments:
         guide: The guide, or an array of codes with shape ``(N, *event)``.
@@ -45,28 +54,41 @@ def latents(
         ax: Where to draw.
 
     Raises:
-        ValueError: If ``method`` is neither, labels are not one for each data point, or codes are not finite.
+        ValueError: If ``method`` is neither, labels are not one for each data point, or codes
+            are not finite.
     """
     check_choice("method", method, ("pca", "tsne"))
     with preserved_rng():  # the guide draws, although only its means are looked at
-        codes = as_array(evaluate.embed(guide, data, site=site) if callable(guide) else guide, "guide")
+        codes = as_array(
+            evaluate.embed(guide, data, site=site) if callable(guide) else guide, "guide"
+        )
     if not codes.size or not codes.ndim:
-        raise ValueError(f"guide must be one, or codes of shape (N, *event), got {shown(guide)}.")
+        raise ValueError(
+            f"guide must be one, or codes of shape (N, *event), got {format_value(guide)}."
+        )
     if not np.isfinite(codes).all():
-        raise ValueError(f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are not.")
+        raise ValueError(
+            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are not."
+        )
     codes = codes.reshape(len(codes), -1).astype(float)
     if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
         labels = data.y
     labels = None if labels is None else as_array(labels, "labels")
     if labels is not None and labels.shape != codes.shape[:1]:
-        raise ValueError(f"labels must be one for each of the {len(codes)} codes, got shape {labels.shape}.")
+        raise ValueError(
+            f"labels must be one for each of the {len(codes)} codes, got shape {labels.shape}."
+        )
     names = ["z[0]", "z[1]"]
     if codes.shape[1] > 2:
         codes, names = _project(codes, method)
     if codes.shape[1] == 1:
         codes, names = np.column_stack([codes, np.arange(len(codes))]), ["z", "data point"]
     figure, ax = axes_of(ax, (6.4, 5.2))
-    dots: dict[str, Any] = {"s": min(25.0, max(4.0, 6000 / len(codes))), "alpha": 0.7, "linewidths": 0}
+    dots: dict[str, Any] = {
+        "s": min(25.0, max(4.0, 6000 / len(codes))),
+        "alpha": 0.7,
+        "linewidths": 0,
+    }
     if labels is None:
         ax.scatter(codes[:, 0], codes[:, 1], **dots)
     else:
@@ -74,7 +96,12 @@ def latents(
             chosen = codes[labels == label]
             color = f"C{int(label) % 10}"
             ax.scatter(chosen[:, 0], chosen[:, 1], color=color, label=str(label), **dots)
-        ax.legend(markerscale=(25 / dots["s"]) ** 0.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        ax.legend(
+            markerscale=(25 / dots["s"]) ** 0.5,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+        )
     ax.set(xlabel=names[0], ylabel=names[1], title="latent space (posterior means)")
     return figure
 
@@ -90,12 +117,15 @@ def manifold(
 ) -> Figure:
     """Draws what the model decodes from a grid over its two-dimensional latent space.
 
-    The grid takes equally likely steps under the prior: the quantiles of each latent unit (Kingma and Welling 2013,
-    Fig. 4), or with ``extent`` equal steps between plus and minus that value.
+    The grid takes equally likely steps under the prior: the quantiles of each latent unit
+    (Kingma and Welling 2013, Fig. 4), or with ``extent`` equal steps between plus and minus
+    that value.
 
     Arguments:
-        model: A model with a latent variable ``z`` of two dimensions that generates with ``batch_size``.
-        given: What else the model needs, by name, in one row: ``{"y": y}`` for a ``ConditionalVAE``.
+        model: A model with a latent variable ``z`` of two dimensions that generates with
+            ``batch_size``.
+        given: What else the model needs, by name, in one row: ``{"y": y}`` for a
+            ``ConditionalVAE``.
         num: The number of images along each side.
         extent: The half width of an equally spaced grid.
         image_shape: The shape of an image, if it cannot be read off the data's.
@@ -140,7 +170,8 @@ def reconstructions(
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws data points in the upper row, and below each its reconstruction from a draw of the posterior.
+    """Draws data points in the upper row, and below each its reconstruction from a draw of the
+    posterior.
 
     Arguments:
         model: The model.
@@ -153,7 +184,9 @@ def reconstructions(
     """
     num, arguments = as_count("num", num), as_arguments(data, model)
     if arguments is None:
-        raise ValueError("data must be in memory: tensors, arrays, a mapping of them or a Split.")
+        raise ValueError(
+            "data must be in memory: tensors, arrays, a mapping of them or a Split."
+        )
     rows = tuple(part[:num] for part in arguments)
     x = rows[0]
     with preserved_rng(seed=0):
@@ -183,9 +216,11 @@ def samples(
     Arguments:
         model: A model that generates with ``batch_size``.
         num: How many images.
-        given: What else the model needs, by name: ``{"y": y}`` for a ``ConditionalVAE``, with one row or ``num`` rows.
+        given: What else the model needs, by name: ``{"y": y}`` for a ``ConditionalVAE``, with
+            one row or ``num`` rows.
         mean: Draw the likelihood's means; otherwise draws from it.
-        seed: The same seed gives the same latent variables, so that sheets of different epochs can be compared.
+        seed: The same seed gives the same latent variables, so that sheets of different epochs
+            can be compared.
         columns: How many images stand in a row; as many as make a square if not given.
         site: The site to draw.
         length: The number of steps of a model of sequences, such as the rows of an image.
@@ -193,7 +228,9 @@ def samples(
         ax: Where to draw.
     """
     num = as_count("num", num)
-    images = evaluate.sample(model, num, given=given, site=site, length=length, mean=mean, seed=seed)
+    images = evaluate.sample(
+        model, num, given=given, site=site, length=length, mean=mean, seed=seed
+    )
     figure, ax = axes_of(ax, (6.4, 6.4))
     show(ax, sheet_of(images, columns or math.ceil(math.sqrt(num)), image_shape))
     ax.set_title("samples" + (" (means of the likelihood)" if mean else ""))
@@ -213,17 +250,21 @@ def traversal(
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws, one row a latent unit, what changes as the unit runs through the prior's quantiles.
+    """Draws, one row a latent unit, what changes as the unit runs through the prior's
+    quantiles.
 
-    With the codes of data, the rows are sorted by activity, the variance of a unit's posterior means (Burda et al.
-    2015, section 2). In a hierarchy, variables between the latent one and the data are drawn.
+    With the codes of data, the rows are sorted by activity, the variance of a unit's posterior
+    means (Burda et al. 2015, section 2). In a hierarchy, variables between the latent one and
+    the data are drawn.
 
     Arguments:
         model: A model that generates with ``batch_size``.
         code: The values of the other units; the prior's medians if not given.
-        given: What else the model needs, by name, in one row: ``{"y": y}`` for a ``ConditionalVAE``.
+        given: What else the model needs, by name, in one row: ``{"y": y}`` for a
+            ``ConditionalVAE``.
         codes: The posterior means of some data, as ``embed`` returns them.
-        units: Which units; if not given the ten most active ones, or the first ten without ``codes``.
+        units: Which units; if not given the ten most active ones, or the first ten without
+            ``codes``.
         num: The number of steps.
         latent: The name of the latent variable.
         site: The observed site to draw.
@@ -231,30 +272,43 @@ def traversal(
         ax: Where to draw.
 
     Raises:
-        ValueError: If ``code`` or ``codes`` have another shape than the latent variable, or ``units`` are not its own.
+        ValueError: If ``code`` or ``codes`` have another shape than the latent variable, or
+            ``units`` are not its own.
     """
     num, draws = as_count("num", num), _draws(model, given, latent)
     flat = draws.flatten(1)
-    center = flat.median(0).values if code is None else as_numbers("code", code, flat.dtype).flatten()
+    center = (
+        flat.median(0).values
+        if code is None
+        else as_numbers("code", code, flat.dtype).flatten()
+    )
     if len(center) != flat.shape[1]:
-        raise ValueError(f"code must have {flat.shape[1]} units as {latent!r} has, got {len(center)}.")
+        raise ValueError(
+            f"code must have {flat.shape[1]} units as {latent!r} has, got {len(center)}."
+        )
     order = list(range(flat.shape[1]))
     if codes is not None:
         activity = as_images("codes", codes).double().flatten(1).numpy().var(0)
         if len(activity) != len(order):
-            raise ValueError(f"codes must have {len(order)} units as {latent!r} has, got {len(activity)}.")
+            raise ValueError(
+                f"codes must have {len(order)} units as {latent!r} has, got {len(activity)}."
+            )
         order = np.argsort(-activity, kind="stable").tolist()
     if not isinstance(units, Iterable | None) or torch.is_tensor(units):
-        raise TypeError(f"units must be a list of whole numbers, got {shown(units)}.")
+        raise TypeError(f"units must be a list of whole numbers, got {format_value(units)}.")
     units = order[:10] if units is None else [as_count("units", unit, 0) for unit in units]
     if not units or max(units) >= len(order):
-        raise ValueError(f"units must be some of the {len(order)} of {latent!r}, counted from 0, got {units}.")
+        raise ValueError(
+            f"units must be some of the {len(order)} of {latent!r}, counted from 0, got {units}."
+        )
     levels = torch.linspace(0.02, 0.98, num)
     grid = center.repeat(len(units), num, 1)
     for row, unit in enumerate(units):
         values = torch.quantile(flat[:, unit], levels)
         if _on_simplex(draws):  # the others share what the unit leaves
-            group = slice(unit - unit % draws.shape[-1], unit - unit % draws.shape[-1] + draws.shape[-1])
+            group = slice(
+                unit - unit % draws.shape[-1], unit - unit % draws.shape[-1] + draws.shape[-1]
+            )
             rest = grid[row, :, group].sum(-1) - grid[row, :, unit]
             grid[row, :, group] *= ((1 - values) / rest)[:, None]
         grid[row, :, unit] = values
@@ -277,9 +331,11 @@ def interpolation(
     image_shape: Shape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws what the model decodes along the straight line between the posterior means of two data points.
+    """Draws what the model decodes along the straight line between the posterior means of two
+    data points.
 
-    Each row has its own two: the data points themselves stand at the ends, and the decoded means between them.
+    Each row has its own two: the data points themselves stand at the ends, and the decoded
+    means between them.
 
     Arguments:
         model: A model that generates with ``batch_size``.
@@ -298,11 +354,18 @@ def interpolation(
     """
     ends = [as_images("a", a), as_images("b", b)]
     if ends[0].shape != ends[1].shape:
-        raise ValueError(f"a and b must have the same shape (N, *x), got {[tuple(end.shape) for end in ends]}.")
+        raise ValueError(
+            f"a and b must have the same shape (N, *x), got {[tuple(end.shape) for end in ends]}."
+        )
     num = as_count("num", num, 2)
     first, last = (torch.as_tensor(evaluate.embed(guide, end, site=latent)) for end in ends)
     steps = torch.linspace(0, 1, num).reshape(-1, *[1] * (first.dim() - 1))
-    codes = torch.cat([torch.lerp(one, other, steps) for one, other in zip(first[:, None], last[:, None], strict=True)])
+    codes = torch.cat(
+        [
+            torch.lerp(one, other, steps)
+            for one, other in zip(first[:, None], last[:, None], strict=True)
+        ]
+    )
     images = _decode(model, codes, None, latent, site)
     as_images("a", ends[0], images)
     images = images.reshape(len(first), num, *ends[0].shape[1:])
@@ -313,8 +376,11 @@ def interpolation(
     return figure
 
 
-def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = None) -> Figure:
-    """Draws how much the posterior mean of each latent unit moves with the data, sorted, on a logarithmic scale.
+def active_units(
+    activities: Any, *, threshold: float = 0.01, ax: Axes | None = None
+) -> Figure:
+    """Draws how much the posterior mean of each latent unit moves with the data, sorted, on a
+    logarithmic scale.
 
     Estimates below a thousandth of the threshold are drawn there.
 
@@ -329,14 +395,26 @@ def active_units(activities: Any, *, threshold: float = 0.01, ax: Axes | None = 
     check_positive("threshold", threshold)
     layers = activities if isinstance(activities, Mapping) else {"z": activities}
     if not layers:
-        raise ValueError("activities must hold what evaluate.activity returned under at least one name, got none.")
+        raise ValueError(
+            "activities must hold what evaluate.activity returned under at least one name, got none."
+        )
     figure, ax = axes_of(ax, (6.4, 4.0))
     for name, values in layers.items():
         ordered = np.sort(as_array(values, f"activities of {name}"), axis=None)[::-1]
         label = f"{name}: {(ordered > float(threshold)).sum()} of {ordered.size} active"
-        ax.plot(np.arange(1, ordered.size + 1), ordered.clip(min=threshold / 1000), ".-", label=label)
+        ax.plot(
+            np.arange(1, ordered.size + 1),
+            ordered.clip(min=threshold / 1000),
+            ".-",
+            label=label,
+        )
     ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
-    ax.set(yscale="log", xlabel="unit", ylabel="variance of the posterior mean", title="activity of latent units")
+    ax.set(
+        yscale="log",
+        xlabel="unit",
+        ylabel="variance of the posterior mean",
+        title="activity of latent units",
+    )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
@@ -352,10 +430,14 @@ def _project(codes: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
         pca = PCA(2, random_state=0)
         projected = pca.fit_transform(codes)
         return projected, [
-            f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(pca.explained_variance_ratio_)
+            f"PC {i + 1} ({share:.0%} of variance)"
+            for i, share in enumerate(pca.explained_variance_ratio_)
         ]
     perplexity = min(30.0, (len(codes) - 1) / 3)
-    return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), ["t-SNE 1", "t-SNE 2"]
+    return TSNE(2, random_state=0, perplexity=perplexity).fit_transform(codes), [
+        "t-SNE 1",
+        "t-SNE 2",
+    ]
 
 
 def _decode(
@@ -366,23 +448,34 @@ def _decode(
     site: str = "x",
 ) -> torch.Tensor:
     with preserved_rng():  # the model draws, although only its means are looked at
-        images: torch.Tensor = evaluate.decode(model, codes, given=given, latent=latent, site=site)
+        images: torch.Tensor = evaluate.decode(
+            model, codes, given=given, latent=latent, site=site
+        )
     return images
 
 
 def _draws(
-    model: Callable[..., Any], given: Mapping[str, Any] | None = None, latent: str = "z", num: int = 10_000
+    model: Callable[..., Any],
+    given: Mapping[str, Any] | None = None,
+    latent: str = "z",
+    num: int = 10_000,
 ) -> torch.Tensor:
-    """Draws of a latent variable, from the prior alone if it is the prior's, whose quantiles make grids."""
+    """Draws of a latent variable, from the prior alone if it is the prior's, whose quantiles
+    make grids.
+    """
     if not isinstance(latent, str):
-        raise TypeError(f"latent must be the name of a latent variable, got {shown(latent)}.")
+        raise TypeError(
+            f"latent must be the name of a latent variable, got {format_value(latent)}."
+        )
     prior = getattr(model, "prior", None) if latent == "z" else None
     if prior is None or has_context(prior):
         try:
             draws: torch.Tensor = evaluate.sample(model, num, given=given, site=latent, seed=0)
             return draws.cpu()
         except (PairError, NotImplementedError):
-            raise ValueError(f"{name_of(model)} has no prior that can be drawn from, as a grid needs.") from None
+            raise ValueError(
+                f"{name_of(model)} has no prior that can be drawn from, as a grid needs."
+            ) from None
     with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
         draws = prior().sample((num,))
         return draws.cpu()

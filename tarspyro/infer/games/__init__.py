@@ -1,0 +1,1 @@
+"""Games: adversarial losses of several players."""

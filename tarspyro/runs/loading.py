@@ -1,0 +1,117 @@
+"""Pairs and histories read back from run folders."""
+
+__all__ = [
+    "LoadedRun",
+    "load_run",
+]
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+
+from tarspyro.arguments import check_choice
+from tarspyro.modules import preserved_rng
+from tarspyro.runs.description import build, refers
+from tarspyro.runs.folder import Run, RunError
+from tarspyro.runs.history import Declared, History, States, rank, set_states
+
+
+class LoadedRun(NamedTuple):
+    """A run read back from its folder."""
+
+    model: Any
+    guide: Any
+    config: dict[str, Any]
+    history: History
+
+
+def load_run(
+    folder: str | Path, which: str = "best", *, model: Any = None, guide: Any = None
+) -> LoadedRun:
+    """Reads a run: the same classes with the weights of the best or the last epoch.
+
+    Classes of the user's own are found by their import path, in modules that are imported
+    already; nothing in the folder is ever executed. A half that the folder cannot describe is
+    given: ``load_run(folder, model=p, guide=q)``. A module that both halves held is one module
+        again; such halves are both given, or none of them. The networks of a
+    game are not among what is returned: ``fit(..., resume=True)`` puts their weights into
+    those of its loss.
+
+    Arguments:
+        folder: The run folder.
+        which: ``"best"`` or ``"last"``.
+        model: The model, if the folder cannot describe it.
+        guide: The guide, likewise.
+
+    Raises:
+        RunError: If the folder is not a run, or a file is corrupted.
+        ImportError: If a class of the run is not to be found.
+    """
+    check_choice("which", which, ("best", "last"))
+    run = Run(folder)
+    config = run.config()
+    halves: dict[str, Any] = {"model": model, "guide": guide}
+    if (model is None) != (guide is None) and refers(config["guide"], "#/model"):
+        raise RunError(
+            f"{folder} holds halves that share modules: pass both, model=... and guide=..., or neither."
+        )
+    built: dict[str, Any] = {}
+    with preserved_rng():  # building draws initial weights, which are overwritten
+        for half in halves:
+            if halves[half] is None:
+                halves[half] = _rebuild(run, half, config[half], built)
+    states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
+    states.pop("loss", None)  # a game's networks belong to the training
+    if "params" in states:
+        halves["params"] = _declared(run, states["params"])
+    try:
+        _check_precision(halves, states)
+        set_states(halves, states)
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"{folder}: the {which} weights do not fit the model and the guide ({reason})."
+        ) from error
+    ranks = [rank(row) for row in history.rows]
+    history.best_epoch = 1 + ranks.index(max(ranks)) if ranks else 0
+    return LoadedRun(halves["model"], halves["guide"], config, history)
+
+
+def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:
+    if isinstance(described, dict) and "unavailable" in described:
+        reason = str(described["unavailable"]).rstrip(".")
+        raise RunError(f"{run.folder} cannot rebuild its {half} ({reason}): pass {half}=...")
+    try:
+        return build(described, f"#/{half}", built)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=..."
+        ) from error
+
+
+def _declared(run: Run, names: Iterable[str]) -> Declared:
+    """The parameters that functions declared in this process, whose constraints only the
+    functions know.
+    """
+    store: Any = pyro.get_param_store()
+    missing = [name for name in names if name not in store]
+    if missing:
+        raise RunError(
+            f"{run.folder} holds parameters that functions declared ({', '.join(sorted(missing))}): "
+            "call the model and the guide on some data, so that they declare them here too, and load the run again."
+        )
+    return Declared({name: store[name].unconstrained() for name in names})
+
+
+def _check_precision(halves: Mapping[str, Any], states: States) -> None:
+    for half, state in states.items():
+        for name, tensor in halves[half].state_dict().items():
+            if name in state and state[name].dtype != tensor.dtype:
+                raise TypeError(
+                    f"{half}.{name} is of {tensor.dtype}, the file holds {state[name].dtype}: "
+                    "see torch.set_default_dtype"
+                )

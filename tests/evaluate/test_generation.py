@@ -1,0 +1,256 @@
+"""Judges of samples against closed forms, and the mixtures of Gaussians that they are tried
+on.
+"""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from scipy.stats import gaussian_kde
+
+from tarspyro import Conditional, data, evaluate, fit, models
+from tarspyro.nn import MLP
+
+from ..programs import assert_within
+
+
+def exactly(mean, covariance, num=200, seed=0):
+    """Rows whose mean and covariance are exactly the given ones."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num, len(mean), generator=generator, dtype=torch.float64)
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False).T
+    return mean + white @ torch.linalg.cholesky(covariance).T
+
+
+def covariance(seed, size=4):
+    root = torch.randn(
+        size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    return root @ root.T + 0.1 * torch.eye(size, dtype=torch.float64)
+
+
+# --- the Frechet distance
+
+
+def test_the_frechet_distance_of_gaussians():
+    means, covariances = torch.randn(2, 4, dtype=torch.float64), [covariance(1), covariance(2)]
+    x, y = (
+        exactly(m, c, seed=seed)
+        for seed, (m, c) in enumerate(zip(means, covariances, strict=True))
+    )
+    root = torch.as_tensor(sqrtm((covariances[0] @ covariances[1]).numpy()).real)
+    expected = (means[0] - means[1]).square().sum() + (
+        covariances[0] + covariances[1] - 2 * root
+    ).trace()
+    assert evaluate.frechet_distance(x, y) == pytest.approx(expected.item(), rel=1e-8)
+    assert evaluate.frechet_distance(y, x) == pytest.approx(expected.item(), rel=1e-8)
+    # Diagonal ones: the sum of (s - t)^2.
+    scales = torch.tensor([[1.0, 2.0, 3.0], [2.0, 0.5, 3.0]], dtype=torch.float64)
+    x, y = (
+        exactly(torch.zeros(3, dtype=torch.float64), (s**2).diag(), seed=i)
+        for i, s in enumerate(scales)
+    )
+    assert evaluate.frechet_distance(x, y) == pytest.approx(1.0 + 2.25, rel=1e-8)
+
+
+def test_the_frechet_distance_of_fewer_rows_than_features():
+    """Singular covariances: roots of eigenvalues near zero must not become NaN, nor add up to
+    noise.
+    """
+    x = torch.randn(10, 50)
+    assert evaluate.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-4)
+    assert evaluate.frechet_distance(x, x + 1) == pytest.approx(50.0, rel=1e-5)
+    constant = torch.ones(10, 3)
+    assert evaluate.frechet_distance(constant, constant.numpy()) == 0.0
+
+
+# --- precision and recall
+
+
+def by_hand(x, y, k):
+    """Equation 2 of the paper, point by point."""
+    among = 0
+    for point in y:
+        for i, centre in enumerate(x):
+            radius = sorted(
+                (centre - other).norm().item() for j, other in enumerate(x) if j != i
+            )[k - 1]
+            if (point - centre).norm().item() <= radius:
+                among += 1
+                break
+    return among / len(y)
+
+
+def test_precision_and_recall_are_those_of_the_paper():
+    torch.manual_seed(0)
+    x, y = (
+        torch.randn(40, 2, dtype=torch.float64),
+        1 + 0.7 * torch.randn(30, 2, dtype=torch.float64),
+    )
+    for k in (1, 3):
+        found = evaluate.precision_recall(x, y, k=k)
+        assert found.precision == pytest.approx(
+            by_hand(x, y, k)
+        ) and found.recall == pytest.approx(by_hand(y, x, k))
+        assert 0 < found.precision < 1 and 0 < found.recall < 1
+
+
+def test_precision_and_recall_tell_what_is_wrong(monkeypatch):
+    monkeypatch.setattr("tarspyro.evaluate.generation._ROWS", 64)  # several parts
+    ring = data.ring(400)
+    few = data.ring(400, seed=1).x[data.ring(400, seed=1).y < 4]
+    alike = evaluate.precision_recall(ring.x, data.ring(400, seed=1).x)
+    assert min(alike) > 0.9
+    dropped = evaluate.precision_recall(ring.x, few)
+    assert dropped.precision > 0.9 and 0.3 < dropped.recall < 0.6
+    blurred = evaluate.precision_recall(ring.x, data.ring(400, seed=1, scale=0.5).x)
+    assert blurred.precision < 0.2
+    assert evaluate.precision_recall(ring.x, ring.x) == (1.0, 1.0)
+
+
+# --- Parzen windows
+
+
+def test_parzen_windows_are_scipys():
+    samples, x = (
+        torch.randn(50, 1, dtype=torch.float64),
+        torch.linspace(-3, 3, 230, dtype=torch.float64)[:, None],
+    )
+    kde = gaussian_kde(samples[:, 0].numpy())
+    found = evaluate.parzen_log_likelihood(
+        samples, x, scales=float(kde.factor * samples.std())
+    )
+    expected = torch.as_tensor(kde.logpdf(x[:, 0].numpy()))
+    torch.testing.assert_close(found.log_likelihood, expected)
+    assert found.mean == pytest.approx(expected.mean().item())
+    assert found.standard_error == pytest.approx(expected.std().item() / 230**0.5)
+
+
+def test_parzen_windows_are_a_mixture_in_any_shape():
+    samples, x = torch.rand(7, 1, 4, 4), torch.rand(5, 1, 4, 4)
+    components = dist.Normal(samples.flatten(1), 0.3).to_event(1)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(7)), components
+    )
+    found = evaluate.parzen_log_likelihood(samples, x, scales=0.3)
+    torch.testing.assert_close(found.log_likelihood.float(), mixture.log_prob(x.flatten(1)))
+
+
+def test_the_window_is_chosen_on_validation_data():
+    """Of draws of N(0, I), the window that fits other draws best is known: by the mean over
+    samples and points.
+    """
+    torch.manual_seed(0)
+    samples, held_out, x = torch.randn(300, 2), torch.randn(500, 2), 10 + torch.randn(20, 2)
+    scales = [0.05, 0.2, 0.4, 1.0, 3.0]
+    found = evaluate.parzen_log_likelihood(samples, x, validation=held_out, scales=scales)
+    means = [
+        evaluate.parzen_log_likelihood(samples, held_out, scales=scale).mean
+        for scale in scales
+    ]
+    assert found.scale == scales[max(range(5), key=means.__getitem__)] and found.scale in (
+        0.2,
+        0.4,
+    )
+    # x itself would have chosen another: it is far away, and was not asked.
+    assert (
+        max(
+            scales,
+            key=lambda scale: evaluate.parzen_log_likelihood(samples, x, scales=scale).mean,
+        )
+        == 3.0
+    )
+    torch.testing.assert_close(
+        found.log_likelihood,
+        evaluate.parzen_log_likelihood(samples, x, scales=found.scale).log_likelihood,
+    )
+
+
+# --- labels and modes
+
+
+def test_agreement_is_with_the_asked_labels():
+    split = data.digits().one_hot()
+    p = models.Classifier(Conditional(dist.OneHotCategorical, MLP(64, [32]), 10))
+    fit(p, data=split.train, epochs=3, seed=0, progress=False, optimizer_options={"lr": 1e-2})
+    right = (p.classes(split.test.x) == split.test.y.argmax(1)).double().mean().item()
+    assert evaluate.agreement(p, split.test.x, split.test.y) == pytest.approx(right)
+    assert evaluate.agreement(p, split.test.x, split.test.y.argmax(1)) == pytest.approx(right)
+    assert evaluate.agreement(p, split.test.x, split.test.y.roll(1, 0)) < 0.5
+    with pytest.raises(
+        ValueError, match="y must have a label for each of the 5 rows of x, got 4"
+    ):
+        evaluate.agreement(p, split.test.x[:5], split.test.y[:4])
+
+
+def test_modes_are_reached_by_samples_near_them():
+    ring = data.ring(2000)
+    found = evaluate.mode_coverage(ring.x, ring.means, ring.scale)
+    assert found.modes == 8
+    # Within three standard deviations in the plane: 1 - exp(-9 / 2).
+    share = 1 - math.exp(-4.5)
+    assert abs(found.quality - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+    assert evaluate.mode_coverage(ring.x[ring.y < 3], ring.means, ring.scale).modes == 3
+    assert evaluate.mode_coverage(torch.zeros(50, 2), ring.means, ring.scale) == (0, 0.0)
+    one_more = torch.cat([ring.means[0].repeat(5, 1), ring.means[1:2]])
+    assert evaluate.mode_coverage(one_more, ring.means, ring.scale, at_least=2).modes == 1
+
+
+def test_mixtures_have_the_moments_they_say():
+    for modes, count in ((data.ring(20_000, scale=0.1), 8), (data.grid(20_000), 25)):
+        assert len(modes.means) == count and len(modes) == 20_000
+        torch.testing.assert_close(modes.means.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
+        assert_within(
+            (modes.x - modes.means[modes.y]).square(), modes.scale**2, "the variance of a mode"
+        )
+        assert_within((modes.y == 3).double(), 1 / count, "how likely a mode is")
+        exact = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(torch.ones(count)),
+            dist.Normal(modes.means, modes.scale).to_event(1),
+        )
+        torch.testing.assert_close(
+            modes.log_prob(modes.x[:100]), exact.log_prob(modes.x[:100]), rtol=1e-3, atol=1e-3
+        )
+    assert torch.equal(data.grid(10).x, data.grid(10).x) and not torch.equal(
+        data.grid(10).x, data.grid(10, seed=1).x
+    )
+
+
+def test_what_cannot_be_judged_is_said():
+    x = torch.randn(10, 3)
+    bad = torch.full((10, 3), math.nan)
+    for call, words in (
+        (
+            lambda: evaluate.frechet_distance(x, x[:, :2]),
+            "others must have 3 columns as features has, got 2",
+        ),
+        (
+            lambda: evaluate.frechet_distance(x[:1], x),
+            r"features must have shape \(N, F\) with N of 2 at least",
+        ),
+        (
+            lambda: evaluate.frechet_distance(x, bad),
+            "others must be finite, got 30 numbers that are not",
+        ),
+        (
+            lambda: evaluate.precision_recall(x, x[:3], k=3),
+            "k must lie between 1 and the number of rows less one, 2",
+        ),
+        (lambda: evaluate.mode_coverage(x, x, 0.0), "scale must be positive"),
+        (
+            lambda: evaluate.parzen_log_likelihood(x, x),
+            "validation must be given to choose among 11 scales",
+        ),
+        (lambda: evaluate.parzen_log_likelihood(x, x, scales=-1.0), "scales must be positive"),
+        (
+            lambda: evaluate.parzen_log_likelihood(x, x[:, :2], scales=1.0),
+            "data must have 3 numbers in a row",
+        ),
+        (lambda: data.ring(0), "num must be at least 1, got 0"),
+        (lambda: data.grid(10, step=-1.0), "step must be positive"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

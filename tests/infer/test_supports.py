@@ -1,0 +1,155 @@
+"""Supports that depend on latent variables or on the rest of the data, and are no matter of
+one draw.
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions.transforms import AffineTransform
+
+from tarspyro import evaluate, fit
+from tarspyro.distributions import Concatenate
+from tarspyro.infer import IWAE
+from tarspyro.infer.traces import InputError
+from tarspyro.inputs import check_inputs
+
+
+def beyond(x):
+    """s = x + t with t exponential: the exact posterior of s ~ Gamma(2, 1) given x ~
+    Uniform(0, s).
+    """
+    rate = pyro.param("rate", torch.tensor(0.5), constraint=dist.constraints.positive)
+    beyond = dist.TransformedDistribution(
+        dist.Exponential(rate.expand(len(x))), [AffineTransform(x, 1.0)]
+    )
+    with pyro.plate("data", len(x)):
+        pyro.sample("s", beyond)
+
+
+def uniform(x):
+    with pyro.plate("data", len(x)):
+        s = pyro.sample("s", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Uniform(0.0 * s, s), obs=x)
+
+
+def test_a_support_that_a_latent_variable_moves_is_not_judged_by_one_draw():
+    torch.manual_seed(0)
+    x = dist.Exponential(1.0).sample((200,))
+    history = fit(
+        uniform,
+        beyond,
+        x,
+        loss=IWAE(5),
+        epochs=60,
+        seed=0,
+        progress=False,
+        optimizer_options={"lr": 0.1},
+    )
+    truth = -x.mean().item()  # x is exponential
+    assert history["loss"][-1] == pytest.approx(-truth, abs=0.02)
+    pyro.get_param_store().clear()
+    found = evaluate.log_likelihood(uniform, beyond, x, num_particles=2000, seed=0)
+    assert found.mean().item() == pytest.approx(truth, abs=0.05)
+
+
+MOVING = {
+    "Uniform": lambda z: dist.Uniform(-z.exp(), z.exp()),
+    "to_event": lambda z: dist.Uniform(-z.exp(), z.exp()).expand([2, len(z)]).to_event(0),
+    "Pareto": lambda z: dist.Pareto(z.exp(), 3.0),
+    "AffineBeta": lambda z: dist.AffineBeta(torch.ones_like(z), torch.ones_like(z), z, 1.0),
+    "a block": lambda z: Concatenate([dist.Uniform(z, z + 1).unsqueeze(-1).to_event(1)]),
+}
+
+
+@pytest.mark.parametrize("family", ["Uniform", "Pareto", "AffineBeta", "masked"])
+def test_no_family_with_a_moving_support_is_refused(family):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            q = MOVING.get(family, MOVING["Uniform"])(z)
+            pyro.sample(
+                "x",
+                q.mask(torch.ones(len(x), dtype=torch.bool)) if family == "masked" else q,
+                obs=x,
+            )
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    check_inputs(model, guide, [torch.full((20,), 50.0)])
+
+
+def test_counts_out_of_as_many_trials_as_a_latent_variable_says():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            n = pyro.sample("n", dist.Poisson(3.0))
+            pyro.sample("x", dist.Binomial(n, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("n", dist.Poisson(3.0))
+
+    x = torch.arange(8.0)
+    check_inputs(model, guide, [x])
+    # A Poisson of which each one counts with probability one half is a Poisson.
+    found = evaluate.log_likelihood(model, guide, x, num_particles=20_000, errors=True, seed=0)
+    truth = dist.Poisson(1.5).log_prob(x)
+    assert ((found.log_likelihood - truth).abs() < 4 * found.standard_error)[:5].all()
+
+
+class Trials(nn.Module):
+    """Counts out of as many trials as the data says, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, n):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Binomial(n, logits=self.logit), obs=x)
+
+
+def test_a_support_of_each_row_is_that_of_its_own_row():
+    """The first batch has few trials, and a later one more."""
+    n = torch.arange(1.0, 101.0)
+    x = (n / 4).floor()
+    model = Trials()
+    fit(
+        model,
+        data=(x, n),
+        batch_size=10,
+        epochs=50,
+        shuffle=False,
+        progress=False,
+        optimizer_options={"lr": 0.05},
+    )
+    assert model.logit.sigmoid().item() == pytest.approx((x.sum() / n.sum()).item(), abs=0.01)
+    assert math.isfinite(
+        evaluate.log_likelihood(model, lambda *data: None, (x, n)).sum().item()
+    )
+    with pytest.raises(
+        InputError,
+        match=r"x has values from 1 to 2, outside the support of Binomial \(of each row\)",
+    ):
+        check_inputs(
+            model, lambda *data: None, [torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])]
+        )
+
+
+def test_a_support_that_nothing_moves_is_judged_as_before():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Gamma(z.exp(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(InputError, match="outside the support of Gamma"):
+        check_inputs(model, guide, [torch.tensor([1.0, -1.0])])

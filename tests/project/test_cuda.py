@@ -1,0 +1,243 @@
+"""On a GPU: placement, no synchronization inside a step, and the same numbers as on the CPU."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from tarspyro import Conditional, Deterministic, embed, evaluate, fit, guides, models
+from tarspyro.data import digits
+from tarspyro.distributions import (
+    Beta,
+    Chi2,
+    Dirichlet,
+    Gamma,
+    GumbelSigmoid,
+    GumbelSoftmax,
+    Kumaraswamy,
+    default_prior,
+)
+from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Player, Renyi
+from tarspyro.nn import MLP
+from tarspyro.scopes import local_parameters
+from tarspyro.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def pair():
+    torch.manual_seed(0)
+    model = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [32]), 64)
+    )
+    return model, guides.VAE(Conditional(dist.Normal, MLP(64, [32]), 2))
+
+
+SAMPLERS = {
+    "Gamma": lambda a: Gamma(a, 2 * a),
+    "Gamma, implicit": lambda a: Gamma(a, 2 * a, reparameterization="implicit"),
+    "Beta": lambda a: Beta(a, 2 * a),
+    "Dirichlet": lambda a: Dirichlet(a.expand(3)),
+    "GumbelSoftmax": lambda a: GumbelSoftmax(a.expand(3), temperature=0.5),
+    "GumbelSigmoid": lambda a: GumbelSigmoid(a, temperature=0.5),
+    "Kumaraswamy": lambda a: Kumaraswamy(a, 2 * a),
+    "Chi2": lambda a: Chi2(a),
+}
+
+
+@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+def test_samplers_draw_on_the_device_without_waiting_for_it(make):
+    with pyro.validation_enabled(False):
+        a = torch.tensor(0.5, device="cuda", requires_grad=True)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            q = make(a)
+            z = q.rsample((100_000,))
+            (q.log_prob(z).mean() + z.mean()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert z.is_cuda and z.isfinite().all() and a.grad.isfinite()
+    on_cpu = make(torch.tensor(0.5)).sample((100_000,))
+    error = (z.var(0) / len(z) + on_cpu.cuda().var(0) / len(z)).sqrt()
+    assert ((z.mean(0) - on_cpu.cuda().mean(0)).abs() < 4 * error).all()
+
+
+def test_samplers_can_be_captured_as_a_graph():
+    a = torch.full((1000,), 0.5, device="cuda", requires_grad=True)
+
+    def step():
+        z = Gamma(a, torch.ones((), device="cuda"), validate_args=False).rsample()
+        return z, torch.autograd.grad(z.sum(), a)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z, gradient = step()
+    graph.replay()
+    first = z.clone()
+    graph.replay()
+    assert not torch.equal(first, z) and z.isfinite().all() and gradient.isfinite().all()
+
+
+def test_trains_and_evaluates_where_the_parameters_are():
+    data = digits()
+    model, guide = pair()
+    history = fit(
+        model,
+        guide,
+        data.train,
+        epochs=5,
+        binarize=True,
+        validation=data.test,
+        seed=0,
+        progress=False,
+    )
+    assert next(model.parameters()).is_cuda and model.prior().base_dist.loc.is_cuda
+    assert history["elbo"][-1] > history["elbo"][0]
+    codes = embed(guide, data.test)
+    assert codes.device == data.test.x.device
+    on_gpu = evaluate.log_likelihood(
+        model, guide, data.test.x.round(), num_particles=2000, seed=0
+    )
+    on_cpu = evaluate.log_likelihood(
+        model.cpu(), guide.cpu(), data.test.x.round(), num_particles=2000, seed=0
+    )
+    assert abs(on_gpu.mean() - on_cpu.mean()) < 0.05
+
+
+def test_inference_is_measured_where_the_parameters_are():
+    x = digits().test.x[:20].round()
+    model, guide = (half.cuda() for half in pair())
+    weighted = evaluate.log_likelihood(
+        model, guide, x, num_particles=2000, errors=True, seed=0
+    )
+    for start in ("prior", "guide"):
+        annealed = evaluate.annealed_log_likelihood(
+            model, guide, x, num_steps=50, num_leapfrog=5, start=start, errors=True, seed=0
+        )
+        assert annealed.log_likelihood.device == x.device
+        error = (annealed.standard_error**2 + weighted.standard_error**2).sqrt()
+        assert ((annealed.log_likelihood - weighted.log_likelihood).abs() < 5 * error).all()
+    found = evaluate.gaps(model, guide, x, num_steps=50, seed=0)
+    assert found.approximation.device == x.device and found.amortization.isfinite().all()
+    draws = evaluate.true_posterior(model, x[:2], num_samples=20, warmup=20, seed=0)
+    kl = evaluate.posterior_kl(model, guide, x[:2], draws, seed=0)
+    assert draws["z"].device == kl.posterior_to_guide.value.device == x.device
+
+
+def test_a_step_does_not_wait_for_the_device():
+    model, guide = (half.cuda() for half in pair())
+    parameters = [*model.parameters(), *guide.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    halves, bound = {"model": model, "guide": guide}, ELBO()
+    trainer = Trainer(
+        halves, bound, [(Player("", bound, parameters), optimizer)], schedules={}
+    )
+    x = torch.rand(100, 64, device="cuda").round()
+    trainer.step((x,))  # the first step of a shape validates, which reads values back
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pyro.validation_enabled(False):
+            for _ in range(10):
+                trainer.step((x,))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+BOUNDS = {
+    "ELBO, stl": lambda: ELBO(gradient="stl"),
+    "IWAE": lambda: IWAE(5, num_groups=2),
+    "IWAE, dreg": lambda: IWAE(5, gradient="dreg"),
+    "VR-max": lambda: Renyi(-math.inf, 5),
+    "PIWAE": lambda: PIWAE(2, 2),
+}
+
+
+@pytest.mark.parametrize("make", BOUNDS.values(), ids=BOUNDS)
+def test_bounds_run_on_the_device_without_waiting_for_it(make):
+    model, guide = (half.cuda() for half in pair())
+    bound, x = make(), torch.rand(20, 64, device="cuda").round()
+    with local_parameters(), pyro.validation_enabled(False):
+        bound.differentiable_loss(
+            model, guide, x
+        )  # the structure is found by a run of its own
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = bound.differentiable_loss(model, guide, x)
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.is_cuda and all(parameter.grad is not None for parameter in guide.parameters())
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"backend": "aot_eager"}, {"mode": "reduce-overhead"}], ids=str
+)
+def test_compiled_steps_train_on_the_device(how):
+    model, guide = pair()
+    loss = Compiled(ELBO(), choose=False, **how)
+    history = fit(
+        model,
+        guide,
+        digits().train.x,
+        loss=loss,
+        epochs=5,
+        binarize=True,
+        seed=0,
+        progress=False,
+    )
+    assert history["loss"][-1] < history["loss"][0] and next(model.parameters()).is_cuda
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_captured_step_trains_as_the_eager_one(backend):
+    """No noise in the pair: parameters, schedules, clipping and the optimizer's count of steps
+    must agree.
+    """
+    trained = []
+    for loss in (ELBO(), Compiled(ELBO(), backend=backend, choose=False)):
+        torch.manual_seed(0)
+        p = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2).cuda()
+        q = guides.Autoencoder(Deterministic(MLP(64, [32]), 2)).cuda()
+        history = fit(
+            p,
+            q,
+            digits().train.x[:450],
+            loss=loss,
+            epochs=10,
+            schedules={"lr": lambda step: 1e-2 / (1 + step / 10)},
+            clip_norm=1.0,
+            device="cuda",
+            seed=0,
+            progress=False,
+        )
+        trained.append(([*p.parameters(), *q.parameters()], history["loss"]))
+        if isinstance(loss, Compiled):
+            assert any(plan.captured is not None for plan in loss._plans.values())
+    (eager, losses), (captured, same_losses) = trained
+    torch.testing.assert_close(
+        torch.tensor(same_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4
+    )
+    for one, other in zip(eager, captured, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_captured_step_draws_fresh_noise():
+    p, q = (half.cuda() for half in pair())
+    bound = Compiled(ELBO(), backend="eager", choose=False)
+    x = digits().train.x[:100].round().cuda()
+    parameters = [*p.parameters(), *q.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    losses = []
+    with local_parameters(), pyro.validation_enabled(False):
+        for _ in range(20):
+            loss, _ = bound.accumulate_gradients(p, q, x, update=optimizer.step)
+            losses.append(loss.item())
+            for parameter in parameters:
+                parameter.grad = None
+    assert len(set(losses)) == 20
