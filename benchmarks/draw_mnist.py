@@ -158,7 +158,8 @@ def table(results):
     if not rows:
         raise SystemExit(f"There are no results in {results} yet: train a pair first.")
     print(
-        "| pair | T | epochs | minus ELBO | KL | training | paper, T = 64 |\n|---|---|---|---|---|---|---|"
+        "| pair | T | epochs | minus ELBO | KL | training | paper, T = 64"
+        " |\n|---|---|---|---|---|---|---|"
     )
     for row in sorted(rows, key=lambda row: -row["minus elbo"]):
         paper = f"{row['paper, 64 steps']:.2f}" if row["paper, 64 steps"] else ""

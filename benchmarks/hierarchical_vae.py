@@ -211,13 +211,15 @@ def table(results):
     if not rows:
         raise SystemExit(f"There are no results in {results} yet: train a network first.")
     print(
-        "| run | epochs | minus log p | minus ELBO | active units, from z_1 |\n|---|---|---|---|---|"
+        "| run | epochs | minus log p | minus ELBO | active units, from z_1"
+        " |\n|---|---|---|---|---|"
     )
     for name, row in rows.items():
         units = " + ".join(map(str, row["active units"].values()))
         run = name.removeprefix("hierarchical_")
         print(
-            f"| {run} | {row['epochs']} | {row['minus log p']:.2f} | {row['minus elbo']:.2f} | {units} |"
+            f"| {run} | {row['epochs']} | {row['minus log p']:.2f} | {row['minus elbo']:.2f} |"
+            f" {units} |"
         )
     columns = min(3, len(rows))
     figure = Figure(

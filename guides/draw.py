@@ -119,6 +119,7 @@ class DRAW(StochasticModule):
         likelihood = self.likelihood(painted)
         if x.shape[1:] != likelihood.event_shape:
             raise ValueError(
-                f"x has rows of shape {tuple(x.shape[1:])}, but the likelihood draws {tuple(likelihood.event_shape)}."
+                f"x has rows of shape {tuple(x.shape[1:])}, but the likelihood draws"
+                f" {tuple(likelihood.event_shape)}."
             )
         return x - distribution_mean(likelihood)

@@ -87,7 +87,8 @@ class JMVAE(StochasticModule):
     def _with_zeros(self, x: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
         if self.shapes is None and any(value is None for value in x):
             raise ValueError(
-                "posterior does not tell the shapes of its inputs (in_shapes of its trunk): give zeros."
+                "posterior does not tell the shapes of its inputs (in_shapes of its trunk):"
+                " give zeros."
             )
         shapes = self.shapes or [()] * len(x)
         zeros = [like.new_zeros(len(like), *shape) for shape in shapes]

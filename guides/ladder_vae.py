@@ -84,8 +84,8 @@ class LadderVAE(StochasticModule):
         top = len(self.posteriors)
         if not top or len(self.encoders) != top or len(self.conditionals) != top - 1:
             raise ValueError(
-                f"encoders and posteriors must be as many as layers, and conditionals one fewer, got "
-                f"{len(self.encoders)}, {top} and {len(self.conditionals)}."
+                "encoders and posteriors must be as many as layers, and conditionals one"
+                f" fewer, got {len(self.encoders)}, {top} and {len(self.conditionals)}."
             )
         merged = {
             f"posteriors.{i - 1} * conditionals.{i - 1}": f"z_{i} | z_{i + 1}, x"

@@ -64,7 +64,8 @@ class CMMA(StochasticModule):
         self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
         if not has_context(self.prior):
             raise ValueError(
-                f"prior must be p(z | y), such as Conditional(...), got {format_value(prior)}: x would not depend on y."
+                f"prior must be p(z | y), such as Conditional(...), got {format_value(prior)}:"
+                " x would not depend on y."
             )
 
     def forward(

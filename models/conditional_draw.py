@@ -58,6 +58,7 @@ class ConditionalDRAW(DRAW):
         """
         if y is None:
             raise ValueError(
-                "y must be given: models.ConditionalDRAW describes x given y, and y has no distribution."
+                "y must be given: models.ConditionalDRAW describes x given y, and y has no"
+                " distribution."
             )
         return (yield from self.paint(x, max(batch_size, len(y)), y))

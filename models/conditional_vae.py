@@ -72,7 +72,8 @@ class ConditionalVAE(StochasticModule):
         """
         if y is None:
             raise ValueError(
-                "y must be given: models.ConditionalVAE describes x given y, and y has no distribution."
+                "y must be given: models.ConditionalVAE describes x given y, and y has no"
+                " distribution."
             )
         with pyro.plate("data", max(batch_size, len(y)) if x is None else len(x)):
             z = pyro.sample("z", self.prior(y))

@@ -96,7 +96,8 @@ class SemiSupervisedVAE(StochasticModule):
         """
         if y is not None and y.dim() != 2:
             raise ValueError(
-                f"y must be one-hot, of shape (B, K), got {tuple(y.shape)}: one_hot(y, K).float()."
+                f"y must be one-hot, of shape (B, K), got {tuple(y.shape)}: one_hot(y,"
+                " K).float()."
             )
         if unlabelled is not None:
             if x is not None and y is None:

@@ -61,7 +61,8 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
         raise TypeError(f"{name} must be a whole number, got {format_value(value)}.") from None
     if count < least:
         raise ValueError(
-            f"{name} must {f'be at least {least}' if least else 'not be negative'}, got {count}."
+            f"{name} must {f'be at least {least}' if least else 'not be negative'}, got"
+            f" {count}."
         )
     return count
 
@@ -134,7 +135,8 @@ def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tenso
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
-            f"{name} must be real numbers in a dense tensor, got {tensor.dtype} on {tensor.device}, {tensor.layout}."
+            f"{name} must be real numbers in a dense tensor, got {tensor.dtype} on"
+            f" {tensor.device}, {tensor.layout}."
         )
     return tensor
 
@@ -160,7 +162,8 @@ def as_shape(name: str, value: Any) -> Size:
         return Size([as_count(name, value)])
     except TypeError:
         raise TypeError(
-            f"{name} must be a size or a tuple of sizes, such as (1, 8, 8), got {format_value(value)}."
+            f"{name} must be a size or a tuple of sizes, such as (1, 8, 8), got"
+            f" {format_value(value)}."
         ) from None
 
 
@@ -228,5 +231,6 @@ def check_constructor(name: str, value: Any, example: str, *arguments: Any) -> N
             made = None
     if not isinstance(made, nn.Module):
         raise TypeError(
-            f"{name} must be the constructor of a module, such as {example}, got {format_value(value)}."
+            f"{name} must be the constructor of a module, such as {example}, got"
+            f" {format_value(value)}."
         )

@@ -117,16 +117,19 @@ class _Interface(nn.Module, ConditionalDistribution):
         if not isinstance(other, Distribution):
             if not callable(other):
                 raise TypeError(
-                    f"other must be a distribution or a module that returns one, got {format_value(other)}."
+                    "other must be a distribution or a module that returns one, got"
+                    f" {format_value(other)}."
                 )
             other = other(*context) if isinstance(other, _Interface) else other()
         if not isinstance(other, Distribution):
             raise TypeError(
-                f"other must be a distribution or a module that returns one, got {format_value(other)}."
+                "other must be a distribution or a module that returns one, got"
+                f" {format_value(other)}."
             )
         if own.event_shape != other.event_shape:
             raise ValueError(
-                f"other must draw {tuple(own.event_shape)} as the distribution itself, got {tuple(other.event_shape)}."
+                f"other must draw {tuple(own.event_shape)} as the distribution itself, got"
+                f" {tuple(other.event_shape)}."
             )
         try:
             return kl_divergence(own, other)
@@ -254,7 +257,8 @@ class Deterministic(Configurable, _Interface):
         check_module("trunk", trunk)
         if transform is not None and not callable(transform):
             raise TypeError(
-                f"transform must be a function of tensors, such as torch.nn.Sigmoid(), got {format_value(transform)}."
+                "transform must be a function of tensors, such as torch.nn.Sigmoid(), got"
+                f" {format_value(transform)}."
             )
         self.event_shape = as_shape("event_shape", event_shape)
         self.trunk, self.transform = trunk, transform
@@ -318,7 +322,8 @@ class Blocks(Configurable, _Interface):
         for block in blocks:
             if not isinstance(block, nn.Module):
                 raise TypeError(
-                    f"blocks must be modules, such as a Conditional or a Prior, got {format_value(block)}."
+                    "blocks must be modules, such as a Conditional or a Prior, got"
+                    f" {format_value(block)}."
                 )
         self.blocks = nn.ModuleList(blocks)
 
@@ -382,7 +387,8 @@ class Transformed(Configurable, _Interface):
         super().__init__()
         if not isinstance(base, (nn.Module, Distribution)):
             raise TypeError(
-                f"base must be a Conditional, a Prior or a distribution, got {format_value(base)}."
+                "base must be a Conditional, a Prior or a distribution, got"
+                f" {format_value(base)}."
             )
         if not isinstance(transforms, Iterable) or torch.is_tensor(transforms):
             raise TypeError(
@@ -391,7 +397,8 @@ class Transformed(Configurable, _Interface):
         for transform in transforms:
             if not isinstance(transform, (Transform, ConditionalTransform)):
                 raise TypeError(
-                    f"transforms must be those of pyro.distributions.transforms, got {format_value(transform)}."
+                    "transforms must be those of pyro.distributions.transforms, got"
+                    f" {format_value(transform)}."
                 )
         self.base: Any = as_prior(base)
         self.trunk = trunk
@@ -456,5 +463,6 @@ def distribution_mean(distribution: Any) -> Tensor:
             distribution.base_dist if isinstance(distribution, Independent) else distribution
         )
         raise NotImplementedError(
-            f"{type(base).__name__} has no mean in closed form: draw with sample, or embed(..., num_samples=...)."
+            f"{type(base).__name__} has no mean in closed form: draw with sample, or"
+            " embed(..., num_samples=...)."
         ) from None

@@ -114,7 +114,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         for name, half in (("model", self.model), ("guide", self.guide)):
             if not isinstance(half, nn.Module):
                 raise TypeError(
-                    f"{name} must be a module, such as {name}s.VAE(...), of which fit trains a copy: {half!r}."
+                    f"{name} must be a module, such as {name}s.VAE(...), of which fit trains a"
+                    f" copy: {half!r}."
                 )
         x = self._rows(X, reset=True)
         self.model_, self.guide_, loss = copy.deepcopy((self.model, self.guide, self.loss))
@@ -144,7 +145,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         z = check_array(codes, dtype=np.float64, input_name="codes")
         if z.shape[1] != self._n_features_out:
             raise ValueError(
-                f"codes must have the {self._n_features_out} columns of transform, got {z.shape[1]}."
+                f"codes must have the {self._n_features_out} columns of transform, got"
+                f" {z.shape[1]}."
             )
         return decode(
             self.model_, z.reshape(len(z), *self._code_shape), latent=self.site or "z"

@@ -89,7 +89,8 @@ def as_arguments(
         unknown = [name for name in data if name not in names]
         if unknown:
             raise ValueError(
-                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes {names}."
+                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
+                f" {names}."
             )
         parts = in_order(data, names)
     elif isinstance(data, TensorDataset):
@@ -108,7 +109,8 @@ def as_arguments(
         return None
     else:
         raise ValueError(
-            f"data must be tensors, arrays, a data set or an iterable of batches, got {format_value(data)}."
+            "data must be tensors, arrays, a data set or an iterable of batches, got"
+            f" {format_value(data)}."
         )
     dtype = type_of(program, *others)
     arguments = each(lambda part: as_type(as_numbers("data", part), dtype), parts)
@@ -297,13 +299,15 @@ def check_binarizable(part: Tensor | None) -> None:
     """Raises unless the values are probabilities, as ``binarize=True`` needs."""
     if part is None:
         raise InputError(
-            "binarize=True draws the pixels of the first part of the data, which is None: leave it out."
+            "binarize=True draws the pixels of the first part of the data, which is None:"
+            " leave it out."
         )
     _check_finite(part, 0)
     low, high = part.min().item(), part.max().item()
     if low < 0 or high > 1:
         raise InputError(
-            f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}: {_rescaling(low, high)}."
+            f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}:"
+            f" {_rescaling(low, high)}."
         )
 
 
@@ -314,8 +318,8 @@ def _check_finite(part: Tensor | None, position: int) -> None:
     if rows.any():
         count, first = int(rows.sum()), int(rows.nonzero()[0])
         raise InputError(
-            f"data[{position}] has NaN or infinite values in {count} of {len(rows)} rows, first in row {first}: "
-            "drop or impute them."
+            f"data[{position}] has NaN or infinite values in {count} of {len(rows)} rows,"
+            f" first in row {first}: drop or impute them."
         )
 
 
@@ -338,9 +342,10 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
     low, high = value.min().item(), value.max().item()
     if isinstance(base, Bernoulli) and 0 <= low and high <= 1:
         raise InputError(
-            f"{name} has grey values (from {low:g} to {high:g}) but the likelihood is Bernoulli, for 0 and 1 alone: "
-            "draw black and white pixels with binarize=True, or accept the cross-entropy of grey values with "
-            "Conditional(..., validate_args=False)."
+            f"{name} has grey values (from {low:g} to {high:g}) but the likelihood is"
+            " Bernoulli, for 0 and 1 alone: draw black and white pixels with binarize=True,"
+            " or accept the cross-entropy of grey values with Conditional(...,"
+            " validate_args=False)."
         )
     family = type(base).__name__
     shown_support = "of each row" if _is_of_rows(support) else support

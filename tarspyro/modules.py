@@ -147,7 +147,8 @@ class StochasticModule(Configurable):
             if scalar or own or isinstance(value, (str, float, int, list, np.ndarray)):
                 name = type(self).__name__
                 raise TypeError(
-                    f"{name} takes tensors with a row for each data point, got {format_value(value)}."
+                    f"{name} takes tensors with a row for each data point, got"
+                    f" {format_value(value)}."
                 )
         if not registering.get():
             return super().__call__(*args, **kwargs)
@@ -220,6 +221,7 @@ def layers_of(name: str, layers: Any) -> nn.ModuleList:
     )
     if listed is None or not all(isinstance(layer, nn.Module) for layer in listed):
         raise TypeError(
-            f"{name} must be a list of modules, such as [Conditional(...), ...], got {format_value(layers)}."
+            f"{name} must be a list of modules, such as [Conditional(...), ...], got"
+            f" {format_value(layers)}."
         )
     return nn.ModuleList(listed)

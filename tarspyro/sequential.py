@@ -99,7 +99,8 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
     steps = steps_of(program)
     if steps is None:
         raise TypeError(
-            f"program must be sequential, decorated with tarspyro.sequential, got {format_value(program)}."
+            "program must be sequential, decorated with tarspyro.sequential, got"
+            f" {format_value(program)}."
         )
     states: list[Any] = []
     run, state = steps(*args, **kwargs), None
@@ -119,8 +120,8 @@ def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], 
     """
     if lengths is not None and (lengths.shape != (size,) or lengths.is_floating_point()):
         raise ValueError(
-            f"lengths must be integers of shape ({size},), one for each sequence, got {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}."
+            f"lengths must be integers of shape ({size},), one for each sequence, got"
+            f" {lengths.dtype} of shape {tuple(lengths.shape)}."
         )
     # Looking at values makes a device wait, so it belongs to validation.
     if lengths is not None and is_validation_enabled() and bool((lengths < 1).any()):

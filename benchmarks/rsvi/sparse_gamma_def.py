@@ -170,9 +170,11 @@ def first_reached(elbo):
         f"{level:.4g}": {
             "published": published,
             "first": next((n for n, value in enumerate(elbo) if value >= level), None),
-            "for good": 1 + max(n for n, value in enumerate(elbo) if value < level)
-            if elbo[-1] >= level
-            else None,
+            "for good": (
+                1 + max(n for n, value in enumerate(elbo) if value < level)
+                if elbo[-1] >= level
+                else None
+            ),
         }
         for level, published in LEVELS.items()
     }
@@ -295,7 +297,9 @@ def main():
         "seed": arguments.seed,
         "torch": torch.__version__,
         "levels": first_reached(elbo),
-        "final elbo, the paper's estimator": f"{final.mean():.5g} +- {final.std() / len(final) ** 0.5:.1g} (20 draws)",
+        "final elbo, the paper's estimator": (
+            f"{final.mean():.5g} +- {final.std() / len(final) ** 0.5:.1g} (20 draws)"
+        ),
         "seconds": round(seconds, 1),
         "iteration": kept,
         "elbo": [float(f"{elbo[n]:.5g}") for n in kept],

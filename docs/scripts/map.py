@@ -121,11 +121,13 @@ def main(root: Path) -> None:
     for room in sorted(found, key=lambda room: (heights[room], room)):
         leads = ", ".join(sorted(found[room])) or "-"
         print(
-            f"{heights[room]:2}  {room:20} {len(held[room]):3} modules {sum(held[room]):6} lines   {leads}"
+            f"{heights[room]:2}  {room:20} {len(held[room]):3} modules {sum(held[room]):6}"
+            f" lines   {leads}"
         )
     count = sum(len(leads) for leads in found.values())
     print(
-        f"{len(found)} rooms, {count} arrows, {1 + max(heights.values())} floors, {len(known)} modules"
+        f"{len(found)} rooms, {count} arrows, {1 + max(heights.values())} floors, {len(known)}"
+        " modules"
     )
 
 

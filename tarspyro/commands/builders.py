@@ -67,7 +67,8 @@ def bound_of(o: Any) -> Any:
         if name not in takes:
             having = [other for other, (_, options) in LOSSES.items() if name in options]
             raise ValueError(
-                f"--{name.replace('_', '-')} is not for --loss {o.loss}: leave it out, or take --loss {having[0]}."
+                f"--{name.replace('_', '-')} is not for --loss {o.loss}: leave it out, or take"
+                f" --loss {having[0]}."
             )
     if "alpha" in takes:
         given.setdefault("alpha", 0.5)
@@ -118,7 +119,8 @@ def family_of(o: Any) -> Any:
     family = getattr(tarspyro.distributions, o.family, None) or getattr(dist, o.family, None)
     if family is None:
         raise ValueError(
-            f"--family {o.family}: neither tarspyro.distributions nor pyro.distributions has it."
+            f"--family {o.family}: neither tarspyro.distributions nor pyro.distributions"
+            " has it."
         )
     return family
 
@@ -131,7 +133,8 @@ def normal(trunk: nn.Module, o: Any) -> Conditional:
 def _corruption(o: Any) -> nn.Module | None:
     if o.masking_noise is not None and o.gaussian_noise is not None:
         raise ValueError(
-            "--masking-noise and --gaussian-noise are two kinds of corruption: give one of them."
+            "--masking-noise and --gaussian-noise are two kinds of corruption: give one of"
+            " them."
         )
     if o.masking_noise is not None:
         return MaskingNoise(o.masking_noise)
@@ -149,7 +152,8 @@ def _prior(o: Any, m: Material, posterior: nn.Module) -> Any:
         return default_prior(family_of(o), o.latent)
     if o.latent < 2 or o.family != "Normal":
         raise ValueError(
-            f"--prior flow is for --family Normal and a --latent of 2 or more, got {o.family} and {o.latent}."
+            f"--prior flow is for --family Normal and a --latent of 2 or more, got {o.family}"
+            f" and {o.latent}."
         )
     swap = transforms.Permute(torch.arange(o.latent).flip(0))
     layers = [transforms.affine_coupling(o.latent, [32]) for _ in range(3)]
@@ -164,7 +168,8 @@ def _posterior(o: Any, encoder: nn.Module) -> nn.Module:
         return posterior
     if o.latent < 2 or o.family != "Normal":
         raise ValueError(
-            f"--posterior flow is for --family Normal and a --latent of 2 or more, got {o.family} and {o.latent}."
+            "--posterior flow is for --family Normal and a --latent of 2 or more, got"
+            f" {o.family} and {o.latent}."
         )
     return Transformed(
         posterior, [transforms.affine_autoregressive(o.latent, [32]) for _ in range(2)]

@@ -222,7 +222,8 @@ METHODS = {
         site="x_1",
     ),
     "mvae": Method(
-        "multimodal variational autoencoder, a product or a mixture of experts, of images and labels",
+        "multimodal variational autoencoder, a product or a mixture of experts, of images and"
+        " labels",
         "Wu and Goodman 2018, arXiv:1802.05335; mixture: Shi et al. 2019, arXiv:1911.03393",
         ("MVAE",),
         FORMS["labelled images"],

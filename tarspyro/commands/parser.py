@@ -157,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _new(
         _Parser,
         "tarspyro",
-        "Deep generative models as pairs of Pyro programs: train any method of the library on any data it suits.",
+        "Deep generative models as pairs of Pyro programs: train any method of the library on"
+        " any data it suits.",
         "tarspyro train vae --data digits --latent 10",
         "tarspyro sample runs/vae-digits",
     )

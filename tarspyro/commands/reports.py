@@ -55,7 +55,10 @@ def bound(t: Trained) -> Iterator[Finding]:
         row = rows[name] = {
             term: value.mean().item() for term, value in found._asdict().items()
         }
-        line = f"{name:5} ELBO {row['elbo']:9.2f} = reconstruction {row['reconstruction']:9.2f} - KL {row['kl']:.2f}"
+        line = (
+            f"{name:5} ELBO {row['elbo']:9.2f} = reconstruction {row['reconstruction']:9.2f} -"
+            f" KL {row['kl']:.2f}"
+        )
         yield line + _per_step(part, found.elbo), {f"nats per {t.material.unit}": rows}
 
 
@@ -133,7 +136,10 @@ def predictions(t: Trained) -> Iterator[Finding]:
         return
     log_p = log_p - math.log(truth.y_scale)
     error = truth.y_scale * (mean - y).square().mean().sqrt().item()
-    line = f"test  log p(y | x) {_mean(log_p)}, root mean squared error {error:.3f} (in the target's units)"
+    line = (
+        f"test  log p(y | x) {_mean(log_p)}, root mean squared error {error:.3f} (in the"
+        " target's units)"
+    )
     yield line, {"log-likelihood": log_p.mean().item(), "root mean squared error": error}
 
 
@@ -174,7 +180,10 @@ def codes(t: Trained) -> Iterator[Finding]:
     """Reports how the codes of the data are spread, beside the prior's."""
     z = evaluate.embed(t.guide, t.material.test)
     mean, spread = z.mean().item(), z.std().item()
-    line = f"test  codes: mean {mean:.2f}, standard deviation {spread:.2f} (under the prior 0 and 1)"
+    line = (
+        f"test  codes: mean {mean:.2f}, standard deviation {spread:.2f} (under the prior 0"
+        " and 1)"
+    )
     yield line, {"codes": {"mean": mean, "standard deviation": spread}}
 
 
@@ -194,7 +203,10 @@ def game(t: Trained) -> Iterator[Finding]:
     if truth is not None:
         samples = evaluate.sample(t.model, 1000, seed=0).cpu()
         found = evaluate.mode_coverage(samples, truth.means, truth.scale)
-        line = f"modes reached: {found.modes} of {len(truth.means)}, {found.quality:.1%} of samples near one"
+        line = (
+            f"modes reached: {found.modes} of {len(truth.means)}, {found.quality:.1%} of"
+            " samples near one"
+        )
         yield line, {"modes": found.modes, "near a mode": found.quality}
 
 

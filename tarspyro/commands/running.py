@@ -48,7 +48,8 @@ def train(options: Namespace) -> None:
         if known != options.method or options.data not in (None, trained_on["name"]):
             asked = f"{options.method} on {options.data or trained_on['name']}"
             raise ValueError(
-                f"{run} holds a run of {known} on {trained_on['name']}, not {asked}: give another --run."
+                f"{run} holds a run of {known} on {trained_on['name']}, not {asked}: give"
+                " another --run."
             )
         data = trained_on["name"]
     if options.given.get("grey") and "images" not in SOURCES[data].kind:
@@ -114,7 +115,8 @@ def sample_run(options: Namespace) -> None:
             else "generates no data"
         )
         raise ValueError(
-            f"{options.run} holds a method, {name}, that {reason}: see tarspyro plot {options.run}."
+            f"{options.run} holds a method, {name}, that {reason}: see tarspyro plot"
+            f" {options.run}."
         )
     out = Path(options.out or Path(options.run) / "samples.png")
     _save(method.sampler(trained, options.num, options.seed, not options.draws), out)
@@ -215,9 +217,11 @@ def _pixels(image_shape: Any, grey: bool) -> list[str]:
     if image_shape is None:
         return []
     return [
-        "grey pixels"
-        if grey
-        else "pixels binarized dynamically (held-out ones once), on the device"
+        (
+            "grey pixels"
+            if grey
+            else "pixels binarized dynamically (held-out ones once), on the device"
+        )
     ]
 
 

@@ -31,10 +31,18 @@ from tarspyro.data.matlab import read_matlab
 # them is accepted.
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _MNIST = {
-    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "train-images-idx3-ubyte.gz": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
 }
 _FREY_FACE_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _FREY_FACE = "2438ba4f0d2a6bd8bac43de756141eaa33c8d248dd613d464bdb1210d9b7af78"
@@ -345,8 +353,8 @@ def join_quadrants(missing: Tensor, given: Tensor) -> Tensor:
     missing, given = as_numbers("missing", missing), as_numbers("given", given)
     if not missing.dim() or not given.dim() or missing.shape[:-1] != given.shape[:-1]:
         raise ValueError(
-            f"missing and given must be parts of the same images, got shapes {tuple(missing.shape)} and "
-            f"{tuple(given.shape)}."
+            "missing and given must be parts of the same images, got shapes"
+            f" {tuple(missing.shape)} and {tuple(given.shape)}."
         )
     pixels = torch.cat([given, missing], -1)
     return pixels[..., _quadrant_order(pixels.shape[-1]).argsort()]
@@ -359,7 +367,8 @@ def _quadrant_order(num_pixels: int) -> Tensor:
     half = math.isqrt(num_pixels) // 2
     if 4 * half * half != num_pixels:
         raise ValueError(
-            f"quadrants needs square images with an even side, got images of {num_pixels} pixels."
+            f"quadrants needs square images with an even side, got images of {num_pixels}"
+            " pixels."
         )
     blocks = (
         torch.arange(num_pixels)

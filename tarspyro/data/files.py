@@ -44,7 +44,8 @@ def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], by
     downloaded = url is not None and not path.exists()
     if url is None and not path.exists():
         raise DataError(
-            f"{path} is missing: put the file there, or name the folder that holds it in TARSPYRO_DATA."
+            f"{path} is missing: put the file there, or name the folder that holds it in"
+            " TARSPYRO_DATA."
         )
     if url is not None and downloaded:
         encoded, source, advice = (
@@ -97,7 +98,8 @@ def _download(url: str, path: Path) -> bytes:
                     bar.update(len(piece))
                     if bar.n > MOST:
                         raise DataError(
-                            f"{url} does not end after {MOST >> 20} MB, more than any data set has."
+                            f"{url} does not end after {MOST >> 20} MB, more than any data set"
+                            " has."
                         )
         return b"".join(pieces)
     except DataError:
@@ -122,5 +124,6 @@ def _write(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise DataError(
-            f"{path} was downloaded but cannot be written ({error.strerror}): name another folder in TARSPYRO_DATA."
+            f"{path} was downloaded but cannot be written ({error.strerror}): name another"
+            " folder in TARSPYRO_DATA."
         ) from error

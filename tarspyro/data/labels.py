@@ -99,8 +99,8 @@ class PartlyLabelled:
         self.unlabelled = as_numbers("unlabelled", getattr(unlabelled, "x", unlabelled))
         if self.unlabelled.shape[1:] != labelled.x.shape[1:] or not self.unlabelled.dim():
             raise ValueError(
-                f"unlabelled must have rows of shape {tuple(labelled.x.shape[1:])} as labelled has, got "
-                f"{tuple(self.unlabelled.shape)}."
+                f"unlabelled must have rows of shape {tuple(labelled.x.shape[1:])} as labelled"
+                f" has, got {tuple(self.unlabelled.shape)}."
             )
         if as_count("batch_size", batch_size, 0) not in range(1, len(self.unlabelled) + 1):
             raise ValueError(

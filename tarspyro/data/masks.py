@@ -69,7 +69,8 @@ def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) 
     mask = _images(x, image_shape)
     if as_count("step", step, 0) not in range(1, min(mask.shape[-2:]) + 1):
         raise ValueError(
-            f"step must lie between 1 and the side of the images, {min(mask.shape[-2:])}, got {step}."
+            f"step must lie between 1 and the side of the images, {min(mask.shape[-2:])}, got"
+            f" {step}."
         )
     grid = torch.zeros_like(mask)
     grid[..., step // 2 :: step, step // 2 :: step] = True

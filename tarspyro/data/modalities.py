@@ -28,8 +28,8 @@ def modalities_of(
     if len(data) not in (0, count, count + 1):
         name = getattr(half, "__name__", type(half).__name__)
         raise ValueError(
-            f"{name} takes {count} modalities, and after them a mask where rows lack some, got {len(data)} arguments: "
-            "give None in place of what is not observed."
+            f"{name} takes {count} modalities, and after them a mask where rows lack some, got"
+            f" {len(data)} arguments: give None in place of what is not observed."
         )
     values, mask = (
         list(data[:count]) or [None] * count,
@@ -44,7 +44,8 @@ def modalities_of(
     # To look at the values waits for the device, which a step must not.
     if is_validation_enabled() and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            "The mask must hold booleans, or zeros and ones: true where a row has the modality."
+            "The mask must hold booleans, or zeros and ones: true where a row has the"
+            " modality."
         )
     present: list[torch.Tensor | None] = [column.bool() for column in mask.unbind(1)]
     for m, (value, rows) in enumerate(zip(values, present, strict=True)):

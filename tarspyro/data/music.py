@@ -51,7 +51,8 @@ def polyphonic_music(name: str | Path, *, folder: str | Path | None = None) -> S
     path = Path(str(name)).expanduser()
     if path.suffix != ".mat":
         raise ValueError(
-            f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got {str(name)!r}."
+            f"name must be one of {', '.join(_KNOWN)}, or the path of a .mat file, got"
+            f" {str(name)!r}."
         )
     return _rolls(path.stem, path, read(path))
 

@@ -39,16 +39,18 @@ class Sequences:
         for name, value in (("x", x), ("lengths", lengths)):
             if not torch.is_tensor(value):
                 raise TypeError(
-                    f"{name} must be a tensor, got {format_value(value)}: see Sequences.padded for a list."
+                    f"{name} must be a tensor, got {format_value(value)}: see Sequences.padded"
+                    " for a list."
                 )
         if x.dim() < 2 or lengths.shape != x.shape[:1] or lengths.is_floating_point():
             raise ValueError(
-                f"x must have the shape (N, T, *event) and lengths be N integers, got {tuple(x.shape)} and "
-                f"{lengths.dtype} of shape {tuple(lengths.shape)}."
+                "x must have the shape (N, T, *event) and lengths be N integers, got"
+                f" {tuple(x.shape)} and {lengths.dtype} of shape {tuple(lengths.shape)}."
             )
         if len(x) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
             raise ValueError(
-                f"lengths must be from 1 to {x.shape[1]}, got {int(lengths.min())} to {int(lengths.max())}."
+                f"lengths must be from 1 to {x.shape[1]}, got {int(lengths.min())} to"
+                f" {int(lengths.max())}."
             )
 
     @classmethod
@@ -58,7 +60,8 @@ class Sequences:
             torch.is_tensor(sequences) and not sequences.dim()
         ):
             raise TypeError(
-                f"sequences must be a list of tensors or arrays, got {format_value(sequences)}."
+                "sequences must be a list of tensors or arrays, got"
+                f" {format_value(sequences)}."
             )
         kind = torch.get_default_dtype()
         parts = [
@@ -139,7 +142,8 @@ class SequenceBatches:
     ) -> None:
         if not isinstance(sequences, Sequences):
             raise TypeError(
-                f"sequences must be Sequences, got {format_value(sequences)}: see Sequences.padded."
+                f"sequences must be Sequences, got {format_value(sequences)}: see"
+                " Sequences.padded."
             )
         self.sequences, self.batch_size = sequences, as_count("batch_size", batch_size)
         self.shuffle, self.multiple_of = shuffle, as_count("multiple_of", multiple_of)

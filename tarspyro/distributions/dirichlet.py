@@ -62,7 +62,8 @@ class Dirichlet(FromGammas, dist.Dirichlet):
             or not concentration.numel()
         ):
             raise ValueError(
-                f"concentration must be of shape batch_shape + (K,), got {format_value(concentration)}."
+                "concentration must be of shape batch_shape + (K,), got"
+                f" {format_value(concentration)}."
             )
         self._set_sampler(boost, reparameterization)
         super().__init__(concentration, validate_args=validate_args)

@@ -275,8 +275,9 @@ class CarriesScore(TorchDistributionMixin):
             return ScoreParts(log_prob, draw.score(), log_prob)
         if value.requires_grad:
             raise ValueError(
-                f"value must be a draw of {type(self).__name__} itself or have no gradient, got a tensor computed "
-                "from something else: detach it, or use reparameterization='implicit'."
+                f"value must be a draw of {type(self).__name__} itself or have no gradient,"
+                " got a tensor computed from something else: detach it, or use"
+                " reparameterization='implicit'."
             )
         return ScoreParts(log_prob, log_prob, _ZERO)
 
@@ -302,9 +303,11 @@ class _Independent(CarriesScore, Independent):  # type: ignore[override]
         parts = self.base_dist.score_parts(value)
         return ScoreParts(
             *(
-                sum_rightmost(part, self.reinterpreted_batch_ndims)
-                if torch.is_tensor(part)
-                else _ZERO
+                (
+                    sum_rightmost(part, self.reinterpreted_batch_ndims)
+                    if torch.is_tensor(part)
+                    else _ZERO
+                )
                 for part in parts
             )
         )

@@ -42,7 +42,8 @@ def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, 
         isinstance(normal, torch.distributions.Normal) for normal in normals
     ):
         raise ValueError(
-            f"experts must be one or more Normal distributions of one event_dim, got {list(experts)}."
+            "experts must be one or more Normal distributions of one event_dim, got"
+            f" {list(experts)}."
         )
     (event_dim,) = ndims
     check_parameters(
@@ -60,7 +61,8 @@ def _one_for_each(values: Tensor, count: int, name: str) -> Tensor:
     """Moves the experts of a tensor of shape ``(experts, *batch_shape)`` last."""
     if values.dim() == 0 or values.shape[0] != count:
         raise ValueError(
-            f"{name} must be of shape (experts, *batch_shape) with {count} experts, got {values.shape}."
+            f"{name} must be of shape (experts, *batch_shape) with {count} experts, got"
+            f" {values.shape}."
         )
     return values.movedim(0, -1)
 
@@ -271,7 +273,8 @@ class Concatenate(CarriesScore, TorchDistribution):
     def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
         if not isinstance(blocks, Sequence) or not blocks:
             raise ValueError(
-                f"blocks must be a list of one distribution or more, got {format_value(blocks)}."
+                "blocks must be a list of one distribution or more, got"
+                f" {format_value(blocks)}."
             )
         for block in blocks:
             if not isinstance(block, torch.distributions.Distribution):

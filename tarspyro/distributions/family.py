@@ -63,30 +63,34 @@ class FamilyModule(Configurable):
         super().__init__()
         if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
             raise TypeError(
-                f"family must be a class of pyro.distributions, such as pyro.distributions.Normal, got {format_value(family)}."
+                "family must be a class of pyro.distributions, such as"
+                f" pyro.distributions.Normal, got {format_value(family)}."
             )
         if not isinstance(family.arg_constraints, Mapping):
             raise ValueError(
-                f"{family.__name__}'s parameters depend on each other, which no network can respect."
+                f"{family.__name__}'s parameters depend on each other, which no network can"
+                " respect."
             )
         self.family = family
         self.event_shape = as_shape("event_shape", event_shape)
         self._native = _native_ndims(family)
         if self._native > len(self.event_shape):
             raise ValueError(
-                f"event_shape {tuple(self.event_shape)} has too few dimensions: a draw of {family.__name__} "
-                f"has {self._native}."
+                f"event_shape {tuple(self.event_shape)} has too few dimensions: a draw of"
+                f" {family.__name__} has {self._native}."
             )
         for name, given in (("transforms", transforms), ("param_shapes", param_shapes)):
             if not isinstance(given, Mapping | None):
                 raise TypeError(
-                    f"{name} must be a mapping from the names of parameters, got {format_value(given)}."
+                    f"{name} must be a mapping from the names of parameters, got"
+                    f" {format_value(given)}."
                 )
         transforms = dict(transforms or {})
         for name, transform in transforms.items():
             if not isinstance(transform, Transform):
                 raise TypeError(
-                    f"transforms[{name!r}] must be a transform of torch.distributions, got {format_value(transform)}."
+                    f"transforms[{name!r}] must be a transform of torch.distributions, got"
+                    f" {format_value(transform)}."
                 )
         shapes = (param_shapes or {}).items()
         self._param_shapes = {
@@ -117,15 +121,16 @@ class FamilyModule(Configurable):
                 continue
             if constraints.is_dependent(constraint):
                 raise ValueError(
-                    f"{family.__name__}'s {name} has a domain that depends on its other parameters: fix it, {name}=..."
+                    f"{family.__name__}'s {name} has a domain that depends on its other"
+                    f" parameters: fix it, {name}=..."
                 )
             shape = self._shape(name, constraint)
             try:
                 transform = transforms.get(name) or transform_to(constraint)
             except NotImplementedError:
                 raise ValueError(
-                    f"{family.__name__}'s {name} must be a {constraint}, which no network can produce: "
-                    f"fix it, {name}=..."
+                    f"{family.__name__}'s {name} must be a {constraint}, which no network can"
+                    f" produce: fix it, {name}=..."
                 ) from None
             self.free[name] = (transform, torch.Size(transform.inverse_shape(shape)))
 
@@ -175,7 +180,8 @@ class FamilyModule(Configurable):
                 )
             if not constraint.check(tensor).all():
                 raise ValueError(
-                    f"{name}={format_value(value)} is outside the domain of {self.family.__name__}'s {name}, {constraint}."
+                    f"{name}={format_value(value)} is outside the domain of"
+                    f" {self.family.__name__}'s {name}, {constraint}."
                 )
             self._check_fits(name, tensor, constraint)
         if isinstance(value, nn.Parameter):
@@ -203,7 +209,8 @@ class FamilyModule(Configurable):
             fits = False
         if not fits:
             raise ValueError(
-                f"{name} must be of shape {tuple(shape)} or broadcast to it, got {tuple(tensor.shape)}."
+                f"{name} must be of shape {tuple(shape)} or broadcast to it, got"
+                f" {tuple(tensor.shape)}."
             )
 
     def _shape(self, name: str, constraint: constraints.Constraint) -> torch.Size:
@@ -223,8 +230,8 @@ class FamilyModule(Configurable):
             return batch
         if native != 1:
             raise ValueError(
-                f"The shape of {self.family.__name__}'s {name} does not follow from the event shape: "
-                f"give it, param_shapes={{'{name}': {(*batch, 10)}}}."
+                f"The shape of {self.family.__name__}'s {name} does not follow from the event"
+                f" shape: give it, param_shapes={{'{name}': {(*batch, 10)}}}."
             )
         return batch + event * ndims
 
@@ -234,7 +241,8 @@ def _native_ndims(family: type[Any]) -> int:
         return int(family.support.event_dim)
     except (AttributeError, NotImplementedError):
         raise ValueError(
-            f"{family.__name__} does not declare how many dimensions a draw has (support.event_dim)."
+            f"{family.__name__} does not declare how many dimensions a draw has"
+            " (support.event_dim)."
         ) from None
 
 
@@ -247,7 +255,8 @@ def _parameter_names(family: type[Any], given: Mapping[str, Any]) -> list[str]:
     for name in given:
         if name not in allowed:
             raise ValueError(
-                f"{family.__name__} has no parameter {name}; its parameters are {', '.join(allowed)}."
+                f"{family.__name__} has no parameter {name}; its parameters are"
+                f" {', '.join(allowed)}."
             )
     names = [name for name in allowed if name in family.arg_constraints]
     for spellings in SPELLINGS:

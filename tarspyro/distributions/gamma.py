@@ -52,8 +52,9 @@ class FromGammas(CarriesScore):
         if self._validate_args and self.boost == 0 and self.reparameterization == "rejection":
             if any((concentration < 1).any() for concentration in concentrations):
                 raise ValueError(
-                    f"boost=0 is for concentrations of at least 1, got one of "
-                    f"{min(concentration.min().item() for concentration in concentrations):g}: give boost=1 or more."
+                    "boost=0 is for concentrations of at least 1, got one of"
+                    f" {min(concentration.min().item() for concentration in concentrations):g}:"
+                    " give boost=1 or more."
                 )
 
     @property

@@ -388,8 +388,8 @@ def _check_discrete(q: Any, p: Any) -> None:
         raise NotImplementedError("The KL between relaxed densities has no closed form.")
     if "density" in scores:
         raise ValueError(
-            f"score={scores[0]!r} of the guide and {scores[1]!r} of the prior compare a density with a probability: "
-            "give both the same."
+            f"score={scores[0]!r} of the guide and {scores[1]!r} of the prior compare a"
+            " density with a probability: give both the same."
         )
 
 

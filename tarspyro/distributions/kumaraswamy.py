@@ -220,7 +220,8 @@ class StickBreaking(CarriesScore, TorchDistribution):
             )
         if len(breaks.event_shape) != 1:
             raise ValueError(
-                f"breaks must be vectors, got the event shape {tuple(breaks.event_shape)}: add .to_event(1)."
+                f"breaks must be vectors, got the event shape {tuple(breaks.event_shape)}: add"
+                " .to_event(1)."
             )
         self.breaks = breaks
         event_shape = torch.Size([breaks.event_shape[0] + 1])

@@ -121,7 +121,10 @@ class _Constant(nn.Module):
         return self.distribution
 
     def __repr__(self) -> str:
-        return f"{self.distribution} of shape {tuple(self.distribution.batch_shape + self.distribution.event_shape)}"
+        return (
+            f"{self.distribution} of shape"
+            f" {tuple(self.distribution.batch_shape + self.distribution.event_shape)}"
+        )
 
 
 def map_tensors(owner: Any, fn: Callable[[Tensor], Tensor]) -> None:
@@ -149,8 +152,8 @@ def as_prior(prior: Any) -> Callable[..., Any]:
         return _Constant(prior)
     if isinstance(prior, type) or not callable(prior):
         raise TypeError(
-            "prior must be a distribution or a module that returns one, such as default_prior(...), "
-            f"got {format_value(prior)}."
+            "prior must be a distribution or a module that returns one, such as"
+            f" default_prior(...), got {format_value(prior)}."
         )
     given: Callable[..., Any] = prior
     return given
@@ -165,7 +168,8 @@ def as_conditional(name: str, conditional: Any) -> Any:
     """
     if isinstance(conditional, type) or not callable(conditional):
         raise TypeError(
-            f"{name} must be a module that returns a distribution, such as Conditional(...), got {format_value(conditional)}."
+            f"{name} must be a module that returns a distribution, such as Conditional(...),"
+            f" got {format_value(conditional)}."
         )
     return conditional
 
@@ -214,5 +218,6 @@ def default_prior(
     name = getattr(family, "__name__", repr(family))
     known_names = ", ".join(known.__name__ for known in _DEFAULT_PARAMETERS)
     raise ValueError(
-        f"{name} has no default prior ({known_names} have): write one, such as Prior({name}, event_shape, ...)."
+        f"{name} has no default prior ({known_names} have): write one, such as Prior({name},"
+        " event_shape, ...)."
     )

@@ -43,7 +43,8 @@ class _Relaxed(TorchDistribution):
             check_choice("score", score, ("density", "discrete"))
         if hard and score == "density":
             raise ValueError(
-                "score='density' is for soft draws, hard=True puts them where there is none: 'discrete'."
+                "score='density' is for soft draws, hard=True puts them where there is none:"
+                " 'discrete'."
             )
         self.hard, self.score = hard, score or ("discrete" if hard else "density")
 
@@ -184,7 +185,8 @@ class GumbelSoftmax(_Relaxed):
         logits = self._logits(logits, probs, validate_args, binary=False)
         if not torch.is_tensor(logits) or not logits.dim() or not logits.numel():
             raise ValueError(
-                f"logits and probs must be of shape batch_shape + (K,), got {format_value(logits)}."
+                "logits and probs must be of shape batch_shape + (K,), got"
+                f" {format_value(logits)}."
             )
         check_parameters(logits=logits[..., 0], temperature=temperature)
         if torch.is_tensor(temperature) and not temperature.numel():

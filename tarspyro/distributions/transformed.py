@@ -157,8 +157,9 @@ def _running(transform: Any, *, backwards: bool) -> Iterator[None]:
             else "the flow cannot be drawn from"
         )
         raise NotImplementedError(
-            f"{name} has no inverse, so {lost}: take another transform, such as affine_autoregressive, or the pathwise "
-            "gradient in a guide, or the transform's .inv in a prior that only scores."
+            f"{name} has no inverse, so {lost}: take another transform, such as"
+            " affine_autoregressive, or the pathwise gradient in a guide, or the transform's"
+            " .inv in a prior that only scores."
         ) from None
 
 

@@ -71,7 +71,8 @@ class VampPrior(Configurable):
         super().__init__()
         if not isinstance(posterior, nn.Module):
             raise TypeError(
-                f"posterior must be the guide's module, such as a Conditional, got {format_value(posterior)}."
+                "posterior must be the guide's module, such as a Conditional, got"
+                f" {format_value(posterior)}."
             )
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(
@@ -79,7 +80,8 @@ class VampPrior(Configurable):
             )
         if not isinstance(pseudo_inputs, Tensor | Sequence):
             raise TypeError(
-                f"pseudo_inputs must be a tensor (K, *x) or its shape, got {format_value(pseudo_inputs)}."
+                "pseudo_inputs must be a tensor (K, *x) or its shape, got"
+                f" {format_value(pseudo_inputs)}."
             )
         if isinstance(pseudo_inputs, Tensor):
             check_parameters(pseudo_inputs=pseudo_inputs)
@@ -91,7 +93,8 @@ class VampPrior(Configurable):
             )
         if not shape or shape[0] < 1:
             raise ValueError(
-                f"pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got {shape}."
+                "pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got"
+                f" {shape}."
             )
         self.posterior, self.bounds = posterior, bounds
         start = (

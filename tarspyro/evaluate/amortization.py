@@ -180,15 +180,17 @@ class _Local:
                 ) from None
             if member.depends_on_draws:
                 raise PairError(
-                    f"{name!r} of {name_of(densities.guide)} depends on another site's draw, and has no parameters to "
-                    "optimize for a data point: gaps is for guides whose sites are independent given the data."
+                    f"{name!r} of {name_of(densities.guide)} depends on another site's draw,"
+                    " and has no parameters to optimize for a data point: gaps is for guides"
+                    " whose sites are independent given the data."
                 )
             q: Any = site["fn"]
             again = member.distribution().expand(q.batch_shape).log_prob(site["value"])
             if not torch.allclose(again, q.log_prob(site["value"]), rtol=1e-3, atol=1e-2):
                 raise PairError(
-                    f"{name!r} is {q}, whose attributes do not say what it was made of: gaps is for families that keep "
-                    "the arguments of their constructor, as Pyro's do."
+                    f"{name!r} is {q}, whose attributes do not say what it was made of: gaps"
+                    " is for families that keep the arguments of their constructor, as"
+                    " Pyro's do."
                 )
             self.members[name] = member
             self.masks[name] = site["mask"]

@@ -110,11 +110,13 @@ def auroc(scores: Any, labels: Any) -> float:
     )
     if values.ndim != 1 or values.shape != classes.shape:
         raise ValueError(
-            f"labels must be one for each of the scores, got shapes {classes.shape} and {values.shape}."
+            f"labels must be one for each of the scores, got shapes {classes.shape} and"
+            f" {values.shape}."
         )
     if np.isnan(values).any():
         raise ValueError(
-            f"scores must be numbers, got NaN in {int(np.isnan(values).sum())} of {len(values)}."
+            f"scores must be numbers, got NaN in {int(np.isnan(values).sum())} of"
+            f" {len(values)}."
         )
     if not np.isin(classes, (0, 1)).all():
         raise ValueError(
@@ -124,7 +126,8 @@ def auroc(scores: Any, labels: Any) -> float:
     count = int(anomalous.sum())
     if count in (0, len(values)):
         raise ValueError(
-            f"labels must have anomalies and others, got {count} anomalies among {len(values)}."
+            f"labels must have anomalies and others, got {count} anomalies among"
+            f" {len(values)}."
         )
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     # Equal scores share the mean of their ranks 1, 2, ...

@@ -115,7 +115,8 @@ def by_batch(
     for part in beside:
         if len(part) != rows:
             raise ValueError(
-                f"what stands beside the data must have its {rows} rows, got shape {tuple(part.shape)}."
+                f"what stands beside the data must have its {rows} rows, got shape"
+                f" {tuple(part.shape)}."
             )
     if binarize:
         check_binarizable(arguments[0])

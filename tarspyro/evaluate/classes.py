@@ -51,7 +51,8 @@ def classify(guide: Program, x: Any, *, site: str = "y") -> Any:
             probs = getattr(as_discrete(nodes[site]["fn"]), "probs", None)
         if probs is None:
             raise PairError(
-                f"{name_of(guide)} has no class probabilities: site={site!r} is not a latent class of it."
+                f"{name_of(guide)} has no class probabilities: site={site!r} is not a latent"
+                " class of it."
             )
         return probs
 

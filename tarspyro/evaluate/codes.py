@@ -157,7 +157,8 @@ def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, An
     )
     if observed:
         raise PairError(
-            f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's, give that."
+            f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's,"
+            " give that."
         )
     return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
 
@@ -196,7 +197,8 @@ def _check_rows(
     )
     if depends and all(node["value"].shape[:1] == (1,) for node in whole.values()):
         raise InputError(
-            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension, x.unsqueeze(0)."
+            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension,"
+            " x.unsqueeze(0)."
         )
 
 
@@ -246,8 +248,10 @@ def _posterior_means(
         _check_rows(guide, arguments, latent)
         if len(latent) == 1:  # its mean hangs on no draws
             means = {
-                chosen[0]: distribution_mean(latent[chosen[0]]["fn"]).expand(
-                    2, *latent[chosen[0]]["value"].shape
+                chosen[0]: (
+                    distribution_mean(latent[chosen[0]]["fn"]).expand(
+                        2, *latent[chosen[0]]["value"].shape
+                    )
                 )
             }
         else:
@@ -405,7 +409,8 @@ def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[s
     """What is given, with so many rows."""
     if not isinstance(given, Mapping | None):
         raise TypeError(
-            f"given must be a mapping from the names of the model's arguments, got {format_value(given)}."
+            "given must be a mapping from the names of the model's arguments, got"
+            f" {format_value(given)}."
         )
     parameters, rows = _parameters(model), {}
     open_ended = any(
@@ -414,12 +419,14 @@ def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[s
     for name, value in (given or {}).items():
         if name not in parameters and not open_ended:
             raise ValueError(
-                f"given has {name!r}, which {name_of(model)} does not take: it takes {list(parameters)}."
+                f"given has {name!r}, which {name_of(model)} does not take: it takes"
+                f" {list(parameters)}."
             )
         part = as_float(as_numbers(f"given[{name!r}]", value), model)
         if not part.dim() or len(part) not in (1, count):
             raise ValueError(
-                f"given[{name!r}] must have {count} rows or one row for all, got {len(part) if part.dim() else 'none'}."
+                f"given[{name!r}] must have {count} rows or one row for all, got"
+                f" {len(part) if part.dim() else 'none'}."
             )
         rows[name] = part.expand(count, *part.shape[1:])
     return rows
@@ -429,7 +436,8 @@ def _check_generates(model: Program) -> None:
     check_program("model", model)
     if "batch_size" not in _parameters(model):
         raise PairError(
-            f"{name_of(model)} cannot generate without data: give it an argument batch_size, as models.VAE has."
+            f"{name_of(model)} cannot generate without data: give it an argument batch_size,"
+            " as models.VAE has."
         )
 
 

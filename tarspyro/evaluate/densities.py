@@ -81,7 +81,8 @@ def log_densities(
     """
     if not isinstance(z, Mapping) or not z:
         raise TypeError(
-            f"z must be a mapping from the latent sites to their values, got {format_value(z)}."
+            "z must be a mapping from the latent sites to their values, got"
+            f" {format_value(z)}."
         )
     names, values = (
         list(z),
@@ -96,7 +97,8 @@ def log_densities(
     ):
         shapes = [tuple(value.shape) for value in values]
         raise ValueError(
-            f"z must hold values of shape (N, num_samples, *event) for one N, got shapes {shapes}."
+            "z must hold values of shape (N, num_samples, *event) for one N, got shapes"
+            f" {shapes}."
         )
     num_samples = values[0].shape[1]
 
@@ -108,7 +110,8 @@ def log_densities(
         densities = Densities(model, guide, arguments, structure)
         if set(names) != densities.latent.keys():
             raise ValueError(
-                f"z must hold values of {sorted(densities.latent)}, got those of {sorted(names)}."
+                f"z must hold values of {sorted(densities.latent)}, got those of"
+                f" {sorted(names)}."
             )
         data_dim = densities.data_dim
         at = {
@@ -161,13 +164,15 @@ class Densities:
         guided = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
         if guided != self.latent.keys():
             raise PairError(
-                f"{name_of(guide)} draws {sorted(guided)} and {name_of(model)} {sorted(self.latent)}: the density of "
-                "one at the other's draws needs the same latent sites in both."
+                f"{name_of(guide)} draws {sorted(guided)} and {name_of(model)}"
+                f" {sorted(self.latent)}: the density of one at the other's draws needs the"
+                " same latent sites in both."
             )
         check_local(model, structure)
         if structure.vectorized is False:
             raise PairError(
-                f"{name_of(model)} cannot take its particles in a plate of their own, as densities at given values do."
+                f"{name_of(model)} cannot take its particles in a plate of their own, as"
+                " densities at given values do."
             )
         self.dims = [*structure.groups[0].dims, -nesting - 1]
 
@@ -243,18 +248,20 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
             base = base.base_dist
         if isinstance(base, Delta) or base.support.is_discrete:
             raise PairError(
-                f"{name!r} is {type(base).__name__}, and only continuous latent variables move along gradients: take "
-                "log_likelihood for discrete ones."
+                f"{name!r} is {type(base).__name__}, and only continuous latent variables move"
+                " along gradients: take log_likelihood for discrete ones."
             )
         if not plates and not common_dims([site]):
             raise PairError(
-                f"{name!r} lies outside the plate of the data, so that data points have no posterior of their own: "
-                "put it inside pyro.plate('data', len(x)), or condition the model on it."
+                f"{name!r} lies outside the plate of the data, so that data points have no"
+                " posterior of their own: put it inside pyro.plate('data', len(x)), or"
+                " condition the model on it."
             )
     if not plates:
         raise PairError(
-            f"{name_of(model)}'s sites {sorted(sites)} share no plate: put every site that belongs to a data point "
-            "inside one pyro.plate, such as pyro.plate('data', len(x))."
+            f"{name_of(model)}'s sites {sorted(sites)} share no plate: put every site that"
+            " belongs to a data point inside one pyro.plate, such as pyro.plate('data',"
+            " len(x))."
         )
     return latent, plates
 
@@ -263,6 +270,7 @@ def one_dim(model: Program, plates: Sequence[int]) -> int:
     """Returns the dimension of the one plate that holds the data points."""
     if len(plates) != 1:
         raise PairError(
-            f"{name_of(model)} has {len(plates)} plates around all sites, and a row of x needs to be one."
+            f"{name_of(model)} has {len(plates)} plates around all sites, and a row of x needs"
+            " to be one."
         )
     return plates[0]

@@ -117,7 +117,8 @@ def precision_recall(features: Any, others: Any, *, k: int = 3) -> PrecisionReca
     x, y = _checked(features=features, others=others)
     if as_count("k", k, 0) not in range(1, min(len(x), len(y))):
         raise ValueError(
-            f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1}, got {k}."
+            f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1},"
+            f" got {k}."
         )
     slack = _rounding(features, others)
     return PrecisionRecall(_share_among(x, y, k, slack), _share_among(y, x, k, slack))
@@ -137,7 +138,8 @@ def agreement(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
     """
     if not hasattr(classifier, "classes"):
         raise TypeError(
-            f"classifier must have classes, as models.Classifier has, got {format_value(classifier)}."
+            "classifier must have classes, as models.Classifier has, got"
+            f" {format_value(classifier)}."
         )
     x, y = as_numbers("x", x), as_numbers("y", y)
     asked = y.argmax(-1) if y.dim() > 1 else y
@@ -218,11 +220,13 @@ def _checked(at_least: int = 2, **sets: Any) -> list[Tensor]:
     for name, rows in tensors.items():
         if rows.dim() != 2 or len(rows) < at_least:
             raise ValueError(
-                f"{name} must have shape (N, F) with N of {at_least} at least, got {tuple(rows.shape)}."
+                f"{name} must have shape (N, F) with N of {at_least} at least, got"
+                f" {tuple(rows.shape)}."
             )
         if not rows.isfinite().all():
             raise ValueError(
-                f"{name} must be finite, got {int((~rows.isfinite()).sum())} numbers that are not."
+                f"{name} must be finite, got {int((~rows.isfinite()).sum())} numbers that are"
+                " not."
             )
     if x.shape[1] != y.shape[1]:
         raise ValueError(

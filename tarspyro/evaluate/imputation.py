@@ -228,7 +228,8 @@ def imputation_log_likelihood(
     task, trust = Missing(model, guide, site, num_rounds), trust_of(x, model, mask)
     if (trust.dtype != torch.bool) != (corrupted is not None):
         raise ValueError(
-            "corrupted is what was observed in place of x where the mask holds probabilities: give both."
+            "corrupted is what was observed in place of x where the mask holds probabilities:"
+            " give both."
         )
     first = (as_arguments(x, model) or ())[0]
     seen = (

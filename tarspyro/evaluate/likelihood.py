@@ -196,8 +196,8 @@ def conditional_log_likelihood(
         for name, site in sample_sites(trace_pair(model, guide, arguments, {})[0]):
             if site["value"] is arguments[1]:
                 raise PairError(
-                    f"{name_of(model)} observes y at the site {name!r}, so that its weights are those of p(x, y): take "
-                    "log_likelihood, and subtract log p(y)."
+                    f"{name_of(model)} observes y at the site {name!r}, so that its weights"
+                    " are those of p(x, y): take log_likelihood, and subtract log p(y)."
                 )
         return arguments[0]
 

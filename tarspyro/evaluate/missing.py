@@ -81,8 +81,8 @@ class Missing:
             )
             if not binary or bool((data[0] * (1 - data[0]))[trust > 0].any()):
                 raise ValueError(
-                    f"mask holds probabilities, which are for a Bernoulli {self.site!r} of zeros and ones: give "
-                    "booleans."
+                    f"mask holds probabilities, which are for a Bernoulli {self.site!r} of"
+                    " zeros and ones: give booleans."
                 )
         complete = (self.filled(start, data[0], trust), *data[1:])
         check_inputs(self.model, self.guide, complete)
@@ -201,7 +201,8 @@ class Missing:
             trace = poutine.trace(self.model).get_trace(*data)
         except NotImplementedError:
             raise PairError(
-                f"{name_of(self.model)} has no prior that can be drawn from, as the start needs."
+                f"{name_of(self.model)} has no prior that can be drawn from, as the start"
+                " needs."
             ) from None
         except (RuntimeError, ValueError, TypeError):
             check_inputs(self.model, self.guide, data)  # says what is wrong
@@ -211,7 +212,8 @@ class Missing:
             if not sites:
                 check_inputs(self.model, self.guide, data)
             raise PairError(
-                f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name one, site=..."
+                f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name"
+                " one, site=..."
             )
         if (
             sites[self.site]["value"].shape
@@ -318,12 +320,14 @@ def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
         raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
     if arguments[0] is None:
         raise ValueError(
-            "x must not be None, its elements may be missing: whole modalities are for impute_modalities."
+            "x must not be None, its elements may be missing: whole modalities are for"
+            " impute_modalities."
         )
     given = expanded("mask", given, arguments[0])
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError(
-            "mask must hold booleans, or probabilities from 0 to 1: true where an element is observed."
+            "mask must hold booleans, or probabilities from 0 to 1: true where an element is"
+            " observed."
         )
     whole = (given == 0) | (given == 1)
     return given.bool() if bool(whole.all()) else given.to(arguments[0].dtype)
@@ -341,7 +345,8 @@ def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
 def _site(trace: Trace, name: str) -> Any:
     if name not in trace.nodes:
         raise PairError(
-            f"The model and the guide do not have the same sites: {name!r} is missing in one of them."
+            f"The model and the guide do not have the same sites: {name!r} is missing in one"
+            " of them."
         )
     return trace.nodes[name]
 
@@ -356,7 +361,8 @@ def _elements(model: Program, fn: Any) -> Any:
         fn = fn.base_dist
     if len(fn.event_shape) > 0:
         raise PairError(
-            f"{name_of(model)}'s likelihood {type(fn).__name__} does not factorize over elements, some of which are "
-            "missing: take one that does, such as Normal or Bernoulli."
+            f"{name_of(model)}'s likelihood {type(fn).__name__} does not factorize over"
+            " elements, some of which are missing: take one that does, such as Normal or"
+            " Bernoulli."
         )
     return fn

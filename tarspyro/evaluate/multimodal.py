@@ -221,7 +221,8 @@ def coherence(
     names = _names(model, x)
     if len(classifiers) != len(names):
         raise ValueError(
-            f"classifiers must be one for each of the {len(names)} modalities, got {len(classifiers)}."
+            f"classifiers must be one for each of the {len(names)} modalities, got"
+            f" {len(classifiers)}."
         )
     generated = sample(model, num_samples, site=names, mean=mean, seed=seed)
     classes = torch.stack(
@@ -273,7 +274,8 @@ def _positions(argument: str, chosen: Names, names: Sequence[str]) -> list[int]:
     for name in listed:
         if name not in names:
             raise ValueError(
-                f"{argument} must name modalities ({', '.join(names)}), got {format_value(name)}."
+                f"{argument} must name modalities ({', '.join(names)}), got"
+                f" {format_value(name)}."
             )
     return [names.index(name) for name in listed]
 

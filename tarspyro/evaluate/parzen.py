@@ -83,7 +83,8 @@ def parzen_log_likelihood(
     if len(candidates) > 1:
         if validation is None:
             raise ValueError(
-                f"validation must be given to choose among {len(candidates)} scales, or a single scale."
+                f"validation must be given to choose among {len(candidates)} scales, or a"
+                " single scale."
             )
         held_out = _rows("validation", validation)
         best = _log_densities(windows, held_out, candidates).mean(1).argmax()
@@ -98,7 +99,8 @@ def _rows(name: str, values: Any) -> Tensor:
     rows = as_numbers(name, values).detach().double()
     if rows.dim() < 2 or not rows.numel():
         raise ValueError(
-            f"{name} must have the shape (N, *event) with N of at least 1, got {tuple(rows.shape)}."
+            f"{name} must have the shape (N, *event) with N of at least 1, got"
+            f" {tuple(rows.shape)}."
         )
     return rows.flatten(1)
 
@@ -107,7 +109,8 @@ def _log_densities(windows: Tensor, points: Tensor, scales: Sequence[float]) -> 
     """Log-densities for each scale, of shape (scales, N)."""
     if windows.shape[1] != points.shape[1]:
         raise ValueError(
-            f"data must have {windows.shape[1]} numbers in a row as samples have, got {points.shape[1]}."
+            f"data must have {windows.shape[1]} numbers in a row as samples have, got"
+            f" {points.shape[1]}."
         )
     size, parts = windows.shape[1], []
     for part in points.split(_ROWS):

@@ -130,8 +130,10 @@ def true_posterior(
                 sampler.run(*arguments)
             chains.append(sampler.get_samples())
         return {
-            name: torch.cat([chain[name] for chain in chains]).movedim(
-                data_dim - site["fn"].event_dim, 0
+            name: (
+                torch.cat([chain[name] for chain in chains]).movedim(
+                    data_dim - site["fn"].event_dim, 0
+                )
             )
             for name, site in latent.items()
         }
@@ -201,7 +203,8 @@ def posterior_kl(
     num_particles = as_count("num_particles", num_particles, 2)  # for a standard error
     if not isinstance(log_likelihood, LogLikelihood | None):
         raise TypeError(
-            "log_likelihood must come with its standard errors: give what errors=True returned."
+            "log_likelihood must come with its standard errors: give what errors=True"
+            " returned."
         )
 
     def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:

@@ -107,11 +107,13 @@ def _checked(codes: Any, labels: Any, test_codes: Any, test_labels: Any) -> list
             raise ValueError(f"{prefix}codes must have rows, got shape {x.shape}.")
         if y.shape != x.shape[:1]:
             raise ValueError(
-                f"{prefix}labels must have one label for each of {len(x)} codes, got shape {y.shape}."
+                f"{prefix}labels must have one label for each of {len(x)} codes, got shape"
+                f" {y.shape}."
             )
         if not np.isfinite(x).all():
             raise ValueError(
-                f"{prefix}codes must be finite, got {int((~np.isfinite(x)).sum())} numbers that are not."
+                f"{prefix}codes must be finite, got {int((~np.isfinite(x)).sum())} numbers"
+                " that are not."
             )
     rows, test_rows = arrays["codes"], arrays["test_codes"]
     if rows.shape[1:] != test_rows.shape[1:]:

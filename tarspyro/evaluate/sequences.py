@@ -103,7 +103,8 @@ def particle_filter(
         run.run(look)
         if not means:
             raise ValueError(
-                f"site must name a latent variable of {name_of(guide)} before its step, got {format_value(site)}."
+                f"site must name a latent variable of {name_of(guide)} before its step, got"
+                f" {format_value(site)}."
             )
         return {
             "log_likelihood": run.log_likelihood,

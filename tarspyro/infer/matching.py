@@ -148,7 +148,10 @@ def sentence_of(
         str(tuple(part.shape)) if torch.is_tensor(part) else repr(part) for part in arguments
     )
     names = list(dict.fromkeys(name_of(program) for program in programs))
-    return f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape {shapes}: {reason}"
+    return (
+        f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape"
+        f" {shapes}: {reason}"
+    )
 
 
 def check_shape(name: str, distribution: Any, value: Any) -> None:
@@ -167,11 +170,13 @@ def check_shape(name: str, distribution: Any, value: Any) -> None:
         return
     if not value.is_floating_point() and value.dim() == 1:
         raise InputError(
-            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like labels, not data."
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like"
+            " labels, not data."
         )
     if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
         raise InputError(
-            f"{name} has shape {event}, which is one row of data: add a dimension, {name}.unsqueeze(0)."
+            f"{name} has shape {event}, which is one row of data: add a dimension,"
+            f" {name}.unsqueeze(0)."
         )
     size = torch.Size(event).numel()
     if torch.Size(given).numel() == size:
@@ -192,8 +197,8 @@ def check_count(arguments: Sequence[Any], program: Program) -> None:
     names = positional_names(program)
     if names and len(arguments) > len(names):
         raise ValueError(
-            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)} ({', '.join(names)}): "
-            "leave out what it does not take, such as the labels."
+            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)}"
+            f" ({', '.join(names)}): leave out what it does not take, such as the labels."
         )
 
 
@@ -248,18 +253,19 @@ def check_sites(
     )
     if given and seen:
         raise PairError(
-            f"{pair}: it observes {given}, which is for the model to do: a guide draws latent variables."
+            f"{pair}: it observes {given}, which is for the model to do: a guide draws latent"
+            " variables."
         )
     if given:
         raise PairError(
-            f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they look swapped, the model "
-            "comes first."
+            f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they"
+            " look swapped, the model comes first."
         )
     conditioned = sorted((drawn - auxiliary) & seen)
     if conditioned:
         raise PairError(
-            f"{pair}: it draws {conditioned}, which the model observes: hide them from the guide, "
-            f"poutine.block(guide, hide={conditioned})."
+            f"{pair}: it draws {conditioned}, which the model observes: hide them from the"
+            f" guide, poutine.block(guide, hide={conditioned})."
         )
     if observed and not seen and not any(is_factor(site) for site in sites.values()):
         unseen = (
@@ -275,8 +281,8 @@ def check_sites(
         for name in missing:
             if sites[name]["infer"].get("enumerate") == "sequential":
                 raise PairError(
-                    f"The model enumerates {name!r} sequentially, which sums nothing out of a model: write "
-                    "infer={'enumerate': 'parallel'}."
+                    f"The model enumerates {name!r} sequentially, which sums nothing out of a"
+                    " model: write infer={'enumerate': 'parallel'}."
                 )
         parts = [f"the model also samples {missing}"] * bool(missing)
         parts += [f"the guide also samples {extra}"] * bool(extra)
@@ -308,8 +314,8 @@ def _check_plates(
     for name in sizes[0].keys() & sizes[1].keys():
         if sizes[0][name] != sizes[1][name]:
             raise PairError(
-                f"The plate {name!r} has the size {sizes[0][name]} in {name_of(model)} and {sizes[1][name]} in "
-                f"{name_of(guide)}: give both the same size."
+                f"The plate {name!r} has the size {sizes[0][name]} in {name_of(model)} and"
+                f" {sizes[1][name]} in {name_of(guide)}: give both the same size."
             )
 
 
@@ -337,8 +343,9 @@ def _check_shapes(
                     else "put it inside the same plates in both"
                 )
                 raise PairError(
-                    f"{name!r} has {what} of shape {wanted} in {name_of(model)} ({_family(site['fn'])}) and {drawn} in "
-                    f"{name_of(guide)} ({_family(other['fn'])}): {fix}."
+                    f"{name!r} has {what} of shape {wanted} in {name_of(model)}"
+                    f" ({_family(site['fn'])}) and {drawn} in {name_of(guide)}"
+                    f" ({_family(other['fn'])}): {fix}."
                 )
 
 
@@ -376,8 +383,8 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     if inside and like and not (support.is_discrete and other.is_discrete):
         return
     raise PairError(
-        f"{name!r} is {_family(prior)} in the model ({support}), and the guide draws {_family(posterior)} ({other}): "
-        "give both the same support."
+        f"{name!r} is {_family(prior)} in the model ({support}), and the guide draws"
+        f" {_family(posterior)} ({other}): give both the same support."
     )
 
 
@@ -460,8 +467,9 @@ def check_auxiliary(
             _free_numbers(model_trace.nodes[delta]) for delta in functions
         ):
             raise PairError(
-                f"{name_of(guide)} draws the auxiliary variable {name!r}, and no latent variable of the model is a "
-                "function of it, so that its density has no partner: draw it in the model too, or leave it out."
+                f"{name_of(guide)} draws the auxiliary variable {name!r}, and no latent"
+                " variable of the model is a function of it, so that its density has no"
+                " partner: draw it in the model too, or leave it out."
             )
 
 

@@ -373,24 +373,26 @@ def check_local(model: Program, structure: Structure) -> None:
     """
     if structure.enumerated:
         raise PairError(
-            f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which leaves data points no weights of their "
-            "own: draw them in the guide, or take -ELBO().loss(...), the bound of all data."
+            f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which leaves data"
+            " points no weights of their own: draw them in the guide, or take"
+            " -ELBO().loss(...), the bound of all data."
         )
     if structure.joint and not structure.nesting and structure.latent:
         raise PairError(
-            f"{name_of(model)} has no weight for each data point, because no site lies in a plate: put what belongs to "
-            "a data point inside one, such as pyro.plate('data', len(x)), or take -IWAE(num_particles).loss(...), the "
-            "bound of all data."
+            f"{name_of(model)} has no weight for each data point, because no site lies in a"
+            " plate: put what belongs to a data point inside one, such as pyro.plate('data',"
+            " len(x)), or take -IWAE(num_particles).loss(...), the bound of all data."
         )
     shared = list(structure.latent) if structure.joint else structure.shared
     if structure.joint or shared:
         raise PairError(
-            f"{name_of(model)} has no weight for each data point, because its data points share {sorted(shared)}: take "
-            "-IWAE(num_particles).loss(...), the bound of all data, or condition the model on what they share."
+            f"{name_of(model)} has no weight for each data point, because its data points"
+            f" share {sorted(shared)}: take -IWAE(num_particles).loss(...), the bound of all"
+            " data, or condition the model on what they share."
         )
     kinds = {frozenset(name for name, _ in group.plates) for group in structure.groups}
     if len(kinds) > 1:
         raise PairError(
-            f"{name_of(model)} has several kinds of data points, in the plates {sorted(map(sorted, kinds))}: evaluate "
-            "one kind at a time."
+            f"{name_of(model)} has several kinds of data points, in the plates"
+            f" {sorted(map(sorted, kinds))}: evaluate one kind at a time."
         )

@@ -103,8 +103,9 @@ class Structure:
         places = [place for place, group in enumerate(self.groups) if group.plates <= plates]
         if not places:
             raise PairError(
-                f"The site {name!r} is there in some runs only, outside the plates of all data points, so that its "
-                "weight belongs to none: train with the ELBO, or sample it in every run and mask it."
+                f"The site {name!r} is there in some runs only, outside the plates of all data"
+                " points, so that its weight belongs to none: train with the ELBO, or sample"
+                " it in every run and mask it."
             )
         return places[0]
 

@@ -52,7 +52,8 @@ def check_program(name: str, half: Any) -> None:
     """
     if not callable(half) or isinstance(half, (type, torch.distributions.Distribution)):
         raise TypeError(
-            f"{name} must be a module or a function that samples from Pyro's sites, got {format_value(half)}."
+            f"{name} must be a module or a function that samples from Pyro's sites, got"
+            f" {format_value(half)}."
         )
 
 
@@ -159,7 +160,8 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
             score_function(site["fn"], site["value"])
         ):
             raise PairError(
-                f"{wanted_by} needs reparameterized draws, and {name!r} is not: take 'pathwise'."
+                f"{wanted_by} needs reparameterized draws, and {name!r} is not: take"
+                " 'pathwise'."
             )
     return drawn
 

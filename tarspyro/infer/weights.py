@@ -278,7 +278,8 @@ def weigh_in_chunks(
         weights = weigh(model, *traces, structure)
         if weights.shared is not None:
             raise PairError(
-                f"{name_of(model)}'s data points share {structure.shared}: leave out chunk_size."
+                f"{name_of(model)}'s data points share {structure.shared}: leave out"
+                " chunk_size."
             )
         yield weights
 
@@ -389,8 +390,9 @@ def _scale(model: Program, entries: Sequence[Signed], joint: bool, inside: bool)
         return None
     name, site, _ = strange[0]
     raise PairError(
-        f"{name_of(model)} has different scales at {first_name!r} ({first['scale']}) and {name!r} ({site['scale']}), "
-        "which no weighted bound can have within a data point: scale the whole pair, or train with the ELBO."
+        f"{name_of(model)} has different scales at {first_name!r} ({first['scale']}) and"
+        f" {name!r} ({site['scale']}), which no weighted bound can have within a data point:"
+        " scale the whole pair, or train with the ELBO."
     )
 
 

@@ -59,12 +59,14 @@ class Canvas(Configurable):
         super().__init__()
         if not isinstance(cell, Recurrence):
             raise TypeError(
-                f"cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)), got {format_value(cell)}."
+                "cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)),"
+                f" got {format_value(cell)}."
             )
         shape: Any = getattr(write, "shape", None)
         if shape is None:
             raise TypeError(
-                f"write must be a module with the shape of a canvas, such as nn.Write, got {format_value(write)}."
+                "write must be a module with the shape of a canvas, such as nn.Write, got"
+                f" {format_value(write)}."
             )
         self.cell, self.write, self.view = cell, write, view
         self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
@@ -137,7 +139,8 @@ class FeatureMap(Configurable):
         grids = {shape[1:] for shape in self.in_shapes if len(shape) == 3}
         if len(grids) != 1:
             raise ValueError(
-                f"in_shapes must have maps (channels, height, width) of one size, got {in_shapes}."
+                "in_shapes must have maps (channels, height, width) of one size, got"
+                f" {in_shapes}."
             )
         if as_count("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(
@@ -202,7 +205,8 @@ class Unchanged(Configurable):
         """Returns what gives the input the shape of a parameter."""
         if math.prod(shape) != math.prod(self.in_shapes[0]):
             raise ValueError(
-                f"The input of shape {self.in_shapes[0]} is no parameter of shape {tuple(shape)}."
+                f"The input of shape {self.in_shapes[0]} is no parameter of shape"
+                f" {tuple(shape)}."
             )
         return nn.Sequential(nn.Flatten(), nn.Unflatten(1, tuple(shape)))
 
@@ -241,7 +245,8 @@ class ConvRead(Configurable):
         channels, stride = as_count("channels", channels), as_count("stride", stride)
         if any(side % stride for side in self.shape[1:]):
             raise ValueError(
-                f"stride must divide the sides of an image of shape {self.shape}, got {stride}."
+                f"stride must divide the sides of an image of shape {self.shape}, got"
+                f" {stride}."
             )
         self.convolution = nn.Conv2d(
             2 * self.shape[0], channels, _side(stride), stride, (stride + 1) // 2
@@ -285,8 +290,8 @@ class ConvWrite(Configurable):
         stride = shape[1] // in_shape[1]
         if (stride * in_shape[1], stride * in_shape[2]) != tuple(shape[1:]):
             raise ValueError(
-                f"shape must be a whole number of times as high and wide as in_shape, got {tuple(shape)} for "
-                f"{tuple(in_shape)}."
+                "shape must be a whole number of times as high and wide as in_shape, got"
+                f" {tuple(shape)} for {tuple(in_shape)}."
             )
         self.convolution = nn.ConvTranspose2d(
             in_shape[0], shape[0], _side(stride), stride, (stride + 1) // 2

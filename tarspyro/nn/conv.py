@@ -134,7 +134,10 @@ class ConvDecoder(Configurable):
             if normalization is not None:
                 layers.append(normalization(next_size))
         self.layers = initialize(nn.Sequential(*layers, activation()), activation())
-        self._summary = f"{in_features} -> {' -> '.join(map(dimensions, sizes))}, {type(activation()).__name__}"
+        self._summary = (
+            f"{in_features} -> {' -> '.join(map(dimensions, sizes))},"
+            f" {type(activation()).__name__}"
+        )
 
     def forward(self, code: Tensor) -> Tensor:
         """Returns the map of features on the image's grid."""
@@ -148,7 +151,8 @@ class ConvDecoder(Configurable):
         channels, rest = divmod(math.prod(shape), math.prod(self.out_shape[1:]))
         if rest:
             raise ValueError(
-                f"The decoder draws images of shape {self.out_shape}, got a parameter of {tuple(shape)}."
+                f"The decoder draws images of shape {self.out_shape}, got a parameter of"
+                f" {tuple(shape)}."
             )
         return nn.Sequential(
             nn.Conv2d(self.out_features, channels, 3, padding=1),
@@ -169,7 +173,8 @@ def pyramid(name: str, shape: Sequence[int], channels: Sequence[int]) -> list[tu
         _, height, width = sizes[-1]
         if min(height, width) < 2:
             raise ValueError(
-                f"{name} {tuple(shape)} is too small for the {len(channels)} layers of channels."
+                f"{name} {tuple(shape)} is too small for the {len(channels)} layers of"
+                " channels."
             )
         sizes.append((channel, (height + 1) // 2, (width + 1) // 2))
     return sizes

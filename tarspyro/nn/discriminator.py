@@ -91,7 +91,8 @@ class PatchGAN(Configurable):
         super().__init__()
         if not isinstance(in_shapes, Sequence):
             raise TypeError(
-                f"in_shapes must be a list of shapes, such as [(1, 28, 28)], got {format_value(in_shapes)}."
+                "in_shapes must be a list of shapes, such as [(1, 28, 28)], got"
+                f" {format_value(in_shapes)}."
             )
         self.in_shapes = tuple(
             image_of(shape, f"in_shapes[{index}]") for index, shape in enumerate(in_shapes)

@@ -128,7 +128,8 @@ def as_events(
     for value in inputs:
         if not torch.is_tensor(value):
             raise TypeError(
-                f"The network takes tensors, got {format_value(value)}: make one of it, torch.as_tensor(...)."
+                f"The network takes tensors, got {format_value(value)}: make one of it,"
+                " torch.as_tensor(...)."
             )
     return [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
 
@@ -137,7 +138,8 @@ def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
-                f"The network takes inputs of {shape} dimensions or more, got shape {tuple(value.shape)}."
+                f"The network takes inputs of {shape} dimensions or more, got shape"
+                f" {tuple(value.shape)}."
             )
         return value, shape
     shape = tuple(shape)
@@ -145,8 +147,9 @@ def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
         # Of labels it cannot be told whether (10,) are ten of them, or one vector of ten
         # numbers.
         raise ValueError(
-            f"The network takes inputs of shape (*, {', '.join(map(str, shape))}) in floating point, got {value.dtype} "
-            f"of shape {tuple(value.shape)}: give labels as one-hot vectors, such as data.Split(x, y).one_hot()."
+            f"The network takes inputs of shape (*, {', '.join(map(str, shape))}) in floating"
+            f" point, got {value.dtype} of shape {tuple(value.shape)}: give labels as one-hot"
+            " vectors, such as data.Split(x, y).one_hot()."
         )
     if value.shape[value.dim() - len(shape) :] == shape:
         return value, len(shape)

@@ -62,7 +62,8 @@ class RandomWeights(Configurable):
             isinstance(parameter, UninitializedParameter) for parameter in network.parameters()
         ):
             raise ValueError(
-                "network has lazy layers, whose weights have no shapes yet: call it on data once before."
+                "network has lazy layers, whose weights have no shapes yet: call it on data"
+                " once before."
             )
         self.function = _Function(copy.deepcopy(network))
         self._shapes = _as_buffers(self.function)
@@ -106,12 +107,18 @@ class RandomWeights(Configurable):
             value = value.permute([*order, *range(len(lead), value.dim())])
             event = value.shape[len(lead) :]
             if value.shape[:count].numel() == 1:  # the same for all draws
-                return value.expand(*value.shape[:count], *batch, *event).reshape(
-                    batch.numel(), *event
-                ), None
-            return value.expand(*draws, *batch, *event).reshape(
-                draws.numel(), batch.numel(), *event
-            ), 0
+                return (
+                    value.expand(*value.shape[:count], *batch, *event).reshape(
+                        batch.numel(), *event
+                    ),
+                    None,
+                )
+            return (
+                value.expand(*draws, *batch, *event).reshape(
+                    draws.numel(), batch.numel(), *event
+                ),
+                0,
+            )
 
         def restored(output: Tensor) -> Tensor:
             output = output.reshape(draws + batch + output.shape[2:])
@@ -139,7 +146,10 @@ class RandomWeights(Configurable):
     def headline(self) -> str:
         """The distribution or the class of the network, and the number of weights."""
         network = self.function.network
-        return f"{getattr(network, 'headline', type(network).__name__)}, {self.num_weights} random weights"
+        return (
+            f"{getattr(network, 'headline', type(network).__name__)}, {self.num_weights}"
+            " random weights"
+        )
 
     def __repr__(self) -> str:
         return f"{self.function.network!r}, {self.num_weights} random weights"

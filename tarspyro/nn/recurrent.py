@@ -26,7 +26,8 @@ def as_recurrence(name: str, value: Any) -> Any:
     """
     if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
         raise TypeError(
-            f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got {format_value(value)}."
+            f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got"
+            f" {format_value(value)}."
         )
     return value
 
@@ -73,8 +74,8 @@ class Recurrence(Configurable):
             hasattr(cell, name) for name in ("input_size", "hidden_size")
         ):
             raise TypeError(
-                "cell must be a module with input_size and hidden_size, such as torch.nn.GRUCell(8, 32), "
-                f"got {format_value(cell)}."
+                "cell must be a module with input_size and hidden_size, such as"
+                f" torch.nn.GRUCell(8, 32), got {format_value(cell)}."
             )
         if trunk is not None:
             check_module("trunk", trunk)
@@ -204,7 +205,8 @@ class Backward(Configurable):
         super().__init__()
         if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
             raise TypeError(
-                f"rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got {format_value(rnn)}."
+                "rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got"
+                f" {format_value(rnn)}."
             )
         self.rnn = rnn
 

@@ -89,7 +89,10 @@ class UNet(Configurable):
             )
             self.up.append(_layer(convolution, activation, normalization, dropout))
             size_in = size_out + size
-        self._summary = f"{in_features} and {' -> '.join('x'.join(map(str, size)) for size in sizes)} and back"
+        self._summary = (
+            f"{in_features} and {' -> '.join('x'.join(map(str, size)) for size in sizes)} and"
+            " back"
+        )
 
     def forward(self, z: Tensor, image: Tensor) -> Tensor:
         """Returns the map of features on the image's grid."""
@@ -112,7 +115,8 @@ class UNet(Configurable):
         channels, rest = divmod(math.prod(shape), math.prod(self.out_shape[1:]))
         if rest:
             raise ValueError(
-                f"The U-Net draws images of shape {self.out_shape}, got a parameter of {tuple(shape)}."
+                f"The U-Net draws images of shape {self.out_shape}, got a parameter of"
+                f" {tuple(shape)}."
             )
         return nn.Sequential(
             nn.Conv2d(self.out_features, channels, 3, padding=1),

@@ -50,7 +50,8 @@ def imputations(
     filled = filled if filled.dim() > truth.dim() else filled.unsqueeze(0)
     if filled.shape[1:] != truth.shape:
         raise ValueError(
-            f"imputed must be of the shape of x, {tuple(truth.shape)}, got {tuple(filled.shape[1:])}."
+            f"imputed must be of the shape of x, {tuple(truth.shape)}, got"
+            f" {tuple(filled.shape[1:])}."
         )
     observed = expanded("mask", as_numbers("mask", mask).cpu(), truth).to(truth.dtype)
     seen = torch.lerp(torch.full_like(truth, 0.5), truth, observed)

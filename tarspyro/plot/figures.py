@@ -58,12 +58,13 @@ def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.T
         images = images.to(torch.get_default_dtype())
     if images.dim() < 2 or not len(images):
         raise ValueError(
-            f"{name} must have the shape (N, *x), got {tuple(images.shape)}: one image x is a row, x.unsqueeze(0)."
+            f"{name} must have the shape (N, *x), got {tuple(images.shape)}: one image x is a"
+            " row, x.unsqueeze(0)."
         )
     if like is not None and images.shape[1:].numel() != like.shape[1:].numel():
         raise ValueError(
-            f"{name} must have rows of shape {tuple(like.shape[1:])}, got {tuple(images.shape[1:])}: one image x is a "
-            "row, x.unsqueeze(0)."
+            f"{name} must have rows of shape {tuple(like.shape[1:])}, got"
+            f" {tuple(images.shape[1:])}: one image x is a row, x.unsqueeze(0)."
         )
     return images
 
@@ -73,7 +74,8 @@ def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
         sizes = as_sizes("image_shape", image_shape)
         if len(sizes) not in (2, 3) or math.prod(sizes) != math.prod(shape):
             raise ValueError(
-                f"image_shape must be (height, width) of images of shape {tuple(shape)}, got {sizes}."
+                f"image_shape must be (height, width) of images of shape {tuple(shape)}, got"
+                f" {sizes}."
             )
         return sizes
     if len(shape) in (2, 3):

@@ -76,7 +76,8 @@ def graph(
     parents, plates = found["sample_sample"], found["plate_sample"]
     if not parents:
         raise ValueError(
-            f"program has no sample sites, got {format_value(program)}: give a model or a guide, with its data."
+            f"program has no sample sites, got {format_value(program)}: give a model or a"
+            " guide, with its data."
         )
     places = _places(parents, plates)
     across, down = zip(*places.values(), strict=True)

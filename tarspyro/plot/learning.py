@@ -65,7 +65,8 @@ def _game(history: History, names: Sequence[str], ax: Axes | None) -> Figure:
     ]
     if not panels["loss"]:
         raise ValueError(
-            f"names must hold something measured, got {list(names)}: the history has {len(history)} epochs."
+            f"names must hold something measured, got {list(names)}: the history has"
+            f" {len(history)} epochs."
         )
     chosen = {
         title: found

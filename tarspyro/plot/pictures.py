@@ -68,7 +68,8 @@ def latents(
         )
     if not np.isfinite(codes).all():
         raise ValueError(
-            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are not."
+            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are"
+            " not."
         )
     codes = codes.reshape(len(codes), -1).astype(float)
     if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
@@ -140,7 +141,8 @@ def manifold(
     draws = _draws(model, given)
     if draws[0].numel() != 2:
         raise ValueError(
-            f"manifold needs a latent variable of two dimensions, this one has {draws[0].numel()}: see traversal."
+            "manifold needs a latent variable of two dimensions, this one has"
+            f" {draws[0].numel()}: see traversal."
         )
     if extent is None:
         levels = (torch.arange(num) + 0.5) / num
@@ -299,7 +301,8 @@ def traversal(
     units = order[:10] if units is None else [as_count("units", unit, 0) for unit in units]
     if not units or max(units) >= len(order):
         raise ValueError(
-            f"units must be some of the {len(order)} of {latent!r}, counted from 0, got {units}."
+            f"units must be some of the {len(order)} of {latent!r}, counted from 0, got"
+            f" {units}."
         )
     levels = torch.linspace(0.02, 0.98, num)
     grid = center.repeat(len(units), num, 1)
@@ -355,7 +358,8 @@ def interpolation(
     ends = [as_images("a", a), as_images("b", b)]
     if ends[0].shape != ends[1].shape:
         raise ValueError(
-            f"a and b must have the same shape (N, *x), got {[tuple(end.shape) for end in ends]}."
+            "a and b must have the same shape (N, *x), got"
+            f" {[tuple(end.shape) for end in ends]}."
         )
     num = as_count("num", num, 2)
     first, last = (torch.as_tensor(evaluate.embed(guide, end, site=latent)) for end in ends)
@@ -396,7 +400,8 @@ def active_units(
     layers = activities if isinstance(activities, Mapping) else {"z": activities}
     if not layers:
         raise ValueError(
-            "activities must hold what evaluate.activity returned under at least one name, got none."
+            "activities must hold what evaluate.activity returned under at least one name, got"
+            " none."
         )
     figure, ax = axes_of(ax, (6.4, 4.0))
     for name, values in layers.items():

@@ -126,8 +126,8 @@ def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) ->
         else f"An object of the class {type(value).__qualname__}"
     )
     raise TypeError(
-        f"{name} cannot be written to config.json: use a class in its place, such as torch.nn.ReLU for a function "
-        "or tarspyro.distributions.Prior for a distribution."
+        f"{name} cannot be written to config.json: use a class in its place, such as"
+        " torch.nn.ReLU for a function or tarspyro.distributions.Prior for a distribution."
     )
 
 
@@ -169,9 +169,12 @@ def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) 
             return nn.Parameter(torch.tensor(numbers, dtype=_dtype(dtype)))
         case {"class": str(name), **rest} if not rest:
             return _find(name, _NAMEABLE)
-        case {"new": str(name), "args": list(args), "kwargs": dict(kwargs), **rest} if (
-            not rest
-        ):
+        case {
+            "new": str(name),
+            "args": list(args),
+            "kwargs": dict(kwargs),
+            **rest,
+        } if not rest:
             cls = _find(name, _BUILDABLE)
             built[path] = cls(
                 *build(args, f"{path}/args", built), **items(kwargs, f"{path}/kwargs")
@@ -233,7 +236,8 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
             }
             if _structure(program, lazy) != _structure(rebuilt, lazy):
                 raise TypeError(
-                    f"{type(program).__name__} is not what its constructor makes, so it was changed later"
+                    f"{type(program).__name__} is not what its constructor makes, so it was"
+                    " changed later"
                 )
             seen = known  # a half that failed has nothing to refer to
         except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
@@ -241,7 +245,9 @@ def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     shared = _shared(model, guide)
     if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
         alone = {
-            "unavailable": "The halves share weights, and halves that do cannot be rebuilt one by one"
+            "unavailable": (
+                "The halves share weights, and halves that do cannot be rebuilt one by one"
+            )
         }
         described = {
             half: entry if "unavailable" in (entry or "") else alone
@@ -297,7 +303,8 @@ def _dtype(name: str) -> torch.dtype:
 def _path(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
         raise TypeError(
-            f"{cls.__qualname__} is defined inside a function, where no import finds it: move it to a module."
+            f"{cls.__qualname__} is defined inside a function, where no import finds it: move"
+            " it to a module."
         )
     return f"{cls.__module__}:{cls.__qualname__}"
 
@@ -309,14 +316,16 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
         importlib.import_module(module_name)
     if module_name not in sys.modules:
         raise ImportError(
-            f"The run uses {name} of the module {module_name}: import {module_name} before loading the run."
+            f"The run uses {name} of the module {module_name}: import {module_name} before"
+            " loading the run."
         )
     found: Any = sys.modules[module_name]
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is None:
         raise ImportError(
-            f"The run uses {name} of the module {module_name}, which has no such class: define it first."
+            f"The run uses {name} of the module {module_name}, which has no such class: define"
+            " it first."
         )
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise TypeError(

@@ -52,7 +52,8 @@ class Run:
         """
         if self.exists and not overwrite:
             raise RunError(
-                f"{self.folder} holds a run already: give another folder, go on with resume=True, or overwrite=True."
+                f"{self.folder} holds a run already: give another folder, go on with"
+                " resume=True, or overwrite=True."
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file: give the name of a folder.")
@@ -92,7 +93,8 @@ class Run:
             raise RunError(f"{path} is not the configuration of a run.")
         if config["format"] != FORMAT:
             raise RunError(
-                f"{self.folder} has format {config['format']!r}, this version of tarspyro reads format {FORMAT}."
+                f"{self.folder} has format {config['format']!r}, this version of tarspyro"
+                f" reads format {FORMAT}."
             )
         return config
 

@@ -55,7 +55,8 @@ def load_run(
     halves: dict[str, Any] = {"model": model, "guide": guide}
     if (model is None) != (guide is None) and refers(config["guide"], "#/model"):
         raise RunError(
-            f"{folder} holds halves that share modules: pass both, model=... and guide=..., or neither."
+            f"{folder} holds halves that share modules: pass both, model=... and guide=..., or"
+            " neither."
         )
     built: dict[str, Any] = {}
     with preserved_rng():  # building draws initial weights, which are overwritten
@@ -89,7 +90,8 @@ def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         raise RunError(
-            f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass {half}=..."
+            f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass"
+            f" {half}=..."
         ) from error
 
 
@@ -101,8 +103,9 @@ def _declared(run: Run, names: Iterable[str]) -> Declared:
     missing = [name for name in names if name not in store]
     if missing:
         raise RunError(
-            f"{run.folder} holds parameters that functions declared ({', '.join(sorted(missing))}): "
-            "call the model and the guide on some data, so that they declare them here too, and load the run again."
+            f"{run.folder} holds parameters that functions declared"
+            f" ({', '.join(sorted(missing))}): call the model and the guide on some data, so"
+            " that they declare them here too, and load the run again."
         )
     return Declared({name: store[name].unconstrained() for name in names})
 

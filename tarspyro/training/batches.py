@@ -158,14 +158,15 @@ class Batches:
         ):  # asking for iter() would start the workers of a loader
             if steps_per_epoch is None:
                 raise ValueError(
-                    "data is an iterator, which an epoch exhausts: say how many of its batches make one, "
-                    "steps_per_epoch=1000 (for held-out data give an iterable, such as a DataLoader)."
+                    "data is an iterator, which an epoch exhausts: say how many of its batches"
+                    " make one, steps_per_epoch=1000 (for held-out data give an iterable, such"
+                    " as a DataLoader)."
                 )
             self.source = _Stream(iter(self.source), steps_per_epoch)
         if steps_per_epoch is not None and not isinstance(self.source, _Stream):
             raise ValueError(
-                "steps_per_epoch is for an iterator of batches, and this data has epochs of its own: leave it out, or "
-                "give iter(data)."
+                "steps_per_epoch is for an iterator of batches, and this data has epochs of"
+                " its own: leave it out, or give iter(data)."
             )
 
     def __len__(self) -> int:

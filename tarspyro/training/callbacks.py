@@ -26,8 +26,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"TensorBoard({str(folder)!r}) needs a package that is missing ({error.name}): pip install "
-                "tarspyro[tensorboard].",
+                f"TensorBoard({str(folder)!r}) needs a package that is missing ({error.name}):"
+                " pip install tarspyro[tensorboard].",
                 name=error.name,
             ) from error
         self.folder = Path(folder)

@@ -178,7 +178,8 @@ class Checkpoints:
             self.saved = name
         except RunError as error:
             warnings.warn(
-                f"{error} Training goes on after step {progress.step}, and tries again with the next checkpoint.",
+                f"{error} Training goes on after step {progress.step}, and tries again with"
+                " the next checkpoint.",
                 stacklevel=2,
             )
 

@@ -76,16 +76,19 @@ def check_training(
     if isinstance(loss, _JITTED):
         name = type(loss).__name__
         raise TypeError(
-            f"loss is a {name}, which torch compiles by a way of its own: take pyro.infer.{name.removeprefix('Jit')}() "
-            "as it is, or tarspyro.infer.ELBO() with compile=True."
+            f"loss is a {name}, which torch compiles by a way of its own: take"
+            f" pyro.infer.{name.removeprefix('Jit')}() as it is, or tarspyro.infer.ELBO() with"
+            " compile=True."
         )
     if isinstance(loss, TraceTailAdaptive_ELBO):
         raise TypeError(
-            "loss is a TraceTailAdaptive_ELBO, which has gradients and no value: take tarspyro.infer.Renyi(0.5)."
+            "loss is a TraceTailAdaptive_ELBO, which has gradients and no value: take"
+            " tarspyro.infer.Renyi(0.5)."
         )
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer must be the class of one, such as torch.optim.Adam, got {format_value(optimizer)}."
+            "optimizer must be the class of one, such as torch.optim.Adam, got"
+            f" {format_value(optimizer)}."
         )
     named = {
         "optimizer_options": optimizer_options,
@@ -98,12 +101,13 @@ def check_training(
     for name, schedule in (schedules or {}).items():
         if not callable(schedule):
             raise TypeError(
-                f"schedules[{name!r}] must be a function of the step, got {format_value(schedule)}."
+                f"schedules[{name!r}] must be a function of the step, got"
+                f" {format_value(schedule)}."
             )
     if autocast is torch.float16:
         raise ValueError(
-            "autocast must be torch.bfloat16, got torch.float16, in which gradients below 6e-8 are zero: bfloat16 has "
-            "the range of float32."
+            "autocast must be torch.bfloat16, got torch.float16, in which gradients below 6e-8"
+            " are zero: bfloat16 has the range of float32."
         )
     if autocast is not None and autocast is not torch.bfloat16:
         raise TypeError(f"autocast must be torch.bfloat16, got {format_value(autocast)}.")
@@ -145,8 +149,9 @@ def check_trained(
     if strangers:
         shapes = ", ".join(str(tuple(variable.shape)) for variable in strangers[:3])
         raise PairError(
-            f"{len(strangers)} parameters that the loss depends on would not be trained (shapes {shapes}, ...): make "
-            "their module an attribute of the model or guide, or register it with pyro.module."
+            f"{len(strangers)} parameters that the loss depends on would not be trained"
+            f" (shapes {shapes}, ...): make their module an attribute of the model or guide,"
+            " or register it with pyro.module."
         )
     names: dict[int, str] = {}
     for program in programs:
@@ -207,7 +212,10 @@ def describe_nonfinite(
     ]
     for name, parameter, owner in named:
         if not parameter.isfinite().all():
-            return f"the parameter {name} of {owner} is not finite, so the step before it went wrong"
+            return (
+                f"the parameter {name} of {owner} is not finite, so the step before it went"
+                " wrong"
+            )
     with torch.no_grad(), pyro.validation_enabled(False), preserved_rng():
         if noise is not None:
             torch.set_rng_state(noise)
@@ -223,7 +231,10 @@ def describe_nonfinite(
                 return f"the {half}'s log-probability of {name} is not finite ({_rows(value)})"
     for name, parameter, owner in named:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name} of {owner} is not finite, while the densities at all sites are"
+            return (
+                f"the gradient of {name} of {owner} is not finite, while the densities at all"
+                " sites are"
+            )
     return "no single site shows it again with fresh draws"
 
 

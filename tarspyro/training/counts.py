@@ -108,9 +108,11 @@ class Counter:
             numbers = []
             for index, number in enumerate(found):
                 slopes = [
-                    _slope(number, other[name][index], length)
-                    if name in other
-                    else float(number == length)  # no such run: its size has to tell
+                    (
+                        _slope(number, other[name][index], length)
+                        if name in other
+                        else float(number == length)
+                    )  # no such run: its size has to tell
                     for other, length in zip(shorter, lengths, strict=True)
                 ]
                 numbers.append(_Growing(number, lengths, tuple(slopes)))

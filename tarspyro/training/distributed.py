@@ -132,8 +132,8 @@ class Processes:
         values = [int(found) for found in self.gather(torch.tensor(value))]
         if len(set(values)) > 1:
             raise ProcessError(
-                f"{what} must be the same in all processes, got {values}: give each its share of the data, such as "
-                "with torch.utils.data.DistributedSampler."
+                f"{what} must be the same in all processes, got {values}: give each its share"
+                " of the data, such as with torch.utils.data.DistributedSampler."
             )
 
     def _exchange(

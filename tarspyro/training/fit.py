@@ -214,7 +214,8 @@ def fit(
     loss = ELBO() if loss is None else loss
     if isinstance(loss, Game) and patience is not None:
         raise ValueError(
-            f"patience waits for a better objective, and a game has none, got {patience}: leave it out."
+            f"patience waits for a better objective, and a game has none, got {patience}:"
+            " leave it out."
         )
     described_guide, guide = guide, no_guide if guide is None else guide
     halves: dict[str, Any] = {"model": model, "guide": guide} | (
@@ -320,7 +321,8 @@ def fit(
         history.use(keep or ("last" if validation is None else "best"), model, guide)
     if progress and processes.first:
         tqdm.write(
-            f"weights in hand: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})"
+            f"weights in hand: {history.in_hand} (best epoch {history.best_epoch} of"
+            f" {len(history)})"
         )
     return history
 
@@ -361,8 +363,9 @@ def _warn_of_modes(halves: Mapping[str, Any]) -> None:
             and any(isinstance(m, _MODAL) for m in half.modules())
         ):
             warnings.warn(
-                f"The {name}, {name_of(half)}, is in evaluation mode and stays in it: its dropout and batch "
-                "normalization rest. Call its method train() before fit if they should not.",
+                f"The {name}, {name_of(half)}, is in evaluation mode and stays in it: its"
+                " dropout and batch normalization rest. Call its method train() before fit if"
+                " they should not.",
                 stacklevel=3,
             )
 

@@ -123,8 +123,9 @@ class Watch:
             below[player.name] = below.get(player.name, 0) + 1 if loss < player.floor else 0
             if player.patience is not None and below[player.name] >= player.patience:
                 raise CollapseError(
-                    f"The {player.name} has won: its loss was below {player.floor:g} in {player.patience} moves in a "
-                    f"row, until {when.removeprefix('at ')}, and the others learn nothing from it any more."
+                    f"The {player.name} has won: its loss was below {player.floor:g} in"
+                    f" {player.patience} moves in a row, until {when.removeprefix('at ')}, and"
+                    " the others learn nothing from it any more."
                 )
         return True
 

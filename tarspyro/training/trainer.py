@@ -151,7 +151,8 @@ class Trainer:
         for half in ("model", "guide"):
             if stored[half] != config[half]:
                 raise RunError(
-                    f"{self.run.folder} holds a run of another {half}: resume it with the pair that load_run returns."
+                    f"{self.run.folder} holds a run of another {half}: resume it with the pair"
+                    " that load_run returns."
                 )
         if found[1]:  # a run may have stopped before its first checkpoint
             self.checkpoints.restore(self.progress, self.means)
@@ -216,7 +217,8 @@ class Trainer:
                     self._stop_if_asked()
                 except (NonFiniteError, CollapseError) as error:
                     raise type(error)(
-                        f"{error} Training stopped; {self.watch.go_back()}. Try a smaller learning rate or clip_norm."
+                        f"{error} Training stopped; {self.watch.go_back()}. Try a smaller"
+                        " learning rate or clip_norm."
                     ) from None
                 except ProcessError as error:
                     raise ProcessError(f"{error} Training stopped{self._way_on()}.") from error
@@ -283,7 +285,10 @@ class Trainer:
     def _way_on(self) -> str:
         if self.run is None:
             return ""
-        return f"; {self.run.folder} holds {self.checkpoints.saved or 'no step yet'}: go on with resume=True"
+        return (
+            f"; {self.run.folder} holds {self.checkpoints.saved or 'no step yet'}: go on with"
+            " resume=True"
+        )
 
     def _count(self, arguments: Arguments, rows: int) -> Counts:
         """The counts of a batch, of which all rows count, or none in a process that has no
@@ -345,9 +350,9 @@ class Trainer:
                     self.guide,
                     *arguments,
                     scale=1 / size,
-                    update=functools.partial(self._update, player, optimizer)
-                    if fused
-                    else None,
+                    update=(
+                        functools.partial(self._update, player, optimizer) if fused else None
+                    ),
                 )
                 updated, terms = fused, _with_elbo(terms)
             elif is_differentiable(loss_of):
@@ -361,7 +366,8 @@ class Trainer:
                 )
                 if not known and not player.gradients:
                     raise PairError(
-                        f"{type(loss_of).__name__} has no gradient of any parameter: take tarspyro.infer.ELBO()."
+                        f"{type(loss_of).__name__} has no gradient of any parameter: take"
+                        " tarspyro.infer.ELBO()."
                     )
                 torch._foreach_div_(player.gradients, size)
         if new_shape:
@@ -437,7 +443,8 @@ class Trainer:
         if unreached and not ("beta" in self.schedules and _original(self.loss).beta == 0):
             whose = f"of the {player.name} " if player.name else ""
             warnings.warn(
-                f"The loss {whose}does not depend on {', '.join(unreached)}: they keep their values.",
+                f"The loss {whose}does not depend on {', '.join(unreached)}: they keep their"
+                " values.",
                 stacklevel=6,
             )
 
@@ -541,8 +548,8 @@ class Trainer:
         ]
         if not buffers:
             raise ValueError(
-                f"schedules has {name!r}, which is neither 'lr', nor an attribute of {type(bound).__name__}, "
-                "nor a fixed parameter in the pair."
+                f"schedules has {name!r}, which is neither 'lr', nor an attribute of"
+                f" {type(bound).__name__}, nor a fixed parameter in the pair."
             )
 
         def fill(value: float) -> None:

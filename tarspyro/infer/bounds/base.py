@@ -164,8 +164,9 @@ class Bound(pyro.infer.ELBO):
         )
         if structure.vectorized is False and self.vectorize_particles:
             warnings.warn(
-                f"{name_of(model)} does not give particles together, in a plate of their own, the densities that each "
-                "has alone: they run one after another, as with vectorize_particles=False.",
+                f"{name_of(model)} does not give particles together, in a plate of their own,"
+                " the densities that each has alone: they run one after another, as with"
+                " vectorize_particles=False.",
                 stacklevel=2,
             )
         return structure

@@ -135,7 +135,8 @@ class ELBO(Bound):
         check_choice("gradient", gradient, ("pathwise", "stl"))
         if gradient == "stl" and free_bits:
             raise ValueError(
-                "gradient='stl' samples the KL, and free_bits needs its mean: take one of them."
+                "gradient='stl' samples the KL, and free_bits needs its mean: take one of"
+                " them."
             )
         super().__init__(
             num_particles,
@@ -187,9 +188,9 @@ class ELBO(Bound):
         annealed = not torch.is_tensor(self.beta) and self.beta != 1
         if annealed or self.free_bits or self.gradient != "pathwise":
             raise PairError(
-                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which beta=1, "
-                "free_bits=0 and gradient='pathwise' allow alone: leave the others out, or enumerate in the guide, "
-                "infer={'enumerate': 'parallel'}."
+                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which beta=1,"
+                " free_bits=0 and gradient='pathwise' allow alone: leave the others out, or"
+                " enumerate in the guide, infer={'enumerate': 'parallel'}."
             )
         bound: Any = TraceEnum_ELBO(
             self.num_particles, structure.nesting, vectorize_particles=self.vectorize_particles

@@ -68,7 +68,8 @@ def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[Enumerated]
             )
         if any(dim == other.dim for other in found):
             raise PairError(
-                f"pyro.markov gives {name!r} a dimension that another site has: leave it out of the guide."
+                f"pyro.markov gives {name!r} a dimension that another site has: leave it out"
+                " of the guide."
             )
         law: Any = site["fn"]
         while isinstance(law, MaskedDistribution):
@@ -89,15 +90,17 @@ def _check_dimensions(name: str, site: Site, sites: Sequence[Enumerated]) -> Non
     deepest = min(plates, default=0)
     if deepest <= sites[0].dim:
         raise PairError(
-            f"The plates around {name!r} are {-deepest} deep, and {sites[0].name!r} is enumerated in the dimension "
-            f"{sites[0].dim}: give the bound max_plate_nesting={-deepest}."
+            f"The plates around {name!r} are {-deepest} deep, and {sites[0].name!r} is"
+            f" enumerated in the dimension {sites[0].dim}: give the bound"
+            f" max_plate_nesting={-deepest}."
         )
     shape, known = site["fn"].batch_shape, plates | {other.dim for other in sites}
     strange = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in known]
     if strange:
         raise PairError(
-            f"{name!r} has a batch of shape {tuple(shape)}, whose dimension {strange[-1]} no pyro.plate declares: "
-            "where sites are enumerated, keep every dimension in its place (x[..., i], sum(-1, keepdim=True))."
+            f"{name!r} has a batch of shape {tuple(shape)}, whose dimension {strange[-1]} no"
+            " pyro.plate declares: where sites are enumerated, keep every dimension in its"
+            " place (x[..., i], sum(-1, keepdim=True))."
         )
 
 
@@ -126,8 +129,9 @@ def expectation(term: Term, sites: Sequence[Enumerated], event_ndims: int = 0) -
             continue
         if not site.plates <= term.plates:
             raise PairError(
-                f"A site outside the plates of {site.name!r} depends on it, so that summing it out would take every "
-                "combination of values: put the site inside the plates, or sample instead of enumerating."
+                f"A site outside the plates of {site.name!r} depends on it, so that summing it"
+                " out would take every combination of values: put the site inside the plates,"
+                " or sample instead of enumerating."
             )
         probs = site.probs.reshape(site.probs.shape + (1,) * event_ndims)
         value = (value * probs).sum(dim, keepdim=True)

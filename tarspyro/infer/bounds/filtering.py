@@ -106,7 +106,8 @@ class ParticleFilter:
                 self.guide.finished and self.goes_on
             ):
                 raise PairError(
-                    f"{self.model.name} and {self.guide.name} do not yield the same number of times."
+                    f"{self.model.name} and {self.guide.name} do not yield the same number of"
+                    " times."
                 )
 
     def step(self) -> tuple[Trace, Trace]:
@@ -118,7 +119,8 @@ class ParticleFilter:
         weights = weigh(self.program, *traces, self.structure)
         if weights.shared is not None or len(weights.groups) > 1:
             raise PairError(
-                f"{name_of(self.program)} has latent variables outside of the plate of its sequences."
+                f"{name_of(self.program)} has latent variables outside of the plate of its"
+                " sequences."
             )
         for group in weights.groups:
             if group.score is not None:
@@ -169,8 +171,9 @@ class _Half:
         begin = steps_of(program)
         if begin is None:
             raise PairError(
-                f"{name_of(program)} does not run step by step: decorate its forward, or the function, with "
-                "tarspyro.sequential, and begin each step with state = yield state."
+                f"{name_of(program)} does not run step by step: decorate its forward, or the"
+                " function, with tarspyro.sequential, and begin each step with state = yield"
+                " state."
             )
         self.name, self.steps, self.state = name_of(program), begin(*args, **kwargs), None
         self.finished = False
@@ -184,7 +187,8 @@ class _Half:
         if len(_PYRO_STACK) != contexts:
             self.steps.close()  # which leaves the context
             raise PairError(
-                f"{self.name} yields inside of a plate or another context: leave it before the yield."
+                f"{self.name} yields inside of a plate or another context: leave it before the"
+                " yield."
             )
 
     def spread(self, num_particles: int, shape: tuple[int, ...]) -> None:
@@ -199,8 +203,9 @@ class _Half:
                 return part.expand(num_particles, *part.shape)
             if part.dim() < len(shape) or len(part) != num_particles:
                 raise PairError(
-                    f"{self.name} yields a state of shape {tuple(part.shape)}, which is not one for each of "
-                    f"{num_particles} particles: its first dimensions are those of the draws."
+                    f"{self.name} yields a state of shape {tuple(part.shape)}, which is not"
+                    f" one for each of {num_particles} particles: its first dimensions are"
+                    " those of the draws."
                 )
             return part
 

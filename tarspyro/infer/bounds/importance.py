@@ -269,7 +269,8 @@ class PIWAE(IWAE):
         weights = weigh(model, model_trace, drawn, structure)
         if weights.shared is not None:
             raise PairError(
-                "PIWAE is for latent variables of data points, and the pair has others: take IWAE."
+                "PIWAE is for latent variables of data points, and the pair has others: take"
+                " IWAE."
             )
         total: Any = 0.0
         joint: Any = 0.0

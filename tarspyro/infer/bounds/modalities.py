@@ -183,9 +183,10 @@ class ModalitySubsets(_OfModalities):
             numbers = torch.randint(1, 2 ** len(x), (len(first), 1), device=first.device)
             drawn = (numbers >> torch.arange(len(x), device=first.device) & 1).bool()
             subsets.append((*x, reduce(torch.logical_and, masks, drawn)))
-        return sum(
-            self.bound.differentiable_loss(model, guide, *subset) for subset in subsets
-        ), {}
+        return (
+            sum(self.bound.differentiable_loss(model, guide, *subset) for subset in subsets),
+            {},
+        )
 
 
 def _given(x: Sequence[Tensor | None]) -> list[int]:

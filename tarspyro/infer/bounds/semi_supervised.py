@@ -65,7 +65,8 @@ class SemiSupervised(Composed):
         half: Any = guide
         if not hasattr(half, "classifier"):
             raise TypeError(
-                f"SemiSupervised needs a guide with a classifier q(y | x), and {name_of(guide)} has none."
+                "SemiSupervised needs a guide with a classifier q(y | x), and"
+                f" {name_of(guide)} has none."
             )
         x, y, unlabelled = _parts(*args, **kwargs)
         if x is None or y is None or not half.training:

@@ -63,7 +63,8 @@ class WeightedBound(Bound):
         chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size)
         if chunk_size is not None and (gradient != "pathwise" or not vectorize_particles):
             raise ValueError(
-                "chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it out."
+                "chunk_size is for gradient='pathwise' and vectorize_particles=True: leave it"
+                " out."
             )
         if gradient == "stl":
             raise ValueError(
@@ -72,7 +73,8 @@ class WeightedBound(Bound):
         check_choice("gradient", gradient, ("pathwise", "dreg"))
         if gradient != "pathwise" and not vectorize_particles:
             raise ValueError(
-                f"gradient={gradient!r} runs all particles at once: take vectorize_particles=True."
+                f"gradient={gradient!r} runs all particles at once: take"
+                " vectorize_particles=True."
             )
         super().__init__(
             num_particles,
@@ -134,13 +136,15 @@ class WeightedBound(Bound):
         structure = super()._find(model, guide, args, kwargs)
         if structure.enumerated:
             raise PairError(
-                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which {type(self).__name__} cannot sum "
-                "out inside a logarithm: train with ELBO(), or draw them in the guide."
+                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which"
+                f" {type(self).__name__} cannot sum out inside a logarithm: train with ELBO(),"
+                " or draw them in the guide."
             )
         if structure.joint and structure.subsampled and self.num_particles > 1:
             warnings.warn(
-                f"{name_of(model)} has one weight of all data, which a subsample only estimates: {type(self).__name__} "
-                "is then no bound on log p(x) (Li and Turner 2016, section 4.3), and ELBO() is one.",
+                f"{name_of(model)} has one weight of all data, which a subsample only"
+                f" estimates: {type(self).__name__} is then no bound on log p(x) (Li and"
+                " Turner 2016, section 4.3), and ELBO() is one.",
                 stacklevel=2,
             )
         return structure
@@ -148,8 +152,8 @@ class WeightedBound(Bound):
     def _check_vectorized(self, model: Program, structure: Structure, wanted_by: str) -> None:
         if structure.vectorized is False:
             raise PairError(
-                f"{wanted_by} runs all particles together, and {name_of(model)} cannot take them in a plate of their "
-                "own: leave it out."
+                f"{wanted_by} runs all particles together, and {name_of(model)} cannot take"
+                " them in a plate of their own: leave it out."
             )
 
     def _pathwise(self, weights: Weights) -> Tensor:

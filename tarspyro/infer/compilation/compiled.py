@@ -101,7 +101,8 @@ class Compiled(Bound):
             )
         if getattr(bound, "chunk_size", None) is not None:
             raise ValueError(
-                "chunk_size runs every chunk twice on the same noise, which no recorded step can: drop it."
+                "chunk_size runs every chunk twice on the same noise, which no recorded step"
+                " can: drop it."
             )
         super().__init__(bound.num_particles, max_plate_nesting=bound.max_plate_nesting)
         self.original, self.backend, self.choose, self.fallback = (
@@ -214,8 +215,8 @@ class Compiled(Bound):
             if moving.keeps_changing and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{', '.join(moving.changed)} keeps changing, and a compiled step holds its value: "
-                    f"{name_of(model)} goes on eagerly while it does.",
+                    f"{', '.join(moving.changed)} keeps changing, and a compiled step holds"
+                    f" its value: {name_of(model)} goes on eagerly while it does.",
                     stacklevel=4,
                 )
             return moving.eager
@@ -402,7 +403,8 @@ class _Plan:
             )
             if ours > eager:
                 self._give_up(
-                    f"Compiled, a step takes {1e3 * ours:.2f} ms, and {1e3 * eager:.2f} ms without."
+                    f"Compiled, a step takes {1e3 * ours:.2f} ms, and {1e3 * eager:.2f} ms"
+                    " without."
                 )
             else:
                 steps = (
@@ -411,8 +413,8 @@ class _Plan:
                     else 0
                 )
                 self._report(
-                    f"a step takes {1e3 * ours:.2f} ms instead of {1e3 * eager:.2f} ms: compiling pays after {steps} "
-                    "steps"
+                    f"a step takes {1e3 * ours:.2f} ms instead of {1e3 * eager:.2f} ms:"
+                    f" compiling pays after {steps} steps"
                 )
 
     def _scale(self, scale: float, args: Sequence[Any]) -> Tensor:
@@ -463,7 +465,8 @@ class _Plan:
             self.function = _built(self.recording.graph, examples, owner.backend)
         except Exception as error:  # whatever a compiler fails with, training goes on without
             self._give_up(
-                f"The step cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]})."
+                f"The step cannot be compiled ({type(error).__name__}:"
+                f" {str(error).splitlines()[0]})."
             )
         owner.last_compilation = time.perf_counter() - start
         self._report(f"... took {owner.last_compilation:.1f} s")

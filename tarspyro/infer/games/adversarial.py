@@ -62,7 +62,8 @@ def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, An
     observed = {name: node["infer"]["obs"] for name, node in redrawn.sites.items()}
     if site not in observed:
         raise PairError(
-            f"{name_of(model)} observes nothing at {site!r}: site must be one of {sorted(observed)}."
+            f"{name_of(model)} observes nothing at {site!r}: site must be one of"
+            f" {sorted(observed)}."
         )
     return Draws(
         redrawn.sites[site], observed[site], conditions_of(observed.values(), args, kwargs)
@@ -117,8 +118,9 @@ def check_conditions(model: Program, args: Sequence[Any], kwargs: Mapping[str, A
         found = sorted(apart[key] for key in reached(value)) if torch.is_tensor(value) else []
         if found:
             raise PairError(
-                f"{name_of(model)} observes at {name!r} what it computes from part {found[0]} of the data, and a game "
-                "would show that part to the discriminator as a condition: compute it before, and give it as data."
+                f"{name_of(model)} observes at {name!r} what it computes from part {found[0]}"
+                " of the data, and a game would show that part to the discriminator as a"
+                " condition: compute it before, and give it as data."
             )
 
 
@@ -152,7 +154,8 @@ class AdversarialGame(Game):
         check_module("discriminator", discriminator)
         if divergence is not None and not isinstance(divergence, Divergence):
             raise TypeError(
-                f"divergence must be one of tarspyro.infer, such as Hinge(), got {format_value(divergence)}."
+                "divergence must be one of tarspyro.infer, such as Hinge(), got"
+                f" {format_value(divergence)}."
             )
         self.discriminator = discriminator
         self.patience = None if patience is None else as_count("patience", patience)
@@ -317,7 +320,7 @@ class Adversarial(AdversarialGame):
         if not family.has_rsample:
             family = getattr(family, "base_dist", family)
             raise PairError(
-                f"{name_of(model)} draws {self.site!r} from a {type(family).__name__}, without a derivative: "
-                "take a Deterministic as its likelihood."
+                f"{name_of(model)} draws {self.site!r} from a {type(family).__name__}, without"
+                " a derivative: take a Deterministic as its likelihood."
             )
         self.rehearse(model, guide, *args, **kwargs)

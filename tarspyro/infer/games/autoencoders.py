@@ -69,7 +69,8 @@ def _codes(
         )
     if not guided[latent]["fn"].has_rsample:
         raise PairError(
-            f"{name_of(guide)} draws {latent!r} without a derivative: take a Normal, or a Deterministic."
+            f"{name_of(guide)} draws {latent!r} without a derivative: take a Normal, or a"
+            " Deterministic."
         )
     observed = [site for site in sites.values() if site["is_observed"]]
     terms = [

@@ -147,7 +147,8 @@ class Game(Configurable):
                         str(tuple(part.shape)) for part in args if torch.is_tensor(part)
                     )
                     raise PairError(
-                        f"The loss of the {player.name} does not run on data of shape {shapes}: {reason}"
+                        f"The loss of the {player.name} does not run on data of shape"
+                        f" {shapes}: {reason}"
                     ) from error
 
     def prepare(

@@ -110,7 +110,8 @@ class VAEGAN(AdversarialGame):
         check_number("gamma", gamma, 0)
         if bound is not None and not isinstance(bound, Bound):
             raise TypeError(
-                f"bound must be one of tarspyro.infer, such as ELBO(), got {format_value(bound)}."
+                "bound must be one of tarspyro.infer, such as ELBO(), got"
+                f" {format_value(bound)}."
             )
         self.site, self.layer, self.gamma, self.bound = site, layer, gamma, bound or ELBO()
         self.adjustable = ("gamma", *self.bound.adjustable)
@@ -166,8 +167,9 @@ class VAEGAN(AdversarialGame):
             check_conditions(model, args, kwargs)
         if self.layer is None and isinstance(family, dist.Delta):
             raise PairError(
-                f"{name_of(model)} has a Deterministic likelihood at {self.site!r}, without a density: give the name "
-                "of a layer of the discriminator, layer='trunk', or take another likelihood."
+                f"{name_of(model)} has a Deterministic likelihood at {self.site!r}, without a"
+                " density: give the name of a layer of the discriminator, layer='trunk', or"
+                " take another likelihood."
             )
         try:
             _ = family.mean
