@@ -1,7 +1,8 @@
 """A pair of programs as JSON: classes by import path, and the arguments they were built with."""
 
-__all__ = ["build", "describe", "describe_pair", "refers"]
+__all__ = ["build", "describe", "describe_pair", "refers", "with_public_paths"]
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -22,6 +23,22 @@ from tarspyro.scopes import preserved_rng
 # Only the public modules of these are imported because a file says so. Any other module must
 # have been imported by the user already, so that a stranger's file cannot choose code to run.
 _IMPORTABLE = ("tarspyro", "torch", "pyro")
+# Where classes are public: their paths in a file outlive the modules that define them.
+_PUBLIC = (
+    "tarspyro",
+    "tarspyro.models",
+    "tarspyro.guides",
+    "tarspyro.infer",
+    "tarspyro.distributions",
+    "tarspyro.nn",
+    "torch.nn",
+    "torch.distributions",
+    "pyro.distributions",
+    "pyro.distributions.transforms",
+    "pyro.nn",
+    "pyro.infer",
+)
+_RENAMED: dict[str, str] = {}  # names that earlier versions wrote, and what they are called now
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
 
@@ -208,6 +225,26 @@ def refers(described: Any, path: str) -> bool:
     return False
 
 
+def with_public_paths(described: Any) -> Any:
+    """Returns a description with the paths that this version writes in place of an earlier one's.
+
+    Example:
+        >>> with_public_paths({"class": "pyro.distributions.torch:Normal"})
+        {'class': 'pyro.distributions.Normal'}
+    """
+    if isinstance(described, list):
+        return [with_public_paths(part) for part in described]
+    if not isinstance(described, dict):
+        return described
+    renewed = {key: with_public_paths(part) for key, part in described.items()}
+    for key in ("new", "class"):
+        path = renewed.get(key)
+        if isinstance(path, str) and ":" in path:
+            with contextlib.suppress(ImportError, TypeError):  # a class of the user's, for later
+                renewed[key] = _path(_find(path, _NAMEABLE))
+    return renewed
+
+
 def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
     """Returns the halves as JSON, or for each the reason why it cannot be built again from
     JSON.
@@ -300,37 +337,82 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def _public_names(package: str) -> dict[str, Any]:
+    """The names that a package of this library, of torch or of Pyro shows to its users."""
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", None) if package.startswith("tarspyro") else None
+    return {name: getattr(module, name, None) for name in names or vars(module)}
+
+
+def _public_path(cls: type) -> str | None:
+    """The public package that a class is imported from, and its name; None for a class of the user's."""
+    library = cls.__module__.partition(".")[0]
+    for package in _PUBLIC:
+        if package.partition(".")[0] == library and _public_names(package).get(cls.__name__) is cls:
+            return f"{package}.{cls.__name__}"
+    return None
+
+
 def _path(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
         raise TypeError(
-            f"{cls.__qualname__} is defined inside a function, where no import finds it: move"
-            " it to a module."
+            f"{cls.__qualname__} is defined inside a function, where no import finds it: "
+            "move it to a module."
         )
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return _public_path(cls) or f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _find(path: str, kinds: tuple[type, ...]) -> type:
-    module_name, _, name = path.partition(":")
-    packages = module_name.split(".")
-    if packages[0] in _IMPORTABLE and not any(package.startswith("_") for package in packages):
-        importlib.import_module(module_name)
-    if module_name not in sys.modules:
-        raise ImportError(
-            f"The run uses {name} of the module {module_name}: import {module_name} before"
-            " loading the run."
-        )
-    found: Any = sys.modules[module_name]
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    """Returns the class that ``_path`` or an earlier version of it wrote down."""
+    if ":" in path:
+        module_name, _, name = path.partition(":")
+        found = _moved(module_name, name) or _of_module(module_name, name)
+    else:
+        module_name, _, name = path.rpartition(".")
+        found = _public_names(module_name).get(name) if module_name in _PUBLIC else None
     if found is None:
         raise ImportError(
-            f"The run uses {name} of the module {module_name}, which has no such class: define"
-            " it first."
+            f"The run uses {name} of the module {module_name}, which has no such class: "
+            "define it first."
         )
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise TypeError(
             f"The configuration names {path}, which is neither a module nor a distribution."
         )
+    return found
+
+
+def _moved(module_name: str, name: str) -> Any:
+    """The class that stood in a module of an earlier version of this library.
+
+    Runs of version 0.1 name the module that defined a class. Where the class is public now tells
+    its name, and where two packages have the same one, such as ``models`` and ``guides``, the
+    package that the module was in.
+    """
+    if module_name.partition(".")[0] != "tarspyro":
+        return None
+    name = _RENAMED.get(name, name)
+    before = ".".join(module_name.split(".")[:2])
+    packages = [package for package in _PUBLIC if package.startswith("tarspyro")]
+    for package in sorted(packages, key=lambda package: package != before):
+        if isinstance(_public_names(package).get(name), type):
+            return _public_names(package)[name]
+    return None
+
+
+def _of_module(module_name: str, name: str) -> Any:
+    """The class of a module that is imported, or that is one of torch's or Pyro's."""
+    packages = module_name.split(".")
+    if packages[0] in _IMPORTABLE and not any(package.startswith("_") for package in packages):
+        importlib.import_module(module_name)
+    if module_name not in sys.modules:
+        raise ImportError(
+            f"The run uses {name} of the module {module_name}: import {module_name} before "
+            "loading the run."
+        )
+    found: Any = sys.modules[module_name]
+    for part in name.split("."):
+        found = getattr(found, part, None)
     return found
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tarspyro.arguments import format_value
+from tarspyro.runs.description import with_public_paths
 from tarspyro.runs.history import States, rank
 
 FORMAT = 2
@@ -96,6 +97,9 @@ class Run:
                 f"{self.folder} has format {config['format']!r}, this version of tarspyro"
                 f" reads format {FORMAT}."
             )
+        with contextlib.suppress(RecursionError):  # whoever builds from it says so
+            for part in {"model", "guide", "loss"} & config.keys():
+                config[part] = with_public_paths(config[part])
         return config
 
     def save_weights(self, which: str, states: States, *, epoch: int = 0) -> None:

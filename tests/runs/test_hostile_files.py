@@ -83,7 +83,7 @@ def idx(ndims, sizes, content):
 )
 def test_idx_that_claims_more_than_there_is(content):
     with pytest.raises(DataError, match="some-file.gz is not in the IDX format") as error:
-        data._idx(content, "some-file.gz")
+        data.datasets._idx(content, "some-file.gz")
     one_sentence(error)
 
 
@@ -91,7 +91,7 @@ def test_idx_that_claims_more_than_there_is(content):
 def test_damaged_idx_is_refused_or_an_array_of_its_bytes(damage):
     content = damaged(idx(2, [5, 7], bytes(range(35))), damage)
     try:
-        array = data._idx(content, "some-file.gz")
+        array = data.datasets._idx(content, "some-file.gz")
     except DataError as error:
         assert str(error).startswith("some-file.gz is not in the IDX format")
     else:
