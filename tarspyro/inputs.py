@@ -1,7 +1,6 @@
 """Data as the arguments of a program, and checks that it fits the program."""
 
 __all__ = [
-    "Arguments",
     "as_arguments",
     "as_float",
     "as_type",
@@ -41,7 +40,6 @@ from tarspyro.infer.matching import (
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    Program,
     check_program,
     is_factor,
     name_of,
@@ -50,9 +48,7 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.programs import tensors_of, type_of
 from tarspyro.scopes import evaluating, preserved_rng
-
-Arguments = tuple[Any, ...]  # tensors, and None for what is not observed
-
+from tarspyro.types import Arguments, Program
 
 _PART = (Tensor, np.ndarray, type(None))
 

@@ -130,10 +130,10 @@ def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], 
 
     @contextlib.contextmanager
     def at(t: int) -> Iterator[None]:
-        with (
-            plate,
-            contextlib.nullcontext() if lengths is None else poutine.mask(mask=t < lengths),
-        ):  # type: ignore[call-overload]
+        inside: Any = contextlib.nullcontext()
+        if lengths is not None:
+            inside = poutine.mask(mask=t < lengths)  # type: ignore[call-overload]
+        with plate, inside:
             yield
 
     return at

@@ -23,7 +23,8 @@ from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import elbo
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, Program, name_of, score_function, sum_of
+from tarspyro.infer.traces import PairError, name_of, score_function, sum_of
+from tarspyro.types import Program
 
 
 class Gaps(NamedTuple):

@@ -16,7 +16,8 @@ from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import from_weights
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, Program, name_of, sum_of
+from tarspyro.infer.traces import PairError, name_of, sum_of
+from tarspyro.types import Program
 
 # Chains that only tell how long a step should be. The chains that are weighted never do: a
 # step size that follows their own acceptance would bias the weights.

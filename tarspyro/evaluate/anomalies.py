@@ -10,7 +10,7 @@ import numpy as np
 
 from tarspyro.arguments import as_numbers, check_choice
 from tarspyro.evaluate.likelihood import elbo, log_likelihood, reconstruction
-from tarspyro.infer.traces import Program
+from tarspyro.types import Program
 
 _SCORES = {"elbo", "log_likelihood", "reconstruction"}
 

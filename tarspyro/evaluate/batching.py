@@ -18,7 +18,7 @@ from tarspyro.arguments import as_count, as_numbers, as_seed
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import Program, check_program
+from tarspyro.infer.traces import check_program
 from tarspyro.inputs import (
     as_arguments,
     as_float,
@@ -30,6 +30,7 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
+from tarspyro.types import Program
 
 # How many rows (data points times particles) are in memory at once.
 _ROWS = 10_000

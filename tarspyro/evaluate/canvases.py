@@ -13,11 +13,12 @@ from torch import Tensor
 from tarspyro.arguments import as_count
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import seeded
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import name_of
 from tarspyro.inputs import as_arguments
 from tarspyro.nn import Canvas
 from tarspyro.scopes import evaluating, local_parameters
 from tarspyro.sequential import states_of
+from tarspyro.types import Program
 
 
 class Canvases(NamedTuple):

@@ -11,8 +11,9 @@ from torch import Tensor
 from tarspyro.arguments import as_numbers, format_value
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import by_batch
-from tarspyro.infer.traces import PairError, Program, name_of
+from tarspyro.infer.traces import PairError, name_of
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Program
 
 
 def classify(guide: Program, x: Any, *, site: str = "y") -> Any:

@@ -19,7 +19,6 @@ from tarspyro.infer.matching import explaining
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    Program,
     check_program,
     is_factor,
     name_of,
@@ -30,6 +29,7 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.inputs import as_float
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
+from tarspyro.types import Program
 
 # How many draws of the other latent variables a posterior mean is averaged over.
 _DRAWS = 100

@@ -20,7 +20,6 @@ from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     Site,
     common_dims,
     log_prob,
@@ -33,6 +32,7 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.inputs import as_float
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Program
 
 Values = Mapping[str, Tensor]
 

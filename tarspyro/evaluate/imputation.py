@@ -22,8 +22,9 @@ from tarspyro.evaluate.likelihood import (
     moments_of,
 )
 from tarspyro.evaluate.missing import Missing, expanded, log_noise, trust_of
-from tarspyro.infer.traces import Program, check_program
+from tarspyro.infer.traces import check_program
 from tarspyro.inputs import as_arguments, count_rows, each
+from tarspyro.types import Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
 

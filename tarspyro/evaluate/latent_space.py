@@ -12,8 +12,8 @@ import torch
 from tarspyro.arguments import as_count, check_number
 from tarspyro.evaluate.codes import decode, embed
 from tarspyro.evaluate.distances import distances
-from tarspyro.infer.traces import Program
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Program
 
 
 class Neighbours(NamedTuple):

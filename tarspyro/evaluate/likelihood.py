@@ -26,9 +26,10 @@ from tarspyro.evaluate.batching import by_batch, over_particles
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, Program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import PairError, name_of, sample_sites, trace_pair
 from tarspyro.inputs import as_arguments, each
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Program
 
 
 class Bound(NamedTuple):

@@ -21,7 +21,6 @@ from tarspyro.evaluate.densities import one_dim
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     Site,
     log_prob,
     name_of,
@@ -33,6 +32,7 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.inputs import as_arguments, check_inputs, each
+from tarspyro.types import Program
 
 # How many sets of missing elements the guide is shown for its weighted codes.
 _CHAINS = 20

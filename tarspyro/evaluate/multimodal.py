@@ -17,8 +17,9 @@ from tarspyro.data.modalities import modalities_of
 from tarspyro.evaluate.batching import by_batch
 from tarspyro.evaluate.codes import sample
 from tarspyro.evaluate.likelihood import LogLikelihood, given_by, log_likelihood
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import name_of
 from tarspyro.inputs import count_rows, each
+from tarspyro.types import Program
 
 Names = str | Sequence[str]
 

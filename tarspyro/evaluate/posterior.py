@@ -23,7 +23,6 @@ from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     Site,
     log_prob,
     name_of,
@@ -34,6 +33,7 @@ from tarspyro.infer.traces import (
     sum_of,
 )
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Program
 
 _STARTS = 1000  # draws of the prior
 

@@ -13,7 +13,8 @@ from tarspyro.arguments import as_count, format_value
 from tarspyro.evaluate.batching import by_batch, rows_at_once
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
 from tarspyro.infer.pairs import structure_of
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import name_of
+from tarspyro.types import Program
 
 
 class Filtered(NamedTuple):

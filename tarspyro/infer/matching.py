@@ -27,7 +27,6 @@ from torch.distributions import TransformedDistribution, biject_to, constraints
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    Program,
     Site,
     check_program,
     is_delta,
@@ -37,6 +36,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 _DRAWS = 16  # of the guide, to be compared with the prior's support
 

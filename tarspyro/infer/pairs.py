@@ -15,7 +15,6 @@ from torch import Tensor
 from tarspyro.infer.structure import SHARED, Structure, read_structure
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     Site,
     guide_terms,
     name_of,
@@ -27,6 +26,7 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.infer.weights import Weights, in_plates, weigh, weigh_one_by_one
 from tarspyro.scopes import evaluating, get_rng_states, preserved_rng, set_rng_states
+from tarspyro.types import Program
 
 # What a program raises on values of a shape that it was not written for.
 _FAILURES = (

@@ -17,7 +17,6 @@ from tarspyro.infer.matching import check_auxiliary, check_sites, run_pair
 from tarspyro.infer.traces import (
     PairError,
     Plates,
-    Program,
     Site,
     guide_terms,
     is_delta,
@@ -29,6 +28,7 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.scopes import kept_buffers
+from tarspyro.types import Program
 
 SHARED = -1  # in place of a group: what is drawn once for all particles
 

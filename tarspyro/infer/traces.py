@@ -23,8 +23,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.arguments import format_value
+from tarspyro.types import Program
 
-Program = Callable[..., Any]
 Site = dict[str, Any]
 Plates = frozenset[tuple[str, int]]  # names, and dimensions or, of sequential plates, indices
 

@@ -31,7 +31,6 @@ from tarspyro.infer.traces import (
     GROUPS,
     PARTICLES,
     PairError,
-    Program,
     Site,
     guide_terms,
     log_prob,
@@ -44,6 +43,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
+from tarspyro.types import Program
 
 Signed = tuple[str, Site, int]  # a site of the model (+1) or of the guide (-1)
 

@@ -38,7 +38,9 @@ _PUBLIC = (
     "pyro.nn",
     "pyro.infer",
 )
-_RENAMED: dict[str, str] = {}  # names that earlier versions wrote, and what they are called now
+_RENAMED: dict[
+    str, str
+] = {}  # names that earlier versions wrote, and what they are called now
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
 
@@ -240,7 +242,9 @@ def with_public_paths(described: Any) -> Any:
     for key in ("new", "class"):
         path = renewed.get(key)
         if isinstance(path, str) and ":" in path:
-            with contextlib.suppress(ImportError, TypeError):  # a class of the user's, for later
+            with contextlib.suppress(
+                ImportError, TypeError
+            ):  # a class of the user's, for later
                 renewed[key] = _path(_find(path, _NAMEABLE))
     return renewed
 
@@ -348,7 +352,10 @@ def _public_path(cls: type) -> str | None:
     """The public package that a class is imported from, and its name; None for a class of the user's."""
     library = cls.__module__.partition(".")[0]
     for package in _PUBLIC:
-        if package.partition(".")[0] == library and _public_names(package).get(cls.__name__) is cls:
+        if (
+            package.partition(".")[0] == library
+            and _public_names(package).get(cls.__name__) is cls
+        ):
             return f"{package}.{cls.__name__}"
     return None
 

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from tarspyro.arguments import as_count, as_numbers
 from tarspyro.infer.matching import check_count, positional_names
 from tarspyro.inputs import (
-    Arguments,
     as_arguments,
     as_type,
     binarized,
@@ -27,6 +26,7 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import type_of
 from tarspyro.training.distributed import Processes
+from tarspyro.types import Arguments
 
 
 class _Stream:

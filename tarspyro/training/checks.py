@@ -27,15 +27,9 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import format_value
 from tarspyro.infer.gradients import leaves_of
-from tarspyro.infer.traces import (
-    PairError,
-    Program,
-    check_program,
-    name_of,
-    sample_sites,
-    trace_pair,
-)
+from tarspyro.infer.traces import PairError, check_program, name_of, sample_sites, trace_pair
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 _JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 

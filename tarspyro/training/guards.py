@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tarspyro.infer import Player
-from tarspyro.inputs import Arguments
 from tarspyro.runs.history import History, States, get_states, set_states
 from tarspyro.training.checkpoints import Progress
 from tarspyro.training.checks import CollapseError, NonFiniteError, describe_nonfinite
 from tarspyro.training.optimizers import load_states, states_of
+from tarspyro.types import Arguments
 
 # On an accelerator the losses are read back only so often: each reading makes the device wait
 # for the host.

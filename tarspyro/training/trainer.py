@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from tarspyro.infer import Compiled, PairError, Player
-from tarspyro.inputs import Arguments
 from tarspyro.modules import StochasticModule
 from tarspyro.programs import tensors_of
 from tarspyro.runs.folder import Run, RunError
@@ -37,6 +36,7 @@ from tarspyro.training.counts import Counts, rows_of
 from tarspyro.training.distributed import ProcessError, Processes
 from tarspyro.training.guards import Watch
 from tarspyro.training.interrupts import Interrupts
+from tarspyro.types import Arguments
 
 
 def is_differentiable(loss: Any) -> bool:

@@ -18,7 +18,8 @@ from torch import Tensor
 from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import Program, name_of, trace_pair
+from tarspyro.infer.traces import name_of, trace_pair
+from tarspyro.types import Program
 
 
 class Bound(pyro.infer.ELBO):

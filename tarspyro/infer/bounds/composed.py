@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import Program
 from tarspyro.scopes import kept_buffers, preserved_rng
+from tarspyro.types import Program
 
 
 class Composed(Bound):

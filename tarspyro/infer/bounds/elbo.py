@@ -29,7 +29,6 @@ from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Plates,
-    Program,
     Site,
     guide_terms,
     is_enumerated,
@@ -45,6 +44,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
+from tarspyro.types import Program
 
 
 class ELBO(Bound):

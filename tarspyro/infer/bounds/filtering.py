@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_map
 from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.bounds.reductions import renyi_bound
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, Program, name_of, trace_pair
+from tarspyro.infer.traces import PairError, name_of, trace_pair
 from tarspyro.infer.weights import in_plates, weigh
 from tarspyro.sequential import steps_of
+from tarspyro.types import Program
 
 
 def check_resampling(threshold: float, resampling: str) -> None:

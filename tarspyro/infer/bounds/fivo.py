@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
-from tarspyro.infer.traces import Program
+from tarspyro.types import Program
 
 
 class FIVO(Bound):

@@ -13,8 +13,9 @@ from torch import Tensor
 from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights, without_each
 from tarspyro.infer.bounds.weighted import WeightedBound, chain_rule, damp
-from tarspyro.infer.traces import PairError, Program, reparameterized, views_of, with_values
+from tarspyro.infer.traces import PairError, reparameterized, views_of, with_values
 from tarspyro.infer.weights import in_plates, weigh
+from tarspyro.types import Program
 
 
 class Renyi(WeightedBound):

@@ -16,7 +16,8 @@ from tarspyro.arguments import as_count, check_number
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.composed import Composed
 from tarspyro.infer.bounds.elbo import ELBO
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import name_of
+from tarspyro.types import Program
 
 
 class _OfModalities(Composed):

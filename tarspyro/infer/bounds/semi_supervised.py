@@ -13,7 +13,8 @@ from tarspyro.arguments import check_positive
 from tarspyro.distributions import as_discrete
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.composed import Composed
-from tarspyro.infer.traces import Program, name_of
+from tarspyro.infer.traces import name_of
+from tarspyro.types import Program
 
 
 class SemiSupervised(Composed):

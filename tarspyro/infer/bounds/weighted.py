@@ -19,7 +19,6 @@ from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     name_of,
     reparameterized,
     rerun,
@@ -36,6 +35,7 @@ from tarspyro.infer.weights import (
     weigh_one_by_one,
 )
 from tarspyro.scopes import get_rng_states, set_rng_states
+from tarspyro.types import Program
 
 
 class WeightedBound(Bound):

@@ -19,9 +19,10 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.capture import Captured
 from tarspyro.infer.compilation.recording import Recording, RecordingError, record
 from tarspyro.infer.gradients import with_gradients
-from tarspyro.infer.traces import Program, name_of, trace_pair
+from tarspyro.infer.traces import name_of, trace_pair
 from tarspyro.programs import modules_of, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 _TRIALS = 5  # steps of each kind that tell which is faster
 _MOST_VALUES = 4  # of the same attributes for which steps are compiled

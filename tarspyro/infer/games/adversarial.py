@@ -22,8 +22,9 @@ from tarspyro.infer.games.base import Game, Player
 from tarspyro.infer.games.losses import Divergence, JensenShannon
 from tarspyro.infer.games.masks import counted_rows
 from tarspyro.infer.gradients import reachable_leaves
-from tarspyro.infer.traces import PairError, Program, Site, name_of
+from tarspyro.infer.traces import PairError, Site, name_of
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 
 class Draws(NamedTuple):

@@ -21,7 +21,6 @@ from tarspyro.infer.games.mmd import InverseMultiquadratic, mmd
 from tarspyro.infer.matching import check_pair
 from tarspyro.infer.traces import (
     PairError,
-    Program,
     Site,
     log_prob,
     name_of,
@@ -30,6 +29,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 
 class _Codes(NamedTuple):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.matching import check_pair
-from tarspyro.infer.traces import PairError, Program
+from tarspyro.infer.traces import PairError
 from tarspyro.modules import Configurable
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 Method = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 

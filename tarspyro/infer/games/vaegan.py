@@ -20,8 +20,9 @@ from tarspyro.infer.games.adversarial import AdversarialGame, Draws, check_condi
 from tarspyro.infer.games.base import Player
 from tarspyro.infer.games.losses import Divergence
 from tarspyro.infer.matching import check_pair
-from tarspyro.infer.traces import PairError, Program, name_of, trace_pair
+from tarspyro.infer.traces import PairError, name_of, trace_pair
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Program
 
 
 class VAEGAN(AdversarialGame):

@@ -1,0 +1,29 @@
+"""Types of what users bring: programs, data, networks."""
+
+__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Program", "Size"]
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A Pyro program: a function or a module that samples from sites. It takes the data, and may
+# return anything.
+Program: TypeAlias = Callable[..., Any]
+
+# An argument of a program: None for what is not observed.
+Argument: TypeAlias = Tensor | None
+Arguments: TypeAlias = tuple[Argument, ...]
+
+# Numbers that ``torch.as_tensor`` takes.
+ArrayLike: TypeAlias = Tensor | np.ndarray | float | Sequence[Any]
+
+# Data as users give it: tensors and arrays, parts by position or by name, data sets, batches.
+Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any]
+
+Device: TypeAlias = str | torch.device
+
+# The shape of an event: a size or several.
+Size: TypeAlias = int | Sequence[int] | torch.Size
