@@ -1,5 +1,7 @@
-"""What MkDocs makes of what stands elsewhere, when it builds: gallery, benchmarks and
-changelog; and the formulas.
+"""MkDocs hooks: pages generated from files outside ``docs/``, and formulas in MathML.
+
+The front page is the README. Contributing, changelog and benchmarks are the files of those
+names. The gallery shows the pictures that the notebooks store.
 """
 
 import base64
@@ -8,69 +10,102 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", flags=re.DOTALL)
 _ARITHMATEX = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', flags=re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages and their pictures."""
-    files.append(
-        File.generated(
-            config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text("utf-8")
-        )
-    )
-    page, pictures = benchmarks()
-    files.append(File.generated(config, "benchmarks.md", content=page))
-    for name in pictures:
-        files.append(
-            File.generated(config, name, abs_src_path=str(ROOT / "benchmarks" / name))
-        )
-    page, contents = gallery()
-    files.append(File.generated(config, "gallery.md", content=page))
-    for name, content in contents.items():
+    """Adds the generated pages, their pictures and the notebooks."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=page_of(source)))
+
+    for name in benchmark_pictures():
+        path = ROOT / "benchmarks" / name
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+
+    text, pictures = gallery()
+    files.append(File.generated(config, "gallery.md", content=text))
+    for name, content in pictures.items():
         files.append(File.generated(config, name, content=content))
+
+    for path in notebooks():
+        name = f"notebooks/{path.name}"
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
-def on_page_content(content: str, **kwargs: Any) -> str:
+def on_page_content(content: str, **kwargs: object) -> str:
     """Writes formulas in MathML, which browsers show without a script."""
     return _ARITHMATEX.sub(lambda found: _as_mathml(html.unescape(found[2])), content)
 
 
-def benchmarks() -> tuple[str, list[str]]:
-    """Returns the page of the benchmarks, and the pictures that it shows."""
-    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8").replace("](../docs/", "](")
-    return text, sorted(set(re.findall(r"\]\((results/[\w.-]+\.png)\)", text)))
+def page_of(source: str) -> str:
+    """Returns a file of the repository as a page: its links lead to pages of the site.
+
+    A link to a file that the site does not hold, such as a module, becomes plain text.
+    """
+    folder = (ROOT / source).parent
+
+    def linked(found: re.Match[str]) -> str:
+        mark, text, target, anchor = found.groups(default="")
+        if "://" in target:
+            return found[0]
+        name = (folder / target).resolve().relative_to(ROOT).as_posix()
+        if name in PAGES:
+            name = PAGES[name]
+        elif name.startswith("docs/") and not name.startswith("docs/scripts/"):
+            name = name.removeprefix("docs/")
+        elif name.startswith("benchmarks/results/"):
+            name = name.removeprefix("benchmarks/")
+        elif not name.startswith("notebooks/") or name.endswith(".py"):
+            return text
+        return f"{mark}[{text}]({name}{anchor})"
+
+    return _LINK.sub(linked, (ROOT / source).read_text("utf-8"))
+
+
+def benchmark_pictures() -> list[str]:
+    """Returns the names of the results that the page of the benchmarks shows or links to."""
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    return sorted(set(re.findall(r"\]\((results/[\w.-]+)\)", text)))
+
+
+def notebooks() -> list[Path]:
+    """Returns the files of the notebooks in their order."""
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def gallery() -> tuple[str, dict[str, bytes]]:
-    """Returns the page with the pictures of the notebooks' stored outputs, and the pictures by
-    their names.
-    """
-    lines, contents = (
-        [
-            "# Gallery",
-            "",
-            "The pictures of the notebooks, as their last complete runs stored them.",
-        ],
-        {},
-    )
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    """Returns the page with the notebooks' stored pictures, and the pictures by name."""
+    lines = [
+        "# Gallery",
+        "",
+        "The pictures of the notebooks, from their last complete runs. Each title links to its"
+        " notebook.",
+    ]
+    contents: dict[str, bytes] = {}
+    for path in notebooks():
         above = ""
-        for index, (title, heading, suffix, content) in enumerate(
-            _pictures(json.loads(path.read_text("utf-8"))["cells"])
-        ):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        for index, (title, heading, suffix, content) in enumerate(_pictures(cells)):
             name = f"gallery/{path.stem}_{index:02d}.{suffix}"
             contents[name] = content
             if index == 0:
-                lines += ["", f"## {title}", "", f"`notebooks/{path.name}`"]
+                link = f"[notebooks/{path.name}](notebooks/{path.name})"
+                lines += ["", f"## {title} {{ #{path.stem} }}", "", f"Notebook: {link}"]
             if heading not in (title, above):
                 lines += ["", f"### {heading}"]
             above = heading
@@ -78,15 +113,16 @@ def gallery() -> tuple[str, dict[str, bytes]]:
     return "\n".join(lines) + "\n", contents
 
 
-def _pictures(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, bytes]]:
-    """Yields the pictures of a notebook, each with the notebook's title and the heading above
-    it.
-    """
-    title = heading = ""
+def _pictures(cells: list[dict]) -> Iterator[tuple[str, str, str, bytes]]:
+    """Yields a notebook's pictures: its title, the heading above, the format, the bytes."""
+    title = ""
+    heading = ""
     for cell in cells:
         if cell["cell_type"] == "markdown":
             headings = re.findall(r"^#+ (.*)", "".join(cell["source"]), flags=re.MULTILINE)
-            title, heading = title or next(iter(headings), ""), (headings or [heading])[-1]
+            if headings:
+                title = title or headings[0]
+                heading = headings[-1]
         for output in cell.get("outputs", ()):
             for suffix in ("png", "gif"):
                 if f"image/{suffix}" in output.get("data", {}):
@@ -95,8 +131,11 @@ def _pictures(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, byte
 
 
 def _as_mathml(text: str) -> str:
-    text = text.strip().replace(
-        r"\arg", r"\mathrm{arg}\,"
-    )  # the converter makes one unknown word of \arg\max
-    inline, block = _FORMULA.fullmatch(text).groups()  # type: ignore[union-attr]
-    return convert(inline) if block is None else convert(block, display="block")
+    # The converter makes one unknown word of \arg\max.
+    text = text.strip().replace(r"\arg", r"\mathrm{arg}\,")
+    found = _FORMULA.fullmatch(text)
+    assert found is not None, text
+    inline, block = found.groups()
+    if block is None:
+        return convert(inline)
+    return f'<div class="formula">{convert(block, display="block")}</div>'
