@@ -7,6 +7,7 @@ names. The gallery shows the pictures that the notebooks store.
 import base64
 import html
 import json
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -47,34 +49,61 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, **kwargs: object) -> str:
+    """Points links that leave ``docs/`` to pages of the site."""
+    name = page.file.src_uri
+    if not (ROOT / "docs" / name).is_file():  # a generated page
+        return markdown
+    return with_site_links(markdown, f"docs/{name}", name)
+
+
 def on_page_content(content: str, **kwargs: object) -> str:
     """Writes formulas in MathML, which browsers show without a script."""
     return _ARITHMATEX.sub(lambda found: _as_mathml(html.unescape(found[2])), content)
 
 
 def page_of(source: str) -> str:
-    """Returns a file of the repository as a page: its links lead to pages of the site.
+    """Returns a file of the repository as a page of the site."""
+    return with_site_links((ROOT / source).read_text("utf-8"), source, PAGES[source])
+
+
+def with_site_links(text: str, source: str, page: str) -> str:
+    """Returns a text whose links lead to pages of the site.
 
     A link to a file that the site does not hold, such as a module, becomes plain text.
+
+    Arguments:
+        text: The text in Markdown, with links that are relative to its file.
+        source: The path of that file in the repository.
+        page: The path of its page in the site.
     """
-    folder = (ROOT / source).parent
 
     def linked(found: re.Match[str]) -> str:
-        mark, text, target, anchor = found.groups(default="")
+        mark, label, target, anchor = found.groups(default="")
         if "://" in target:
             return found[0]
-        name = (folder / target).resolve().relative_to(ROOT).as_posix()
-        if name in PAGES:
-            name = PAGES[name]
-        elif name.startswith("docs/") and not name.startswith("docs/scripts/"):
-            name = name.removeprefix("docs/")
-        elif name.startswith("benchmarks/results/"):
-            name = name.removeprefix("benchmarks/")
-        elif not name.startswith("notebooks/") or name.endswith(".py"):
-            return text
-        return f"{mark}[{text}]({name}{anchor})"
+        place = site_path(
+            posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        )
+        if place is None:
+            return label
+        place = posixpath.relpath(place, posixpath.dirname(page) or ".")
+        return f"{mark}[{label}]({place}{anchor})"
 
-    return _LINK.sub(linked, (ROOT / source).read_text("utf-8"))
+    return _LINK.sub(linked, text)
+
+
+def site_path(path: str) -> str | None:
+    """Returns where the site holds a file of the repository, or None if it does not."""
+    if path in PAGES:
+        return PAGES[path]
+    if path.startswith("docs/") and not path.startswith("docs/scripts/"):
+        return path.removeprefix("docs/") or None
+    if path.startswith("benchmarks/results/"):
+        return path.removeprefix("benchmarks/")
+    if path.startswith("notebooks/") and path.endswith(".ipynb"):
+        return path
+    return None
 
 
 def benchmark_pictures() -> list[str]:

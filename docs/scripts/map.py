@@ -1,12 +1,13 @@
-"""The map of the package: its rooms, the imports between them, and the floors that these give.
+"""The map of the package: its rooms, the imports between them, and the resulting floors.
 
     python docs/scripts/map.py            (of this checkout)
     python docs/scripts/map.py FOLDER     (of another one)
+    python docs/scripts/map.py --write    (writes the table in docs/map.md)
 
-A room is a package of the library, or a module that is in none. The ``__init__`` of a package
-with packages in it is a room of its own, since it only gathers their public names. An arrow
-leads from a room to one that it imports from. A room's floor is one above the highest room
-that it imports from.
+A room is a package of the library, or a module outside any package. The ``__init__`` of a
+package that contains packages is a room of its own, since it only gathers their public names.
+An arrow leads from a room to a room that it imports from. A room's floor is one above the
+highest room that it imports from.
 """
 
 import ast
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "map.md"
+MARK = "<!-- written by docs/scripts/map.py --write -->"
 OUTSIDE = (
     "models",
     "guides",
@@ -106,6 +109,40 @@ def floors(found: dict[str, dict[str, int]]) -> dict[str, int]:
     return heights
 
 
+def subject(room: str, known: dict[str, Path]) -> str:
+    """Returns what a room holds: the first sentence of its docstring, or its modules' names."""
+    if f"{room} (its names)" in (room_of(module, known) for module in known):
+        prefix = f"tarspyro.{room}."
+        names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+        inner = [name for name in names if room_of(prefix + name, known) == room]
+        return "The modules " + ", ".join(f"`{name}`" for name in inner)
+    module = f"tarspyro.{room.removesuffix(' (its names)')}"
+    file = known["tarspyro" if room.startswith("tarspyro") else module]
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    first = docstring.partition("\n\n")[0].replace("\n", " ")
+    return first.partition(". ")[0].rstrip(".").replace("|", "\\|").replace("``", "`")
+
+
+def table(root: Path = ROOT) -> str:
+    """Returns the map as a table in Markdown, from the top floor down."""
+    known = modules(root)
+    found = arrows(root)
+    heights = floors(found)
+    lines = ["| floor | room | content | imports from |", "|---|---|---|---|"]
+    for room in sorted(found, key=lambda room: (-heights[room], room)):
+        leads = ", ".join(f"`{target}`" for target in sorted(found[room]))
+        lines.append(f"| {heights[room]} | `{room}` | {subject(room, known)} | {leads} |")
+    counts = f"{len(found)} rooms, {sum(map(len, found.values()))} arrows"
+    counts += f", {1 + max(heights.values())} floors, {len(known)} modules"
+    return "\n".join([*lines, "", f"Together: {counts}."])
+
+
+def write() -> None:
+    """Writes the table below the mark in the page of the map."""
+    above = PAGE.read_text("utf-8").partition(MARK)[0]
+    PAGE.write_text(f"{above}{MARK}\n\n{table()}\n", "utf-8")
+
+
 def main(root: Path) -> None:
     """Prints the rooms from the ground up, each with its size and what it imports from."""
     known = modules(root)
@@ -132,4 +169,7 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
+    if sys.argv[1:] == ["--write"]:
+        write()
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
