@@ -1,9 +1,9 @@
-"""The table of what is said to bad input: ``docs/errors.md`` holds what the library says, word
-for word.
+"""Messages for bad input: ``docs/errors.md`` shows them, word for word.
 
 ``python tests/project/test_errors.py`` writes the file anew.
 """
 
+import ast
 import math
 from pathlib import Path
 
@@ -19,15 +19,15 @@ from tarspyro.nn import MLP
 
 FILE = Path(__file__).parents[2] / "docs" / "errors.md"
 
-HEAD = """# What is said to bad input
+HEAD = """# Error messages
 
-Every call below is an error, with the sentence that it gets. In them, `p` and `q` are a `VAE` and its guide on images
-`x` of 64 pixels, black or white, with labels `y`, and `encoder` and `decoder` their conditionals.
+Every call below raises the error beside it. In the calls, `p` and `q` are a `VAE` and its guide, `x` are images of 64
+black and white pixels, `y` are labels, and `encoder` and `decoder` are the conditional distributions of the pair.
 
-An argument of another kind than it has to be is a `TypeError`, one out of range a `ValueError`. Two kinds of the latter
-have names: `InputError` for data that does not fit the likelihood, `PairError` for halves that do not belong together.
-Files that cannot be used are a `RunError` or a `DataError`, both an `OSError`. A family without a closed form for what
-is asked is a `NotImplementedError`.
+An argument of the wrong type raises a `TypeError`, a value out of range a `ValueError`. Two kinds of `ValueError` have
+names: `InputError` for data that does not fit the likelihood, and `PairError` for a model and a guide that do not match.
+Unusable files raise a `RunError` or a `DataError`, both kinds of `OSError`. A family without a required closed form
+raises a `NotImplementedError`.
 """
 
 CASES = {
@@ -210,7 +210,7 @@ NAMES |= {"math": math, "dist": dist, "torch": torch, "nn": torch.nn, "pyro": py
 
 
 def sentence(call):
-    """The error that a call raises, and what it says."""
+    """Returns the name of the error that a call raises, and its message."""
     torch.manual_seed(0)
     decoder, encoder = (
         Conditional(dist.Bernoulli, MLP(2, [4]), 64),
@@ -226,10 +226,10 @@ def sentence(call):
 
 
 def render():
-    """The page."""
+    """Returns the page."""
     lines = [HEAD]
     for title, calls in CASES.items():
-        lines += [f"## {title}\n", "| call | error | sentence |", "|---|---|---|"]
+        lines += [f"## {title}\n", "| call | error | message |", "|---|---|---|"]
         for call in calls:
             kind, text = sentence(call)
             lines.append(f"| `{call}` | `{kind}` | {text.replace('|', chr(92) + '|')} |")
@@ -241,8 +241,7 @@ def render():
 def test_bad_input_gets_one_sentence(call):
     kind, text = sentence(call)
     assert kind in {"ValueError", "TypeError", "InputError", "PairError", "RunError"}
-    # One sentence on one line, which says what it got or names what is wrong, and ends as
-    # sentences do.
+    # One sentence on one line.
     assert (
         "\n" not in text
         and 20 < len(text) < 400
@@ -251,7 +250,19 @@ def test_bad_input_gets_one_sentence(call):
     assert text[-1] in ".?" or "do not run on data" in text or "does not run on data" in text
 
 
-def test_the_page_says_what_the_library_says():
+def keywords(call):
+    """Returns the keyword arguments of the outermost call."""
+    expression = ast.parse(call, mode="eval").body
+    return [keyword.arg for keyword in getattr(expression, "keywords", ())]
+
+
+@pytest.mark.parametrize("call", list(filter(keywords, sum(CASES.values(), []))))
+def test_the_message_names_the_argument(call):
+    _, text = sentence(call)
+    assert any(name in text for name in keywords(call)) or "one of the two" in text
+
+
+def test_the_page_shows_the_messages_of_the_library():
     assert FILE.read_text() == render()
 
 
