@@ -2,9 +2,9 @@
 [--check]``.
 
 A stored notebook is the result of a full run in a fresh kernel, from the first cell to the
-last; notebooks that are only tried, with ``--fast``, share a kernel. What differs from run to
-run or from machine to machine (times, identifiers, what goes to stderr, the interpreter's
-version) is left out, so that a diff shows changes of content alone.
+last. Short test runs with ``--fast`` share one kernel. Everything that differs from run to run
+or between machines is removed (times, identifiers, stderr, the version of the interpreter), so
+that a diff shows only changes of content.
 """
 
 import argparse
@@ -39,28 +39,27 @@ def execute(
     timeout: int = 600,
     kernel: AsyncKernelManager | None = None,
 ) -> list[str]:
-    """Runs all cells, in place, and leaves out what would differ from run to run.
+    """Runs all cells in place, and removes everything that differs from run to run.
 
     The kernel works in a temporary folder, so that a notebook leaves no files behind.
 
     Arguments:
         notebook: The notebook.
-        fast: Whether to set ``TARSPYRO_FAST``, with which notebooks train for a few steps
-            only.
+        fast: Whether to set ``TARSPYRO_FAST``, so that notebooks train for a few steps only.
         timeout: How many seconds a cell may take.
-        kernel: A kernel that may have run other notebooks: it forgets their names and keeps
-            what they imported. A fresh one if not given.
+        kernel: A kernel that may have run other notebooks. Its names are deleted, its imported
+            modules stay. A fresh kernel if not given.
 
     Returns:
-        What the cells wrote to stderr.
+        The output of the cells to stderr.
 
     Raises:
         CellExecutionError: If a cell fails.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     environment = {**os.environ, "TARSPYRO_FAST": "1" if fast else ""}
-    # One thread: the networks are small, threads that wait for a shared core cost up to ten
-    # times the run, and the last digits of a sum depend on how many threads share it.
+    # One thread: the networks are small, threads that wait for a shared core make the run up to
+    # ten times longer, and the last digits of a sum depend on the number of threads.
     environment.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -75,7 +74,7 @@ def execute(
             forget = f"import os\nos.chdir({folder!r})\n%reset -f"
             cells = [*notebook.cells]
             client.execute_cell(nbformat.v4.new_code_cell(forget), -1, store_history=False)
-            notebook.cells[:] = cells  # the client put that cell in the place of the last one
+            notebook.cells[:] = cells  # the client has replaced the last cell by that one
             client.reset_execution_trackers()
             for index, cell in enumerate(notebook.cells):
                 client.execute_cell(
@@ -85,8 +84,10 @@ def execute(
 
 
 def normalize(notebook: NotebookNode) -> list[str]:
-    """Leaves one form of an executed notebook, whatever the run and the machine; returns what
-    went to stderr.
+    """Brings an executed notebook into a form that depends on neither run nor machine.
+
+    Returns:
+        The output to stderr, which is removed.
     """
     errors = []
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -102,7 +103,7 @@ def normalize(notebook: NotebookNode) -> list[str]:
                 errors.append(output.text)
                 continue
             if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
-                # The kernel cuts what a cell prints into pieces at arbitrary moments.
+                # The kernel splits the printed text of a cell at arbitrary points.
                 kept[-1].text += output.text
                 continue
             if "metadata" in output:
@@ -113,9 +114,7 @@ def normalize(notebook: NotebookNode) -> list[str]:
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
-    """Yields what is wrong with a stored notebook: cells without a run, errors, paths of a
-    machine.
-    """
+    """Yields the problems of a stored notebook: cells that did not run, errors, local paths."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         yield "its cells were not run in order, from the first to the last"

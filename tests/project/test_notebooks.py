@@ -1,6 +1,4 @@
-"""The notebooks: stored with the outputs of a complete run, and running with the library as it
-is.
-"""
+"""The notebooks: their stored outputs are those of one complete run, and their code runs."""
 
 import importlib.util
 import json
@@ -29,7 +27,7 @@ def code_cells(path):
 
 
 def shown_text(output):
-    """What a reader sees of an output, pictures apart."""
+    """Returns the text of an output, without pictures."""
     parts = [output.get("text", []), output.get("traceback", [])]
     parts += [
         value
@@ -67,6 +65,18 @@ def test_stored_file_has_one_form(path):
         f"cell-{i:02d}" for i in range(len(notebook["cells"]))
     ]
     assert not any(cell["metadata"] for cell in notebook["cells"])
+
+
+@each_notebook
+def test_links_lead_to_pages(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    text = "".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+    )
+    links = re.findall(r"\]\((\.\./[^)#]+)", text)
+    assert links
+    for link in links:
+        assert (FOLDER / link).is_file(), link
 
 
 @pytest.mark.parametrize("half", [0, 1])
