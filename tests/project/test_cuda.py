@@ -1,4 +1,4 @@
-"""On a GPU: placement, no synchronization inside a step, and the same numbers as on the CPU."""
+"""GPU tests: placement, no synchronization inside a step, and the same numbers as on the CPU."""
 
 import math
 

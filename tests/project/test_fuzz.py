@@ -1,9 +1,7 @@
-"""Junk in the place of any argument: every call works, or says in one sentence of this library
-what is wrong.
+"""Fuzz tests: with wrong arguments, every call works or raises one sentence of this library.
 
-A call that is known to work has one or two of its arguments replaced. Whatever comes of it, no
-bare error of torch, of Pyro or of Python's own gets out. ``TARSPYRO_EXAMPLES=500`` tries more
-than the few and fixed ones of every run.
+Each test replaces one or two arguments of a call that works. No bare error of torch, Pyro or
+Python may escape. Every run tries a few fixed examples; ``TARSPYRO_EXAMPLES=500`` tries more.
 """
 
 import linecache
@@ -659,7 +657,7 @@ BAD_TO_BEGIN_WITH = {
 
 
 def outcome(function, arguments):
-    """None if the call works, else its error, which has to be one of ours in one sentence."""
+    """Returns None if the call works, and its error otherwise: one sentence of this library."""
     positional = [
         arguments[key] for key in sorted(key for key in arguments if isinstance(key, int))
     ]

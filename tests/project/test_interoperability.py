@@ -1,4 +1,4 @@
-"""Beside the tools of others: Pyro's inference and inspection, torch's loaders, Lightning,
+"""Interoperability with Pyro's inference and inspection, torch's loaders, Lightning and
 TensorBoard.
 """
 
@@ -69,7 +69,7 @@ def x():
     ids="ELBO IWAE dreg Renyi Trace_ELBO TraceMeanField_ELBO".split(),
 )
 def test_svi_trains_as_fit_does(loss, x):
-    """The same draws; fit's loss is divided by the rows of a batch, and so is SVI's learning
+    """Both use the same draws; fit's loss is divided by the rows of a batch, and so is SVI's learning
     rate.
     """
     ours, theirs = pair(), pair()
