@@ -120,7 +120,7 @@ def subject(room: str, known: dict[str, Path]) -> str:
     file = known["tarspyro" if room.startswith("tarspyro") else module]
     docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
     first = docstring.partition("\n\n")[0].replace("\n", " ")
-    return first.partition(". ")[0].rstrip(".").replace("|", "\\|").replace("``", "`")
+    return first.partition(". ")[0].rstrip(".").replace(" | ", ", ").replace("``", "`")
 
 
 def table(root: Path = ROOT) -> str:
