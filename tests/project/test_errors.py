@@ -251,9 +251,9 @@ def test_bad_input_gets_one_sentence(call):
 
 
 def keywords(call):
-    """Returns the keyword arguments of the outermost call."""
-    expression = ast.parse(call, mode="eval").body
-    return [keyword.arg for keyword in getattr(expression, "keywords", ())]
+    """Returns the names of the keyword arguments in a call."""
+    nodes = ast.walk(ast.parse(call))
+    return [node.arg for node in nodes if isinstance(node, ast.keyword)]
 
 
 @pytest.mark.parametrize("call", list(filter(keywords, sum(CASES.values(), []))))
