@@ -1,4 +1,16 @@
-"""Data sets: bundled, found in a local folder, or downloaded with a checksum."""
+"""Data sets, and data in the form that ``fit`` takes.
+
+- ``containers``: ``Split``, ``Dataset`` and ``Regression``, the parts of a data set.
+- ``images``: the digits of scikit-learn, MNIST, Frey Face.
+- ``regression``: tables of the UCI repository.
+- ``music``: polyphonic music as piano rolls.
+- ``gaussians``: mixtures of Gaussians in the plane.
+- ``sequences``: sequences of different lengths, and their batches.
+- ``labels``: few labels among many rows.
+- ``masks``: masks of missing pixels, and the quadrants of images.
+- ``modalities``: the modalities among a program's arguments.
+- ``files``, ``matlab``: downloads with a checksum, and MATLAB files.
+"""
 
 __all__ = [
     "DataError",
@@ -25,20 +37,18 @@ __all__ = [
     "uci",
 ]
 
-from tarspyro.data.datasets import (
-    Dataset,
-    Regression,
-    Split,
-    digits,
-    frey_face,
-    join_quadrants,
-    mnist,
-    quadrants,
-    uci,
-)
+from tarspyro.data.containers import Dataset, Regression, Split
 from tarspyro.data.files import DataError
 from tarspyro.data.gaussians import Modes, grid, ring
+from tarspyro.data.images import digits, frey_face, mnist
 from tarspyro.data.labels import PartlyLabelled, labelled_subset
-from tarspyro.data.masks import lower_half, off_grid, random_pixels
+from tarspyro.data.masks import (
+    join_quadrants,
+    lower_half,
+    off_grid,
+    quadrants,
+    random_pixels,
+)
 from tarspyro.data.music import polyphonic_music
+from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences

@@ -1,32 +1,37 @@
-"""Files of data: where they are, and how they get there."""
+"""Data files: the data folder, downloads with a checksum, and reading."""
 
-__all__ = ["MOST", "DataError", "data_folder", "fetch", "read"]
+# Pooch tries again and moves a file into place when it is whole. The limit of size and the
+# checksum of the decoded bytes are ours, because pooch has no limit and hashes the bytes as
+# they come, which differ from one compression to another.
 
-import contextlib
+__all__ = ["MAX_BYTES", "DataError", "data_folder", "fetch", "read"]
+
 import hashlib
-import http.client
 import os
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from tarspyro.arguments import format_value
 
-MOST = 1 << 27  # bytes that a file may hold, packed or unpacked
+MAX_BYTES = 1 << 27  # of a file, packed or unpacked
+RETRIES = 2  # after one and two seconds
+
+Decoder = Callable[[bytes], bytes]
 
 
 class DataError(OSError):
-    """A data file is missing, cannot be fetched, or is not what it should be."""
+    """A data file is missing, cannot be downloaded, or has the wrong content."""
 
 
 def data_folder(folder: str | Path | None) -> Path:
-    """Returns the folder that is given, else the one that ``TARSPYRO_DATA`` names, else one in
-    the user's cache.
+    """Returns the given folder; if None, the one that the variable ``TARSPYRO_DATA`` names,
+    else ``~/.cache/tarspyro``.
+
+    Raises:
+        TypeError: If ``folder`` is not a path.
     """
     if folder is None:
-        folder = os.environ.get("TARSPYRO_DATA") or Path("~/.cache/tarspyro")
+        folder = os.environ.get("TARSPYRO_DATA") or "~/.cache/tarspyro"
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(
             f"folder must be the path of the data folder, got {format_value(folder)}."
@@ -34,96 +39,110 @@ def data_folder(folder: str | Path | None) -> Path:
     return Path(folder).expanduser()
 
 
-def fetch(path: Path, url: str | None, sha256: str, decode: Callable[[bytes], bytes]) -> bytes:
-    """Returns the decoded content of the file, downloaded first where it is missing; checks
-    its SHA-256.
+def fetch(path: Path, url: str | None, sha256: str, decode: Decoder) -> bytes:
+    """Returns the decoded content of a file, which is downloaded first if it is missing.
+
+    Arguments:
+        path: The file.
+        url: The address to download it from; None if it has none.
+        sha256: The SHA-256 of the decoded content.
+        decode: A function from the bytes of the file to its content.
 
     Raises:
-        DataError: If it is missing and cannot be downloaded, or has the wrong content.
+        DataError: If the file is missing and cannot be downloaded, or has the wrong content.
     """
-    downloaded = url is not None and not path.exists()
-    if url is None and not path.exists():
-        raise DataError(
-            f"{path} is missing: put the file there, or name the folder that holds it in"
-            " TARSPYRO_DATA."
-        )
-    if url is not None and downloaded:
-        encoded, source, advice = (
-            _download(url, path),
-            url,
-            f"try again, or put the right file at {path}",
-        )
-    else:
-        advice = "delete it to download it again" if url else "put the right file there"
-        encoded, source = read(path), str(path)
-    try:
-        content = decode(encoded)
-    except Exception as error:  # decoders raise many kinds on bytes that are none of theirs
-        reason = " ".join(str(error).split())
-        raise DataError(f"{source} cannot be decoded ({reason}): {advice}.") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(
-            f"{source} does not hold the expected data (its SHA-256 differs): {advice}."
-        )
-    if downloaded:
-        _write(path, encoded)
-    return content
+    if not path.exists():
+        if url is None:
+            raise DataError(
+                f"{path} is missing: put the file there, or name the folder that holds it in"
+                " TARSPYRO_DATA."
+            )
+        _download(path, url, sha256, decode)
+    advice = "put the right file there" if url is None else "delete it to download it again"
+    return _decoded(read(path), sha256, decode, source=str(path), advice=advice)
 
 
 def read(path: Path) -> bytes:
-    """Returns the content of a file.
+    """Returns the bytes of a file.
 
     Raises:
-        DataError: If it cannot be read, or is none.
+        DataError: If it cannot be read, or is not a regular file.
     """
-    if path.exists() and not path.is_file():
-        raise DataError(
-            f"{path} cannot be read (it is no file)."
-        )  # reading a device may never end
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise DataError(f"{path} cannot be read (it is not a regular file).")
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
-def _download(url: str, path: Path) -> bytes:
+def _decoded(
+    encoded: bytes, sha256: str, decode: Decoder, *, source: str, advice: str
+) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            told = str(response.headers.get("Content-Length", ""))
-            size = int(told) if told.isdecimal() else None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-                pieces: list[bytes] = []
-                while piece := response.read(1 << 16):
-                    pieces.append(piece)
-                    bar.update(len(piece))
-                    if bar.n > MOST:
-                        raise DataError(
-                            f"{url} does not end after {MOST >> 20} MB, more than any data set"
-                            " has."
-                        )
-        return b"".join(pieces)
+        content = decode(encoded)
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
+        raise DataError(f"{source} cannot be decoded ({_line(error)}): {advice}.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{source} does not hold the expected data (its SHA-256 differs): {advice}."
+        )
+    return content
+
+
+def _download(path: Path, url: str, sha256: str, decode: Decoder) -> None:
+    """Downloads a file, and keeps it only if it has the right content."""
+    import pooch
+
+    def download(url: str, output_file: str, _: object) -> None:
+        encoded = _receive(url, path.name)
+        advice = f"try again, or put the right file at {path}"
+        _decoded(encoded, sha256, decode, source=url, advice=advice)
+        Path(output_file).write_bytes(encoded)
+
+    try:
+        downloads = pooch.create(
+            path.parent,
+            base_url="",
+            registry={path.name: None},
+            urls={path.name: url},
+            retry_if_failed=RETRIES,
+        )
+        downloads.fetch(path.name, downloader=download)
+        path.chmod(0o644)  # pooch's temporary files are for their owner alone
     except DataError:
         raise
-    except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
+    except OSError as error:  # the errors of requests are OSErrors
         raise DataError(
-            f"{path} is missing and {url} cannot be reached ({error}): put the file there, "
-            "or name the folder that holds it in TARSPYRO_DATA."
+            f"{path} is missing and cannot be downloaded from {url} ({_line(error)}): put the"
+            " file there, or name the folder that holds it in TARSPYRO_DATA."
         ) from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    # Under a name of this process alone, so that two that download at once do not write into
-    # one file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # a link that stands there would lead elsewhere
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise DataError(
-            f"{path} was downloaded but cannot be written ({error.strerror}): name another"
-            " folder in TARSPYRO_DATA."
-        ) from error
+def _receive(url: str, name: str) -> bytes:
+    """Returns the bytes at an address, with a progress bar."""
+    import requests
+    from tqdm.auto import tqdm
+
+    # By default requests asks for compression on the way, and would unpack a .gz file.
+    headers = {"Accept-Encoding": "identity"}
+    received = bytearray()
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        with tqdm(total=total, unit="B", unit_scale=True, desc=name) as bar:
+            for piece in response.iter_content(1 << 16):
+                received += piece
+                bar.update(len(piece))
+                if len(received) > MAX_BYTES:
+                    raise DataError(
+                        f"{url} does not end after {MAX_BYTES >> 20} MB, more than any data"
+                        " set has."
+                    )
+    return bytes(received)
+
+
+def _line(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,6 +1,4 @@
-"""Mixtures of Gaussians in the plane: data on which one sees which modes a generator leaves
-out.
-"""
+"""Mixtures of Gaussians in the plane, which show the modes that a generator leaves out."""
 
 __all__ = ["Modes", "grid", "ring"]
 
@@ -34,8 +32,8 @@ class Modes:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density of the mixture at points of shape (N, 2), in nats."""
-        # By differences: torch's default subtracts squared norms, and modes are narrow beside
-        # their distances.
+        # By differences: torch's default subtracts squared norms, which is too coarse for
+        # modes that are narrow beside their distances.
         distances = torch.cdist(x, self.means, compute_mode="donot_use_mm_for_euclid_dist")
         squares = distances**2 / (2 * self.scale**2)
         normalizer = math.log(len(self.means) * 2 * math.pi * self.scale**2)
@@ -45,15 +43,15 @@ class Modes:
 def ring(
     num: int, *, modes: int = 8, radius: float = 2.0, scale: float = 0.02, seed: int = 0
 ) -> Modes:
-    """Returns points around the corners of a regular polygon: 8 Gaussians on a circle if
-    nothing else is said.
+    """Returns points around the corners of a regular polygon, 8 Gaussians on a circle by
+    default.
 
     As in Metz et al. (2016), Unrolled Generative Adversarial Networks, arXiv:1611.02163.
 
     Arguments:
-        num: How many points.
-        modes: How many Gaussians.
-        radius: The circle's.
+        num: The number of points.
+        modes: The number of Gaussians.
+        radius: The radius of the circle.
         scale: The standard deviation of each Gaussian.
         seed: The seed of the points.
 
@@ -64,23 +62,26 @@ def ring(
         >>> ring(100).x.shape
         torch.Size([100, 2])
     """
-    num, modes = as_count("num", num), as_count("modes", modes)
-    _check(radius=radius, scale=scale)
+    num = as_count("num", num)
+    modes = as_count("modes", modes)
+    check_positive("radius", radius)
+    check_positive("scale", scale)
     angles = 2 * math.pi * torch.arange(modes) / modes
-    return _around(radius * torch.stack([angles.cos(), angles.sin()], 1), num, scale, seed)
+    means = radius * torch.stack([angles.cos(), angles.sin()], 1)
+    return _around(means, num, scale, seed)
 
 
 def grid(
     num: int, *, side: int = 5, step: float = 2.0, scale: float = 0.05, seed: int = 0
 ) -> Modes:
-    """Returns points around those of a square grid, centred at zero: 25 Gaussians if nothing
-    else is said.
+    """Returns points around the nodes of a square grid that is centred at zero, 25 Gaussians
+    by default.
 
     As in Srivastava et al. (2017), VEEGAN, arXiv:1705.07761.
 
     Arguments:
-        num: How many points.
-        side: How many Gaussians there are in a row.
+        num: The number of points.
+        side: The number of Gaussians in a row.
         step: The distance of neighbours.
         scale: The standard deviation of each Gaussian.
         seed: The seed of the points.
@@ -92,8 +93,10 @@ def grid(
         >>> len(grid(100).means)
         25
     """
-    num, side = as_count("num", num), as_count("side", side)
-    _check(step=step, scale=scale)
+    num = as_count("num", num)
+    side = as_count("side", side)
+    check_positive("step", step)
+    check_positive("scale", scale)
     places = step * (torch.arange(side) - (side - 1) / 2)
     return _around(torch.cartesian_prod(places, places), num, scale, seed)
 
@@ -101,9 +104,5 @@ def grid(
 def _around(means: Tensor, num: int, scale: float, seed: int) -> Modes:
     generator = torch.Generator().manual_seed(as_seed(seed))
     y = torch.randint(len(means), (num,), generator=generator)
-    return Modes(means[y] + scale * torch.randn(num, 2, generator=generator), y, means, scale)
-
-
-def _check(**positive: float) -> None:
-    for name, value in positive.items():
-        check_positive(name, value)
+    x = means[y] + scale * torch.randn(num, 2, generator=generator)
+    return Modes(x, y, means, scale)

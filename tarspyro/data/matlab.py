@@ -1,5 +1,5 @@
-"""MATLAB files, read in a process of their own: on some that are damaged the decoder does not
-fail, but crashes.
+"""MATLAB files, read in a process of their own, because SciPy's decoder crashes on some that
+are damaged.
 """
 
 __all__ = ["read_matlab"]
@@ -12,19 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 
 _SECONDS = 120
-# What it finds goes back as an archive of arrays, plain numbers and nothing else; the elements
-# of a cell are numbered.
+# The process answers with an archive of plain arrays, in which the elements of a cell array
+# are numbered.
 _READER = """
 import io, sys
 import numpy as np
 from scipy.io import loadmat
-found, arrays = loadmat(io.BytesIO(sys.stdin.buffer.read())), {}
+found = loadmat(io.BytesIO(sys.stdin.buffer.read()))
+arrays = {}
 for name in sys.argv[1:]:
     value = np.asarray(found[name])
-    pieces = [np.asarray(piece) for piece in (value.ravel() if value.dtype == object else [value])]
-    if any(piece.dtype.hasobject for piece in pieces):
-        raise ValueError(f"{name} holds something other than arrays of numbers")
-    arrays.update({f"{name}.{index}": piece for index, piece in enumerate(pieces)})
+    elements = value.ravel() if value.dtype == object else [value]
+    for index, element in enumerate(map(np.asarray, elements)):
+        if element.dtype.hasobject:
+            raise ValueError(f"{name} holds something other than arrays of numbers")
+        arrays[f"{name}.{index}"] = element
 buffer = io.BytesIO()
 np.savez(buffer, **arrays)
 sys.stdout.buffer.write(buffer.getvalue())
@@ -32,24 +34,23 @@ sys.stdout.buffer.write(buffer.getvalue())
 
 
 def read_matlab(content: bytes, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Returns the variables of these names in a MATLAB file: the elements of a cell array, or
-    one array.
+    """Returns variables of a MATLAB file by name: the elements of a cell array, or one array.
 
     Raises:
-        ValueError: If it is no such file, or lacks one of them.
+        ValueError: If the content is not a MATLAB file, or lacks a variable.
     """
-    # Away from the caller's folder, of which a process that is started like this would import.
-    command = [sys.executable, "-c", _READER, *names]
+    # A process that is started in the caller's folder would import modules from there.
     done = subprocess.run(
-        command, input=content, capture_output=True, cwd=sys.prefix, timeout=_SECONDS
+        [sys.executable, "-c", _READER, *names],
+        input=content,
+        capture_output=True,
+        cwd=sys.prefix,
+        timeout=_SECONDS,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(
-            said[-1]
-            if done.returncode > 0 and said
-            else "the decoder of MATLAB files crashed on it"
-        )
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        crashed = done.returncode < 0 or not lines
+        raise ValueError("the decoder of MATLAB files crashed on it" if crashed else lines[-1])
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as archive:
         for key in archive.files:

@@ -1,26 +1,30 @@
-"""Sequences of different lengths, padded into one tensor."""
+"""Sequences of different lengths, padded into one tensor, and their batches."""
 
 __all__ = ["SequenceBatches", "SequenceDataset", "Sequences"]
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count, as_numbers, format_value
+from tarspyro.types import ArrayLike
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences x of shape ``(N, T, *event)``, padded with zeros from their ``lengths`` on, of
-    shape ``(N,)``.
+    """Sequences, padded with zeros to the same number of steps.
 
-    ``fit`` and ``evaluate`` hand both parts to a model that takes them, such as a ``VRNN``. In
-    time x is cut to the longest sequence that is left.
+    ``fit`` and ``evaluate`` hand both parts to a model that takes them, such as a ``VRNN``. A
+    selection, such as ``sequences[:10]``, is cut to its longest sequence.
+
+    Attributes:
+        x: The sequences, of shape ``(N, T, *event)``.
+        lengths: The number of steps of each sequence, integers from 1 to T, of shape (N,).
 
     Raises:
+        TypeError: If one of them is not a tensor.
         ValueError: If the shapes do not match, or a length is not from 1 to T.
 
     Example:
@@ -35,7 +39,8 @@ class Sequences:
     lengths: Tensor
 
     def __post_init__(self) -> None:
-        x, lengths = self.x, self.lengths
+        x = self.x
+        lengths = self.lengths
         for name, value in (("x", x), ("lengths", lengths)):
             if not torch.is_tensor(value):
                 raise TypeError(
@@ -54,26 +59,29 @@ class Sequences:
             )
 
     @classmethod
-    def padded(cls, sequences: Iterable[Any]) -> "Sequences":
-        """Puts sequences, tensors or arrays of shapes ``(T_i, *event)``, side by side."""
-        if not isinstance(sequences, Iterable) or (
-            torch.is_tensor(sequences) and not sequences.dim()
-        ):
+    def padded(cls, sequences: Iterable[ArrayLike]) -> "Sequences":
+        """Returns sequences, given as tensors or arrays of shapes ``(T_i, *event)``, in one
+        tensor.
+
+        Raises:
+            TypeError: If ``sequences`` is not a list of tensors or arrays.
+            ValueError: If there are none, or they differ in the shape of an event.
+        """
+        is_scalar = torch.is_tensor(sequences) and not sequences.dim()
+        if not isinstance(sequences, Iterable) or is_scalar:
             raise TypeError(
                 "sequences must be a list of tensors or arrays, got"
                 f" {format_value(sequences)}."
             )
-        kind = torch.get_default_dtype()
+        dtype = torch.get_default_dtype()
         parts = [
-            as_numbers(f"sequences[{index}]", part, kind)
+            as_numbers(f"sequences[{index}]", part, dtype)
             for index, part in enumerate(sequences)
         ]
         if not parts:
             raise ValueError("sequences is empty: there is nothing to pad.")
-        if (
-            not all(part.dim() for part in parts)
-            or len({part.shape[1:] for part in parts}) > 1
-        ):
+        events = {part.shape[1:] for part in parts}
+        if not all(part.dim() for part in parts) or len(events) > 1:
             shapes = sorted({tuple(part.shape) for part in parts})[:5]
             raise ValueError(
                 f"sequences must be of shapes (T, *event) with one event shape, got {shapes}."
@@ -86,7 +94,8 @@ class Sequences:
 
     def __getitem__(self, index: slice | Tensor) -> "Sequences":
         lengths = self.lengths[index]
-        return Sequences(self.x[index, : int(lengths.max()) if len(lengths) else 0], lengths)
+        longest = int(lengths.max()) if len(lengths) else 0
+        return Sequences(self.x[index, :longest], lengths)
 
     @property
     def steps(self) -> int:
@@ -101,7 +110,7 @@ class Sequences:
     def batches(
         self, batch_size: int, *, shuffle: bool = True, multiple_of: int = 1
     ) -> "SequenceBatches":
-        """Returns batches of sequences of similar lengths, for ``fit``; see
+        """Returns batches of sequences of similar lengths for ``fit``, see
         ``SequenceBatches``.
         """
         return SequenceBatches(self, batch_size, shuffle=shuffle, multiple_of=multiple_of)
@@ -109,26 +118,27 @@ class Sequences:
 
 class SequenceBatches:
     """Batches (x, lengths) of sequences of similar lengths, each only as long as its longest
-    one.
+    sequence.
 
-    In every epoch the sequences are shuffled, twenty batches of them at a time are sorted by
-    length, and the batches are yielded in a random order. The order is drawn from torch's
-    random state, so that a resumed run has the same one.
+    In every epoch the sequences are shuffled and divided into pools of twenty batches. Each
+    pool is sorted by length, and the batches come in a random order. The order is drawn from
+    torch's random state, so a resumed run has the same one.
 
     Arguments:
         sequences: The sequences.
-        batch_size: The number of sequences of a batch; that of an epoch's last sequences may
-            be smaller.
+        batch_size: The number of sequences in a batch; one batch of an epoch may be smaller.
         shuffle: If False, the order is that of the lengths, the same in every epoch.
-        multiple_of: Pad the steps to a multiple of this number: compiled steps are made for
-            every shape that they meet.
+        multiple_of: A number; the steps of a batch are padded to a multiple of it. Compiled
+            steps are made for every shape, so fewer shapes save compilations.
 
     Raises:
+        TypeError: If ``sequences`` is not a ``Sequences``.
         ValueError: If a number is below one.
 
     Example:
         >>> sequences = Sequences.padded([torch.ones(length, 2) for length in (9, 3, 8, 4)])
-        >>> [x.shape for x, lengths in SequenceBatches(sequences, 2, shuffle=False, multiple_of=3)]
+        >>> batches = SequenceBatches(sequences, 2, shuffle=False, multiple_of=3)
+        >>> [x.shape for x, lengths in batches]
         [torch.Size([2, 6, 2]), torch.Size([2, 9, 2])]
     """
 
@@ -145,28 +155,38 @@ class SequenceBatches:
                 f"sequences must be Sequences, got {format_value(sequences)}: see"
                 " Sequences.padded."
             )
-        self.sequences, self.batch_size = sequences, as_count("batch_size", batch_size)
-        self.shuffle, self.multiple_of = shuffle, as_count("multiple_of", multiple_of)
+        self.sequences = sequences
+        self.batch_size = as_count("batch_size", batch_size)
+        self.shuffle = shuffle
+        self.multiple_of = as_count("multiple_of", multiple_of)
 
     def __len__(self) -> int:
         return -(-len(self.sequences) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        x, lengths = self.sequences.x, self.sequences.lengths
-        count = len(lengths)
-        order = torch.randperm(count) if self.shuffle else torch.arange(count)
-        pools = order.split(20 * self.batch_size if self.shuffle else count)
-        batches = [
-            rows
-            for pool in pools
-            for rows in pool[lengths[pool].argsort()].split(self.batch_size)
-        ]
-        for index in torch.randperm(len(batches)) if self.shuffle else range(len(batches)):
-            rows = batches[index]
-            steps = -(-int(lengths[rows].max()) // self.multiple_of) * self.multiple_of
+        x = self.sequences.x
+        lengths = self.sequences.lengths
+        for rows in self._draw_batches():
+            longest = int(lengths[rows].max())
+            steps = -(-longest // self.multiple_of) * self.multiple_of
             part = x[rows, :steps]
             missing = part.new_zeros(len(rows), steps - part.shape[1], *x.shape[2:])
             yield torch.cat([part, missing], 1), lengths[rows]
+
+    def _draw_batches(self) -> Iterator[Tensor]:
+        """Yields the rows of each batch of an epoch."""
+        lengths = self.sequences.lengths
+        count = len(lengths)
+        if self.shuffle:
+            pools = torch.randperm(count).split(20 * self.batch_size)
+        else:
+            pools = torch.arange(count).split(count)
+        batches: list[Tensor] = []
+        for pool in pools:
+            batches += pool[lengths[pool].argsort()].split(self.batch_size)
+        order = torch.randperm(len(batches)) if self.shuffle else range(len(batches))
+        for index in order:
+            yield batches[index]
 
 
 @dataclass(frozen=True)
