@@ -1,151 +1,34 @@
-"""Adversarial training: a generator against a discriminator."""
+"""Generative adversarial networks: a generator against a discriminator."""
 
-__all__ = [
-    "Adversarial",
-    "AdversarialGame",
-    "Draws",
-    "check_conditions",
-    "conditions_of",
-    "draw",
-]
+__all__ = ["Adversarial", "AdversarialGame"]
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, check_module, check_number, format_value
-from tarspyro.infer.games.base import Game, Player
+from tarspyro.infer.games.base import Game, LossAndTerms, Player
+from tarspyro.infer.games.draws import Rows, check_conditions, draw
 from tarspyro.infer.games.losses import Divergence, JensenShannon
-from tarspyro.infer.games.masks import counted_rows
-from tarspyro.infer.gradients import reachable_leaves
-from tarspyro.infer.traces import PairError, Site, name_of
+from tarspyro.infer.traces import PairError, name_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
 
 
-class Draws(NamedTuple):
-    """What a model draws at a site in place of what it observes there."""
-
-    site: Site
-    real: Tensor  # what it observes
-    conditions: tuple[Tensor, ...]  # the rest of the data, which no site observes
-
-    def total(self, values: Tensor) -> Tensor:
-        """Adds up the rows, with the site's scale and masks; of several numbers in a row, such
-        as patches, the mean.
-        """
-        rows = (
-            values
-            if values.shape == (len(self.real),)
-            else values.reshape(len(self.real), -1).mean(1)
-        )
-        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.counted)
-        return scaled.sum()
-
-    @property
-    def counted(self) -> Tensor | None:
-        """Which rows are not masked; None for all of them."""
-        return counted_rows(self.site)
-
-
-def draw(model: Program, site: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Draws:
-    """Runs a model on data that it does not look at, and returns what it draws in its place.
-
-    Raises:
-        PairError: If the model observes nothing at the site.
-    """
-    with _Redrawn() as redrawn:
-        model(*args, **kwargs)
-    observed = {name: node["infer"]["obs"] for name, node in redrawn.sites.items()}
-    if site not in observed:
-        raise PairError(
-            f"{name_of(model)} observes nothing at {site!r}: site must be one of"
-            f" {sorted(observed)}."
-        )
-    return Draws(
-        redrawn.sites[site], observed[site], conditions_of(observed.values(), args, kwargs)
-    )
-
-
-class _Redrawn(UnconditionMessenger):
-    """Has a program draw what it observes, and keeps those sites; a whole trace would take
-    longer.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sites: dict[str, Site] = {}
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["infer"].get("was_observed") and not msg["infer"].get("_deterministic"):
-            self.sites[msg["name"]] = msg
-
-
-def conditions_of(
-    observed: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, ...]:
-    """Returns the tensors among the data of which none is observed, nor a view of it, such as
-    an image in one row.
-    """
-    known = {id(_root(value)) for value in observed}
-    data = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
-    return tuple(value for value in data if id(_root(value)) not in known)
-
-
-def check_conditions(model: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raises if a model observes what it computes from a part of the data, which then looks
-    like a condition.
-
-    Raises:
-        PairError: If an observed value depends on a part of the data, and is neither that part
-            nor a view of it.
-    """
-    leaves = [a.detach().clone().requires_grad_() if _is_float(a) else a for a in args]
-    with torch.enable_grad(), _Redrawn() as redrawn:
-        model(*leaves, **kwargs)
-    observed = {name: node["infer"]["obs"] for name, node in redrawn.sites.items()}
-    known = {id(_root(value)) for value in observed.values()}
-    apart = {
-        id(leaf): place
-        for place, leaf in enumerate(leaves)
-        if _is_float(leaf) and id(leaf) not in known
-    }
-    reached = reachable_leaves([leaf for leaf in leaves if id(leaf) in apart])
-    for name, value in observed.items():
-        found = sorted(apart[key] for key in reached(value)) if torch.is_tensor(value) else []
-        if found:
-            raise PairError(
-                f"{name_of(model)} observes at {name!r} what it computes from part {found[0]}"
-                " of the data, and a game would show that part to the discriminator as a"
-                " condition: compute it before, and give it as data."
-            )
-
-
-def _is_float(value: Any) -> bool:
-    return torch.is_tensor(value) and value.is_floating_point()
-
-
-def _root(value: Any) -> Any:
-    return value if not torch.is_tensor(value) or value._base is None else value._base
-
-
 class AdversarialGame(Game):
-    """What games with a discriminator have in common: telling real from fake.
+    """The base class of games with a discriminator, which tells real values from fakes.
 
-    Fakes of several kinds count by their mean, so that all of them together weigh as much as
-    what is real: otherwise a score without bounds, such as that of a Wasserstein distance,
-    would go down for ever.
+    If there are several kinds of fakes, their mean counts, so that all of them together weigh
+    as much as the real values. Otherwise a score without bounds, such as that of
+    ``Wasserstein``, would fall for ever.
 
     Arguments:
-        discriminator: A network from a data point and its conditions to a number, or to
-            several.
-        divergence: What both sides minimize; ``JensenShannon()`` if not given.
-        patience: After so many moves in a row of a discriminator that has won, a training
-            stops; None for never.
+        discriminator: A network from a data point and its conditions to its score, or to
+            several scores.
+        divergence: The losses of both sides; ``JensenShannon()`` if None.
+        patience: The training ends after so many moves in a row of a discriminator that has
+            won; None for never.
     """
 
     def __init__(
@@ -159,57 +42,52 @@ class AdversarialGame(Game):
                 f" {format_value(divergence)}."
             )
         self.discriminator = discriminator
-        self.patience = None if patience is None else as_count("patience", patience)
         self.divergence: Divergence = divergence or JensenShannon()
+        self.patience = None if patience is None else as_count("patience", patience)
 
-    def against(self, loss: Callable[..., Any]) -> Player:
-        """The discriminator as a player with the given loss."""
-        floor = self.divergence.floor
+    def discriminator_player(self, loss: Callable[..., LossAndTerms]) -> Player:
+        """Returns the discriminator as a player with the given loss."""
         return self.player(
             "discriminator",
             loss,
             self.discriminator.parameters(),
-            floor=floor,
+            floor=self.divergence.floor,
             patience=self.patience,
         )
 
-    def tell_apart(
-        self,
-        real: Tensor,
-        fakes: Sequence[Tensor],
-        conditions: Sequence[Tensor],
-        total: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, and its outputs for real data and for fakes."""
-        divergence, scores = self.divergence, self.discriminator(real, *conditions)
-        losses, outputs = [], []
+    def detection_loss(
+        self, real: Tensor, fakes: Sequence[Tensor], rows: Rows
+    ) -> LossAndTerms:
+        """Returns the discriminator's loss of real values and of fakes, and its mean outputs
+        for both.
+        """
+        divergence = self.divergence
+
+        def score(x: Tensor) -> Tensor:
+            found: Tensor = self.discriminator(x, *rows.conditions)
+            return found
+
+        real_scores = score(real)
+        losses: list[Tensor] = []
+        outputs: list[Tensor] = []
         for fake in fakes:
-            fake_scores = self.discriminator(fake, *conditions)
-            loss = total(divergence.fake(fake_scores))
-            penalty = divergence.penalty(
-                lambda x: self.discriminator(x, *conditions), real, fake
-            )
-            losses.append(loss if penalty is None else loss + total(penalty))
-            outputs.append(total(divergence.output(fake_scores.detach())))
-        loss = total(divergence.real(scores)) + _mean(losses)
-        return loss, {
-            "real": total(divergence.output(scores.detach())),
+            fake_scores = score(fake)
+            loss = rows.total(divergence.fake(fake_scores))
+            penalty = divergence.penalty(score, real, fake)
+            if penalty is not None:
+                loss = loss + rows.total(penalty)
+            losses.append(loss)
+            outputs.append(rows.total(divergence.output(fake_scores.detach())))
+        terms = {
+            "real": rows.total(divergence.output(real_scores.detach())),
             "fake": _mean(outputs),
         }
+        return rows.total(divergence.real(real_scores)) + _mean(losses), terms
 
-    def convince(
-        self,
-        fakes: Sequence[Tensor],
-        conditions: Sequence[Tensor],
-        total: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """The generator's loss."""
-        return _mean(
-            [
-                total(self.divergence.generator(self.discriminator(fake, *conditions)))
-                for fake in fakes
-            ]
-        )
+    def fooling_loss(self, fakes: Sequence[Tensor], rows: Rows) -> Tensor:
+        """Returns the generator's loss of fakes."""
+        scores = [self.discriminator(fake, *rows.conditions) for fake in fakes]
+        return _mean([rows.total(self.divergence.generator(score)) for score in scores])
 
 
 def _mean(totals: Sequence[Tensor]) -> Tensor:
@@ -217,42 +95,43 @@ def _mean(totals: Sequence[Tensor]) -> Tensor:
 
 
 class Adversarial(AdversarialGame):
-    r"""A generative adversarial network: the model generates, the discriminator tells what is
-    real.
+    r"""A generative adversarial network: the model generates, the discriminator tells real
+    data from fakes.
 
-    .. math:: \min_G \max_D \; \mathbb{E}_x[\log \sigma(D(x))] + \mathbb{E}_{z \sim p(z)}[\log(1 - \sigma(D(G(z))))]
+    .. math:: \min_G \max_D \; \mathbb{E}_x[\log \sigma(D(x))]
+              + \mathbb{E}_{z \sim p(z)}[\log(1 - \sigma(D(G(z))))]
 
-    or another ``divergence``. The generator is any model that observes x, with a
-    ``Deterministic`` likelihood, or any other whose draws have a derivative; it is drawn from
-    and never scored, and needs no guide. What it takes and does not observe, such as a label
-    y, is a condition, which the discriminator sees too: D(x, y).
+    or the losses of another ``divergence``. The generator is any model that observes x with a
+    ``Deterministic`` likelihood, or with any distribution whose draws have gradients. Its
+    likelihood is never evaluated, and it needs no guide. Data that the model takes and does
+    not observe, such as a label y, are conditions, which the discriminator sees too: D(x, y).
 
-    In every step the discriminator moves first, then the generator, each against noise of its
-    own (Algorithm 1 of the paper). The history has ``discriminator_loss`` and
-    ``generator_loss``, the discriminator's mean outputs ``real`` and ``fake`` before its moves
-    (probabilities of being real in a game of ``JensenShannon``), and the norms of the
-    gradients, ``discriminator_gradient`` and ``generator_gradient``.
+    In every step the discriminator moves first, then the generator, each with noise of its own
+    (Algorithm 1 of the paper). The history has ``discriminator_loss`` and ``generator_loss``;
+    ``real`` and ``fake``, the discriminator's mean outputs before its move, which are
+    probabilities of being real with ``JensenShannon``; and the norms of the gradients,
+    ``discriminator_gradient`` and ``generator_gradient``.
 
     Arguments:
         discriminator: A network from a data point (and conditions) to its score, such as
             ``nn.Discriminator``. Of several scores, such as those of the patches of an image,
             the mean loss counts.
-        divergence: ``JensenShannon()`` if not given, ``LeastSquares()``, ``Hinge()`` or
-            ``Wasserstein()``.
-        site: The observed site that is told from the data.
+        divergence: The losses of both: ``JensenShannon()`` if not given, ``LeastSquares()``,
+            ``Hinge()`` or ``Wasserstein()``.
+        site: The observed site whose draws the discriminator tells from the data.
         every: The generator moves in one of so many steps, after as many moves of the
-            discriminator on fresh data.
+            discriminator on new batches.
         l1: The weight of the mean absolute difference between x and its fake in the
             generator's loss: pix2pix, whose paper has 100. (Isola et al. 2017,
             arXiv:1611.07004, eq. 4.)
-        patience: A training stops after so many moves in a row of a discriminator with a loss
-            below 0.001 (of a Wasserstein distance there is no such limit); None for never.
+        patience: The training ends after so many moves in a row in which the discriminator's
+            mean loss was below 0.001; None for never. ``Wasserstein`` has no such limit.
 
     Raises:
-        TypeError: If ``discriminator`` or ``divergence`` is none.
+        TypeError: If ``discriminator`` is not a module, or ``divergence`` is of another type.
         ValueError: If ``every`` is below 1, or ``l1`` negative.
-        PairError: In ``fit``, if the model observes nothing at the site, or draws there
-            without a derivative.
+        PairError: In ``fit``, if the model observes nothing at the site, or its draws there
+            have no gradients.
 
     References:
         Goodfellow et al. (2014), Generative Adversarial Networks, arXiv:1406.2661; Mirza and
@@ -266,10 +145,10 @@ class Adversarial(AdversarialGame):
         >>> from tarspyro.nn import MLP, Discriminator
         >>> p = models.GAN(default_prior(dist.Normal, 2), Deterministic(MLP(2, [16]), 3))
         >>> loss = Adversarial(Discriminator(MLP(3, [16])), Hinge())
-        >>> history = fit(p, data=torch.randn(200, 3), loss=loss, epochs=2, seed=0, progress=False)
-        >>> sorted(name for name in history.rows[0] if "_" in name)
-        ['discriminator_gradient', 'discriminator_loss', 'generator_gradient',
-        'generator_loss']
+        >>> x = torch.randn(200, 3)
+        >>> history = fit(p, data=x, loss=loss, epochs=2, seed=0, progress=False)
+        >>> [name for name in history.rows[0] if name.endswith("_loss")]
+        ['discriminator_loss', 'generator_loss']
     """
 
     def __init__(
@@ -284,40 +163,45 @@ class Adversarial(AdversarialGame):
     ) -> None:
         super().__init__(discriminator, divergence, patience)
         check_number("l1", l1, 0)
-        self.site, self.every, self.l1 = site, as_count("every", every), l1
+        self.site = site
+        self.every = as_count("every", every)
+        self.l1 = l1
 
     def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
-        generator = self.player("generator", self.generator_loss, model, every=self.every)
-        return [self.against(self.discriminator_loss), generator]
+        return [
+            self.discriminator_player(self.discriminator_loss),
+            self.player("generator", self.generator_loss, model, every=self.every),
+        ]
 
     def discriminator_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of telling x from a fake."""
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
+        """Returns the loss of telling x from a fake."""
         with torch.no_grad():
             draws = draw(model, self.site, args, kwargs)
-        return self.tell_apart(
-            draws.real, [draws.site["value"]], draws.conditions, draws.total
-        )
+        return self.detection_loss(draws.real, [draws.fake], draws)
 
     def generator_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a fake that does not pass for real, and of its distance from x."""
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
+        """Returns the loss of a fake, and of its distance from x if ``l1`` is not 0."""
         draws = draw(model, self.site, args, kwargs)
-        fake = draws.site["value"]
-        loss, terms = self.convince([fake], draws.conditions, draws.total), {}
-        if self.l1:
-            terms["l1"] = draws.total((fake - draws.real).abs())
-            loss = loss + self.l1 * terms["l1"]
-        return loss, {name: term.detach() for name, term in terms.items()}
+        loss = self.fooling_loss([draws.fake], draws)
+        if not self.l1:
+            return loss, {}
+        distance = draws.total((draws.fake - draws.real).abs())
+        return loss + self.l1 * distance, {"l1": distance.detach()}
 
-    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-        """Raises a ``PairError`` unless the model's draws at the site have a derivative."""
+    def check(self, model: Program, guide: Program, *args: object, **kwargs: object) -> None:
+        """Checks before the first step that the model's draws at the site have gradients.
+
+        Raises:
+            PairError: If they have none, or a player's loss does not run.
+        """
         with preserved_rng(), evaluating(model, self):
             draws = draw(model, self.site, args, kwargs)
             check_conditions(model, args, kwargs)
-        family: Any = draws.site["fn"]
+        family = draws.site["fn"]
         if not family.has_rsample:
             family = getattr(family, "base_dist", family)
             raise PairError(

@@ -1,11 +1,9 @@
-"""Autoencoders whose codes all together follow the prior: the adversarial one, and that with a
-discrepancy.
-"""
+"""Adversarial and Wasserstein (MMD) autoencoders."""
 
-__all__ = ["AdversarialAutoencoder", "WAE"]
+__all__ = ["WAE", "AdversarialAutoencoder"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -13,15 +11,15 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import check_number, check_positive
 from tarspyro.infer.bounds.base import Bound
-from tarspyro.infer.games.adversarial import AdversarialGame, check_conditions, conditions_of
-from tarspyro.infer.games.base import Player
+from tarspyro.infer.games.adversarial import AdversarialGame
+from tarspyro.infer.games.base import LossAndTerms, Player
+from tarspyro.infer.games.draws import Rows, check_conditions, conditions_of
 from tarspyro.infer.games.losses import Divergence
 from tarspyro.infer.games.masks import both, counted_rows, observed_rows
 from tarspyro.infer.games.mmd import InverseMultiquadratic, mmd
 from tarspyro.infer.matching import check_pair
 from tarspyro.infer.traces import (
     PairError,
-    Site,
     log_prob,
     name_of,
     sample_sites,
@@ -32,56 +30,52 @@ from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
 
 
-class _Codes(NamedTuple):
-    """Codes of a batch, as many draws of the prior, and what the model makes of the codes.
+@dataclass
+class _Codes(Rows):
+    """Codes of a batch, as many draws of the prior, and the reconstruction of the data.
 
     A row counts if neither half masks its latent variable, and something of it is observed.
     """
 
-    site: Site
     encoded: Tensor
     drawn: Tensor
-    counted: Tensor | None  # which rows do
-    conditions: tuple[Tensor, ...]  # the rest of the data, which no site observes
     reconstruction: Tensor  # log p(x | z), summed
 
-    def total(self, values: Tensor) -> Tensor:
-        """Adds up the rows that count, with the site's scale; of several numbers in a row the
-        mean.
-        """
-        rows = (
-            values
-            if values.shape == (len(self.encoded),)
-            else values.reshape(len(self.encoded), -1).mean(1)
-        )
-        scaled: Tensor = scale_and_mask(rows, self.site["scale"], self.counted)
-        return scaled.sum()
 
-
-def _codes(
-    model: Program, guide: Program, latent: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+def _encode(
+    model: Program,
+    guide: Program,
+    latent: str,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
 ) -> _Codes:
     model_trace, guide_trace = trace_pair(model, guide, args, kwargs)
-    sites, guided = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+    sites = dict(sample_sites(model_trace))
+    guided = dict(sample_sites(guide_trace))
     if latent not in guided:
         raise PairError(
             f"{name_of(guide)} draws no {latent!r}: latent must be one of {sorted(guided)}."
         )
-    if not guided[latent]["fn"].has_rsample:
+    encoded = guided[latent]
+    if not encoded["fn"].has_rsample:
         raise PairError(
             f"{name_of(guide)} draws {latent!r} without a derivative: take a Normal, or a"
             " Deterministic."
         )
+
     observed = [site for site in sites.values() if site["is_observed"]]
     terms = [
         scale_and_mask(log_prob(site), site["scale"], site["mask"]).sum() for site in observed
     ]
-    conditions = conditions_of((site["value"] for site in observed), args, kwargs)
     prior = sites[latent]["fn"]
-    drawn = prior.rsample() if prior.has_rsample else prior.sample()
-    counted = both(observed_rows(sites[latent], observed), counted_rows(guided[latent]))
     return _Codes(
-        sites[latent], guided[latent]["value"], drawn, counted, conditions, sum_of(terms)
+        site=sites[latent],
+        size=len(encoded["value"]),
+        counted=both(observed_rows(sites[latent], observed), counted_rows(encoded)),
+        conditions=conditions_of((site["value"] for site in observed), args, kwargs),
+        encoded=encoded["value"],
+        drawn=prior.rsample() if prior.has_rsample else prior.sample(),
+        reconstruction=sum_of(terms),
     )
 
 
@@ -89,34 +83,37 @@ class AdversarialAutoencoder(AdversarialGame):
     r"""An adversarial autoencoder: a discriminator tells codes of the data from draws of the
     prior.
 
-    .. math:: \min_{p, q} & \; \mathbb{E}_x \mathbb{E}_{q(z \mid x)}[-\log p(x \mid z) + \lambda \, \mathcal{L}_G(z)] \\
-              \min_D & \; \mathbb{E}_{p(z)}[\mathcal{L}_D(z)] + \mathbb{E}_x \mathbb{E}_{q(z
-              \mid x)}[\mathcal{L}_D(z)]
+    .. math:: \min_{p, q} & \; \mathbb{E}_x \mathbb{E}_{q(z \mid x)}
+              [-\log p(x \mid z) + \lambda \, \mathcal{L}_G(z)] \\
+              \min_D & \; \mathbb{E}_{p(z)}[\mathcal{L}_D(z)]
+              + \mathbb{E}_x \mathbb{E}_{q(z \mid x)}[\mathcal{L}_D(z)]
 
-    In place of the ELBO's KL of each q(z | x) it is the codes of all data together,
-    :math:`\mathbb{E}_x[q(z \mid x)]`, that come to follow the prior, of which only draws are
-    needed. The pair is that of a VAE; the guide may also be ``Deterministic``. The paper has a
-    step for each term of the first loss, which here is one, as in the Wasserstein autoencoder
-    of Tolstikhin et al. (2017, Algorithm 1). What no site observes, such as the label of a
-    ``ConditionalVAE``, is a condition of the discriminator too: D(z, y).
+    The ELBO's KL divergence draws each q(z | x) to the prior. Here the aggregate posterior
+    :math:`\mathbb{E}_x[q(z \mid x)]` comes to follow the prior, of which only draws are
+    needed. The pair is that of a VAE; the guide may also be ``Deterministic``. The paper takes
+    a step for each term of the first loss; here one step takes both, as in the Wasserstein
+    autoencoder of Tolstikhin et al. (2017, Algorithm 1). Data that no site observes, such as
+    the label of a ``ConditionalVAE``, are conditions of the discriminator too: D(z, y).
 
     The discriminator moves first. The history has ``autoencoder_loss``, its term
-    ``reconstruction``, and the discriminator's as with ``Adversarial``: ``real`` are its
-    outputs for draws of the prior, ``fake`` those for codes.
+    ``reconstruction``, and the discriminator's columns as with ``Adversarial``: ``real`` is
+    its output for draws of the prior, ``fake`` that for codes.
 
     Arguments:
         discriminator: A network from a code (and conditions) to its score, such as
             ``nn.Discriminator``.
-        divergence: ``JensenShannon()`` if not given, or another of this module.
+        divergence: The losses of both sides, such as ``Hinge()``; ``JensenShannon()`` if not
+            given.
         latent: The latent site.
-        weight: The weight lambda of the codes beside the reconstruction; may be scheduled.
+        weight: The weight lambda of the generator's loss beside the reconstruction; may be
+            scheduled.
         patience: See ``Adversarial``.
 
     Raises:
-        TypeError: If ``discriminator`` or ``divergence`` is none.
+        TypeError: If ``discriminator`` is not a module, or ``divergence`` is of another type.
         ValueError: If the weight is not positive.
         PairError: In ``fit``, if the halves do not match, or the guide draws nothing at the
-            site, or without a derivative.
+            site, or its draws there have no gradients.
 
     References:
         Makhzani et al. (2015), Adversarial Autoencoders, arXiv:1511.05644.
@@ -126,10 +123,12 @@ class AdversarialAutoencoder(AdversarialGame):
         >>> from tarspyro import Conditional, Deterministic, fit, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP, Discriminator
-        >>> p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Normal, MLP(2, [16]), 3, scale=0.5))
+        >>> likelihood = Conditional(dist.Normal, MLP(2, [16]), 3, scale=0.5)
+        >>> p = models.VAE(default_prior(dist.Normal, 2), likelihood)
         >>> q = guides.VAE(Deterministic(MLP(3, [16]), 2))
         >>> loss = AdversarialAutoencoder(Discriminator(MLP(2, [16])))
-        >>> history = fit(p, q, torch.randn(200, 3), loss=loss, epochs=2, seed=0, progress=False)
+        >>> x = torch.randn(200, 3)
+        >>> history = fit(p, q, x, loss=loss, epochs=2, seed=0, progress=False)
         >>> sorted(name for name in history.rows[0] if "_loss" in name)
         ['autoencoder_loss', 'discriminator_loss']
     """
@@ -147,58 +146,57 @@ class AdversarialAutoencoder(AdversarialGame):
     ) -> None:
         super().__init__(discriminator, divergence, patience)
         check_positive("weight", weight)
-        self.latent, self.weight = latent, weight
+        self.latent = latent
+        self.weight = weight
 
     def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
         return [
-            self.against(self.discriminator_loss),
+            self.discriminator_player(self.discriminator_loss),
             self.player("autoencoder", self.autoencoder_loss, [*model, *guide]),
         ]
 
     def discriminator_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of telling draws of the prior from codes."""
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
+        """Returns the loss of telling draws of the prior from codes."""
         with torch.no_grad():
-            codes = _codes(model, guide, self.latent, args, kwargs)
-        return self.tell_apart(codes.drawn, [codes.encoded], codes.conditions, codes.total)
+            codes = _encode(model, guide, self.latent, args, kwargs)
+        return self.detection_loss(codes.drawn, [codes.encoded], codes)
 
     def autoencoder_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the reconstruction term, and the loss of codes that do not pass for draws of
-        the prior.
-        """
-        codes = _codes(model, guide, self.latent, args, kwargs)
-        unconvinced = self.convince([codes.encoded], codes.conditions, codes.total)
-        return self.weight * unconvinced - codes.reconstruction, {
-            "reconstruction": codes.reconstruction.detach()
-        }
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
+        """Returns minus the reconstruction term plus the weighted generator's loss of codes."""
+        codes = _encode(model, guide, self.latent, args, kwargs)
+        loss = self.weight * self.fooling_loss([codes.encoded], codes) - codes.reconstruction
+        return loss, {"reconstruction": codes.reconstruction.detach()}
 
-    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-        """Raises a ``PairError`` unless the halves match and the guide's codes have a
-        derivative.
+    def check(self, model: Program, guide: Program, *args: object, **kwargs: object) -> None:
+        """Checks before the first step that the halves match and codes have gradients.
+
+        Raises:
+            PairError: If they do not, or a player's loss does not run.
         """
         check_pair(model, guide, *args, **kwargs)
         with preserved_rng(), evaluating(model, guide):
-            _codes(model, guide, self.latent, args, kwargs)
+            _encode(model, guide, self.latent, args, kwargs)
             check_conditions(model, args, kwargs)
         self.rehearse(model, guide, *args, **kwargs)
 
 
 class WAE(Bound):
-    r"""The Wasserstein autoencoder with the maximum mean discrepancy of a batch's codes and
-    draws of the prior.
+    r"""The Wasserstein autoencoder with the maximum mean discrepancy between the codes of a
+    batch and draws of the prior.
 
     .. math:: \mathcal{L} = \mathbb{E}_x \mathbb{E}_{q(z \mid x)}[-\log p(x \mid z)]
               + \lambda \, \mathrm{MMD}_k(\mathbb{E}_x[q(z \mid x)], p(z))
 
-    A loss with the interface of a bound, but no bound on log p(x). With a Normal likelihood of
-    fixed scale s the first term is the squared error over 2 s^2, the cost of the paper. The
-    estimate of the discrepancy is unbiased (``mmd``) and is multiplied by the number of data
-    points, as all losses are; a batch of a single row has none, and counts its reconstruction
-    alone. Rows whose latent variable is masked, or all of whose observations are, are not
-    there. The history has the mean of the discrepancy, ``mmd``, and ``reconstruction``.
+    This loss has the interface of a bound, but is no bound on log p(x). With a Normal
+    likelihood of fixed scale s the first term is the squared error over 2 s^2, the cost of the
+    paper. The estimate of the discrepancy is unbiased (see ``mmd``) and is multiplied by the
+    number of data points, as all losses are; for a batch of a single row it is left out. Rows
+    count if their latent variable is not masked and something of them is observed. The history
+    has ``mmd``, the mean discrepancy, and ``reconstruction``.
 
     Arguments:
         weight: The weight lambda, 10 in the paper for MNIST; may be scheduled.
@@ -208,7 +206,7 @@ class WAE(Bound):
 
     Raises:
         ValueError: If the weight is negative.
-        PairError: If the guide draws nothing at the site, or without a derivative.
+        PairError: If the guide draws nothing at the site, or its draws have no gradients.
 
     References:
         Tolstikhin et al. (2017), Wasserstein Auto-Encoders, arXiv:1711.01558, Algorithm 2.
@@ -218,9 +216,11 @@ class WAE(Bound):
         >>> from tarspyro import Conditional, Deterministic, fit, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
-        >>> p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Normal, MLP(2, [16]), 3, scale=0.5))
+        >>> likelihood = Conditional(dist.Normal, MLP(2, [16]), 3, scale=0.5)
+        >>> p = models.VAE(default_prior(dist.Normal, 2), likelihood)
         >>> q = guides.VAE(Deterministic(MLP(3, [16]), 2))
-        >>> history = fit(p, q, torch.randn(200, 3), loss=WAE(), epochs=2, seed=0, progress=False)
+        >>> x = torch.randn(200, 3)
+        >>> history = fit(p, q, x, loss=WAE(), epochs=2, seed=0, progress=False)
         >>> history["loss"][1] < history["loss"][0]
         True
     """
@@ -236,22 +236,20 @@ class WAE(Bound):
     ) -> None:
         check_number("weight", weight, 0)
         super().__init__(1)
-        self.weight, self.kernel, self.latent = (
-            weight,
-            kernel or InverseMultiquadratic(),
-            latent,
-        )
+        self.weight = weight
+        self.kernel = kernel or InverseMultiquadratic()
+        self.latent = latent
 
     def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
         """Returns the loss and its terms, summed over the data points."""
-        codes = _codes(model, guide, self.latent, args, kwargs)
-        terms = {"reconstruction": codes.reconstruction.detach()}
+        codes = _encode(model, guide, self.latent, args, kwargs)
         loss = -codes.reconstruction
+        terms = {"reconstruction": codes.reconstruction.detach()}
         if len(codes.drawn) > 1:
             count = codes.total(torch.ones_like(codes.drawn.flatten(1)[:, 0]))
             discrepancy = count * mmd(codes.encoded, codes.drawn, self.kernel, codes.counted)
-            terms["mmd"] = discrepancy.detach()
             loss = loss + self.weight * discrepancy
+            terms["mmd"] = discrepancy.detach()
         return loss, terms

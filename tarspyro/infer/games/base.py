@@ -1,13 +1,11 @@
-"""Games: losses of several players, each of whom changes parameters of its own by a loss of
-its own.
-"""
+"""Games of several players, each with parameters and a loss of its own."""
 
-__all__ = ["Game", "Player", "PlayerLoss"]
+__all__ = ["Game", "LossAndTerms", "Player", "PlayerLoss"]
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -20,21 +18,24 @@ from tarspyro.modules import Configurable
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
 
-Method = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+# A loss, and the terms that ``fit`` records beside it, detached; all summed over the data.
+LossAndTerms: TypeAlias = tuple[Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Player:
-    """What one player of a game changes, what it minimizes, and how often it moves.
+    """A player of a game: its parameters, its loss, and how often it moves.
 
     Attributes:
-        name: Its name, a prefix of what the history holds about it; a bound's only player has
-            none.
-        loss: Its loss, with the interface of a bound.
-        parameters: What it changes.
-        every: It moves in one of so many steps, the last of them.
-        floor: A loss below which it has won, and the others learn nothing from it any more.
-        patience: How many moves in a row below the floor end a training; None for any number.
+        name: The name of the player, a prefix of its columns in the history. The only player
+            of a bound has the name "".
+        loss: The loss, with the interface of a bound.
+        parameters: The parameters that the player changes.
+        every: The player moves in one of so many steps, the last of them.
+        floor: A mean loss below which the player has won, and the others no longer learn
+            from it.
+        patience: The training ends after so many moves in a row below the floor; None for
+            never.
     """
 
     name: str
@@ -45,51 +46,53 @@ class Player:
     patience: int | None = None
 
     def moves(self, step: int) -> bool:
-        """Whether it moves in the given step, counted from 0."""
+        """Whether the player moves in a step, counted from 0."""
         return (step + 1) % self.every == 0
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The gradients that its parameters have."""
+        """The gradients of the parameters that have one."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def gradient_norm(self) -> Tensor:
-        """The norm of all gradients together; in two operations, half of what torch's own
-        function takes.
-        """
-        gradients = [g.coalesce().values() if g.is_sparse else g for g in self.gradients]
-        return (
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            if gradients
-            else torch.zeros(())
-        )
+        """The norm of all gradients together."""
+        gradients = [
+            gradient.coalesce().values() if gradient.is_sparse else gradient
+            for gradient in self.gradients
+        ]
+        if not gradients:
+            return torch.zeros(())
+        # Two operations, which take half the time of torch's own function.
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norm
 
 
 class Game(Configurable):
-    r"""A loss with several players, which ``fit`` lets move in turn, where a bound has only
-    one.
+    r"""A loss with several players, which ``fit`` lets move in turn.
 
-    .. math:: \theta_i \leftarrow \arg\min_{\theta_i} \mathcal{L}_i(\theta_1, \dots, \theta_n), \quad i = 1, \dots, n
+    .. math:: \theta_i \leftarrow \arg\min_{\theta_i}
+              \mathcal{L}_i(\theta_1, \dots, \theta_n), \quad i = 1, \dots, n
 
-    Subclasses define ``players``. A player's loss is a method of the game that is called as a
-    bound is, with the model, the guide and the data, and returns minus what it maximizes,
-    summed over the data points, and what ``fit`` writes down beside it. It may depend on all
-    parameters: a gradient reaches the player's own alone. Networks that the game has beside
-        the pair, such as a discriminator, are modules of it: they are moved, saved and
-        restored with the pair.
+    Subclasses define ``players``. The loss of a player is a method of the game. It takes the
+    model, the guide and the data, as a bound does, and returns the loss and the terms that
+    ``fit`` records beside it, summed over the data points. It may depend on all parameters,
+    but a gradient reaches those of its player alone. Further networks, such as a
+    discriminator, are modules of the game: they are moved, saved and restored with the pair.
 
     Attributes:
-        adjustable: The numbers among the attributes that may change from step to step, by
+        adjustable: The names of the attributes that may change from step to step, by
             ``schedules`` of ``fit``.
 
     Example:
         >>> import torch
-        >>> class Tug(Game):  # two players pull at one product
+        >>> class Tug(Game):  # two players pull at the product a * b
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.b = torch.nn.Parameter(torch.ones(()))
         ...     def players(self, model, guide):
-        ...         return [self.player("up", self.up, [self.b]), self.player("down", self.down, model)]
+        ...         up = self.player("up", self.up, [self.b])
+        ...         down = self.player("down", self.down, model)
+        ...         return [up, down]
         ...     def up(self, model, guide, x):
         ...         return -(model.a * self.b - self.b**2 / 2) * len(x), {}
         ...     def down(self, model, guide, x):
@@ -109,28 +112,43 @@ class Game(Configurable):
         """
         raise NotImplementedError
 
-    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-        """Raises a ``PairError`` unless the game can be played with the pair, before the first
-        step.
+    def player(
+        self,
+        name: str,
+        loss: Callable[..., LossAndTerms],
+        parameters: Iterable[Tensor],
+        *,
+        every: int = 1,
+        floor: float = -math.inf,
+        patience: int | None = None,
+    ) -> Player:
+        """Returns a player whose loss is a method of this game, see ``Player``."""
+        own = list(parameters)
+        return Player(name, PlayerLoss(self, loss, own), own, every, floor, patience)
+
+    def check(self, model: Program, guide: Program, *args: object, **kwargs: object) -> None:
+        """Checks before the first step that the game can be played with a pair.
+
+        Raises:
+            PairError: If the halves do not match, or a player's loss does not run.
         """
         check_pair(model, guide, *args, **kwargs)
         self.rehearse(model, guide, *args, **kwargs)
 
-    def rehearse(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-        """Computes the loss of every player once, so that errors come, and lazy layers have
-        sizes, before a step.
+    def rehearse(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> None:
+        """Computes the loss of every player once, so that errors come before the first step
+        and lazy layers get their sizes.
 
-        Nothing else changes: neither parameters and statistics nor random states.
+        Parameters, statistics and random states stay as they are.
 
         Raises:
             PairError: If a player's loss does not run on the data.
         """
-        of_model, of_guide = (
-            list[Tensor](half.parameters()) if isinstance(half, nn.Module) else []
-            for half in (model, guide)
-        )
-        # A penalty takes slopes, and what it takes them of may be no draw of the
-        # distributions.
+        of_model = list[Tensor](model.parameters()) if isinstance(model, nn.Module) else []
+        of_guide = list[Tensor](guide.parameters()) if isinstance(guide, nn.Module) else []
+        # A penalty needs gradients, at points that may be outside a distribution's support.
         with (
             preserved_rng(),
             evaluating(model, guide, self),
@@ -142,7 +160,7 @@ class Game(Configurable):
                     player.loss.differentiable_loss(model, guide, *args, **kwargs)
                 except RuntimeError as error:
                     if type(error) is not RuntimeError:
-                        raise  # no memory, or not implemented
+                        raise  # out of memory, or not implemented
                     reason = str(error).partition("\n")[0]
                     shapes = ", ".join(
                         str(tuple(part.shape)) for part in args if torch.is_tensor(part)
@@ -153,47 +171,50 @@ class Game(Configurable):
                     ) from error
 
     def prepare(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> None:
-        """Does what a loss does only once for a pair, before its step is recorded."""
-
-    def player(
-        self, name: str, loss: Method, parameters: Iterable[Tensor], **options: Any
-    ) -> Player:
-        """Returns a player whose loss is a method of this game."""
-        parameters = list(parameters)
-        return Player(name, PlayerLoss(self, loss, parameters), parameters, **options)
+        """Does what the losses do only once for a pair, before a step is recorded."""
 
 
 class PlayerLoss(Bound):
-    """A method of a game with the interface of a bound: what one player minimizes."""
+    """The loss of one player, a method of the game, with the interface of a bound."""
 
-    def __init__(self, game: Game, method: Method, parameters: list[Tensor]) -> None:
+    def __init__(
+        self, game: Game, method: Callable[..., LossAndTerms], parameters: list[Tensor]
+    ) -> None:
         super().__init__(1)
-        self.game, self.method, self.parameters = game, method, parameters
-        self.adjustable, self.programs = game.adjustable, (game,)
+        self.game = game
+        self.method = method
+        self.parameters = parameters
+        self.adjustable = game.adjustable
+        self.programs = (game,)
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> Game:
         return self.game
 
     def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the player's loss, and what ``fit`` writes down beside it."""
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> LossAndTerms:
         return self.method(model, guide, *args, **kwargs)
 
     def loss_and_grads(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> float:
-        """Computes the gradients of the player's parameters, and of no others; returns its
-        loss, a float.
-        """
+        """Computes the gradients of the player's own parameters; returns its loss, a float."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward(inputs=self.parameters)
         return loss.item()
 
     def prepare(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> None:
         self.game.prepare(model, guide, args, kwargs)

@@ -1,87 +1,87 @@
-"""Rows that masks leave out, however they are masked: by ``poutine.mask``, ``.mask()`` or
-``obs_mask``.
-"""
+"""Rows that masks leave in, whether by ``poutine.mask``, ``.mask()`` or ``obs_mask``."""
 
 __all__ = ["both", "counted_rows", "observed_rows"]
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from pyro.distributions import Independent
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
+from torch.distributions import Distribution
 
 from tarspyro.infer.traces import Site
 
+# Python's booleans stand for all entries; None for no mask.
+Mask = Tensor | bool | None
+
 
 def counted_rows(site: Site) -> Tensor | None:
-    """Returns which rows of a site are not masked, of shape (N,); None for all of them.
+    """Returns the rows of a site that are not masked, booleans of shape (N,); None for all.
 
     A row counts if one of its elements does.
     """
-    mask = _mask(site)
+    mask = _mask_of_site(site)
     if mask is None:
         return None
-    shape = site["fn"].batch_shape
-    return (
-        mask.expand(torch.broadcast_shapes(mask.shape, shape))
-        .reshape(len(site["value"]), -1)
-        .any(1)
-    )
+    shape = torch.broadcast_shapes(mask.shape, site["fn"].batch_shape)
+    return mask.expand(shape).reshape(len(site["value"]), -1).any(1)
 
 
 def observed_rows(site: Site, observations: Iterable[Site]) -> Tensor | None:
-    """Returns which rows of a latent site are not masked and have an observation that is not;
-    None for all of them.
+    """Returns the rows of a latent site that are not masked and have an observation that is
+    not masked either; None for all.
     """
-    own, masks = _mask(site), [_mask(observation) for observation in observations]
     shape = site["fn"].batch_shape
+    own = _mask_of_site(site)
+    if own is not None:
+        own = own.expand(shape)
+    masks = [_mask_of_site(observation) for observation in observations]
     given = [_reduced(mask, shape).expand(shape) for mask in masks if mask is not None]
+    # An observation without a mask is there in every row.
     seen = torch.stack(given).any(0) if given and len(given) == len(masks) else None
-    counted = both(None if own is None else own.expand(shape), seen)
+    counted = both(own, seen)
     return None if counted is None else counted.reshape(len(site["value"]), -1).any(1)
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Returns which rows both masks leave in; None for all of them."""
-    if one is None or other is None:
-        return other if one is None else one
+    """Returns the rows that two masks both leave in; None for all."""
+    if one is None:
+        return other
+    if other is None:
+        return one
     return one & other
 
 
-def _mask(site: Site) -> Tensor | None:
-    """The masks around a site and those of its distribution together; None if nothing is
-    masked.
-    """
-    masks = [
-        mask
-        for mask in (site["mask"], _mask_of(site["fn"]))
-        if mask is not None and mask is not True
-    ]
-    if not masks:
-        return None
-    device = site["value"].device
-    tensors = [
-        mask.bool() if torch.is_tensor(mask) else torch.full((), mask, device=device)
-        for mask in masks
-    ]
-    return both(tensors[0], tensors[1] if len(tensors) > 1 else None)
+def _mask_of_site(site: Site) -> Tensor | None:
+    """The masks around a site and those of its distribution together; None without any."""
+    found: Tensor | None = None
+    for mask in (site["mask"], _mask_of(site["fn"])):
+        if mask is None or mask is True:
+            continue
+        if torch.is_tensor(mask):
+            tensor = mask.bool()
+        else:
+            tensor = torch.full((), mask, device=site["value"].device)
+        found = both(found, tensor)
+    return found
 
 
-def _mask_of(distribution: Any) -> Any:
-    """The mask that a distribution was given: a row of several masked elements counts if one
-    of them does.
-    """
+def _mask_of(distribution: Distribution) -> Mask:
+    """The mask inside a distribution. Of an event with several masks, one entry is enough."""
     if isinstance(distribution, MaskedDistribution):
-        own, inner = distribution._mask, _mask_of(distribution.base_dist)
+        own: Mask = distribution._mask
+        inner = _mask_of(distribution.base_dist)
         if inner is None or own is False:
             return own
-        return inner if own is True else own & inner
+        if own is None or own is True:
+            return inner
+        return own & inner
     if isinstance(distribution, ExpandedDistribution):
         return _mask_of(distribution.base_dist)
     if isinstance(distribution, Independent):
-        mask, ndims = _mask_of(distribution.base_dist), distribution.reinterpreted_batch_ndims
+        mask = _mask_of(distribution.base_dist)
+        ndims = distribution.reinterpreted_batch_ndims
         if torch.is_tensor(mask) and ndims:
             return mask.expand(distribution.base_dist.batch_shape).flatten(-ndims).any(-1)
         return mask
@@ -89,7 +89,9 @@ def _mask_of(distribution: Any) -> Any:
 
 
 def _reduced(mask: Tensor, shape: torch.Size) -> Tensor:
-    """A mask of more plates as one of these: an entry counts if one of those inside it does."""
+    """A mask over more plates as one of the given shape: an entry counts if one of those
+    inside it does.
+    """
     while mask.dim() > len(shape):
         mask = mask.any(0)
     for dim in range(-mask.dim(), 0):

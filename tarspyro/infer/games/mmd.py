@@ -1,4 +1,4 @@
-"""The maximum mean discrepancy: how far apart two laws are, from draws of both and a kernel."""
+"""The maximum mean discrepancy of two distributions, and its kernels."""
 
 __all__ = ["GaussianKernel", "InverseMultiquadratic", "mmd"]
 
@@ -22,12 +22,11 @@ class _Radial(Configurable):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the matrix k(x_i, y_j) of rows x and rows y, of shapes (N, D) and (M, D)."""
         squares = (x.unsqueeze(1) - y.unsqueeze(0)).square().sum(-1)
-        return torch.stack([self.of(squares, scale, x.shape[1]) for scale in self.scales]).sum(
-            0
-        )
+        kernels = [self.of(squares, scale, x.shape[1]) for scale in self.scales]
+        return torch.stack(kernels).sum(0)
 
     def of(self, squares: Tensor, scale: float, size: int) -> Tensor:
-        """The kernel of one scale as a function of squared distances in so many dimensions."""
+        """Returns the kernel of one scale at squared distances between vectors of a size."""
         raise NotImplementedError
 
 
@@ -52,13 +51,13 @@ class GaussianKernel(_Radial):
 
 
 class InverseMultiquadratic(_Radial):
-    r"""The inverse multiquadratic kernel, summed over scales; its tails also pull at codes
-    that are far away.
+    r"""The inverse multiquadratic kernel, summed over scales.
 
     .. math:: k(x, y) = \sum_s \frac{C_s}{C_s + \|x - y\|^2}, \qquad C_s = 2 D s^2
 
     so that C is the expected squared distance of two draws of N(0, s^2 I) in D dimensions, as
-    in section 4 of Tolstikhin et al. (2017, arXiv:1711.01558).
+    in section 4 of Tolstikhin et al. (2017, arXiv:1711.01558). Its heavy tails give gradients
+    to codes that are far away, too.
 
     Arguments:
         scales: The scales s.
@@ -82,19 +81,19 @@ def mmd(
     kernel: Callable[[Tensor, Tensor], Tensor],
     counted: Tensor | None = None,
 ) -> Tensor:
-    r"""Returns an unbiased estimate of the squared maximum mean discrepancy, which is negative
-    at times.
+    r"""Returns an unbiased estimate of the squared maximum mean discrepancy.
 
-    .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
+    .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j)
+              + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
               - \frac{2}{nm} \sum_{i,j} k(x_i, y_j)
 
-    A draw is never compared with itself. (Gretton et al. 2012, A Kernel Two-Sample Test, eq.
-    3.)
+    A draw is never compared with itself, so the estimate may be negative. (Gretton et al.
+    2012, A Kernel Two-Sample Test, eq. 3.)
 
     Arguments:
-        x: Draws of one law, of shape (N, *event).
+        x: Draws of one distribution, of shape (N, *event).
         y: Draws of the other, of shape (M, *event).
-        kernel: From (N, D) and (M, D) to (N, M), such as ``GaussianKernel()``.
+        kernel: A function from (N, D) and (M, D) to (N, M), such as ``GaussianKernel()``.
         counted: Which of N pairs of rows count, booleans of shape (N,), where M is N; all of
             them if not given. If fewer than two do, the discrepancy is 0.
 
@@ -109,12 +108,20 @@ def mmd(
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(
-            f"mmd needs at least two draws of each law, got {len(x)} and {len(y)}."
+            "mmd needs at least two draws of each distribution, x and y, got"
+            f" {len(x)} and {len(y)}."
         )
-    x, y = x.flatten(1), y.flatten(1)
-    if counted is not None:
-        return _mmd_of_some(x, y, kernel, counted)
+    if counted is None:
+        return _mmd_of_all(x.flatten(1), y.flatten(1), kernel)
+    if counted.shape != x.shape[:1] or counted.shape != y.shape[:1]:
+        raise ValueError(
+            f"counted must have one entry for each row of x and of y, got {len(x)} and"
+            f" {len(y)} rows and counted of shape {tuple(counted.shape)}."
+        )
+    return _mmd_of_some(x.flatten(1), y.flatten(1), kernel, counted)
 
+
+def _mmd_of_all(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     def within(draws: Tensor) -> Tensor:
         pairs = kernel(draws, draws)
         return (pairs.sum() - pairs.diagonal().sum()) / (len(draws) * (len(draws) - 1))
@@ -125,27 +132,20 @@ def mmd(
 def _mmd_of_some(
     x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], counted: Tensor
 ) -> Tensor:
-    """The same over some of the rows, by weights: choosing rows would ask the device for their
-    number.
-    """
-    if counted.shape != x.shape[:1] or counted.shape != y.shape[:1]:
-        shapes = f"{len(x)} and {len(y)} draws and counted of shape {tuple(counted.shape)}"
-        raise ValueError(
-            f"counted must have one entry for each draw of both laws, got {shapes}."
-        )
-    # What a row that does not count holds may be anything, and NaN times zero is NaN.
-    x, y = (torch.where(counted.unsqueeze(-1), draws, 0.0) for draws in (x, y))
+    # Weights of 0 and 1 in place of a selection, whose size the device would have to tell.
     weights = counted.to(x.dtype)
     number = weights.sum()
+    # A row that does not count may hold NaN, and NaN times zero is NaN.
+    x = torch.where(counted.unsqueeze(-1), x, 0.0)
+    y = torch.where(counted.unsqueeze(-1), y, 0.0)
 
     def total(pairs: Tensor) -> Tensor:
         return weights @ pairs @ weights
 
     def within(draws: Tensor) -> Tensor:
         pairs = kernel(draws, draws)
-        return (total(pairs) - weights @ pairs.diagonal()) / (number * (number - 1)).clamp(
-            min=1
-        )
+        different = total(pairs) - weights @ pairs.diagonal()
+        return different / (number * (number - 1)).clamp(min=1)
 
     discrepancy = within(x) + within(y) - 2 * total(kernel(x, y)) / (number**2).clamp(min=1)
     return torch.where(number > 1, discrepancy, 0.0)
