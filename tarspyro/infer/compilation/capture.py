@@ -11,14 +11,15 @@ from torch import Tensor
 class Captured:
     """A function of tensors on a GPU, all of whose kernels are launched at once.
 
-    The function is run once, to record the kernels and not to execute them; every call then
-    copies its arguments to where the kernels read them, and replays. What the function changes
-    in place it changes at every call. It must have run before, so that nothing is built or
-    allocated for the first time, and must not look at values.
+    The constructor runs the function once, which records the kernels without executing them.
+    Every call then copies its arguments to the memory from which the kernels read, and
+    replays. Changes in place happen at every call. The function must have run before, so that
+    it builds and allocates nothing for the first time, and must not read values.
 
     Arguments:
-        function: Takes tensors and returns a list of tensors, which the next call overwrites.
-        inputs: Tensors of the shapes that it will be called with.
+        function: A function from tensors to a list of tensors, which the next call
+            overwrites.
+        inputs: Tensors of the shapes of its arguments.
     """
 
     def __init__(

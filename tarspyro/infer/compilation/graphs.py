@@ -1,0 +1,193 @@
+"""Changes of recorded graphs: merged operations, memory layouts, lifted constants."""
+
+__all__ = [
+    "constants_of",
+    "count_products",
+    "lay_out_convolutions",
+    "lift_constants",
+    "merge_equal_operations",
+]
+
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+_PRODUCTS = ("linear", "matmul", "mm", "mv", "conv", "gru", "lstm", "rnn")
+
+
+def merge_equal_operations(graph: GraphModule) -> GraphModule:
+    """Computes equal operations once and drops unused ones; returns the graph, which is
+    changed in place.
+
+    Random draws are never equal. Operations on tensors that are changed in place stay as they
+    are.
+    """
+    changed = _changed_nodes(graph)
+    known: dict[object, Node] = {}
+    for node in list(graph.graph.nodes):
+        key: object
+        if node.op == "get_attr":
+            key = id(_constant(graph, node))
+        elif node.op == "call_function" and _is_pure(node):
+            key = (node.target, repr(node.args), repr(node.kwargs))
+        else:
+            continue
+        if node in changed or changed.intersection(node.all_input_nodes):
+            changed.add(node)  # it may be a view of a tensor that is changed
+        elif key in known:
+            _replace(graph, node, known[key])
+        elif _returns_its_argument(node):
+            _replace(graph, node, node.all_input_nodes[0])
+        else:
+            known[key] = node
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _replace(graph: GraphModule, node: Node, other: Node) -> None:
+    node.replace_all_uses_with(other)
+    graph.graph.erase_node(node)
+
+
+def _changed_nodes(graph: GraphModule) -> set[Node]:
+    """The nodes whose tensors are changed in place, views included."""
+    changed: set[Node] = set()
+    for node in reversed(graph.graph.nodes):
+        changed.update(_aliases(node, written=True))
+        if node in changed:  # then the tensor of which it is a view is changed, too
+            changed.update(_aliases(node, written=False))
+    constants = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    # Several nodes may stand for the same tensor.
+    tensors = {id(_constant(graph, node)) for node in constants if node in changed}
+    changed.update(node for node in constants if id(_constant(graph, node)) in tensors)
+    return changed
+
+
+def _returns_its_argument(node: Node) -> bool:
+    """Whether a node is a view that equals its argument, such as a vector flattened.
+
+    Without it, further operations on the view and on its argument are equal.
+    """
+    if not isinstance(node.target, OpOverload) or node.target is torch.ops.aten.detach.default:
+        return False
+    returned = node.target._schema.returns
+    if not returned or returned[0].alias_info is None:
+        return False
+    source = node.args[0] if node.args else None
+    view = node.meta.get("val")
+    value = source.meta.get("val") if isinstance(source, Node) else None
+    if not torch.is_tensor(view) or not torch.is_tensor(value):
+        return False
+    return _layout(view) == _layout(value)
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
+
+
+def _aliases(node: Node, *, written: bool) -> Iterator[Node]:
+    """Yields the arguments that an operation writes to, or those that its result may share
+    memory with.
+    """
+    # Operations such as unsafe_split return views of their input, though their signatures
+    # deny it.
+    if not written and (node.target is operator.getitem or "unsafe" in str(node.target)):
+        yield from node.all_input_nodes
+    if not isinstance(node.target, OpOverload):
+        return
+    for position, argument in enumerate(node.target._schema.arguments):
+        alias = argument.alias_info
+        if alias is None or (written and not alias.is_write):
+            continue
+        by_position = node.args[position] if position < len(node.args) else None
+        value = node.kwargs.get(argument.name, by_position)
+        if isinstance(value, Node):
+            yield value
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether an operation gives equal results for equal arguments, and changes nothing."""
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
+        return False
+    draws = torch.Tag.nondeterministic_seeded in node.target.tags
+    # Batch normalization changes its statistics, though its signature does not say so.
+    return not draws and "batch_norm" not in str(node.target)
+
+
+def lay_out_convolutions(graph: GraphModule) -> bool:
+    """Puts the channels of two-dimensional convolutions on a CPU last in memory; returns
+    whether there are any.
+
+    With the channels last, the library of convolutions and the compiler's loops agree. With
+    the channels first, the compiler writes every feature map up to three times, once for each
+    layout that an operation asks for.
+    """
+    weights: dict[Node, Tensor | None] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and "conv" in str(node.target):
+            weight = node.args[1]
+            if isinstance(weight, Node):
+                weights[weight] = weight.meta.get("val")
+    found = False
+    for weight, value in weights.items():
+        if value is not None and value.dim() == 4 and value.device.type == "cpu":
+            with graph.graph.inserting_after(weight):
+                copy = graph.graph.call_function(
+                    torch.ops.aten.clone.default,
+                    (weight,),
+                    {"memory_format": torch.channels_last},
+                )
+            weight.replace_all_uses_with(copy, partial(operator.is_not, copy))
+            found = True
+    graph.recompile()
+    return found
+
+
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Makes the tensors that a graph holds its last inputs; returns them."""
+    held: dict[int, tuple[Tensor, Node]] = {}
+    names: set[str] = set()
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = _constant(graph, node)
+        names.add(str(node.target))
+        if id(tensor) not in held:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"held_{len(held)}")
+            held[id(tensor)] = tensor, last
+        _replace(graph, node, held[id(tensor)][1])
+    for name in names:
+        delattr(graph, name)
+    graph.recompile()
+    return [tensor for tensor, _ in held.values()]
+
+
+def constants_of(graph: GraphModule) -> list[Tensor]:
+    """Returns the tensors that a graph holds."""
+    return [_constant(graph, node) for node in graph.graph.nodes if node.op == "get_attr"]
+
+
+def _constant(graph: GraphModule, node: Node) -> Tensor:
+    tensor: Tensor = getattr(graph, str(node.target))
+    return tensor
+
+
+def count_products(graph: GraphModule) -> int:
+    """Returns the number of matrix products, convolutions and recurrent cells."""
+    counts = Counter(
+        str(node.target) for node in graph.graph.nodes if node.op == "call_function"
+    )
+    return sum(
+        number for name, number in counts.items() if any(kind in name for kind in _PRODUCTS)
+    )

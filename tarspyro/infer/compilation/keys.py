@@ -1,0 +1,170 @@
+"""Keys of steps: everything in a step that is not an input of its graph.
+
+Steps with equal keys share a recording. A key has two parts. Its kind is what changes
+rarely: the programs, the shapes of the data, the modes and the tensors of all modules. Its
+constants are the numbers and words among their attributes. A constant that changes at every
+step, such as a scheduled one, would ask for a recording each time; ``ConstantHistory`` finds
+such constants.
+"""
+
+__all__ = ["TRIALS", "ConstantHistory", "StepKey", "device_of", "dtype_of", "modules_within"]
+
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+
+from tarspyro.infer.bounds.base import Bound
+from tarspyro.programs import modules_of
+from tarspyro.types import Program
+
+Constants: TypeAlias = tuple[tuple[str, Hashable], ...]
+
+TRIALS = 5  # the steps of each kind that tell which is faster
+MAX_CONSTANTS = 4  # values of the same constants for which steps are compiled
+_PLAIN = (bool, int, float, str, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)
+
+
+class StepKey(NamedTuple):
+    """The key of a step.
+
+    Attributes:
+        kind: Programs, shapes, modes and tensors.
+        constants: Numbers and words among the attributes, by name.
+    """
+
+    kind: tuple[Hashable, ...]
+    constants: Constants
+
+    @classmethod
+    def of(
+        cls,
+        bound: Bound,
+        model: Program,
+        guide: Program,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        device: torch.device,
+    ) -> "StepKey":
+        """Returns the key of a bound's step with a pair and data on a device."""
+        data = [
+            (value.shape, value.dtype, value.device) if torch.is_tensor(value) else repr(value)
+            for value in (*args, *kwargs.values())
+        ]
+        cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        states: list[Hashable] = []
+        numbers: list[tuple[str, Hashable]] = []
+        for program in (model, guide, *bound.programs):
+            modules = list(modules_within(program))
+            states.append(tuple([_state(module) for module in modules]))
+            for module in modules:
+                numbers += _plain_attributes(module)
+        kind = (model, guide, *data, *kwargs, cast, *states)
+        return cls(kind, (*_settings(bound.settings, bound.adjustable), *numbers))
+
+
+class ConstantHistory:
+    """The constants in successive steps of one kind: whether they stay the same for long
+    enough to compile a step with them.
+    """
+
+    def __init__(self) -> None:
+        self.constants: Constants | None = None
+        self.calls = 0  # steps in a row with these constants
+        self.brief = 0  # how many constants in a row lasted for a single step
+        self.compiled = 0  # how many constants a step was compiled for
+        self.changed: list[str] = []
+
+    def add(self, constants: Constants) -> None:
+        """Adds the constants of a step."""
+        if constants == self.constants:
+            self.calls += 1
+            self.brief = 0
+            return
+        if self.constants is not None:
+            before = set(self.constants)
+            changed = [name for name, value in constants if (name, value) not in before]
+            self.changed = list(dict.fromkeys(changed))
+            if self.calls == 1:
+                self.brief += 1
+        self.constants = constants
+        self.calls = 1
+
+    @property
+    def keeps_changing(self) -> bool:
+        """Whether steps run eagerly until further notice."""
+        too_many = self.calls > TRIALS and self.compiled >= MAX_CONSTANTS
+        return self.brief >= TRIALS or too_many
+
+    @property
+    def steady(self) -> bool:
+        """Whether a step with the newest constants is worth a compilation."""
+        if not self.compiled:
+            return True
+        return self.calls > TRIALS and self.compiled < MAX_CONSTANTS
+
+
+def modules_within(program: Program) -> Iterator[nn.Module]:
+    """Yields all modules of a program: its own, or those that a function reads."""
+    for module in modules_of(program):
+        yield from module.modules()
+
+
+def device_of(args: Sequence[object]) -> torch.device:
+    """Returns the device of the data."""
+    for value in args:
+        if torch.is_tensor(value):
+            return value.device
+    return torch.device("cpu")
+
+
+def dtype_of(args: Sequence[object]) -> torch.dtype:
+    """Returns the type of numbers that meet the data: double precision stays double."""
+    if any(torch.is_tensor(value) and value.dtype is torch.float64 for value in args):
+        return torch.float64
+    return torch.get_default_dtype()
+
+
+def _state(module: nn.Module) -> tuple[Hashable, ...]:
+    """The mode of a module, the identities of its tensors, and which of them are trained."""
+    parameters = module._parameters
+    buffers = module._buffers
+    if not parameters and not buffers:
+        return (module.training,)
+    trained = [
+        parameter is not None and parameter.requires_grad for parameter in parameters.values()
+    ]
+    return module.training, *map(id, parameters.values()), *trained, *map(id, buffers.values())
+
+
+def _plain_attributes(module: nn.Module) -> list[tuple[str, Hashable]]:
+    """The numbers and words among the attributes of a module, without its mode."""
+    plain = [
+        (name, value) for name, value in vars(module).items() if type(value) in _PLAIN_TYPES
+    ]
+    return [(name, value) for name, value in plain if name[0] != "_" and name != "training"]
+
+
+def _settings(settings: object, adjustable: Collection[str]) -> list[tuple[str, Hashable]]:
+    """The attributes of a loss without the adjustable ones, which are inputs of the graph."""
+    return [
+        (name, _as_constant(value, adjustable))
+        for name, value in vars(settings).items()
+        if name[0] != "_" and name != "constructor_arguments" and name not in adjustable
+    ]
+
+
+def _as_constant(value: object, adjustable: Collection[str]) -> Hashable:
+    """A value that can be compared and hashed; of a bound or a module its attributes."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), *(_as_constant(part, adjustable) for part in value)
+    if isinstance(value, dict):
+        parts = ((name, _as_constant(part, adjustable)) for name, part in value.items())
+        return dict, *parts
+    if isinstance(value, (Bound, nn.Module)):
+        return id(value), *_settings(value, adjustable)
+    return id(value)

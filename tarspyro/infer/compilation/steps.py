@@ -1,0 +1,210 @@
+"""One step of a bound, recorded as a graph, compiled and run."""
+
+__all__ = ["CompiledStep", "stored_tensors"]
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from tarspyro.infer.bounds.base import Bound
+from tarspyro.infer.compilation.capture import Captured
+from tarspyro.infer.compilation.keys import TRIALS, device_of, dtype_of, modules_within
+from tarspyro.infer.compilation.recording import TensorFunction, record
+from tarspyro.programs import tensors_of
+from tarspyro.types import Program
+
+
+class CompiledStep:
+    """A step of a bound as a compiled graph, from the data to the loss, its terms and its
+    gradients.
+
+    The constructor records the step, and ``compile`` compiles it.
+
+    Arguments:
+        bound: The bound.
+        model: The model.
+        guide: The guide.
+        args: The data, of the shapes that the graph will be for.
+        kwargs: More data, which are constants of the graph.
+        inputs: Tensors in place of the adjustable numbers of the bound, by name.
+        stored: The tensors in Pyro's store that the step reads, see ``stored_tensors``.
+
+    Raises:
+        RecordingError: If a program cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        bound: Bound,
+        model: Program,
+        guide: Program,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        inputs: Mapping[str, Tensor],
+        stored: Mapping[str, int],
+    ) -> None:
+        def step(scale: Tensor, *args: object) -> tuple[Tensor, dict[str, Tensor]]:
+            with _attributes(bound.settings, inputs):
+                loss, terms = bound.loss_and_terms(model, guide, *args, **kwargs)
+            return loss * scale, {"loss": loss, **terms}
+
+        self.stored = stored
+        self.captured: Captured | None = None
+        self._captured_terms: list[str] = []
+        self._replays = 0
+        self._scales: dict[float, Tensor] = {}
+
+        bound.prepare(model, guide, tuple(args), kwargs)
+        buffers = [
+            buffer
+            for program in (model, guide, *bound.programs)
+            for module in modules_within(program)
+            for buffer in module.buffers(False)
+        ]
+        scale = self._scale(1.0, args)
+        with _noting_modes() as self._modes:
+            self.recording = record(
+                step, (scale, *args), buffers=buffers, parameters=bound.parameters
+            )
+        self._trained = [(tensor, tensor.requires_grad) for tensor in self.recording.held]
+        self._function: TensorFunction = self.recording.graph
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tensors that the gradients belong to."""
+        return self.recording.parameters
+
+    def compile(self, args: Sequence[object], backend: str) -> None:
+        """Compiles the graph.
+
+        Arguments:
+            args: Data of the same shapes.
+            backend: See ``Compiled``.
+        """
+        examples = [self._scale(1.0, args), *tensors_of(args), *self.recording.held]
+        self._function = _compile(self.recording.graph, examples, backend)
+
+    def is_outdated(self) -> bool:
+        """Whether modes, trained tensors or tensors in Pyro's store have changed since the
+        recording.
+        """
+        return (
+            any(module.training != training for module, training in self._modes)
+            or any(tensor.requires_grad != trained for tensor, trained in self._trained)
+            or bool(self.stored)
+            and stored_tensors(self.stored) != self.stored
+        )
+
+    def run(
+        self, args: Sequence[object], scale: float
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """Returns the loss times a scale, its terms, and its gradients."""
+        inputs = [self._scale(scale, args), *tensors_of(args)]
+        return self.recording.run(self._function, inputs)
+
+    def add_gradients(
+        self, args: Sequence[object], scale: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradients of the loss times a scale to those of the parameters; returns the
+        loss and its terms.
+        """
+        _, terms, gradients = self.run(args, scale)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient.stride() != parameter.stride():
+                # Fused optimizers read both in the order of memory, and would silently mix up
+                # the entries.
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return terms.pop("loss"), terms
+
+    def replay(
+        self, args: Sequence[object], scale: float, update: Callable[[], None]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs the step and the update as one CUDA graph; returns the loss and its terms.
+
+        The first few times it only adds the gradients, which builds what both need, and leaves
+        the update to the caller; ``captured`` is None until then.
+        """
+        self._replays += 1
+        if self.captured is None and self._replays <= TRIALS:
+            return self.add_gradients(args, scale)
+        if self.captured is None:
+            self._capture(args, scale, update)
+        assert self.captured is not None
+        loss, *values = (value.clone() for value in self.captured(*tensors_of(args)))
+        return loss, dict(zip(self._captured_terms, values, strict=True))
+
+    def _capture(
+        self, args: Sequence[object], scale: float, update: Callable[[], None]
+    ) -> None:
+        def step(*tensors: Tensor) -> list[Tensor]:
+            remaining = iter(tensors)
+            for parameter in self.parameters:
+                parameter.grad = None
+            data = [next(remaining) if torch.is_tensor(value) else value for value in args]
+            loss, terms = self.add_gradients(data, scale)
+            update()
+            self._captured_terms = list(terms)
+            return [loss, *terms.values()]
+
+        self._scale(scale, args)  # made outside of the graph
+        self.captured = Captured(step, tensors_of(args))
+
+    def _scale(self, scale: float, args: Sequence[object]) -> Tensor:
+        if scale not in self._scales:
+            device = device_of(args)
+            self._scales[scale] = torch.full((), scale, device=device, dtype=dtype_of(args))
+        return self._scales[scale]
+
+
+def _compile(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> TensorFunction:
+    # Without TorchDynamo, which would only find the same graph again.
+    if backend == "eager":
+        return graph
+    function: TensorFunction
+    with torch.no_grad():
+        if backend == "inductor":
+            function = torch._inductor.standalone_compile(
+                graph, list(inputs), dynamic_shapes="from_example_inputs"
+            )
+        else:
+            function = torch._dynamo.lookup_backend(backend)(graph, list(inputs))
+    return function
+
+
+def stored_tensors(names: Iterable[str]) -> dict[str, int]:
+    """Returns the ``id`` of each tensor that Pyro's store has under some names."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    return {name: id(stored[name]) for name in names if name in stored}
+
+
+@contextlib.contextmanager
+def _noting_modes() -> Iterator[list[tuple[nn.Module, bool]]]:
+    """Gives a list, which afterwards holds the modules that ran inside, and their modes."""
+    ran: dict[int, nn.Module] = {}
+    modes: list[tuple[nn.Module, bool]] = []
+
+    def note(module: nn.Module, inputs: object) -> None:
+        ran[id(module)] = module
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield modes
+    finally:
+        handle.remove()
+        modes += [(module, module.training) for module in ran.values()]
+
+
+@contextlib.contextmanager
+def _attributes(settings: object, values: Mapping[str, object]) -> Iterator[None]:
+    """Gives an object other attributes for a while."""
+    before = {name: getattr(settings, name) for name in values}
+    try:
+        vars(settings).update(values)
+        yield
+    finally:
+        vars(settings).update(before)
