@@ -53,10 +53,8 @@ def pair(features, num_data, learn="variance"):
         Conditional(dist.Normal, MLP(features, [50]), (), scale=noise, transforms=scales)
     )
     size = likelihood.num_weights
-    loc, scale = (
-        nn.Parameter(0.1 * torch.randn(size)),
-        nn.Parameter(torch.full((size,), math.exp(-5))),
-    )
+    loc = nn.Parameter(0.1 * torch.randn(size))
+    scale = nn.Parameter(torch.full((size,), math.exp(-5)))
     return (
         models.BayesianRegression(default_prior(dist.Normal, size), likelihood, num_data),
         guides.BayesianRegression(

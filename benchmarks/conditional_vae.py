@@ -43,7 +43,8 @@ TARS = {1: -106.34}
 # sampling; and Pyro's tutorial.
 PAPER = {1: (99.75, 68.39, 63.91), 2: (62.18, 45.34, 44.73), 3: (25.99, 20.96, 20.95)}
 PYRO = {1: (100.4, 71.8), 2: (61.9, 51.0), 3: (25.4, 24.2)}
-LATENT, HIDDEN = 50, [500, 500]
+LATENT = 50
+HIDDEN = [500, 500]
 
 
 class Baseline(StochasticModule):
@@ -65,8 +66,10 @@ class WithPrediction(nn.Module):
 
     def __init__(self, baseline, network):
         super().__init__()
-        self.baseline, self.network = baseline.requires_grad_(False), network
-        self.in_shapes, self.out_features = network.in_shapes[:-1], network.out_features
+        self.baseline = baseline.requires_grad_(False)
+        self.network = network
+        self.in_shapes = network.in_shapes[:-1]
+        self.out_features = network.out_features
 
     def forward(self, *inputs):
         return self.network(*inputs, self.baseline(inputs[-1]).mean)
@@ -125,7 +128,8 @@ def completion(arguments, mnist):
         Split(*quadrants(part.x[: arguments.rows], arguments.given))
         for part in (mnist.train, mnist.validation, mnist.test)
     )
-    missing, given = train.x.shape[1], train.y.shape[1]
+    missing = train.x.shape[1]
+    given = train.y.shape[1]
 
     def trained(model, guide):
         batches = -(-len(train) // 100)
@@ -164,7 +168,8 @@ def completion(arguments, mnist):
         row[f"test, {method}"] = -mean(score)
         row[f"test, {method}, standard error over images"] = error(score)
     row["test, minus elbo"] = -mean(evaluate.elbo(p, q, test, seed=0).elbo)
-    paper, pyro_s = PAPER[arguments.given], PYRO[arguments.given]
+    paper = PAPER[arguments.given]
+    pyro_s = PYRO[arguments.given]
     return {
         **row,
         "paper, test": dict(

@@ -62,7 +62,8 @@ class HandWrittenVAE(nn.Module):
         self.encoder = nn.Sequential(
             nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
-        self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        self.loc = nn.Linear(hidden, latent)
+        self.log_scale = nn.Linear(hidden, latent)
         self.decoder = nn.Sequential(
             nn.Linear(latent, hidden),
             nn.ReLU(),
@@ -73,7 +74,8 @@ class HandWrittenVAE(nn.Module):
 
     def forward(self, x):
         h = self.encoder(x)
-        loc, log_scale = self.loc(h), self.log_scale(h)
+        loc = self.loc(h)
+        log_scale = self.log_scale(h)
         z = loc + log_scale.exp() * torch.randn_like(loc)
         kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
         return (cross_entropy(self.decoder(z), x, reduction="sum") + kl) / len(x)
@@ -90,7 +92,8 @@ class HandWrittenIWAE(HandWrittenVAE):
 
     def forward(self, x):
         h = self.encoder(x)
-        loc, log_scale = self.loc(h), self.log_scale(h)
+        loc = self.loc(h)
+        log_scale = self.log_scale(h)
         noise = torch.randn(self.particles, *loc.shape, device=loc.device)
         z = loc + log_scale.exp() * noise
         logits = self.decoder(z)
@@ -111,7 +114,8 @@ class HandWrittenConvVAE(HandWrittenVAE):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.loc, self.log_scale = nn.Linear(64 * 49, latent), nn.Linear(64 * 49, latent)
+        self.loc = nn.Linear(64 * 49, latent)
+        self.log_scale = nn.Linear(64 * 49, latent)
         self.decoder = nn.Sequential(
             nn.Linear(latent, 64 * 49),
             nn.Unflatten(1, (64, 7, 7)),
@@ -167,7 +171,8 @@ class HandWrittenGAN(nn.Module):
     def discriminator_loss(self, x):
         with torch.no_grad():
             fake = self.generator(torch.randn(len(x), self.latent, device=x.device))
-        real, fake = self.discriminator(x), self.discriminator(fake)
+        real = self.discriminator(x)
+        fake = self.discriminator(fake)
         return cross_entropy(real, torch.ones_like(real)) + cross_entropy(
             fake, torch.zeros_like(fake)
         )
@@ -227,7 +232,8 @@ class Recurrent(nn.Module):
                 h = self.cell(torch.cat([x[:, t], z], -1), h)
 
     def forward(self, x):
-        h, total = x.new_zeros(len(x), self.hidden), 0.0
+        h = x.new_zeros(len(x), self.hidden)
+        total = 0.0
         for t in range(x.shape[1]):
             loc, log_scale = self.encoder(torch.cat([x[:, t], h], -1)).chunk(2, -1)
             prior_loc, prior_log_scale = self.prior(h).chunk(2, -1)
@@ -247,25 +253,26 @@ class HandWrittenDRAW(nn.Module):
 
     def __init__(self, steps, pixels=784, hidden=256, latent=100):
         super().__init__()
-        self.steps, self.hidden, self.latent = steps, hidden, latent
-        self.encoder, self.decoder = (
-            nn.LSTMCell(2 * pixels + hidden, hidden),
-            nn.LSTMCell(latent, hidden),
-        )
-        self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
-        self.write, self.start = nn.Linear(hidden, pixels), nn.Parameter(torch.zeros(pixels))
+        self.steps = steps
+        self.hidden = hidden
+        self.latent = latent
+        self.encoder = nn.LSTMCell(2 * pixels + hidden, hidden)
+        self.decoder = nn.LSTMCell(latent, hidden)
+        self.loc = nn.Linear(hidden, latent)
+        self.log_scale = nn.Linear(hidden, latent)
+        self.write = nn.Linear(hidden, pixels)
+        self.start = nn.Parameter(torch.zeros(pixels))
 
     def forward(self, x):
         zeros = x.new_zeros(len(x), self.hidden)
-        read, painted, canvas, kl = (
-            (zeros, zeros),
-            (zeros, zeros),
-            self.start.expand_as(x),
-            0.0,
-        )
+        read = (zeros, zeros)
+        painted = (zeros, zeros)
+        canvas = self.start.expand_as(x)
+        kl = 0.0
         for _ in range(self.steps):
             read = self.encoder(torch.cat([x, x - canvas.sigmoid(), painted[0]], -1), read)
-            loc, log_scale = self.loc(read[0]), self.log_scale(read[0])
+            loc = self.loc(read[0])
+            log_scale = self.log_scale(read[0])
             z = loc + log_scale.exp() * torch.randn_like(loc)
             kl = kl + 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
             painted = self.decoder(z, painted)
@@ -396,7 +403,7 @@ def adversarial(pixels, hidden, latent, batch):
 
 
 def hand_written(
-    program: Program, device: str, *, compiled: bool = False, **options: Any
+    program: Program, device: str, *, compiled: bool = False, **options: object
 ) -> Step:
     """The training step of a PyTorch user."""
     module = program.by_hand().to(device)
@@ -420,10 +427,11 @@ def hand_written(
     return step
 
 
-def ours(program: Program, device: str, *, compiled: bool = False, **options: Any) -> Step:
+def ours(program: Program, device: str, *, compiled: bool = False, **options: object) -> Step:
     """The step that ``fit`` runs, its bookkeeping included."""
     model, guide = program.pair()
-    modules, loss = [module.to(device) for module in _modules(model, guide)], program.bound()
+    modules = [module.to(device) for module in _modules(model, guide)]
+    loss = program.bound()
     parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
     halves = {"model": model, "guide": guide}
     if isinstance(loss, Game):
@@ -476,7 +484,7 @@ def svi(program: Program, device: str) -> Step:
     return step
 
 
-def registered(half: Any, name: str, module: nn.Module) -> Any:
+def registered(half: Callable, name: str, module: nn.Module) -> Callable:
     """A half in which Pyro's own bounds find the parameters of a module."""
 
     def run(x):
@@ -486,7 +494,7 @@ def registered(half: Any, name: str, module: nn.Module) -> Any:
     return run
 
 
-def _modules(*halves: Any) -> list[nn.Module]:
+def _modules(*halves: object) -> list[nn.Module]:
     owners = (getattr(half, "__self__", half) for half in halves)
     return list(
         {id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values()

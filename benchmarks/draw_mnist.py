@@ -51,7 +51,9 @@ from tarspyro.nn import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-IMAGE, HIDDEN, LATENT = (1, 28, 28), 256, 100
+IMAGE = (1, 28, 28)
+HIDDEN = 256
+LATENT = 100
 # Minus the bound with 64 steps, table 3 of the paper.
 PAPER = {"whole": 87.40, "attention": 80.97}
 
@@ -74,10 +76,12 @@ def draw(attention, steps):
 
 
 def convolutional(steps):
-    hidden, code = (32, 7, 7), (4, 7, 7)
+    hidden = (32, 7, 7)
+    code = (4, 7, 7)
     canvas = Canvas(Recurrence(ConvLSTMCell(4, hidden)), ConvWrite(hidden, IMAGE))
     likelihood = Conditional(dist.Bernoulli, Unchanged(IMAGE), 784)
-    encoder, read = Recurrence(ConvLSTMCell(16 + 32, hidden)), ConvRead(IMAGE, 16, stride=4)
+    encoder = Recurrence(ConvLSTMCell(16 + 32, hidden))
+    read = ConvRead(IMAGE, 16, stride=4)
     prior, posterior = (Conditional(dist.Normal, FeatureMap(hidden), code) for _ in range(2))
     p = models.ConvDRAW(prior, canvas, likelihood, steps)
     return p, guides.ConvDRAW(posterior, encoder, read, canvas, likelihood, steps)
@@ -96,7 +100,8 @@ def train(options):
     if options.threads:
         torch.set_num_threads(options.threads)
     mnist = data.mnist(validation=0)
-    images, test = mnist.train.x[: options.rows], mnist.test.x[: options.test_rows]
+    images = mnist.train.x[: options.rows]
+    test = mnist.test.x[: options.test_rows]
     p, q = pair(options.kind, options.steps)
     name = f"draw_mnist_{options.kind}" + f"_T{options.steps}" * (options.kind != "vae")
     history = fit(

@@ -157,7 +157,8 @@ def gan(arguments, mnist, judge, pictures):
     row = trained(p, None, mnist.train.x, arguments, loss=Adversarial(critic(784)))
     samples = evaluate.sample(p, arguments.samples, seed=0).cpu()
     pictures["gan"] = plot.samples(p, seed=0)
-    test, validation = mnist.test.x, mnist.validation.x[:1000]
+    test = mnist.test.x
+    validation = mnist.validation.x[:1000]
     for name, windows in {
         "gan": samples,
         "training images": mnist.train.x[: arguments.samples],
@@ -201,10 +202,8 @@ def sheet(images, columns=10):
 def steepness(x):
     """The mean length of the gradient from pixel to pixel: how sharp images are."""
     images = x.reshape(-1, 28, 28)
-    across, down = (
-        images[:, 1:, 1:] - images[:, 1:, :-1],
-        images[:, 1:, 1:] - images[:, :-1, 1:],
-    )
+    across = images[:, 1:, 1:] - images[:, 1:, :-1]
+    down = images[:, 1:, 1:] - images[:, :-1, 1:]
     return (across**2 + down**2).sqrt().mean().item()
 
 
@@ -229,7 +228,8 @@ def grey(latent):
 
 
 def vaegan(arguments, mnist, judge, pictures):
-    rows, test = {}, mnist.test[: arguments.samples]
+    rows = {}
+    test = mnist.test[: arguments.samples]
     losses = {"vae": ELBO(), "vae-gan": hybrid(arguments, ELBO(beta=arguments.beta))}
     for name, loss in losses.items():
         torch.manual_seed(arguments.seed)
@@ -251,7 +251,8 @@ def vaegan(arguments, mnist, judge, pictures):
 
 
 def jmvae_gan(arguments, mnist, judge, pictures):
-    rows, train = {}, mnist.one_hot().train
+    rows = {}
+    train = mnist.one_hot().train
     asked = torch.eye(10).repeat(-(-arguments.samples // 10), 1)[: arguments.samples]
     for name in ("jmvae", "jmvae-gan"):
         torch.manual_seed(arguments.seed)
@@ -289,13 +290,16 @@ def jmvae_gan(arguments, mnist, judge, pictures):
 def edges(x):
     """Where neighbouring pixels differ by more than a third."""
     padded = nn.functional.pad(x, (0, 1, 0, 1))
-    across, down = padded[..., :-1, 1:] - x, padded[..., 1:, :-1] - x
+    across = padded[..., :-1, 1:] - x
+    down = padded[..., 1:, :-1] - x
     return ((across**2 + down**2).sqrt() > 1 / 3).float()
 
 
 def pix2pix(arguments, mnist, judge, pictures):
     images = mnist.reshape(*SHAPE)
-    train, test, rows = images.train.x, images.test, {}
+    train = images.train.x
+    test = images.test
+    rows = {}
     if not arguments.full:
         train = train[:10_000]
     for name in ("L1 alone", "pix2pix"):
@@ -379,7 +383,9 @@ def main():
     arguments = parser.parse_args()
     if arguments.epochs is None:
         arguments.epochs = EPOCHS[arguments.use] * (5 if arguments.full else 1)
-    mnist, start, pictures = data.mnist(), time.perf_counter(), {}
+    mnist = data.mnist()
+    start = time.perf_counter()
+    pictures = {}
     judge, right = classifier_of(mnist, arguments)
     floor = compared(judge, mnist.validation.x, mnist, arguments)
     if arguments.images is not None:

@@ -102,7 +102,9 @@ def main():
     tried = arguments.steps is not None
     seeds = 1 if tried else 10 if arguments.full else 2
     arguments.steps = arguments.steps or (50_000 if arguments.full else 8_000)
-    modes, rows, pictures = MIXTURES[arguments.mixture](2500), {}, {}
+    modes = MIXTURES[arguments.mixture](2500)
+    rows = {}
+    pictures = {}
     for name, make in LOSSES.items():
         found = []
         for seed in range(seeds):

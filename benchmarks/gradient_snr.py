@@ -27,7 +27,8 @@ from torch import nn
 
 from tarspyro.infer import ELBO, IWAE, PIWAE
 
-DIMENSIONS, PARTICLES = 20, (1, 4, 16, 64, 256, 1024)
+DIMENSIONS = 20
+PARTICLES = (1, 4, 16, 64, 256, 1024)
 ESTIMATORS = {
     "IWAE(K), pathwise": lambda k: IWAE(k),
     "IWAE(K), dreg": lambda k: IWAE(k, gradient="dreg"),
@@ -50,11 +51,9 @@ class Toy(nn.Module):
 
         centre = torch.randn(DIMENSIONS, generator=generator)
         self.x = centre + math.sqrt(2) * torch.randn(16, DIMENSIONS, generator=generator)
-        self.mu, self.weight, self.bias = (
-            near(self.x.mean(0)),
-            near(torch.eye(DIMENSIONS) / 2),
-            near(self.x.mean(0) / 2),
-        )
+        self.mu = near(self.x.mean(0))
+        self.weight = near(torch.eye(DIMENSIONS) / 2)
+        self.bias = near(self.x.mean(0) / 2)
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -80,10 +79,8 @@ def signal_to_noise(bound, draws):
         gradients["model"].append(model)
     ratios = {}
     for half, values in gradients.items():
-        mean, variance = (
-            torch.stack(values).double().mean(0),
-            torch.stack(values).double().var(0),
-        )
+        mean = torch.stack(values).double().mean(0)
+        variance = torch.stack(values).double().var(0)
         ratios[half] = (
             ((mean**2 - variance / draws).sum().clamp(min=0) / variance.sum()).sqrt().item()
         )

@@ -43,7 +43,8 @@ from tarspyro.nn import MLP, initialize
 from mnist_iwae import rate  # isort: skip
 
 RESULTS = Path(__file__).parent / "results"
-LATENTS, HIDDEN = (64, 32, 16, 8, 4), (512, 256, 128, 64, 32)
+LATENTS = (64, 32, 16, 8, 4)
+HIDDEN = (512, 256, 128, 64, 32)
 # Minus log p after the full schedules, by network and number of particles: the IWAE paper's
 # table 1.
 REFERENCE = {
@@ -119,7 +120,8 @@ def deep_pair(ladder, batch_norm):
 def train(options):
     torch.manual_seed(options.seed)
     mnist = data.mnist(validation=0)
-    images, test = mnist.train.x[: options.rows], mnist.test.x[: options.test_rows]
+    images = mnist.train.x[: options.rows]
+    test = mnist.test.x[: options.test_rows]
     paper = options.network in ("one-layer", "two-layers")
     if paper:
         p, q = iwae_pair(1 if options.network == "one-layer" else 2)
@@ -130,7 +132,8 @@ def train(options):
             torch.logit(images.mean(0).clamp(0.001, 0.999))
         )
     batch = 20 if paper else 256
-    steps, schedules = -(-len(images) // batch), {}
+    steps = -(-len(images) // batch)
+    schedules = {}
     if paper:
         schedules["lr"] = lambda step: rate(step, steps)
     if options.warm_up:

@@ -124,7 +124,8 @@ def main():
     x = torch.bernoulli(
         mnist.test.x[: settings["images"]], generator=torch.Generator().manual_seed(0)
     )
-    rows, drawn = {}, {}
+    rows = {}
+    drawn = {}
     for size in (50, 2):
         for name, loss in LOSSES.items():
             torch.manual_seed(arguments.seed)

@@ -44,7 +44,8 @@ def measure(num_particles, images):
     )
     guide = guides.VAE(Conditional(dist.Normal, MLP(784, [200, 200], **trunk), 50))
     x = torch.load(images)
-    before, start = mebibytes(), time.perf_counter()
+    before = mebibytes()
+    start = time.perf_counter()
     evaluate.log_likelihood(
         model, guide, x, num_particles=num_particles, errors=True, binarize=True, seed=0
     )

@@ -60,7 +60,8 @@ class Joined(nn.Module):
         super().__init__()
         self.first = nn.ModuleList(MLP(size, [hidden]) for size in sizes)
         self.second = MLP([hidden] * len(sizes), [hidden])
-        self.in_shapes, self.out_features = tuple((size,) for size in sizes), hidden
+        self.in_shapes = tuple((size,) for size in sizes)
+        self.out_features = hidden
 
     def forward(self, *x):
         return self.second(*(layer(value) for layer, value in zip(self.first, x, strict=True)))
@@ -99,7 +100,8 @@ def loss_of(method, alpha):
 
 
 def trained(arguments, p, q, train, **options):
-    loss, steps = loss_of(arguments.method, arguments.alpha), -(-len(train[0]) // 100)
+    loss = loss_of(arguments.method, arguments.alpha)
+    steps = -(-len(train[0]) // 100)
     warm_up = max(1, int(0.4 * arguments.epochs)) * steps
     if "beta" in loss.adjustable and options.pop("warm_up", False):
         options["schedules"] = {"beta": lambda step: min(1.0, (step + 1) / warm_up)}
@@ -136,7 +138,8 @@ def from_prior(p, x):
 
 def labels(arguments):
     mnist = data.mnist(validation=0).one_hot()
-    train, test = mnist.train[: arguments.rows], mnist.test[: arguments.images]
+    train = mnist.train[: arguments.rows]
+    test = mnist.test[: arguments.images]
     p, q = pair(arguments.method, (dist.Bernoulli, dist.OneHotCategorical), (784, 10), 512, 64)
     row = trained(arguments, p, q, (train.x, train.y), binarize=True, warm_up=True)
     x = torch.bernoulli(test.x, generator=torch.Generator().manual_seed(0)), test.y
@@ -173,10 +176,8 @@ def turned_back(x):
 
 def twins_of(split, generator):
     """Black and white images and, turned, others of the same digits."""
-    x, partner = (
-        torch.bernoulli(split.x, generator=generator),
-        torch.empty(len(split), dtype=torch.long),
-    )
+    x = torch.bernoulli(split.x, generator=generator)
+    partner = torch.empty(len(split), dtype=torch.long)
     for digit in split.y.unique():
         members = (split.y == digit).nonzero().flatten()
         partner[members] = members[torch.randperm(len(members), generator=generator)]
@@ -203,9 +204,12 @@ def classifier(x, y, device):
 
 
 def twins(arguments):
-    mnist, random = data.mnist(validation=0), torch.Generator().manual_seed(arguments.seed)
-    train, test = mnist.train[: arguments.rows], mnist.test[: arguments.images]
-    pairs, held_out = twins_of(train, random), twins_of(test, random)
+    mnist = data.mnist(validation=0)
+    random = torch.Generator().manual_seed(arguments.seed)
+    train = mnist.train[: arguments.rows]
+    test = mnist.test[: arguments.images]
+    pairs = twins_of(train, random)
+    held_out = twins_of(test, random)
     p, q = pair(arguments.method, (dist.Bernoulli, dist.Bernoulli), (784, 784), 400, 20)
     row = trained(arguments, p, q, pairs)
     torch.manual_seed(arguments.seed)  # one judge for all methods

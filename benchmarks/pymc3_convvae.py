@@ -33,7 +33,8 @@ class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 64 * 14 * 14), nn.ReLU(), nn.Unflatten(1, (64, 14, 14)),
+            nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 64 * 14 * 14), nn.ReLU(),
+            nn.Unflatten(1, (64, 14, 14)),
             nn.ConvTranspose2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
         )  # fmt: skip
 
@@ -49,7 +50,9 @@ class Minibatches:
     """So many batches of rows drawn with replacement."""
 
     def __init__(self, x, batch_size, steps):
-        self.x, self.batch_size, self.steps = x, batch_size, steps
+        self.x = x
+        self.batch_size = batch_size
+        self.steps = steps
 
     def __len__(self):
         return self.steps
@@ -72,7 +75,8 @@ def main():
     mnist = data.mnist(validation=0, flatten=False)
     encoder = nn.Sequential(
         nn.Conv2d(1, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64 * 14 * 14, 128), nn.ReLU(),
     )  # fmt: skip
     pixels = Conditional(
         dist.Normal, Decoder(), (1, 28, 28), scale=0.1, transforms={"loc": SigmoidTransform()}

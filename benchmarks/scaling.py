@@ -70,7 +70,8 @@ def slope(sizes, values):
         len(sizes) // 2 :
     ]
     xs, ys = zip(*upper, strict=True)
-    mean_x, mean_y = statistics.mean(xs), statistics.mean(ys)
+    mean_x = statistics.mean(xs)
+    mean_y = statistics.mean(ys)
     rise = sum((x - mean_x) * (y - mean_y) for x, y in upper)
     return round(rise / sum((x - mean_x) ** 2 for x in xs), 2)
 

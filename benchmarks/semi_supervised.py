@@ -65,10 +65,8 @@ EPOCHS = {
     "m1": (20, 500),
     "m1m2": (120, 3000),
 }
-ALPHA, RATE = (
-    {"m2-conv": 1.0, "m1m2": 1.0},
-    {"m2-conv": 1e-3, "m1m2": 1e-3},
-)  # others: 0.1, 3e-4
+ALPHA = {"m2-conv": 1.0, "m1m2": 1.0}  # others: 0.1
+RATE = {"m2-conv": 1e-3, "m1m2": 1e-3}  # others: 3e-4
 PUBLISHED = {
     "m2": {"Kingma et al.": 88.03, "Pyro's tutorial": 93.19, "Jang et al., summed out": 92.6},
     "m2-conv": {
@@ -101,7 +99,8 @@ class Convolutions(nn.Module):
                 [nn.Dropout2d(0.25)] if after != maps else [nn.Flatten(), nn.Dropout(0.5)]
             )
         self.layers = nn.Sequential(*layers)
-        self.in_shapes, self.out_features = ((1, 28, 28),), 64 * 4 * 4
+        self.in_shapes = ((1, 28, 28),)
+        self.out_features = 64 * 4 * 4
 
     def forward(self, image):
         rows = image.shape[: image.dim() - (3 if image.shape[-1] == 28 else 1)]
@@ -370,7 +369,8 @@ def step_times(options):
     warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    x, y = torch.rand(100, 784).round(), torch.eye(10).repeat(10, 1)
+    x = torch.rand(100, 784).round()
+    y = torch.eye(10).repeat(10, 1)
     arguments = (x, y, torch.rand(100, 784).round())
     contestants = {
         "Pyro SVI, TraceEnum_ELBO": enumerated_by_pyro(arguments, True),

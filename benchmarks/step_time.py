@@ -46,8 +46,11 @@ PROGRAMS = {
     "MLP GAN 64-256-256-784, batch 100": adversarial(784, 256, 64, 100),
     "MLP VAE 784-8-8-50, batch 100 (host cost)": elbo(784, 8, 50, 100),
 }
-HAND, HAND_COMPILED = "hand-written", "hand-written, torch.compile"
-EAGER, COMPILED, PYRO = "tarspyro, eager", "tarspyro, compiled", "Pyro SVI"
+HAND = "hand-written"
+HAND_COMPILED = "hand-written, torch.compile"
+EAGER = "tarspyro, eager"
+COMPILED = "tarspyro, compiled"
+PYRO = "Pyro SVI"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -65,7 +68,9 @@ def contestants_of(program, device):
     }
     if program.pyro_bound is not None:
         makers[PYRO] = lambda: svi(program, device)
-    x, steps, start_up = program.batch().to(device), {}, {}
+    x = program.batch().to(device)
+    steps = {}
+    start_up = {}
     for name, make in makers.items():
         start = time.perf_counter()
         steps[name] = make()

@@ -51,7 +51,8 @@ from tarspyro import Conditional, data, evaluate, fit, guides, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
-LATENT, HIDDEN = 20, [400, 400]
+LATENT = 20
+HIDDEN = [400, 400]
 EPOCHS = {
     "anomalies": (5, 50),
     "imputation": (20, 200),
@@ -94,7 +95,9 @@ def black_and_white(x, seed):
 
 
 def anomalies(arguments, mnist):
-    train, test, rows = mnist.train[: arguments.images], mnist.test[: arguments.images], {}
+    train = mnist.train[: arguments.images]
+    test = mnist.test[: arguments.images]
+    rows = {}
     x = black_and_white(test.x, 0)
     particles = {
         "elbo": 10,
@@ -103,12 +106,14 @@ def anomalies(arguments, mnist):
     }
     for digit in range(10) if arguments.digit is None else [arguments.digit]:
         p, q, seconds = trained(train.x[train.y != digit], arguments)
-        row, unseen = {}, test.y == digit
+        row = {}
+        unseen = test.y == digit
         for name, count in particles.items():
             options = {"score": name, "num_particles": count, "seed": 0}
             scores = evaluate.anomaly_score(p, q, x, **options)
             black = evaluate.anomaly_score(p, q, torch.zeros(1, 784), **options)
-            normal, white = scores[~unseen], x[~unseen].sum(1)
+            normal = scores[~unseen]
+            white = x[~unseen].sum(1)
             correlation = np.corrcoef(normal.numpy(), white.numpy())[0, 1]
             row[name] = {
                 "auroc": round(evaluate.auroc(scores, unseen), 4),
@@ -158,13 +163,15 @@ def imputation(arguments, mnist):
     p, q, seconds = trained(mnist.train.x[: arguments.images], arguments)
     count, particles = (1000, 1000) if arguments.full else (200, 500)
     if arguments.images is not None:
-        count, particles = min(20, arguments.images), 50
+        count = min(20, arguments.images)
+        particles = 50
     train = black_and_white(mnist.train.x[:10_000], 1)
     test, held_out = (
         black_and_white(part.x[:count], 0) for part in (mnist.test, mnist.validation)
     )
     mean_image = (mnist.train.x.sum(0) + 1) / (len(mnist.train) + 2)
-    rows, pictures = {}, {}
+    rows = {}
+    pictures = {}
     for name, mask_of in TASKS.items():
         start = time.perf_counter()
         mask = mask_of(test)
@@ -249,12 +256,12 @@ def mean_and_error(values):
 
 
 def streaming(arguments, mnist):
-    train, count = (
-        mnist.train[: arguments.images],
-        arguments.images or (10_000 if arguments.full else 1000),
-    )
-    test, particles = mnist.test[:count], 1000 if arguments.full else 100
-    x, by_digit = train.x, train.x[train.y.argsort(stable=True)]
+    train = mnist.train[: arguments.images]
+    count = arguments.images or (10_000 if arguments.full else 1000)
+    test = mnist.test[:count]
+    particles = 1000 if arguments.full else 100
+    x = train.x
+    by_digit = train.x[train.y.argsort(stable=True)]
     streams = {
         "one shuffled epoch, batches of 100": (x, 100, None),
         "order of the file, batches of 100": (x, 100, 1e-3),

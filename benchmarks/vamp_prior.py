@@ -31,7 +31,8 @@ from tarspyro.distributions import VampPrior, default_prior
 from tarspyro.infer import ELBO
 from tarspyro.modules import Configurable
 
-LATENT, BATCH = 40, 100
+LATENT = 40
+BATCH = 100
 PAPER = {"standard": 84.50, "vamp": 82.38}
 
 
@@ -41,10 +42,8 @@ class Gated(Configurable):
     def __init__(self, in_features, out_features):
         super().__init__()
         self.out_features = out_features
-        self.value, self.gate = (
-            nn.Linear(in_features, out_features),
-            nn.Linear(in_features, out_features),
-        )
+        self.value = nn.Linear(in_features, out_features)
+        self.gate = nn.Linear(in_features, out_features)
         for layer in (self.value, self.gate):
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -53,11 +53,10 @@ class Features(nn.Module):
 
     def __init__(self, features, network):
         super().__init__()
-        self.features, self.network = features, network
-        self.in_shapes, self.out_features = (
-            ((features[0].in_features,), *network.in_shapes[1:]),
-            network.out_features,
-        )
+        self.features = features
+        self.network = network
+        self.in_shapes = ((features[0].in_features,), *network.in_shapes[1:])
+        self.out_features = network.out_features
 
     def forward(self, first, *others):
         return self.network(self.features(first), *others)
@@ -68,7 +67,8 @@ class Both(nn.Module):
 
     def __init__(self, of_x, of_z, mean):
         super().__init__()
-        self.of_x, self.of_z = of_x, of_z
+        self.of_x = of_x
+        self.of_z = of_z
         self.register_buffer("mean", mean)
         self.in_shapes = ((of_x[0].in_features,), (of_z[0].in_features,))
 
@@ -81,10 +81,12 @@ class Residual(nn.Module):
 
     def __init__(self, prior, correction):
         super().__init__()
-        self.prior, self.correction = prior, correction
+        self.prior = prior
+        self.correction = correction
 
     def forward(self, x, h):
-        prior, own = self.prior(h).base_dist, self.correction(x, h).base_dist
+        prior = self.prior(h).base_dist
+        own = self.correction(x, h).base_dist
         return dist.Normal(prior.loc + own.loc, own.scale).to_event(1)
 
 
@@ -100,7 +102,8 @@ def pair(mean, size):
     correction = Conditional(
         dist.Normal, Features(of_x, MLP([size, size], [size])), size, transforms=scale
     )
-    p, q = models.VRNN(cell, prior, likelihood), guides.VRNN(cell, Residual(prior, correction))
+    p = models.VRNN(cell, prior, likelihood)
+    q = guides.VRNN(cell, Residual(prior, correction))
     with torch.no_grad():
         for layer in [*p.modules(), *q.modules()]:
             if isinstance(layer, nn.Linear):

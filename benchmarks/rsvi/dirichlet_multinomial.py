@@ -90,7 +90,8 @@ def generalized(concentration):
     does; the score is that of the noise's density, which is the draw's times dz / d noise.
     """
     log_gamma = torch._standard_gamma(concentration.detach()).log()
-    mean, deviation = torch.digamma(concentration), torch.polygamma(1, concentration).sqrt()
+    mean = torch.digamma(concentration)
+    deviation = torch.polygamma(1, concentration).sqrt()
     noise = ((log_gamma - mean) / deviation).detach()
     log_gamma = mean + deviation * noise
     log_density = (
@@ -208,8 +209,10 @@ def main():
     draws = arguments.draws or (2_000 if arguments.short else 20_000)
     out = arguments.out or (None if arguments.short else RESULTS / "rsvi_dirichlet.json")
     torch.manual_seed(arguments.seed)
-    start, counts = time.perf_counter(), data()
-    table, curves = {}, {}
+    start = time.perf_counter()
+    counts = data()
+    table = {}
+    curves = {}
     for kind, constant in constants(counts).items():
         table[kind] = {}
         for first in PUBLISHED:

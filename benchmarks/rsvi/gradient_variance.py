@@ -97,7 +97,9 @@ def main():
     out = arguments.out or (None if arguments.short else RESULTS / "rsvi_variance.json")
     torch.set_default_dtype(torch.float64)
     pyro.enable_validation(False)
-    start, counts, rows = time.perf_counter(), data(), {}
+    start = time.perf_counter()
+    counts = data()
+    rows = {}
     for name in ("RSVI, B=1", "implicit") if arguments.short else ESTIMATORS:
         torch.manual_seed(arguments.seed)
         guide = ByShapeAndMean(counts, seed=arguments.seed, **ESTIMATORS[name])

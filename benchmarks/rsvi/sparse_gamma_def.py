@@ -36,8 +36,17 @@ from tarspyro.infer import ELBO
 RESULTS = Path(__file__).parents[1] / "results"
 LAYERS = (100, 40, 15)
 LOWEST = {"shape": 1e-3, "mean": 1e-4}
-PUBLISHED = {0: -82.702e6, 100: -24.71e6, 200: -15.46e6, 500: -6.17e6, 1000: -2.965e6, 2000: -2.187e6, 2600: -2.151e6,
-             5000: -2.157e6, 20_000: -2.070e6}  # fmt: skip
+PUBLISHED = {
+    0: -82.702e6,
+    100: -24.71e6,
+    200: -15.46e6,
+    500: -6.17e6,
+    1000: -2.965e6,
+    2000: -2.187e6,
+    2600: -2.151e6,
+    5000: -2.157e6,
+    20_000: -2.070e6,
+}
 LEVELS = {-6.17e6: "500", -2.965e6: "1,000", -2.187e6: "2,000", -2.041e6: "the best of 68,901"}
 
 
@@ -98,7 +107,8 @@ class Guide(nn.Module):
             for name, size in (local | shared).items():
                 noise = torch.as_tensor(source.normal(size=size), dtype=counts.dtype)
                 self.raw[f"{kind}_{name}"] = nn.Parameter(start + 0.1 * noise)
-        self.local, self.shared = list(local)[::-1], list(shared)
+        self.local = list(local)[::-1]
+        self.shared = list(shared)
 
     def shape_and_mean(self, name):
         return softplus(self.raw[f"shape_{name}"]), softplus(self.raw[f"mean_{name}"])
@@ -277,7 +287,8 @@ def main():
     counts = data()
     guide = Guide(counts, arguments.seed, **sampler)
     optimizer = OPTIMIZERS[arguments.optimizer](guide.parameters(), lr=arguments.lr)
-    start, elbo = time.perf_counter(), []
+    start = time.perf_counter()
+    elbo = []
     iterations = 100 if arguments.short else arguments.iterations
     for n, value in enumerate(
         train(guide, counts, optimizer, iterations, arguments.particles)
