@@ -1,11 +1,13 @@
 """MNIST given its labels, in Tars' set-up; and given one, two or three of its quadrants, as
 Sohn et al. (2015) do.
 
-    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels                   (1 epoch:
-    half a minute on one core) TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels
-    --epochs 20 --compile TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants
-    --given 1      (50 epochs: 20 minutes on one core) TARSPYRO_DATA=... python
-    benchmarks/conditional_vae.py quadrants --given 1 --full --compile           (300 epochs)
+    # 1 epoch: half a minute on one core
+    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels
+    TARSPYRO_DATA=... python benchmarks/conditional_vae.py labels --epochs 20 --compile
+    # 50 epochs: 20 minutes on one core
+    TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants --given 1
+    # 300 epochs
+    TARSPYRO_DATA=... python benchmarks/conditional_vae.py quadrants --given 1 --full --compile
 
 Grey pixels under a Bernoulli (a cross-entropy), 50,000 training images, batches of 100, Adam.
 

@@ -1,9 +1,9 @@
 """Frey Face in Li and Turner's set-up: the VAE, IWAE and VR-max with five particles, one fold
 of ten.
 
-    TARSPYRO_DATA=... python benchmarks/frey_renyi.py vae iwae vr-max   (2,000 epochs each:
-    half an hour on a core) TARSPYRO_DATA=... python benchmarks/frey_renyi.py iwae --gradient
-    dreg
+    # 2,000 epochs each: half an hour on a core
+    TARSPYRO_DATA=... python benchmarks/frey_renyi.py vae iwae vr-max
+    TARSPYRO_DATA=... python benchmarks/frey_renyi.py iwae --gradient dreg
 
 Networks 560-200-200-20 and back with softplus; a Gaussian decoder with a mean between 0 and 1
 and a variance for each pixel; nine tenths of the frames for training; Adam with learning rate

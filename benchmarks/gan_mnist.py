@@ -1,13 +1,16 @@
-"""Adversarial training on MNIST: what samples are worth, by Parzen windows and by a classifier
+"""Adversarial training on MNIST: the quality of samples, by Parzen windows and by a classifier
 of the library's own.
 
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile            (25 epochs: six
-    minutes on one core) TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
-       (40 epochs) TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
-       (12 epochs of each of two pairs)
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile      (12 epochs of
-    each of two pairs) TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix
-     (4 epochs of 10,000 images)
+    # 25 epochs: six minutes on one core
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile
+    # 40 epochs
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
+    # 12 epochs of each of two pairs
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
+    # 12 epochs of each of two pairs
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile
+    # 4 epochs of 10,000 images
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix
 
 ``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training
 unless said otherwise, batches of 100; MLPs with ReLU in encoders, ReLU and batch normalization
@@ -208,7 +211,7 @@ def steepness(x):
 
 
 def reconstructed(judge, x, means, y):
-    """What reconstructions keep, and how sharp they are."""
+    """Accuracy and sharpness of reconstructions."""
     features = [judge.features(images.reshape(-1, *SHAPE)) for images in (x, means)]
     return {
         "reconstructions with the label kept": round(
@@ -288,7 +291,7 @@ def jmvae_gan(arguments, mnist, judge, pictures):
 
 
 def edges(x):
-    """Where neighbouring pixels differ by more than a third."""
+    """Edges of images: pixels that differ from a neighbour by more than a third."""
     padded = nn.functional.pad(x, (0, 1, 0, 1))
     across = padded[..., :-1, 1:] - x
     down = padded[..., 1:, :-1] - x

@@ -1,9 +1,9 @@
-"""Which modes of a mixture of Gaussians a generator finds, under each loss: a ring of 8 and a
+"""The modes of a mixture of Gaussians that a generator finds, under each loss: a ring of 8 and a
 grid of 25.
 
-    python benchmarks/gan_modes.py ring --compile            (8,000 moves of the generator, 2
-    seeds) python benchmarks/gan_modes.py grid --compile
-    python benchmarks/gan_modes.py ring --full --compile     (50,000 moves, 10 seeds)
+    python benchmarks/gan_modes.py ring --compile         # 8,000 moves of the generator, 2 seeds
+    python benchmarks/gan_modes.py grid --compile
+    python benchmarks/gan_modes.py ring --full --compile  # 50,000 moves, 10 seeds
 
 Generator 8-128-128-2, ReLU, noise N(0, I); discriminator 2-128-128-1, LeakyReLU(0.2); batches
 of 256 fresh points, Adam with a learning rate of 1e-3 that falls to 0 over the second half and

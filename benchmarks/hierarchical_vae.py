@@ -1,9 +1,9 @@
 """MNIST, binarized dynamically, with one, two and five layers of latent variables; chains
 against the ladder.
 
-    TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py one-layer --bound iwae --particles
-    5 TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py two-layers --bound iwae
-    --particles 5 TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py chain
+    TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py one-layer --bound iwae --particles 5
+    TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py two-layers --bound iwae --particles 5
+    TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py chain
     TARSPYRO_DATA=... python benchmarks/hierarchical_vae.py ladder --batch-norm --warm-up 2
     python benchmarks/hierarchical_vae.py table
 

@@ -1,9 +1,10 @@
-"""What inference costs a VAE and an IWAE on binarized MNIST: gaps, annealed log-likelihoods
+"""The cost of inference in a VAE and an IWAE on binarized MNIST: gaps, annealed log-likelihoods
 and true posteriors.
 
-    TARSPYRO_DATA=... python benchmarks/inference_gaps.py          (the short form: minutes of
-    one CPU core) TARSPYRO_DATA=... python benchmarks/inference_gaps.py --full   (trained to
-    the end, 100 images, longer chains)
+    # The short form: minutes of one CPU core
+    TARSPYRO_DATA=... python benchmarks/inference_gaps.py
+    # Trained to the end, 100 images, longer chains
+    TARSPYRO_DATA=... python benchmarks/inference_gaps.py --full
 
 Networks 784-200-200-50 and 784-200-200-2 with tanh, trained with the ELBO and with IWAE (k =
 10) on pixels drawn anew for every batch (Burda et al. 2015), then on some binarized test

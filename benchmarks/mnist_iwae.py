@@ -1,12 +1,15 @@
-"""MNIST, binarized dynamically, in the IWAE paper's set-up: its one-layer network, its
+r"""MNIST, binarized dynamically, in the IWAE paper's set-up: its one-layer network, its
 schedule, any of its bounds.
 
-    TARSPYRO_DATA=... python benchmarks/mnist_iwae.py elbo                              (40
-    epochs: 5 minutes on a core) TARSPYRO_DATA=... python benchmarks/mnist_iwae.py iwae
-        --particles 5 --gradient dreg         (40 epochs: 10 minutes)
+    # 40 epochs: 5 minutes on a core
+    TARSPYRO_DATA=... python benchmarks/mnist_iwae.py elbo
+    # 40 epochs: 10 minutes
+    TARSPYRO_DATA=... python benchmarks/mnist_iwae.py iwae --particles 5 --gradient dreg
+    # 13 epochs: 20 minutes
     TARSPYRO_DATA=... python benchmarks/mnist_iwae.py iwae --particles 50 --stages 3
-     (13 epochs: 20 minutes) TARSPYRO_DATA=... python benchmarks/mnist_iwae.py iwae --particles
-     50 --stages 8 --evaluations 5000   (in full)
+    # In full
+    TARSPYRO_DATA=... python benchmarks/mnist_iwae.py iwae --particles 50 --stages 8 \
+        --evaluations 5000
 
 Networks 784-200-200-50 and back with tanh, output biases from the training mean, exp for the
 scale; all 60,000 images, drawn black and white anew for every batch of 20; Adam with eps =

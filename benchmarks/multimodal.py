@@ -1,13 +1,15 @@
 """Images with labels in the set-up of JMVAE, and images with other images of the same digit:
 coherence.
 
-    TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --compile    (40
-    epochs: 20 minutes of a core) TARSPYRO_DATA=... python benchmarks/multimodal.py labels
-        --method zero --compile
+    # 40 epochs: 20 minutes of a core
+    TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --compile
+    TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method zero --compile
     TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method product --compile
+    # 500 epochs: for a GPU
     TARSPYRO_DATA=... python benchmarks/multimodal.py labels --method kl --full --compile
-    (500 epochs: for a GPU) TARSPYRO_DATA=... python benchmarks/multimodal.py twins --method
-    mixture --compile    (10 epochs; 30 with --full) python benchmarks/multimodal.py table
+    # 10 epochs; 30 with --full
+    TARSPYRO_DATA=... python benchmarks/multimodal.py twins --method mixture --compile
+    python benchmarks/multimodal.py table
 
 ``labels`` is MNIST and its one-hot labels as in Suzuki et al. (2016, arXiv:1611.01891):
 networks of 784-512-512 and 10-512-512 ReLU, joined at 512 + 512, z of 64 dimensions with

@@ -1,10 +1,9 @@
 """Random pairs of programs, whose every number is right or refused: the test of ``tests/``, at
 length.
 
-    python benchmarks/random_programs.py                      (2,000 pairs, less than an hour
-    on one core) python benchmarks/random_programs.py --num 100 --first 2000
-    python -m tests.random_programs 17                        (one pair in full: its text, its
-    truth, what was found)
+    python benchmarks/random_programs.py  # 2,000 pairs, less than an hour on one core
+    python benchmarks/random_programs.py --num 100 --first 2000
+    python -m tests.random_programs 17    # one pair in full: its text, its truth, what was found
 
 Pairs are drawn by seed, ``tests/random_programs.py`` says how; ``tests/program_judge.py`` says
 what is compared with what, and how often it is wrong itself. A run that was interrupted goes
@@ -43,7 +42,7 @@ BROKEN = "the test itself failed"
 
 
 def found(seed):
-    """What is kept of one pair: its kind, how it came out, a letter for each quantity, and
+    """The record of one pair: its kind, its outcome, a letter for each quantity, and
     what was wrong.
     """
     try:

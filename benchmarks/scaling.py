@@ -1,8 +1,8 @@
-"""How the time and the memory of a training step grow: with the batch, the particles, the time
+"""The growth of a training step's time and memory: with the batch, the particles, the time
 steps and the width.
 
-    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile] [--only
-    AXIS] python benchmarks/scaling.py --picture docs/scaling.png
+    python benchmarks/scaling.py [--short] [--threads 2] [--device cpu] [--compile] [--only AXIS]
+    python benchmarks/scaling.py --picture docs/scaling.png
 
 Each point is a process of its own, so that its peak memory is its own too; in it our step and
 the one written by hand take turns. The slope is that of log time, or log memory beyond what

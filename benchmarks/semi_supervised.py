@@ -1,14 +1,18 @@
 """Few labels on MNIST: M2 with labels summed out or relaxed, M1 with a linear probe, M1 + M2;
 and the time of a step.
 
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2           (M2, labels summed out)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-conv      (the same with a
-    convolutional classifier) TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-gumbel
-      (M2, straight-through Gumbel-softmax labels) TARSPYRO_DATA=... python
-      benchmarks/semi_supervised.py m1           (a VAE, and a linear probe on its codes)
-    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1m2         (M2 on draws of the
-    codes of that VAE) python benchmarks/semi_supervised.py time [--rounds 10]             (one
-    step of M2, against TraceEnum_ELBO)
+    # M2, labels summed out
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2
+    # The same with a convolutional classifier
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-conv
+    # M2, straight-through Gumbel-softmax labels
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m2-gumbel
+    # A VAE, and a linear probe on its codes
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1
+    # M2 on draws of the codes of that VAE
+    TARSPYRO_DATA=... python benchmarks/semi_supervised.py m1m2
+    # One step of M2, against TraceEnum_ELBO
+    python benchmarks/semi_supervised.py time [--rounds 10]
 
 50,000 training images, of which 100 keep their labels, ten of each class; three splits, each
 with its own weights; 10,000 test images, binarized dynamically in training and grey when they

@@ -1,13 +1,16 @@
-"""What a VAE of MNIST is good for: finding digits it has not seen, filling in what is missing,
+"""Uses of a VAE of MNIST: finding digits it has not seen, filling in what is missing,
 learning from streams.
 
-    TARSPYRO_DATA=... python benchmarks/uses.py anomalies --compile            (10 pairs of 5
-    epochs each) TARSPYRO_DATA=... python benchmarks/uses.py anomalies --full --compile     (10
-    pairs of 50 epochs each) TARSPYRO_DATA=... python benchmarks/uses.py imputation --compile
-            (20 epochs, 200 test images) TARSPYRO_DATA=... python benchmarks/uses.py imputation
-            --full --compile    (200 epochs, 1,000 test images)
-    TARSPYRO_DATA=... python benchmarks/uses.py streaming --compile            (50,000 images
-    once, in six ways)
+    # 10 pairs of 5 epochs each
+    TARSPYRO_DATA=... python benchmarks/uses.py anomalies --compile
+    # 10 pairs of 50 epochs each
+    TARSPYRO_DATA=... python benchmarks/uses.py anomalies --full --compile
+    # 20 epochs, 200 test images
+    TARSPYRO_DATA=... python benchmarks/uses.py imputation --compile
+    # 200 epochs, 1,000 test images
+    TARSPYRO_DATA=... python benchmarks/uses.py imputation --full --compile
+    # 50,000 images once, in six ways
+    TARSPYRO_DATA=... python benchmarks/uses.py streaming --compile
 
 Networks 784-400-400-20 and back, ReLU, binarized dynamically, batches of 100, Adam with a
 learning rate of 1e-3.

@@ -1,11 +1,13 @@
-"""MNIST, binarized dynamically: a VAE with the standard normal prior, and with the VampPrior,
+r"""MNIST, binarized dynamically: a VAE with the standard normal prior, and with the VampPrior,
 at equal epochs.
 
+    # 60 epochs
     TARSPYRO_DATA=... python benchmarks/vamp_prior.py standard
-              (60 epochs) TARSPYRO_DATA=... python benchmarks/vamp_prior.py vamp
-                                              (60 epochs)
-    TARSPYRO_DATA=... python benchmarks/vamp_prior.py vamp --epochs 2000 --patience 50
-    --evaluations 5000   (in full)
+    # 60 epochs
+    TARSPYRO_DATA=... python benchmarks/vamp_prior.py vamp
+    # In full
+    TARSPYRO_DATA=... python benchmarks/vamp_prior.py vamp --epochs 2000 --patience 50 \
+        --evaluations 5000
 
 Networks 784-300-300-40 and back of gated layers, 500 pseudo-inputs that start near black,
 batches of 100, Adam with a learning rate of 5e-4 (the paper's has normalized gradients); the

@@ -1,10 +1,12 @@
 """Polyphonic music by a variational recurrent network, trained by the ELBO, IWAE or FIVO
 (Maddison et al. 2017).
 
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py untrained                (20 initial
-    weights: minutes on one core) TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo
-        --record           (200 epochs of JSB chorales)
-    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --full --record    (2,000 epochs)
+    # 20 initial weights: minutes on one core
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py untrained
+    # 200 epochs of JSB chorales
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --record
+    # 2,000 epochs
+    TARSPYRO_DATA=... python benchmarks/vrnn_music.py fivo --full --record
 
 The authors' set-up: an LSTM of 32 units, z of 32 dimensions, networks of one hidden layer of
 32 ReLU, features of x (less the training mean, where the recurrence reads it) and of z by

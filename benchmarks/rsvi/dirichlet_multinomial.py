@@ -1,9 +1,10 @@
 """Figure 4 of rejection sampling variational inference: the error of the gradient on a
 conjugate model.
 
-    python benchmarks/rsvi/dirichlet_multinomial.py           (20,000 draws: 4 minutes on one
-    CPU core) python benchmarks/rsvi/dirichlet_multinomial.py --short   (2,000 draws at four
-    concentrations; only prints)
+    # 20,000 draws: 4 minutes on one CPU core
+    python benchmarks/rsvi/dirichlet_multinomial.py
+    # 2,000 draws at four concentrations; only prints
+    python benchmarks/rsvi/dirichlet_multinomial.py --short
 
 Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, section 5.1): 100 multinomial
 counts over 100 categories with a flat Dirichlet prior, and a Dirichlet as the variational

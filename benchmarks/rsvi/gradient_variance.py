@@ -1,9 +1,10 @@
 """Table 1 of rejection sampling variational inference: the variance of the sparse gamma DEF's
 first gradient.
 
-    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py           (10 draws: 2
-    minutes on one CPU core) TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py
-    --short   (3 draws of two estimators; only prints)
+    # 10 draws: 2 minutes on one CPU core
+    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py
+    # 3 draws of two estimators; only prints
+    TARSPYRO_DATA=... python benchmarks/rsvi/gradient_variance.py --short
 
 Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, table 1): the model and the initial
 values of ``sparse_gamma_def.py``, but with shapes of at least 1, so that B = 0 is possible;

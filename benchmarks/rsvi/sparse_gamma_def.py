@@ -1,9 +1,10 @@
 """The sparse gamma deep exponential family on abstracts of NIPS papers, as a pair of Pyro
 programs.
 
-    TARSPYRO_DATA=... python benchmarks/rsvi/sparse_gamma_def.py            (2,600 iterations:
-    20 minutes on one core) TARSPYRO_DATA=... python benchmarks/rsvi/sparse_gamma_def.py
-    --short    (100 iterations; only prints)
+    # 2,600 iterations: 20 minutes on one core
+    TARSPYRO_DATA=... python benchmarks/rsvi/sparse_gamma_def.py
+    # 100 iterations; only prints
+    TARSPYRO_DATA=... python benchmarks/rsvi/sparse_gamma_def.py --short
 
 Naesseth, Ruiz, Linderman and Blei (2017, arXiv:1610.05683, section 5.2), after Ranganath et
 al. (2015): three layers of 100, 40 and 15 Gamma variables for each of 305 documents, and

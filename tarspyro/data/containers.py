@@ -70,8 +70,8 @@ class Split:
         num_classes = as_count("num_classes", num_classes)
         if smallest < 0 or largest >= num_classes:
             raise ValueError(
-                f"num_classes={num_classes} is for labels from 0 to {num_classes - 1}, and the"
-                f" labels are from {smallest} to {largest}."
+                f"num_classes is {num_classes}, for labels from 0 to {num_classes - 1}, but"
+                f" they are from {smallest} to {largest}."
             )
         return Split(self.x, torch.eye(num_classes)[y])
 
