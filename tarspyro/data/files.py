@@ -6,9 +6,11 @@
 
 __all__ = ["MAX_BYTES", "DataError", "data_folder", "fetch", "read"]
 
+import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tarspyro.arguments import format_value
@@ -100,6 +102,7 @@ def _download(path: Path, url: str, sha256: str, decode: Decoder) -> None:
         _decoded(encoded, sha256, decode, source=url, advice=advice)
         Path(output_file).write_bytes(encoded)
 
+    is_new = not path.parent.exists()
     try:
         downloads = pooch.create(
             path.parent,
@@ -108,15 +111,30 @@ def _download(path: Path, url: str, sha256: str, decode: Decoder) -> None:
             urls={path.name: url},
             retry_if_failed=RETRIES,
         )
-        downloads.fetch(path.name, downloader=download)
+        with _quiet(pooch.get_logger()):
+            downloads.fetch(path.name, downloader=download)
         path.chmod(0o644)  # pooch's temporary files are for their owner alone
-    except DataError:
-        raise
-    except OSError as error:  # the errors of requests are OSErrors
+    except OSError as error:  # the errors of requests are among them
+        if is_new:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{path} is missing and cannot be downloaded from {url} ({_line(error)}): put the"
             " file there, or name the folder that holds it in TARSPYRO_DATA."
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Lets a logger report nothing but warnings for a while."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _receive(url: str, name: str) -> bytes:

@@ -9,11 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from tarspyro import load_run, models
@@ -45,9 +44,9 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     def refuse(url, **options):
-        raise urllib.error.URLError("no network in tests")
+        raise OSError("no network in tests")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
 
 
 @pytest.fixture(scope="module")
