@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Delta, Independent
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints, transform_to
 
@@ -226,7 +226,7 @@ class _Local:
         signal = (log_w - log_w.mean(0, keepdim=True)).detach()
         for name, q in made.items():
             score = score_function(q, values[name])
-            if not is_identically_zero(score):
+            if score is not None:
                 log_w = log_w + signal * self.densities.reduce(score)
         return log_w
 

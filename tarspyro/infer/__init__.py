@@ -1,8 +1,9 @@
-"""Bounds and games: how a pair is trained."""
+"""Losses of a pair: bounds on log p(x), games, and their compilation."""
 
 __all__ = [
     "Adversarial",
     "AdversarialAutoencoder",
+    "Bound",
     "CIWAE",
     "Compiled",
     "Divergence",
@@ -27,15 +28,17 @@ __all__ = [
     "VAEGAN",
     "WAE",
     "Wasserstein",
+    "WeightedBound",
     "check_pair",
     "log_weights",
     "mmd",
     "renyi_bound",
 ]
 
+from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.bounds.fivo import FIVO
-from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi
+from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
 from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.bounds.reductions import renyi_bound
 from tarspyro.infer.bounds.semi_supervised import SemiSupervised

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 
 def leaves_of(loss: Tensor) -> list[Tensor]:
     """Returns the parameters that a number depends on, in the order of the graph."""
     leaves: dict[int, Tensor] = {}
-    stack, seen = [loss.grad_fn], set()
+    stack: list[Node | None] = [loss.grad_fn]
+    seen: set[Node] = set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -25,13 +27,13 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
 
 
 def reachable_leaves(leaves: Sequence[Tensor]) -> Callable[[Tensor], frozenset[int]]:
-    """Returns a function from a tensor to the identities of those of the leaves that it
-    depends on.
+    """Returns a function that tells which of the leaves a tensor depends on, by their ``id``.
 
-    Every node of the autograd graph is visited once, however many tensors are asked for.
+    The function visits every node of the autograd graph once, however many tensors it is asked
+    for.
     """
     wanted = frozenset(id(leaf) for leaf in leaves)
-    known: dict[Any, frozenset[int]] = {}
+    known: dict[Node, frozenset[int]] = {}
 
     def reachable(value: Tensor) -> frozenset[int]:
         if value.grad_fn is None:
@@ -60,15 +62,16 @@ def with_gradients(
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
-        >>> (3 * with_gradients(torch.tensor(5.0), [weight], [torch.tensor([1.0, 2.0])])).backward()
+        >>> loss = with_gradients(torch.tensor(5.0), [weight], [torch.tensor([1.0, 2.0])])
+        >>> (3 * loss).backward()
         >>> weight.grad
         tensor([3., 6.])
     """
-    result: Tensor = _Known.apply(value, list(gradients), *parameters)
+    result: Tensor = _WithGradients.apply(value, list(gradients), *parameters)
     return result
 
 
-class _Known(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor
@@ -77,5 +80,5 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *torch._foreach_mul(ctx.gradients, outer[0])

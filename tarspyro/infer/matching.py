@@ -1,4 +1,4 @@
-"""The check of a pair: whether its halves have the same latent variables, and run on the data."""
+"""Checks that a model and a guide belong together, and that they run on the data."""
 
 __all__ = [
     "check_auxiliary",
@@ -19,10 +19,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Independent
 from pyro.poutine import Trace
 from torch import Tensor, nn
-from torch.distributions import TransformedDistribution, biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
+from torch.distributions.constraints import Constraint
 
 from tarspyro.infer.traces import (
     InputError,
@@ -38,18 +44,18 @@ from tarspyro.infer.traces import (
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
 
-_DRAWS = 16  # of the guide, to be compared with the prior's support
+_DRAWS = 16  # How many draws of the guide are compared with the prior's support.
 
 
-def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-    """Runs the pair once and raises where Pyro would only warn.
+def check_pair(model: Program, guide: Program, *args: object, **kwargs: object) -> None:
+    """Runs the pair once and raises an error where Pyro would only warn.
 
-    Leaves random state, statistics and parameters as they are.
+    Random state, statistics and parameters stay as they are.
 
     Raises:
-        PairError: If the halves do not sample the same latent sites, with the same shapes,
-            inside the same plates, or the guide draws what the prior cannot, or the model
-            observes nothing.
+        PairError: If the latent sites of the model and of the guide differ in their names,
+            shapes or plates, if the guide draws values outside the prior's support, or if the
+            model observes nothing.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -64,8 +70,7 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
         ...     check_pair(model, guide, torch.zeros(3))
         ... except PairError as error:
         ...     print(error)
-        guide does not pair with model: the model also samples ['z']; the guide also samples
-        ['w'].
+        guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
     """
     with preserved_rng(), evaluating(model, guide):
         traces = run_pair(model, guide, args, kwargs)
@@ -73,99 +78,100 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Non
 
 
 def run_pair(
-    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: Program, guide: Program, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[Trace, Trace]:
-    """Runs a pair; where that fails, says in one sentence why.
+    """Runs a pair and returns both traces; an error says in one sentence why it does not run.
 
     Raises:
-        InputError: If the programs do not run on the data, or an observed site is given
-            another shape than it has.
-        PairError: If a latent variable has another shape in one half than in the other.
-        TypeError: If one of them is no program.
+        InputError: If the programs do not run on the data, or an observed value has another
+            shape than its distribution.
+        PairError: If a latent variable has different shapes in the model and in the guide.
+        TypeError: If the model or the guide is not a program.
     """
     check_program("model", model)
     check_program("guide", guide)
-    for half in (model, guide):
-        check_count(args, half)
+    for program in (model, guide):
+        check_count(args, program)
+        check_arguments = getattr(program, "check_arguments", None)
+        if check_arguments is not None:
+            check_arguments(args, kwargs)
     try:
         return trace_pair(model, guide, args, kwargs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         own = isinstance(error, (InputError, PairError)) and "\n" not in str(error)
         if own or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise  # a sentence already; no memory, or not implemented
-        # The model alone tells what it expects, where the guide's network has stumbled over
-        # the data.
-        alone, reason = _run_alone(model, args, kwargs)
-        for name, site in () if alone is None else sample_sites(alone):
-            if site["is_observed"]:
-                check_shape(name, site["fn"], site["value"])
-        guided, _ = _run_alone(guide, args, kwargs)
-        if alone is not None and guided is not None:
-            _check_plates(model, guide, alone, guided)
-            _check_shapes(model, guide, alone, guided)
+            raise  # It is one sentence already, or says: out of memory, not implemented.
+
+        # If the guide's network fails on the data, a run of the model alone says which shape the
+        # data should have.
+        model_trace, reason = _run_alone(model, args, kwargs)
+        if model_trace is not None:
+            for name, site in sample_sites(model_trace):
+                if site["is_observed"]:
+                    check_shape(name, site["fn"], site["value"])
+            guide_trace, _ = _run_alone(guide, args, kwargs)
+            if guide_trace is not None:
+                _check_plates(model, guide, model_trace, guide_trace)
+                _check_shapes(model, guide, model_trace, guide_trace)
         raise InputError(sentence_of((model, guide), args, reason or error)) from error
 
 
 def _run_alone(
-    half: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    program: Program, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[Trace | None, Exception | None]:
-    """Returns the run of a half, or what it raises."""
+    """Returns the trace of a program, or the error that it raises."""
     try:
-        return poutine.trace(half).get_trace(*args, **kwargs), None
-    except NotImplementedError:  # a prior that cannot be drawn from
+        return poutine.trace(program).get_trace(*args, **kwargs), None
+    except NotImplementedError:  # The prior cannot be drawn from.
         return None, None
     except Exception as error:
         return None, error
 
 
 @contextlib.contextmanager
-def explaining(programs: Sequence[Program], arguments: Sequence[Any]) -> Iterator[None]:
-    """Says in one sentence that programs do not run on some data, in place of what torch and
-    Pyro say over many lines.
+def explaining(programs: Sequence[Program], arguments: Sequence[object]) -> Iterator[None]:
+    """Turns the long messages of torch and Pyro into one sentence with the data's shapes.
 
     Raises:
-        InputError: If they do not run.
+        InputError: If the code inside fails on the data.
     """
     try:
         yield
     except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
         whole = isinstance(error, ValueError) and "\n" not in str(error)
         if whole or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise  # a sentence already; no memory, or not implemented
+            raise  # It is one sentence already, or says: out of memory, not implemented.
         if isinstance(error, (InputError, PairError)):
             raise type(error)(str(error).partition("\n")[0]) from error
         raise InputError(sentence_of(programs, arguments, error)) from error
 
 
 def sentence_of(
-    programs: Sequence[Program], arguments: Sequence[Any], error: Exception
+    programs: Sequence[Program], arguments: Sequence[object], error: Exception
 ) -> str:
-    """Returns one sentence that says which programs do not run on data of which shapes, and
-    why.
+    """Returns a sentence with the programs' names, the shapes of the data, and the reason why
+    the programs do not run on it.
     """
     reason = str(error).partition("\n")[0]
     shapes = ", ".join(
-        str(tuple(part.shape)) if torch.is_tensor(part) else repr(part) for part in arguments
+        str(tuple(part.shape)) if isinstance(part, Tensor) else repr(part)
+        for part in arguments
     )
     names = list(dict.fromkeys(name_of(program) for program in programs))
-    return (
-        f"{' and '.join(names)} {'does' if len(names) == 1 else 'do'} not run on data of shape"
-        f" {shapes}: {reason}"
-    )
+    verb = "does" if len(names) == 1 else "do"
+    return f"{' and '.join(names)} {verb} not run on data of shape {shapes}: {reason}"
 
 
-def check_shape(name: str, distribution: Any, value: Any) -> None:
-    """Raises unless what is observed has the shape of the likelihood's events.
+def check_shape(name: str, distribution: object, value: object) -> None:
+    """Raises unless the rows of an observed value have the likelihood's event shape.
 
     Raises:
-        InputError: If it has another.
+        InputError: If they have another shape.
     """
-    if not torch.is_tensor(value) or not hasattr(distribution, "event_shape"):
+    if not isinstance(value, Tensor) or not isinstance(distribution, Distribution):
         return
-    event, given = (
-        tuple(distribution.event_shape),
-        tuple(value.shape[len(distribution.batch_shape) :]),
-    )
+    event = tuple(distribution.event_shape)
+    given = tuple(value.shape[len(distribution.batch_shape) :])
     if given == event:
         return
     if not value.is_floating_point() and value.dim() == 1:
@@ -190,9 +196,13 @@ def check_shape(name: str, distribution: Any, value: Any) -> None:
     )
 
 
-def check_count(arguments: Sequence[Any], program: Program) -> None:
-    """Raises if there are more parts of data than the program takes: most often labels among
-    the inputs.
+def check_count(arguments: Sequence[object], program: Program) -> None:
+    """Raises if there are more parts of data than the program takes.
+
+    Most often the extra part holds the labels.
+
+    Raises:
+        ValueError: If there are too many parts.
     """
     names = positional_names(program)
     if names and len(arguments) > len(names):
@@ -203,11 +213,14 @@ def check_count(arguments: Sequence[Any], program: Program) -> None:
 
 
 def positional_names(program: Program) -> list[str]:
-    """The names of the program's data arguments; empty where it takes any number of them."""
+    """Returns the names of the program's data arguments.
+
+    The list is empty if the program takes any number of them, or does not tell.
+    """
     function = program.forward if isinstance(program, nn.Module) else program
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin does not tell
+    except (TypeError, ValueError):  # A builtin has no signature.
         return []
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return []
@@ -221,131 +234,176 @@ def check_sites(
     model_trace: Trace,
     guide_trace: Trace,
     *,
-    data: Sequence[Any] = (),
+    data: Sequence[object] = (),
     observed: bool = True,
     supports: bool = True,
 ) -> None:
-    """Raises unless the sites of two traces match.
+    """Raises unless the sites of the two traces match.
 
     Arguments:
         model: The model.
         guide: The guide.
         model_trace: A run of the model on the guide's draws.
-        guide_trace: That run of the guide.
-        data: What the pair was called with: parts of it that are observed must have the
+        guide_trace: The run of the guide.
+        data: The arguments of the pair. Those that the model observes must have the
             likelihood's shape.
         observed: Whether the model has to observe something.
-        supports: Whether a latent variable has to have the same support in both.
+        supports: Whether a latent variable must have the same support in both programs.
+
+    Raises:
+        InputError: If an observed argument has another shape than the likelihood.
+        PairError: If the sites do not match.
     """
-    sites, guided = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+    sites = dict(sample_sites(model_trace))
+    guided = dict(sample_sites(guide_trace))
     latent = {name for name, site in sites.items() if not site["is_observed"]}
-    seen = {
+    drawn = {name for name, site in guided.items() if not site["is_observed"]}
+    seen = _observed_names(sites)
+
+    _check_roles(model, guide, sites, guided)
+    if observed and not seen and not any(is_factor(site) for site in sites.values()):
+        unseen = ""
+        if latent - drawn:
+            unseen = f" and samples {sorted(latent - drawn)}, which the guide does not"
+        raise PairError(
+            f"{name_of(model)} observes nothing{unseen}: give pyro.sample the data, obs=..."
+        )
+    _check_names(model, guide, sites, guided)
+    _check_plates(model, guide, model_trace, guide_trace)
+    _check_shapes(model, guide, model_trace, guide_trace)
+    if supports:
+        for name in latent & drawn:
+            _check_support(name, guided[name], sites[name])
+    for name in seen:
+        site = sites[name]
+        if any(site["value"] is part for part in data):
+            check_shape(name, site["fn"], site["value"])
+
+
+def _observed_names(sites: Mapping[str, Site]) -> set[str]:
+    """Returns the names of the observed sites, without ``pyro.factor``s."""
+    return {
         name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
     }
-    drawn = {name for name, site in guided.items() if not site["is_observed"]}
-    auxiliary = {name for name in drawn - latent if guided[name]["infer"].get("is_auxiliary")}
-    summed = {
-        name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"
+
+
+def _auxiliary_names(sites: Mapping[str, Site], guided: Mapping[str, Site]) -> set[str]:
+    """Returns the draws of the guide that it marks as auxiliary and the model does not have."""
+    return {
+        name
+        for name, site in guided.items()
+        if not site["is_observed"]
+        and site["infer"].get("is_auxiliary")
+        and (name not in sites or sites[name]["is_observed"])
     }
+
+
+def _check_roles(
+    model: Program, guide: Program, sites: Mapping[str, Site], guided: Mapping[str, Site]
+) -> None:
+    """Raises if the guide observes a site, or draws a site that the model observes."""
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
-    given = sorted(
-        name for name, site in guided.items() if site["is_observed"] and not is_factor(site)
-    )
+    seen = _observed_names(sites)
+    given = sorted(_observed_names(guided))
     if given and seen:
         raise PairError(
-            f"{pair}: it observes {given}, which is for the model to do: a guide draws latent"
-            " variables."
+            f"{pair}: the guide observes {given}, and only the model may observe: sample them"
+            " in the guide without obs=..."
         )
     if given:
         raise PairError(
             f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they"
             " look swapped, the model comes first."
         )
-    conditioned = sorted((drawn - auxiliary) & seen)
+    drawn = {name for name, site in guided.items() if not site["is_observed"]}
+    conditioned = sorted((drawn - _auxiliary_names(sites, guided)) & seen)
     if conditioned:
         raise PairError(
-            f"{pair}: it draws {conditioned}, which the model observes: hide them from the"
-            f" guide, poutine.block(guide, hide={conditioned})."
+            f"{pair}: the guide draws {conditioned}, which the model observes: hide them from"
+            f" the guide, poutine.block(guide, hide={conditioned})."
         )
-    if observed and not seen and not any(is_factor(site) for site in sites.values()):
-        unseen = (
-            f" and samples {sorted(latent - drawn)}, which the guide does not"
-            if latent - drawn
-            else ""
-        )
-        raise PairError(
-            f"{name_of(model)} observes nothing{unseen}: give pyro.sample the data, obs=..."
-        )
-    missing, extra = sorted(latent - drawn - summed), sorted(drawn - latent - auxiliary)
-    if missing or extra:
-        for name in missing:
-            if sites[name]["infer"].get("enumerate") == "sequential":
-                raise PairError(
-                    f"The model enumerates {name!r} sequentially, which sums nothing out of a"
-                    " model: write infer={'enumerate': 'parallel'}."
-                )
-        parts = [f"the model also samples {missing}"] * bool(missing)
-        parts += [f"the guide also samples {extra}"] * bool(extra)
-        raise PairError(f"{pair}: {'; '.join(parts)}.")
-    _check_plates(model, guide, model_trace, guide_trace)
-    _check_shapes(model, guide, model_trace, guide_trace)
-    for name in latent & drawn if supports else ():
-        _check_support(name, guided[name], sites[name])
-    for name in seen:
-        if any(sites[name]["value"] is part for part in data):
-            check_shape(name, sites[name]["fn"], sites[name]["value"])
+
+
+def _check_names(
+    model: Program, guide: Program, sites: Mapping[str, Site], guided: Mapping[str, Site]
+) -> None:
+    """Raises unless model and guide have the same latent sites."""
+    latent = {name for name, site in sites.items() if not site["is_observed"]}
+    drawn = {name for name, site in guided.items() if not site["is_observed"]}
+    summed = {
+        name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"
+    }
+    missing = sorted(latent - drawn - summed)
+    extra = sorted(drawn - latent - _auxiliary_names(sites, guided))
+    if not missing and not extra:
+        return
+    for name in missing:
+        if sites[name]["infer"].get("enumerate") == "sequential":
+            raise PairError(
+                f"The model enumerates {name!r} sequentially, which does not sum it out: write"
+                " infer={'enumerate': 'parallel'}."
+            )
+    parts = []
+    if missing:
+        parts.append(f"the model also samples {missing}")
+    if extra:
+        parts.append(f"the guide also samples {extra}")
+    pair = f"{name_of(guide)} does not pair with {name_of(model)}"
+    raise PairError(f"{pair}: {'; '.join(parts)}.")
 
 
 def _check_plates(
     model: Program, guide: Program, model_trace: Trace, guide_trace: Trace
 ) -> None:
-    """Raises if a plate has another size in the guide, whose indices the model takes, than in
-    the model.
+    """Raises if a plate has different sizes in the model and in the guide.
+
+    The model takes the subsampled indices of the guide's plate.
     """
-    sizes: list[dict[str, Any]] = []
-    for trace in (model_trace, guide_trace):
-        frames = [
-            frame for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]
-        ]
-        # A plate without a size, as in an EasyGuide, takes what it meets.
-        sizes.append(
-            {frame.name: frame.full_size or frame.size for frame in frames if frame.size > 0}
-        )
-    for name in sizes[0].keys() & sizes[1].keys():
-        if sizes[0][name] != sizes[1][name]:
+    sizes = _plate_sizes(model_trace)
+    guided = _plate_sizes(guide_trace)
+    for name in sizes.keys() & guided.keys():
+        if sizes[name] != guided[name]:
             raise PairError(
-                f"The plate {name!r} has the size {sizes[0][name]} in {name_of(model)} and"
-                f" {sizes[1][name]} in {name_of(guide)}: give both the same size."
+                f"The plate {name!r} has the size {sizes[name]} in {name_of(model)} and"
+                f" {guided[name]} in {name_of(guide)}: give both the same size."
             )
+
+
+def _plate_sizes(trace: Trace) -> dict[str, int]:
+    """Returns the sizes of the plates in a trace by their names."""
+    sizes = {}
+    for _, site in sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            # A plate without a size, as in an EasyGuide, fits any size.
+            if frame.size > 0:
+                sizes[frame.name] = frame.full_size or frame.size
+    return sizes
 
 
 def _check_shapes(
     model: Program, guide: Program, model_trace: Trace, guide_trace: Trace
 ) -> None:
-    """Raises unless each latent variable has the shape in the guide that it has in the model."""
+    """Raises unless each latent variable has the same shapes in the model and in the guide."""
     guided = dict(sample_sites(guide_trace))
     for name, site in sample_sites(model_trace):
         other = guided.get(name)
         if site["is_observed"] or other is None or not hasattr(site["fn"], "event_shape"):
             continue
-        for kind in ("event", "batch"):
-            wanted, drawn = (
-                tuple(getattr(half["fn"], f"{kind}_shape")) for half in (site, other)
-            )
-            if kind == "batch":
-                # Leading dimensions of size one say nothing.
-                wanted, drawn = _without_leading_ones(wanted), _without_leading_ones(drawn)
+        families = _family(site["fn"]), _family(other["fn"])
+        events = tuple(site["fn"].event_shape), tuple(other["fn"].event_shape)
+        # Leading dimensions of size one broadcast, so they make no difference.
+        batches = (
+            _without_leading_ones(tuple(site["fn"].batch_shape)),
+            _without_leading_ones(tuple(other["fn"].batch_shape)),
+        )
+        for kind, (wanted, drawn), fix in (
+            ("an event", events, "give both the same event shape"),
+            ("a batch", batches, "put it inside the same plates in both"),
+        ):
             if wanted != drawn:
-                what = "events" if kind == "event" else "a batch"
-                fix = (
-                    "give both the same event shape"
-                    if kind == "event"
-                    else "put it inside the same plates in both"
-                )
                 raise PairError(
-                    f"{name!r} has {what} of shape {wanted} in {name_of(model)}"
-                    f" ({_family(site['fn'])}) and {drawn} in {name_of(guide)}"
-                    f" ({_family(other['fn'])}): {fix}."
+                    f"{name!r} has {kind} of shape {wanted} in {name_of(model)}"
+                    f" ({families[0]}) and {drawn} in {name_of(guide)} ({families[1]}): {fix}."
                 )
 
 
@@ -356,11 +414,11 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_support(name: str, guided: Site, site: Site) -> None:
-    """Raises if the guide draws values of another kind than the prior has, or that the prior
-    cannot have.
-    """
-    prior, posterior = site["fn"], guided["fn"]
-    support, other = _plain(prior.support), _plain(posterior.support)
+    """Raises if the guide draws values that the prior cannot have, or of another kind."""
+    prior: Distribution = site["fn"]
+    posterior: Distribution = guided["fn"]
+    support = _support_of(prior)
+    other = _support_of(posterior)
     if constraints.is_dependent(support):
         return
     if is_delta(guided):
@@ -368,19 +426,17 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     elif _same(support, other):
         return
     else:
-        draws = posterior.sample((_DRAWS,))
+        draws = posterior.sample(torch.Size([_DRAWS]))
+
     inside = bool(support.check(draws).all())
-    # A discrete variable may be relaxed in the guide, if its draws are its values.
-    like = is_delta(guided) or support.is_discrete or _kind(support) == _kind(other)
-    # A transform says where its values lie at most: an exponential variable that is moved may
-    # be any real number to it.
+    # The guide may relax a discrete variable, if its draws are values of the variable.
+    alike = is_delta(guided) or support.is_discrete or _kind(support) == _kind(other)
+    # The support of a transform only says where its values can lie at most: an exponential
+    # variable plus a constant may be any real number to it.
     base = _innermost(posterior)
-    like = (
-        like
-        or isinstance(base, TransformedDistribution)
-        and _plain(base.base_dist.support) is not constraints.real
-    )
-    if inside and like and not (support.is_discrete and other.is_discrete):
+    if isinstance(base, TransformedDistribution):
+        alike = alike or _support_of(base.base_dist) is not constraints.real
+    if inside and alike and not (support.is_discrete and other.is_discrete):
         return
     raise PairError(
         f"{name!r} is {_family(prior)} in the model ({support}), and the guide draws"
@@ -388,9 +444,10 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     )
 
 
-def _kind(support: Any) -> Any:
-    """What a continuous support is like, wherever its edges lie: a half-line, an interval, or
-    a class of its own.
+def _kind(support: Constraint) -> object:
+    """Returns the kind of a continuous support, wherever its edges lie.
+
+    The kind is a half-line, an interval, or the class of the constraint.
     """
     if isinstance(support, (type(constraints.positive), type(constraints.nonnegative))):
         return "half-line"
@@ -399,32 +456,39 @@ def _kind(support: Any) -> Any:
     return type(support)
 
 
-def _plain(support: Any) -> Any:
+def _support_of(distribution: Distribution) -> Constraint:
+    """Returns the constraint of a single number, without the dimensions of the event."""
+    support: Any = distribution.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support
+    plain: Constraint = support
+    return plain
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two supports are the same."""
+def _same(one: Constraint, other: Constraint) -> bool:
+    """Whether two supports are of the same class and have the same edges."""
     if type(one) is not type(other):
         return False
-    edges = [
-        [
-            torch.as_tensor(edge)
-            for key, edge in vars(support).items()
-            if isinstance(edge, (int, float, Tensor))
-        ]
-        for support in (one, other)
+    edges = _edges(one)
+    others = _edges(other)
+    return len(edges) == len(others) and all(map(torch.equal, edges, others))
+
+
+def _edges(support: Constraint) -> list[Tensor]:
+    """Returns the numbers that a constraint has as attributes."""
+    return [
+        torch.as_tensor(edge)
+        for edge in vars(support).values()
+        if isinstance(edge, (int, float, Tensor))
     ]
-    return len(edges[0]) == len(edges[1]) and all(map(torch.equal, *edges))
 
 
-def _family(distribution: Any) -> str:
+def _family(distribution: Distribution) -> str:
+    """Returns the name of the family, below ``Independent``."""
     return type(_innermost(distribution)).__name__
 
 
-def _innermost(distribution: Any) -> Any:
+def _innermost(distribution: Distribution) -> Distribution:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
@@ -435,51 +499,61 @@ def check_auxiliary(
     model_trace: Trace,
     guide_trace: Trace,
     auxiliary: Collection[str],
-    deltas: Mapping[str, Collection[str]] | None,
+    deltas: Mapping[str, Collection[str]],
 ) -> None:
     """Raises if the guide draws more than the model's latent variables are functions of.
 
-    An auxiliary variable is legal where latent variables are functions of it, as in
-    autoguides: ``Delta`` sites, as many numbers in all. Noise beside them would need a partner
-        in the model, whose density it is compared with.
+    Autoguides draw an auxiliary variable and compute latent variables from it, as ``Delta``
+    sites with as many numbers in all. Other auxiliary noise would need a density in the model.
+
+    Arguments:
+        guide: The guide.
+        model_trace: A run of the model on the guide's draws.
+        guide_trace: The run of the guide.
+        auxiliary: The names of the auxiliary variables.
+        deltas: The draws that each ``Delta`` site of the guide is a function of.
+
+    Raises:
+        PairError: If an auxiliary variable has no such ``Delta`` sites.
     """
-    if deltas is None:
-        return
     guided = dict(sample_sites(guide_trace))
+    sites: dict[str, Any] = model_trace.nodes
+    known = {name: set(draws) for name, draws in deltas.items() if name in sites}
     for name in auxiliary:
         if is_delta(guided[name]):
             continue
-        together, functions = {name}, set[str]()
-        while True:  # variables that are functions of the same ones count together
-            more = {
-                d
-                for d, found in deltas.items()
-                if together & set(found) and d in model_trace.nodes
-            }
-            known = together | {
-                other for delta in more for other in deltas[delta] if other in auxiliary
-            }
-            if known == together and more == functions:
-                break
-            together, functions = known, more
+        together, functions = _connected(name, auxiliary, known)
         count = sum(guided[other]["value"].numel() for other in together)
-        if not functions or count > sum(
-            _free_numbers(model_trace.nodes[delta]) for delta in functions
-        ):
+        numbers = sum(_free_numbers(sites[delta]) for delta in functions)
+        if not functions or count > numbers:
             raise PairError(
-                f"{name_of(guide)} draws the auxiliary variable {name!r}, and no latent"
-                " variable of the model is a function of it, so that its density has no"
-                " partner: draw it in the model too, or leave it out."
+                f"{name_of(guide)} draws the auxiliary variable {name!r}, but no latent"
+                " variable of the model is a function of it, so its density has no"
+                " counterpart: draw it in the model too, or leave it out."
             )
 
 
-def _free_numbers(site: Any) -> float:
-    """How many real numbers a value of a site has, such as K - 1 for a point of the simplex."""
+def _connected(
+    name: str, auxiliary: Collection[str], deltas: Mapping[str, set[str]]
+) -> tuple[set[str], set[str]]:
+    """Returns the auxiliary variables that share functions with a given one, directly or
+    through others, and those functions.
+    """
+    together = {name}
+    while True:
+        functions = {delta for delta, draws in deltas.items() if together & draws}
+        more = set(together)
+        for delta in functions:
+            more |= deltas[delta] & set(auxiliary)
+        if more == together:
+            return together, functions
+        together = more
+
+
+def _free_numbers(site: Site) -> float:
+    """Returns how many real numbers a site's value has, such as K - 1 for a simplex."""
     try:
-        return float(
-            torch.Size(
-                biject_to(site["fn"].support).inverse_shape(site["value"].shape)
-            ).numel()
-        )
+        shape = biject_to(site["fn"].support).inverse_shape(site["value"].shape)
     except NotImplementedError:
         return float("inf")
+    return float(torch.Size(shape).numel())

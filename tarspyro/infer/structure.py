@@ -1,9 +1,9 @@
-"""The structure of a pair: which sites belong to which data points."""
+"""The structure of a pair: the sites of each data point, and those that all of them share."""
 
 __all__ = ["SHARED", "SiteGroup", "Structure", "read_structure"]
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from tarspyro.infer.gradients import reachable_leaves
 from tarspyro.infer.matching import check_auxiliary, check_sites, run_pair
@@ -22,6 +23,7 @@ from tarspyro.infer.traces import (
     is_delta,
     is_factor,
     log_prob,
+    nesting_of,
     only,
     plates_of,
     sample_sites,
@@ -30,20 +32,26 @@ from tarspyro.infer.traces import (
 from tarspyro.scopes import kept_buffers
 from tarspyro.types import Program
 
-SHARED = -1  # in place of a group: what is drawn once for all particles
+SHARED = -1  # The place of sites that are drawn once for all particles, and are in no group.
+
+# The latent variables that each density depends on: by its half (0 for the model, 1 for the
+# guide) and the name of its site.
+Dependencies = Mapping[tuple[int, str], frozenset[str]]
 
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites of the same data points, which are the indices of the plates that hold all of
-    them.
+    """Sites of the same data points.
+
+    Attributes:
+        plates: The plates that hold all sites of the group. Their indices are the data points.
     """
 
     plates: Plates = frozenset()
 
     @functools.cached_property
     def dims(self) -> tuple[int, ...]:
-        """The plates' dimensions, counted from the right; a sequential plate has none."""
+        """The dimensions of the plates, counted from the right; a sequential plate has none."""
         return tuple(sorted(dim for _, dim in self.plates if dim < 0))
 
 
@@ -56,17 +64,18 @@ class Structure:
 
     .. math:: \log w = \log \frac{p(s)}{q(s)} + \sum_n \log w_n(z_n; s)
 
-    and every bound takes its logarithm for each n. Where everything is shared there is one
+    A weighted bound takes its logarithm for each n. If everything is shared, there is one
     weight of all data.
 
     Attributes:
-        nesting: How many plates deep the pair is.
-        groups: The groups of sites; one without plates where there is one weight of all data.
-        group_of: The place of each site's group, or ``SHARED``.
+        nesting: How many dimensions the pair's plates take.
+        groups: The groups of sites. If there is one weight of all data, this is one group
+            without plates.
+        group_of: The place of each site's group in ``groups``, or ``SHARED``.
         latent: The latent variables that the guide draws.
         enumerated: The latent variables of the model alone, which it marks to be summed out.
-        subsampled: Whether plates are subsamples of more data.
-        vectorized: Whether the pair can take a plate of particles; None if that was not tried.
+        subsampled: Whether a plate is a subsample of a larger one.
+        vectorized: Whether the pair runs in a plate of particles; None if that was not tried.
     """
 
     nesting: int
@@ -93,21 +102,25 @@ class Structure:
         return replace(self, groups=(SiteGroup(),), group_of=dict.fromkeys(self.group_of, 0))
 
     def group(self, name: str, site: Site) -> int:
-        """The place of a site's group; of one that only some runs have, the first that its
-        plates allow.
+        """Returns the place of a site's group, or ``SHARED``.
+
+        A site that only some runs have belongs to the first group whose plates hold it.
+
+        Raises:
+            PairError: If no group's plates hold it.
         """
         place = self.group_of.get(name)
         if place is not None:
             return place
         plates = plates_of(site)
-        places = [place for place, group in enumerate(self.groups) if group.plates <= plates]
-        if not places:
-            raise PairError(
-                f"The site {name!r} is there in some runs only, outside the plates of all data"
-                " points, so that its weight belongs to none: train with the ELBO, or sample"
-                " it in every run and mask it."
-            )
-        return places[0]
+        for place, group in enumerate(self.groups):
+            if group.plates <= plates:
+                return place
+        raise PairError(
+            f"The site {name!r} is sampled in some runs only and lies outside the plates of the"
+            " data points, so its weight belongs to no data point: train with ELBO(), or sample"
+            " it in every run and mask it."
+        )
 
     def __str__(self) -> str:
         if self.joint:
@@ -117,86 +130,104 @@ class Structure:
             for group in self.groups
         ]
         text = f"a weight for each index of {', of '.join(dict.fromkeys(plates))}"
-        return (
-            f"{text}, given one draw of {', '.join(self.shared)} for all particles"
-            if self.shared
-            else text
-        )
+        if not self.shared:
+            return text
+        return f"{text}, given one draw of {', '.join(self.shared)} for all particles"
 
 
 def read_structure(
     model: Program,
     guide: Program,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
     *,
     observed: bool = False,
 ) -> tuple[Structure, Trace, Trace]:
-    """Finds the structure of a pair by a run that leaves no mark on statistics.
+    """Finds the structure of a pair by one run, after which all statistics are as before.
 
-    The run is in the programs' own mode: a site may be there in training alone. Sites that
-    share plates belong together, where the plates tell. Where they do not, the derivatives of
-    each site's density tell which latent variables it depends on. A latent variable is shared
-    if no plate holds all sites that depend on it.
+    The programs run in the mode that they are in, because a site may be sampled in training
+    alone. If some plates hold all sites, the indices of these plates are the data points. Else
+    the derivatives of each site's density tell which latent variables it depends on. A latent
+    variable is shared if no plate holds it together with all sites that depend on it.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        args: The arguments that both are called with.
+        kwargs: The keyword arguments that both are called with.
+        observed: Whether the model has to observe something.
 
     Returns:
-        The structure, and the run's traces.
+        The structure, the model's trace and the guide's.
 
     Raises:
-        PairError: If the halves do not match.
+        PairError: If the sites of model and guide do not match.
     """
     with kept_buffers(model, guide), torch.no_grad():
         model_trace, guide_trace = run_pair(model, guide, args, kwargs)
-        check_sites(
-            model,
-            guide,
-            model_trace,
-            guide_trace,
-            data=(*args, *kwargs.values()),
-            observed=observed,
-        )
-        terms = _terms(model_trace, guide_trace)
+        data = (*args, *kwargs.values())
+        check_sites(model, guide, model_trace, guide_trace, data=data, observed=observed)
+
         guided = {
             name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]
         }
-        drawn = list(guided)
         latent = {name for name, site in sample_sites(model_trace) if not site["is_observed"]}
-        summed = tuple(name for name in latent if name not in drawn)
-        auxiliary = [name for name in drawn if name not in latent]
-        random = [name for name in drawn if not is_delta(guided[name])]
-        frames = [
-            frame
-            for trace in (model_trace, guide_trace)
-            for frame in _vectorized_frames(trace)
-        ]
-        depth = [-frame.dim for frame in frames]
-        depth += [len(getattr(term.site["fn"], "batch_shape", ())) for term in terms]
-        structure = Structure(
-            max(depth, default=0),
-            (SiteGroup(),),
-            {term.name: 0 for term in terms},
-            tuple(name for name in drawn if name in random),
-            summed,
-            any(frame.full_size not in (None, frame.size) for frame in frames),
+        random = [name for name, site in guided.items() if not is_delta(site)]
+        auxiliary = [name for name in guided if name not in latent]
+        terms = _terms(model_trace, guide_trace)
+        structure = _joint_structure(model_trace, guide_trace, terms)
+        structure = replace(
+            structure,
+            latent=tuple(random),
+            enumerated=tuple(name for name in latent if name not in guided),
         )
-        common = (
-            frozenset.intersection(*(term.plates for term in terms)) if terms else frozenset()
-        )
-        if common and not auxiliary:
+
+        common = frozenset[tuple[str, int]]()
+        if terms:
+            common = frozenset.intersection(*(term.plates for term in terms))
+        if common:
             structure = replace(structure, groups=(SiteGroup(common),))
-        elif auxiliary or any(plates_of(guided[name]) for name in random):
-            try:
-                found, deltas = _dependencies(
-                    model, guide, guide_trace, terms, random, args, kwargs
-                )
-            except (RuntimeError, ValueError, NotImplementedError):
-                found, deltas = None, None  # then everything may depend on everything
-            check_auxiliary(guide, model_trace, guide_trace, auxiliary, deltas)
-            if common:
-                structure = replace(structure, groups=(SiteGroup(common),))
-            elif found is not None:
-                structure = _partition(structure, terms, random, found)
+        local = any(plates_of(guided[name]) for name in random)
+        if not auxiliary and (common or not local):
+            return structure, model_trace, guide_trace
+
+        try:
+            found, deltas = _dependencies(
+                model, guide, guide_trace, terms, random, args, kwargs
+            )
+        except (RuntimeError, ValueError, NotImplementedError):
+            # The densities have no derivatives, so each may depend on everything.
+            return structure, model_trace, guide_trace
+        check_auxiliary(guide, model_trace, guide_trace, auxiliary, deltas)
+        if not common:
+            structure = _partition(structure, terms, random, found)
     return structure, model_trace, guide_trace
+
+
+def _joint_structure(
+    model_trace: Trace, guide_trace: Trace, terms: Sequence["_Term"]
+) -> Structure:
+    """Returns the structure with one weight of all data."""
+    nesting = nesting_of(model_trace, guide_trace)
+    for term in terms:
+        nesting = max(nesting, len(getattr(term.site["fn"], "batch_shape", ())))
+    return Structure(
+        nesting,
+        groups=(SiteGroup(),),
+        group_of={term.name: 0 for term in terms},
+        subsampled=_is_subsampled(model_trace) or _is_subsampled(guide_trace),
+    )
+
+
+def _is_subsampled(trace: Trace) -> bool:
+    """Whether a plate in a trace is a subsample of a larger one."""
+    nodes: dict[str, Any] = trace.nodes
+    return any(
+        frame.full_size not in (None, frame.size)
+        for site in nodes.values()
+        for frame in site.get("cond_indep_stack", ())
+        if frame.vectorized
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +235,7 @@ class _Term:
     """The density of a site of the model, or of one that the guide draws."""
 
     name: str
-    half: int  # 0 for the model, 1 for the guide
+    half: int  # 0 for the model, 1 for the guide.
     site: Site
     plates: Plates
 
@@ -214,22 +245,11 @@ class _Term:
 
 
 def _terms(model_trace: Trace, guide_trace: Trace) -> list[_Term]:
-    halves = (sample_sites(model_trace), guide_terms(guide_trace))
-    return [
-        _Term(name, half, site, plates_of(site))
-        for half, sites in enumerate(halves)
-        for name, site in sites
-    ]
-
-
-def _vectorized_frames(trace: Trace) -> Iterable[Any]:
-    sites: Any = trace.nodes.values()
-    return (
-        frame
-        for site in sites
-        for frame in site.get("cond_indep_stack", ())
-        if frame.vectorized
-    )
+    """Returns the densities in log p and log q."""
+    terms = [_Term(name, 0, site, plates_of(site)) for name, site in sample_sites(model_trace)]
+    for name, site in guide_terms(guide_trace):
+        terms.append(_Term(name, 1, site, plates_of(site)))
+    return terms
 
 
 def _dependencies(
@@ -238,50 +258,49 @@ def _dependencies(
     guide_trace: Trace,
     terms: Sequence[_Term],
     random: Sequence[str],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> tuple[dict[tuple[int, str], frozenset[str]], dict[str, frozenset[str]]]:
-    """Finds the latent variables that each density, and each ``Delta`` of the guide, is a
-    function of.
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> tuple[Dependencies, dict[str, frozenset[str]]]:
+    """Finds the latent variables that each density depends on, and each ``Delta`` of the guide.
 
-    Values without derivatives, such as class numbers, count as known to the sites that share a
+    The pair runs again on copies of its draws; what has a derivative in a copy depends on it.
+    Values without derivatives, such as class numbers, count as known to all sites that share a
     plate with them.
     """
+    drawn: dict[str, Any] = guide_trace.nodes
     with torch.enable_grad():
-        values: dict[str, Any] = {name: guide_trace.nodes[name]["value"] for name in random}
         leaves = {
-            name: value.detach().clone().requires_grad_()
-            for name, value in values.items()
-            if value.is_floating_point()
+            name: drawn[name]["value"].detach().clone().requires_grad_()
+            for name in random
+            if drawn[name]["value"].is_floating_point()
         }
         chosen = only(
             guide_trace, lambda site: site_is_subsample(site) or site["name"] in random
         )
-        # Copies of the leaves, which the programs may change in place.
+        # The programs may change their draws in place, and a leaf cannot be changed in place.
         given = with_values(chosen, {name: leaf.clone() for name, leaf in leaves.items()})
         guided = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args, **kwargs)
         modelled = poutine.trace(poutine.replay(model, trace=guided)).get_trace(
             *args, **kwargs
         )
+
         names = {id(leaf): name for name, leaf in leaves.items()}
         reachable = reachable_leaves(list(leaves.values()))
 
-        def reached(value: Any) -> frozenset[str]:
-            return (
-                frozenset(names[key] for key in reachable(value))
-                if torch.is_tensor(value)
-                else frozenset()
-            )
+        def reached(value: object) -> frozenset[str]:
+            if not isinstance(value, Tensor):
+                return frozenset()
+            return frozenset(names[key] for key in reachable(value))
 
-        counted = [name for name in random if name not in leaves]
+        halves: tuple[dict[str, Any], dict[str, Any]] = (modelled.nodes, guided.nodes)
+        counted = {name: plates_of(drawn[name]) for name in random if name not in leaves}
         densities: dict[tuple[int, str], frozenset[str]] = {}
         for term in terms:
-            site: Any = (modelled, guided)[term.half].nodes[term.name]
-            beside = {
-                name for name in counted if plates_of(guide_trace.nodes[name]) & term.plates
-            }
-            own = {term.name} if term.name in random else set()
-            densities[term.half, term.name] = reached(log_prob(site)) | beside | own
+            found = set(reached(log_prob(halves[term.half][term.name])))
+            found |= {name for name, plates in counted.items() if plates & term.plates}
+            if term.name in random:
+                found.add(term.name)
+            densities[term.half, term.name] = frozenset(found)
         deltas = {
             name: reached(site["value"])
             for name, site in sample_sites(guided)
@@ -294,42 +313,43 @@ def _partition(
     structure: Structure,
     terms: Sequence[_Term],
     random: Sequence[str],
-    dependencies: Mapping[tuple[int, str], frozenset[str]],
+    dependencies: Dependencies,
 ) -> Structure:
-    """Puts sites into groups, so that given the shared latent variables each data point has
-    its own.
+    """Puts the sites into groups, so that each data point has its own, given the shared ones.
 
-    Starts with what no plate holds together with all that depends on it. A group whose sites
-    no single plate holds, or that observes nothing, is shared too.
+    A latent variable is shared at first if no plate holds all densities that depend on it.
+    Then every group whose sites no single plate holds, or that observes nothing, is shared too.
     """
     found = {term: dependencies[term.half, term.name] for term in terms}
-    shared = set()
+    shared: set[str] = set()
     for name in random:
         around = [term.plates for term in terms if name in found[term]]
         if not frozenset.intersection(*around):
             shared.add(name)
-    groups: list[tuple[set[str], list[_Term], Plates]] = []
+
     while True:
-        groups = []
-        for names, members in _tied(found, shared):
-            groups.append(
-                (names, members, frozenset.intersection(*(term.plates for term in members)))
-            )
-        bad = [
+        groups = [
+            (names, members, frozenset.intersection(*(term.plates for term in members)))
+            for names, members in _tied(found, shared)
+        ]
+        strange = [
             names
             for names, members, plates in groups
-            if not plates or not any(t.observed for t in members)
+            if not plates or not any(term.observed for term in members)
         ]
-        if not bad:
+        if not strange:
             break
-        shared = shared.union(*bad)
+        shared = shared.union(*strange)
     if not groups:
         return structure
-    group_of = {
-        term.name: place for place, (_, members, _) in enumerate(groups) for term in members
-    }
+
+    group_of = {}
+    for place, (_, members, _) in enumerate(groups):
+        for term in members:
+            group_of[term.name] = place
     for name in {term.name for term in terms} - group_of.keys():
-        # What depends on no data point's draws is a constant of those whose plates it lies in.
+        # A density that depends on the draws of no data point is a constant of the data points
+        # in its plates.
         plates = frozenset.intersection(*(term.plates for term in terms if term.name == name))
         places = [place for place, (*_, around) in enumerate(groups) if around <= plates]
         group_of[name] = places[0] if places and name not in shared else SHARED
@@ -341,8 +361,10 @@ def _partition(
 def _tied(
     found: Mapping[_Term, frozenset[str]], shared: Collection[str]
 ) -> list[tuple[set[str], list[_Term]]]:
-    """Puts terms together that depend on a latent variable, one that is not shared, directly
-    or through others.
+    """Puts densities together that depend on the same latent variables, directly or through
+    others.
+
+    Shared latent variables tie nothing together.
     """
     groups: list[tuple[set[str], list[_Term]]] = []
     for term, names in found.items():

@@ -1,4 +1,4 @@
-"""Runs of a pair, and what their sites hold."""
+"""Traces of a model and its guide, and the sites in them."""
 
 __all__ = [
     "InputError",
@@ -10,7 +10,7 @@ __all__ = [
 ]
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -25,8 +25,12 @@ from torch import Tensor
 from tarspyro.arguments import format_value
 from tarspyro.types import Program
 
+# A site of a trace, as Pyro records it: ``fn``, ``value``, ``scale``, ``mask``, and so on.
 Site = dict[str, Any]
-Plates = frozenset[tuple[str, int]]  # names, and dimensions or, of sequential plates, indices
+
+# The plates around a site: their names and dimensions. A sequential plate has no dimension, and
+# its index stands in that place.
+Plates = frozenset[tuple[str, int]]
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro's own bounds give this plate
 GROUPS = "num_groups_vectorized"
@@ -40,35 +44,45 @@ class InputError(ValueError):
     """The data does not fit the model's likelihood."""
 
 
-def no_guide(*args: Any, **kwargs: Any) -> None:
-    """The guide of a model whose latent variables nobody infers: it draws nothing."""
+def no_guide(*args: object, **kwargs: object) -> None:
+    """An empty guide, for a model without latent variables."""
 
 
-def check_program(name: str, half: Any) -> None:
-    """Raises unless one half is a module or a function, and not the class of one.
+def check_program(name: str, program: object) -> None:
+    """Raises unless the argument ``name`` is a module or a function.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is something else, such as a class or a distribution.
     """
-    if not callable(half) or isinstance(half, (type, torch.distributions.Distribution)):
+    if not callable(program) or isinstance(program, (type, torch.distributions.Distribution)):
         raise TypeError(
             f"{name} must be a module or a function that samples from Pyro's sites, got"
-            f" {format_value(half)}."
+            f" {format_value(program)}."
         )
 
 
-def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Yields the sites that carry a log-probability: no subsampling, no
-    ``pyro.deterministic``.
+def sample_sites(trace: Trace) -> list[tuple[str, Site]]:
+    """Returns the sites that have a log-probability, with their names.
+
+    The random indices of subsampled plates and ``pyro.deterministic`` are left out.
     """
-    site: Any
-    for name, site in trace.nodes.items():
-        if (
-            site["type"] == "sample"
-            and not site_is_subsample(site)
-            and not site["infer"].get("_deterministic")
-        ):
-            yield name, site
+    nodes: dict[str, Any] = trace.nodes
+    return [
+        (name, site)
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    ]
+
+
+def guide_terms(trace: Trace) -> list[tuple[str, Site]]:
+    """Returns the sites of log q: those that the guide draws, and its ``pyro.factor``s."""
+    return [
+        (name, site)
+        for name, site in sample_sites(trace)
+        if not site["is_observed"] or is_factor(site)
+    ]
 
 
 def is_factor(site: Site) -> bool:
@@ -77,31 +91,28 @@ def is_factor(site: Site) -> bool:
 
 
 def is_delta(site: Site) -> bool:
-    """Whether the value of a site is a function of what was drawn before."""
-    fn = site["fn"]
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
-def guide_terms(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Yields the sites of log q: what the guide draws, and its factors."""
-    for name, site in sample_sites(trace):
-        if not site["is_observed"] or is_factor(site):
-            yield name, site
+    """Whether a site is a ``Delta``, whose value is a function of earlier draws."""
+    distribution = site["fn"]
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)
 
 
 def is_enumerated(site: Site) -> bool:
-    """Whether a site takes all its values at once."""
+    """Whether a site takes all its values at once, along a dimension of its own."""
     return "_enumerate_dim" in site["infer"]
 
 
 def particle_plate(program: Program, num_particles: int, plate_nesting: int) -> Program:
-    """Returns the program inside a plate of particles, to the left of its ``plate_nesting``
-    plates.
+    """Returns the program inside a plate of particles, to the left of its own plates.
+
+    Arguments:
+        program: A model or a guide.
+        num_particles: The size of the plate.
+        plate_nesting: How many dimensions the program's own plates take.
     """
 
-    def particles(*args: Any, **kwargs: Any) -> Any:
+    def particles(*args: object, **kwargs: object) -> object:
         with pyro.plate(PARTICLES, num_particles, dim=-plate_nesting - 1):
             return program(*args, **kwargs)
 
@@ -111,44 +122,43 @@ def particle_plate(program: Program, num_particles: int, plate_nesting: int) -> 
 def trace_pair(
     model: Program,
     guide: Program,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
     *,
     num_particles: int = 1,
     plate_nesting: int = 0,
     enumerate: bool = False,
 ) -> tuple[Trace, Trace]:
-    """Runs the guide, then the model on the guide's draws; returns both traces.
+    """Runs the guide, then the model on the guide's draws; returns the model's trace first.
 
-    With more than one particle both run once, inside a plate of particles. With ``enumerate``
-    the sites that the guide marks for it take all their values, each site in a dimension of
-    its own to the left of all plates.
-
-    Raises:
-        TypeError: If one of them is no program.
+    Arguments:
+        model: The model.
+        guide: The guide.
+        args: The arguments that both are called with.
+        kwargs: The keyword arguments that both are called with.
+        num_particles: With more than one, both run once, inside a plate of particles.
+        plate_nesting: How many dimensions the pair's own plates take.
+        enumerate: Whether a site that the guide marks for it takes all its values, each in a
+            dimension of its own to the left of all plates.
     """
-    for name, half in (("model", model), ("guide", guide)):
-        check_program(name, half)
     if num_particles > 1:
-        model, guide = (
-            particle_plate(half, num_particles, plate_nesting) for half in (model, guide)
-        )
+        model = particle_plate(model, num_particles, plate_nesting)
+        guide = particle_plate(guide, num_particles, plate_nesting)
     if enumerate:
-        guide = poutine.enum(
-            guide, first_available_dim=-plate_nesting - 1 - (num_particles > 1)
-        )
+        first_dim = -plate_nesting - 1 - (num_particles > 1)
+        guide = poutine.enum(guide, first_available_dim=first_dim)
+
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-        *args, **kwargs
-    )
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return model_trace, guide_trace
 
 
 def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
-    """Returns the sites that a guide draws.
+    """Returns the sites that a guide draws, if all of them are reparameterized.
 
     Raises:
-        PairError: If one of them is not, or not wholly, reparameterized.
+        PairError: If one of them is not, or only in part; ``wanted_by`` stands in the message.
     """
     drawn = {
         name: site
@@ -156,18 +166,17 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
         if not site["is_observed"] and not is_enumerated(site)
     }
     for name, site in drawn.items():
-        if not site["fn"].has_rsample or not is_identically_zero(
-            score_function(site["fn"], site["value"])
-        ):
+        score = score_function(site["fn"], site["value"])
+        if not site["fn"].has_rsample or score is not None:
             raise PairError(
                 f"{wanted_by} needs reparameterized draws, and {name!r} is not: take"
-                " 'pathwise'."
+                " gradient='pathwise', or a reparameterized family in the guide."
             )
     return drawn
 
 
 def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    """Returns views of the draws at some sites."""
+    """Returns a view of each site's value, whose gradient can be changed on its own."""
     return {name: site["value"].view_as(site["value"]) for name, site in sites.items()}
 
 
@@ -175,21 +184,17 @@ def rerun(
     guide: Program,
     guide_trace: Trace,
     values: Mapping[str, Tensor],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
 ) -> Trace:
     """Returns the trace of a guide that draws the given values in place of those in its trace."""
     trace = with_values(guide_trace, values)
-    # What a single draw comes from does not depend on it, so there is no need to run the guide
-    # again.
-    alone = len(values) == 1 and not any(
-        is_factor(site) for _, site in guide_terms(guide_trace)
-    )
-    return (
-        trace
-        if alone
-        else poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
-    )
+    factors = any(is_factor(site) for _, site in guide_terms(guide_trace))
+    if len(values) == 1 and not factors:
+        # The distribution of a single draw does not depend on it, so a second run would change
+        # nothing.
+        return trace
+    return poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
 
 
 def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
@@ -201,84 +206,82 @@ def with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
 
 
 def only(trace: Trace, chosen: Callable[[Any], bool]) -> Trace:
-    """Returns the unobserved sites of a trace that are chosen."""
+    """Returns a trace of those unobserved sites for which ``chosen`` is true."""
     part = Trace()
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and chosen(site):
             part.add_node(name, **site)
     return part
 
 
-def plates_of(site: Any) -> Plates:
-    """Returns the user's plates around a site; the index of a sequential plate takes the
-    dimension's place.
-    """
-    return frozenset(
-        (frame.name, frame.counter if frame.dim is None else frame.dim)
-        for frame in site.get("cond_indep_stack", ())
-        if frame.name not in (PARTICLES, GROUPS)
-    )
+def plates_of(site: Mapping[str, Any]) -> Plates:
+    """Returns the user's plates around a site, without those of particles and groups."""
+    plates = set()
+    for frame in site.get("cond_indep_stack", ()):
+        if frame.name not in (PARTICLES, GROUPS):
+            plates.add((frame.name, frame.counter if frame.dim is None else frame.dim))
+    return frozenset(plates)
 
 
 def common_dims(sites: Iterable[Site]) -> list[int]:
     """Returns the dimensions of the plates that hold all of the sites, counted from the right."""
-    return sorted(dim for _, dim in frozenset.intersection(*map(plates_of, sites)) if dim < 0)
+    plates = frozenset.intersection(*map(plates_of, sites))
+    return sorted(dim for _, dim in plates if dim < 0)
 
 
 def nesting_of(*traces: Trace) -> int:
-    """Returns how many plates deep the sites of some traces are."""
-    sites: Any = [site for trace in traces for site in trace.nodes.values()]
-    frames = [
-        frame
-        for site in sites
-        for frame in site.get("cond_indep_stack", ())
-        if frame.vectorized
-    ]
-    return max((-frame.dim for frame in frames), default=0)
+    """Returns how many dimensions the plates in some traces take."""
+    deepest = 0
+    for trace in traces:
+        nodes: dict[str, Any] = trace.nodes
+        for site in nodes.values():
+            for frame in site.get("cond_indep_stack", ()):
+                if frame.vectorized:
+                    deepest = max(deepest, -frame.dim)
+    return deepest
 
 
 def reduce_to(value: Tensor, dims: Sequence[int]) -> Tensor:
-    """Sums over all dimensions but the given ones, which stay where they are, counted from the
-    right.
-    """
-    others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
+    """Sums over all dimensions but the given ones, which are counted from the right and kept."""
+    others = []
+    for dim in range(-value.dim(), 0):
+        if dim not in dims:
+            others.append(dim)
     return value.sum(others, keepdim=True) if others else value
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """Adds tensors that broadcast, without the operation that Python's sum adds by starting
-    from zero.
+    """Adds tensors that broadcast.
+
+    Python's ``sum`` starts from zero, which is one more operation on the device.
     """
     return functools.reduce(torch.add, values)
 
 
 def log_prob(site: Site) -> Tensor:
-    """Returns the log-probability of a site, without scale and mask, on the device of its
-    value.
-    """
-    value: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    # Improper priors answer with a zero on the CPU whatever the value's device.
-    return value.to(site["value"].device) if torch.is_tensor(site["value"]) else value
+    """Returns the log-probability of a site's value, without scale and mask, on its device."""
+    value = site["value"]
+    density: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+    # An improper prior returns a zero on the CPU wherever the value is.
+    return density.to(value.device) if torch.is_tensor(value) else density
 
 
-def score_function(distribution: Any, value: Tensor) -> Any:
-    """Returns the score function of a draw that is not, or not wholly, reparameterized; 0 if
-    it is.
-    """
-    # Independent does not pass on the score of the distribution that it wraps, so ask that
-    # one.
+def score_function(distribution: Distribution, value: Tensor) -> Tensor | None:
+    """Returns the score function of a draw; None if the draw is wholly reparameterized."""
     if isinstance(distribution, Independent):
-        return sum_rightmost(
-            score_function(distribution.base_dist, value),
-            distribution.reinterpreted_batch_ndims,
-        )
+        # Independent does not pass on the score of the distribution that it wraps.
+        score = score_function(distribution.base_dist, value)
+        ndims = distribution.reinterpreted_batch_ndims
+        return None if score is None else sum_rightmost(score, ndims)
     if distribution.has_rsample and type(distribution).score_parts is Distribution.score_parts:
-        return 0  # reparameterized: spare the log-probability that score_parts would compute
-    return distribution.score_parts(value).score_function
+        return None  # Pyro's own score_parts would compute the log-probability too.
+    own = distribution.score_parts(value).score_function
+    return None if is_identically_zero(own) else own
 
 
 def name_of(program: Program) -> str:
-    """Returns what to call a program in an error, such as ``models.VAE``."""
+    """Returns the name of a program for an error message, such as ``models.VAE``."""
     cls = type(program)
     if cls.__module__.startswith(("tarspyro.models", "tarspyro.guides")):
         return f"{cls.__module__.split('.')[1]}.{cls.__name__}"

@@ -607,7 +607,7 @@ def test_what_has_no_weight_for_each_data_point_is_an_error():
         (lambda: IWAE(5, gradient="dreg", vectorize_particles=False), "all particles at once"),
         (lambda: CIWAE(1.5), "beta must be from 0 to 1"),
         (lambda: ELBO(gradient="dreg"), "gradient must be"),
-        (lambda: ELBO(gradient="stl", free_bits=0.1), "take one of them"),
+        (lambda: ELBO(gradient="stl", free_bits=0.1), "free_bits=0.1"),
         (lambda: Renyi(-math.inf, gradient="dreg"), "finite alpha"),
     ],
 )

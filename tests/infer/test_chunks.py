@@ -11,6 +11,7 @@ from tarspyro import Conditional, distributions, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import CIWAE, ELBO, IWAE, Compiled, PairError, Renyi
+from tarspyro.infer.bounds.gradient_estimators import pathwise
 from tarspyro.infer.weights import joined, weigh_in_chunks
 from tarspyro.nn import MLP
 from tarspyro.scopes import local_parameters
@@ -59,12 +60,12 @@ def test_chunks_have_the_gradient_of_their_particles_together(bound, family):
     chunked = BOUNDS[bound](chunk_size=3)
     torch.manual_seed(1)
     with local_parameters(), pyro.validation_enabled(False):
-        structure = chunked._structure(p, q, (x,), {})
+        structure = chunked.structure(p, q, x)
         weights = joined(
             list(weigh_in_chunks(p, q, (x,), {}, chunked.num_groups, 7, 3, structure))
         )
         assert weights.groups[0].log_joint.shape == (chunked.num_groups, 7, 5)
-        together = -chunked._pathwise(weights)
+        together = -pathwise(chunked, weights)
     gradients = torch.autograd.grad(together, [*p.parameters(), *q.parameters()])
     loss, others, _ = loss_and_gradients(chunked, p, q, x)
     torch.testing.assert_close(loss, together.detach())

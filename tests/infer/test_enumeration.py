@@ -433,7 +433,7 @@ def test_draws_without_a_derivative_beside_enumerated_ones(options):
 )
 def test_recorded_steps_are_the_eager_ones(options):
     toy, bound = Mixture(), ELBO(**options)
-    bound._structure(toy.model, toy.guide, (toy.x,), {})
+    bound.structure(toy.model, toy.guide, toy.x)
     recording = record(lambda x: bound.loss_and_terms(toy.model, toy.guide, x), (toy.x,))
     torch.manual_seed(0)
     loss, _ = bound.loss_and_terms(toy.model, toy.guide, toy.x)

@@ -247,7 +247,7 @@ def test_particles_run_one_after_another_where_they_cannot_run_together(likeliho
     x = torch.tensor([[0.5, -1.0], [2.0, 0.3], [0.1, 0.2]])
     bound = IWAE(4)
     with pytest.warns(
-        UserWarning, match="they run one after another, as with vectorize_particles=False"
+        UserWarning, match="one after another, as with vectorize_particles=False"
     ):
         assert not bound.structure(model, guide, x).vectorized
     torch.manual_seed(0)
@@ -635,9 +635,7 @@ def test_sites_of_the_model_are_summed_out_as_pyro_does():
         ):
             call(model, guide, X)
     for wrong in (ELBO(beta=0.5), ELBO(free_bits=0.1), ELBO(gradient="stl")):
-        with pytest.raises(
-            PairError, match="beta=1, free_bits=0 and gradient='pathwise' allow alone"
-        ):
+        with pytest.raises(PairError, match="beta=1, free_bits=0 and gradient='pathwise'"):
             wrong.loss(model, guide, X)
     with pytest.raises(PairError, match=r"leaves data points no weights"):
         evaluate.log_likelihood(model, guide, X)

@@ -210,7 +210,7 @@ def test_the_loss_by_hand(double, kind):
     """
     p, q = shaken(*pair(kind, learned=True))
     (x,), bound, results = images(), ELBO(), []
-    bound._structure(p, q, (x,), {})
+    bound.structure(p, q, x)
     for function in (
         lambda: by_hand(p, q, x[:, 0], kind == "attention").sum(),
         lambda: bound.differentiable_loss(p, q, x),
@@ -354,7 +354,7 @@ def test_one_particle_is_the_elbo_of_a_filter_too(double):
     p, q = shaken(*pair("attention"))
     (x,), losses = images(), []
     for bound in (FIVO(1), ELBO(analytic_kl=False)):
-        bound._structure(p, q, (x,), {})
+        bound.structure(p, q, x)
         torch.manual_seed(0)
         losses.append(bound.differentiable_loss(p, q, x).detach())
     torch.testing.assert_close(*losses)
@@ -470,7 +470,7 @@ def test_recorded_steps_paint_once():
     p, q = pair(steps=2)
     (x,), bound = images(), ELBO()
     with local_parameters():
-        bound._structure(p, q, (x,), {})
+        bound.structure(p, q, x)
         step = lambda x: bound.loss_and_terms(p, q, x)  # noqa: E731
         plain, merged = (
             make(step, (x,), **how).graph

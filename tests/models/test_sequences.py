@@ -258,7 +258,7 @@ def test_fivo_by_hand(double):
         lambda: by_hand(toy.x),
         lambda: bound.differentiable_loss(toy.p, toy.q, toy.x),
     ):
-        bound._structure(toy.p, toy.q, (toy.x,), {})
+        bound.structure(toy.p, toy.q, toy.x)
         torch.manual_seed(3)
         loss = function()
         results.append([loss.detach(), *torch.autograd.grad(loss, toy.parameters())])
@@ -590,7 +590,7 @@ def test_recorded_steps_run_the_recurrence_once():
     x = ragged(3, 3).x
     for bound in (ELBO(), FIVO(3)):
         with local_parameters():
-            bound._structure(p, q, (x,), {})
+            bound.structure(p, q, x)
             step = lambda x, bound=bound: bound.loss_and_terms(p, q, x)  # noqa: E731
             plain, merged = (
                 make(step, (x,), **how).graph

@@ -1,1 +1,20 @@
-"""Bounds on the evidence."""
+"""Bounds on log p(x) whose negative a pair minimizes.
+
+=======================  =======================================================================
+module                   holds
+=======================  =======================================================================
+``base``                 ``Bound``: the interface of ``pyro.infer.ELBO``, by one loss
+``elbo``                 ``ELBO``: closed-form KLs, beta, free bits, sticking the landing
+``enumeration``          exact expectations over the sites that a guide enumerates
+``importance``           ``WeightedBound``, and ``IWAE``, ``Renyi``, ``CIWAE``, ``PIWAE``
+``reductions``           the Renyi bound of log weights, its derivative, its baselines
+``gradient_estimators``  pathwise, chunked and doubly reparameterized gradients of such bounds
+``fivo``                 ``FIVO``, the bound of a particle filter
+``filtering``            ``ParticleFilter``: proposal, weights and resampling of each step
+``composed``             ``Composed``: a bound plus another term of the loss
+``modalities``           ``ModalityKL`` and ``ModalitySubsets``, for multimodal pairs
+``semi_supervised``      ``SemiSupervised``, for pairs that learn from few labels
+=======================  =======================================================================
+
+The log weights of all weighted bounds come from ``tarspyro.infer.weights``.
+"""

@@ -1,4 +1,4 @@
-"""What all bounds have in common: the interface of ``pyro.infer.ELBO``, in one loss."""
+"""The base class of all bounds: the interface of ``pyro.infer.ELBO``, by one loss."""
 
 __all__ = ["Bound"]
 
@@ -23,20 +23,51 @@ from tarspyro.types import Program
 
 
 class Bound(pyro.infer.ELBO):
-    """A bound on log p(x) whose negative ``pyro.infer.SVI``, torch optimizers and
-    ``tarspyro.fit`` minimize.
+    """A bound on log p(x), whose negative is the loss of a model and its guide.
 
-    Subclasses define ``loss_and_terms``. Like Pyro's bounds they return minus the bound in
-    nats, summed over the data points and multiplied by the plates' scales.
+    ``pyro.infer.SVI``, torch optimizers and ``tarspyro.fit`` minimize it. Subclasses define
+    ``loss_and_terms``. As with Pyro's bounds, the loss is in nats, summed over the data points
+    and multiplied by the plates' scales.
+
+    Arguments:
+        num_particles: The number of draws from the guide.
+        max_plate_nesting: How many dimensions the pair's plates take; found by a run without
+            side effects if not given.
+        vectorize_particles: False runs the pair once for each particle, for programs that
+            cannot take a plate of particles.
+        retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
 
     Attributes:
-        adjustable: The numbers that may change from step to step, and be tensors.
-        observed: Whether the model has to observe something; without data, minus an ELBO is a
-            KL of two guides.
-        whole: Whether the bound is linear in the log weights, so that it needs no weight of
+        adjustable: The names of the attributes that may change from step to step, and may be
+            tensors.
+        observed: Whether the model has to observe something. Without data, minus an ELBO is the
+            KL divergence of two guides.
+        whole: Whether the bound is linear in the log weights, so that it needs no weights of
             single data points.
-        programs: What the loss runs beside the pair, such as a game with its networks.
-        parameters: What the loss is minimized in; None for all that it depends on.
+        programs: The programs that the loss runs beside the pair, such as the networks of a
+            game.
+        parameters: The parameters that the loss is minimized in; None for all that it depends
+            on.
+
+    Raises:
+        TypeError: If ``num_particles`` is not a whole number.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Reconstruction(Bound):
+        ...     def loss_and_terms(self, model, guide, *args, **kwargs):
+        ...         model_trace, _ = trace_pair(model, guide, args, kwargs)
+        ...         site = model_trace.nodes["x"]
+        ...         return -site["fn"].log_prob(site["value"]).sum(), {}
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0).expand([2]).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.sample("z", dist.Delta(x.mean()))
+        >>> loss = Reconstruction(num_particles=1).loss(model, guide, torch.zeros(2))
+        >>> round(loss, 4)  # log(2 pi)
+        1.8379
     """
 
     adjustable: tuple[str, ...] = ()
@@ -56,22 +87,21 @@ class Bound(pyro.infer.ELBO):
         num_particles = as_count("num_particles", num_particles)
         check_number("max_plate_nesting", max_plate_nesting, 0)
         super().__init__(num_particles=num_particles, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-        # The base class counts the plate of particles in; here it is the user's plates alone.
-        self.vectorize_particles, self.max_plate_nesting = (
-            vectorize_particles,
-            max_plate_nesting,
-        )
-        self._found: dict[Any, Structure] = {}
+        # Pyro's class counts the plate of particles too; here it is the user's plates alone.
+        self.max_plate_nesting = max_plate_nesting
+        self.vectorize_particles = vectorize_particles
+        self._found: dict[tuple[object, ...], Structure] = {}
 
     def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, and what ``fit`` writes down beside it, detached and summed over
-        the data.
+        """Returns the loss, and the terms that ``fit`` records beside it.
+
+        The terms are detached, and summed over the data.
         """
         raise NotImplementedError
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Returns minus the bound, a float, without gradients."""
         with torch.no_grad():
             loss = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
@@ -79,10 +109,11 @@ class Bound(pyro.infer.ELBO):
         return float(loss)
 
     def loss_and_grads(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> float:
-        """Computes the gradients of minus the bound, as ``SVI.step`` asks; returns minus the
-        bound, a float.
+        """Computes the gradients of minus the bound; returns minus the bound, a float.
+
+        ``SVI.step`` calls it.
         """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -92,7 +123,7 @@ class Bound(pyro.infer.ELBO):
         return float(value)
 
     def differentiable_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Tensor:
         """Returns minus the bound, a tensor whose gradient is an unbiased estimate of the
         bound's.
@@ -101,56 +132,61 @@ class Bound(pyro.infer.ELBO):
 
     @property
     def settings(self) -> Any:
-        """The object whose attributes decide what the loss is: the adjustable numbers and all
-        others.
-        """
+        """The object whose attributes, such as the adjustable ones, decide the loss."""
         return self
 
     def prepare(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> None:
-        """Does what the loss does only once for a pair, in a run of its own, before a step is
-        recorded.
+        """Does in a run of its own what the loss does only once for a pair.
+
+        ``Compiled`` calls it before it records a step.
         """
-        self._structure(model, guide, args, kwargs)
+        self.structure(model, guide, *args, **kwargs)
 
     def structure(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Structure:
-        """Returns which sites belong to which data points; printed, it says what has a weight.
+        """Returns the sites of each data point; printed, it says which data have a weight.
 
-        Found by a few runs without side effects, once for each pair and shapes of the data.
+        It is found by a few runs without side effects, once for each pair, mode (training or
+        evaluation) and shapes of the data.
 
         Raises:
-            PairError: If the halves do not match.
+            PairError: If the sites of model and guide do not match.
         """
-        return self._structure(model, guide, args, kwargs)
-
-    def _structure(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Structure:
-        # What a pair samples may depend on the shapes of its data, and on which of its
-        # arguments it is given.
-        given = [_kind(value) for value in args]
-        modes = [getattr(program, "training", None) for program in (model, guide)]
-        key = (
+        key: list[object] = [
             model,
             guide,
-            *modes,
-            *given,
-            *((name, _kind(value)) for name, value in kwargs.items()),
-        )
-        if key not in self._found:
-            if any(other[:2] != key[:2] for other in self._found):
-                self._found.clear()  # another pair
-            self._found[key] = self._find(model, guide, args, kwargs)
-        structure = self._found[key]
+            getattr(model, "training", None),
+            getattr(guide, "training", None),
+        ]
+        for value in args:
+            key.append(_signature(value))
+        for name, value in kwargs.items():
+            key.append((name, _signature(value)))
+
+        known = tuple(key)
+        structure = self._found.get(known)
+        if structure is None:
+            if any(other[:2] != known[:2] for other in self._found):
+                self._found.clear()  # These are of another pair.
+            structure = self._find_structure(model, guide, args, kwargs)
+            self._found[known] = structure
         if self.max_plate_nesting != math.inf:
             structure = replace(structure, nesting=int(self.max_plate_nesting))
         return structure
 
-    def _find(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    def _find_structure(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> Structure:
         structure = structure_of(
             model,
@@ -165,34 +201,37 @@ class Bound(pyro.infer.ELBO):
         )
         if structure.vectorized is False and self.vectorize_particles:
             warnings.warn(
-                f"{name_of(model)} does not give particles together, in a plate of their own,"
-                " the densities that each has alone: they run one after another, as with"
+                f"In a plate of particles, {name_of(model)} gives them other densities than each"
+                " has alone, so particles run one after another, as with"
                 " vectorize_particles=False.",
                 stacklevel=2,
             )
         return structure
 
     def _get_trace(
-        self, model: Program, guide: Program, args: Any, kwargs: Any
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> tuple[Trace, Trace]:
         return trace_pair(model, guide, args, kwargs)
 
 
-def _kind(value: Any) -> Any:
-    """What the structure of a pair may depend on: of tensors the shape, of real numbers
-    whether they are 0 or 1.
+def _signature(value: object) -> object:
+    """Returns the part of an argument that the structure of a pair may depend on.
 
-    Other real numbers may be annealed, and a new structure at every step would take longer
-    than the step.
+    Of a tensor that is the shape. Of a real number it is whether it is 0 or 1, because others
+    may be annealed, and finding a new structure takes longer than a step.
     """
-    if torch.is_tensor(value):
+    if isinstance(value, Tensor):
         return value.shape
     if isinstance(value, (list, tuple)):
-        return tuple(map(_kind, value))
+        return tuple(map(_signature, value))
     if isinstance(value, Mapping):
-        return tuple((key, _kind(part)) for key, part in value.items())
-    if isinstance(value, (bool, int, str, type(None))) or (
-        isinstance(value, float) and value in (0.0, 1.0)
-    ):
+        return tuple((key, _signature(part)) for key, part in value.items())
+    if isinstance(value, (bool, int, str, type(None))):
+        return value
+    if isinstance(value, float) and value in (0.0, 1.0):
         return value
     return type(value)

@@ -1,14 +1,11 @@
-"""Latent variables that are summed out: exact expectations over the values that a guide
-enumerates.
-"""
+"""Exact expectations over the latent variables that a guide enumerates."""
 
 __all__ = ["Enumerated", "Term", "enumerated_sites", "expectation", "surrogate"]
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pyro.distributions import MaskedDistribution
-from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.infer.traces import (
@@ -18,14 +15,16 @@ from tarspyro.infer.traces import (
     log_prob,
     plates_of,
     reduce_to,
-    sample_sites,
     sum_of,
 )
 
 
 class Term(NamedTuple):
-    """A term of a bound, or a score: one number for each data point of its plates, and for
-    each enumerated value.
+    """A term of a bound, or a score function.
+
+    Attributes:
+        value: One number for each data point of the plates, and for each enumerated value.
+        plates: The plates around the term's site.
     """
 
     value: Tensor
@@ -33,8 +32,13 @@ class Term(NamedTuple):
 
 
 class Enumerated(NamedTuple):
-    """A latent site whose values lie along a dimension of their own, with the guide's
-    probabilities of them.
+    """A latent site whose values lie along a dimension of their own.
+
+    Attributes:
+        name: The name of the site.
+        dim: The dimension of its values, counted from the right.
+        probs: The guide's probabilities of the values.
+        plates: The plates around the site.
     """
 
     name: str
@@ -43,22 +47,24 @@ class Enumerated(NamedTuple):
     plates: Plates
 
     def detach(self) -> "Enumerated":
-        """The same site with probabilities that have no gradient."""
+        """Returns the same site with probabilities that have no gradient."""
         return self._replace(probs=self.probs.detach())
 
 
-def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[Enumerated]:
-    """Returns the sites that a guide has enumerated, in its order.
+def enumerated_sites(
+    model_sites: Mapping[str, Site], guide_sites: Mapping[str, Site]
+) -> list[Enumerated]:
+    """Returns the sites that a guide has enumerated, in the guide's order.
 
-    Scale and mask do not enter: they say how much a term counts, and not how likely a value
-    is.
+    The probabilities are without scale and mask, which say how much a term counts, and not how
+    likely a value is.
 
     Raises:
-        PairError: If a dimension means two things or nothing, or the values are random
-            themselves.
+        PairError: If a dimension belongs to two sites or to none, or the guide draws the values
+            at random.
     """
     found: list[Enumerated] = []
-    for name, site in sample_sites(guide_trace):
+    for name, site in guide_sites.items():
         dim = site["infer"].get("_enumerate_dim")
         if dim is None:
             continue
@@ -68,24 +74,23 @@ def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[Enumerated]
             )
         if any(dim == other.dim for other in found):
             raise PairError(
-                f"pyro.markov gives {name!r} a dimension that another site has: leave it out"
-                " of the guide."
+                f"pyro.markov gives {name!r} the dimension of another site: leave it out of the"
+                " guide."
             )
-        law: Any = site["fn"]
-        while isinstance(law, MaskedDistribution):
-            law = law.base_dist
-        found.append(
-            Enumerated(name, dim, log_prob({**site, "fn": law}).exp(), plates_of(site))
-        )
+        distribution = site["fn"]
+        while isinstance(distribution, MaskedDistribution):
+            distribution = distribution.base_dist
+        probs = log_prob({**site, "fn": distribution}).exp()
+        found.append(Enumerated(name, dim, probs, plates_of(site)))
     if found:
-        for trace in (model_trace, guide_trace):
-            for name, site in sample_sites(trace):
+        for sites in (model_sites, guide_sites):
+            for name, site in sites.items():
                 _check_dimensions(name, site, found)
     return found
 
 
 def _check_dimensions(name: str, site: Site, sites: Sequence[Enumerated]) -> None:
-    """Raises where a dimension is neither a plate's nor an enumerated site's, or is both."""
+    """Raises if a dimension belongs to no plate and no enumerated site, or to both."""
     plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
     deepest = min(plates, default=0)
     if deepest <= sites[0].dim:
@@ -94,12 +99,13 @@ def _check_dimensions(name: str, site: Site, sites: Sequence[Enumerated]) -> Non
             f" enumerated in the dimension {sites[0].dim}: give the bound"
             f" max_plate_nesting={-deepest}."
         )
-    shape, known = site["fn"].batch_shape, plates | {other.dim for other in sites}
+    shape = site["fn"].batch_shape
+    known = plates | {other.dim for other in sites}
     strange = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in known]
     if strange:
         raise PairError(
-            f"{name!r} has a batch of shape {tuple(shape)}, whose dimension {strange[-1]} no"
-            " pyro.plate declares: where sites are enumerated, keep every dimension in its"
+            f"{name!r} has a batch of shape {tuple(shape)}, and no pyro.plate declares its"
+            f" dimension {strange[-1]}: where sites are enumerated, keep every dimension in its"
             " place (x[..., i], sum(-1, keepdim=True))."
         )
 
@@ -109,18 +115,18 @@ def expectation(term: Term, sites: Sequence[Enumerated], event_ndims: int = 0) -
 
     .. math:: \mathbb{E}_{q(y)}[f(y)] = \sum_{y_1} q(y_1) \sum_{y_2} q(y_2 \mid y_1) \dots f(y)
 
-    The site that was drawn last is the first to go, so that what it depends on is still there.
-    A term that does not depend on a site is left alone: the probabilities of its values sum to
-    one.
+    The site that was drawn last is summed first, because its probabilities depend on the
+    others. A term that does not depend on a site stays as it is, because the probabilities of
+    the site's values sum to one.
 
     Arguments:
         term: The term, with ``event_ndims`` dimensions to the right of the plates'.
         sites: The enumerated sites in the guide's order.
-        event_ndims: How many.
+        event_ndims: The number of the term's own dimensions.
 
     Raises:
-        PairError: If the term lies outside a plate of a site that it depends on, and so on the
-            values of all of the plate's data points at once.
+        PairError: If the term depends on a site and lies outside a plate of it, so that it
+            depends on the values of all the plate's data points at once.
     """
     value = term.value
     for site in reversed(sites):
@@ -129,9 +135,9 @@ def expectation(term: Term, sites: Sequence[Enumerated], event_ndims: int = 0) -
             continue
         if not site.plates <= term.plates:
             raise PairError(
-                f"A site outside the plates of {site.name!r} depends on it, so that summing it"
-                " out would take every combination of values: put the site inside the plates,"
-                " or sample instead of enumerating."
+                f"A site outside the plates of {site.name!r} depends on it, so summing it out"
+                " would take every combination of values: put the site inside the plates, or"
+                " sample instead of enumerating."
             )
         probs = site.probs.reshape(site.probs.shape + (1,) * event_ndims)
         value = (value * probs).sum(dim, keepdim=True)
@@ -144,34 +150,38 @@ def surrogate(
     sites: Sequence[Enumerated],
     particle_dim: int | None,
 ) -> Tensor:
-    """Returns a number whose gradient is the bound's through the laws of draws without a
-    derivative.
+    """Returns a number whose gradient is the score-function part of the bound's gradient.
 
-    A draw may change every term but those of other indices of the plates that both lie in.
-    With particles the mean of the others is the baseline.
+    A draw may change every term, except those of other indices of a plate that holds both. With
+    particles the mean of the others is the baseline.
+
+    Arguments:
+        terms: The terms of the bound.
+        scores: The score functions of the draws.
+        sites: The enumerated sites in the guide's order.
+        particle_dim: The dimension of the particles; None if there is one.
     """
-    always = [site.dim for site in sites] + ([] if particle_dim is None else [particle_dim])
+    always = [site.dim for site in sites]
+    if particle_dim is not None:
+        always.append(particle_dim)
     sites = [site.detach() for site in sites]
     groups: dict[Plates, list[Tensor]] = {}
     for term in terms:
         groups.setdefault(term.plates, []).append(term.value)
+
     totals = []
     for plates, values in groups.items():
         kept = [*always, *(dim for _, dim in plates)]
         signal = sum_of(reduce_to(value, kept) for value in values).detach()
         if particle_dim is not None:
-            signal = signal - (signal.sum(particle_dim, keepdim=True) - signal) / (
-                signal.shape[particle_dim] - 1
-            )
-        inside, outside = (
-            [s for s in sites if (s.plates <= plates) is within] for within in (True, False)
-        )
-        reduced = [
-            reduce_to(
-                expectation(score, outside),
-                [*always, *(dim for _, dim in score.plates & plates)],
-            )
-            for score in scores
-        ]
+            others = signal.sum(particle_dim, keepdim=True) - signal
+            signal = signal - others / (signal.shape[particle_dim] - 1)
+
+        inside = [site for site in sites if site.plates <= plates]
+        outside = [site for site in sites if not site.plates <= plates]
+        reduced = []
+        for score in scores:
+            common = [*always, *(dim for _, dim in score.plates & plates)]
+            reduced.append(reduce_to(expectation(score, outside), common))
         totals.append(expectation(Term(signal * sum_of(reduced), plates), inside).sum())
     return sum_of(totals)

@@ -1,9 +1,8 @@
-"""The filtering variational objective: a particle filter's estimate of log p(x) as a bound."""
+"""The filtering variational objective, a bound from a particle filter's estimate of p(x)."""
 
 __all__ = ["FIVO"]
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -18,23 +17,25 @@ class FIVO(Bound):
     .. math:: \mathcal{L}_K(x) = \mathbb{E}[\log \hat p_K(x)] \le \log p(x), \qquad
               \mathbb{E}[\hat p_K(x)] = p(x)
 
-    with the estimate of a particle filter: after each step the particles of a sequence whose
-    effective sample size is below ``threshold * K`` are drawn anew in proportion to their
-    weights. Without resampling it is the importance weighted bound of whole sequences
-    (``IWAE``), whose weights degenerate as they grow longer; with one particle it is the ELBO.
+    where :math:`\hat p_K` is the estimate of a particle filter. After each step, the particles of
+    a sequence are resampled in proportion to their weights if its effective sample size is below
+    ``threshold * K``. Without resampling it is the importance weighted bound of whole sequences
+    (``IWAE``), whose weights degenerate as sequences grow longer. With one particle it is the
+    ELBO.
 
-    Both halves are ``sequential`` programs, such as ``VRNN`` and ``DeepMarkovModel``, and run
-    side by side. The gradient is that of the weights and, through the draws, of the states;
-    that of which particles are drawn anew is left out, as in the paper: a small bias instead
-    of much noise. Draws that are not, or not wholly, reparameterized get the score-function
-    gradient, with the estimate before them as the baseline.
+    Both programs are ``sequential``, such as ``VRNN`` and ``DeepMarkovModel``, and run side by
+    side. The gradient goes through the weights and, through the draws, through the states. The
+    gradient of the choice of particles to resample is left out, as in the paper: a small bias in
+    place of much noise. Draws that are not, or only in part, reparameterized get the
+    score-function gradient, with the estimate before them as the baseline.
 
     Arguments:
         num_particles: K.
-        threshold: The share of K, from 0 (never resample) to 1.
-        resampling: ``"multinomial"``, or ``"systematic"``, with less noise.
-        max_plate_nesting: How many plates deep the pair is; found by a run without side
-            effects if not given.
+        threshold: The effective sample size below which particles are resampled, as a share of
+            K, from 0 (never) to 1.
+        resampling: ``"multinomial"``, or ``"systematic"``, which has less noise.
+        max_plate_nesting: How many dimensions the pair's plates take; found by a run without
+            side effects if not given.
         retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
 
     Raises:
@@ -50,7 +51,8 @@ class FIVO(Bound):
         >>> from tarspyro import sequential
         >>> @sequential
         ... def model(x):
-        ...     data, z = pyro.plate("data", len(x)), torch.zeros(len(x))
+        ...     data = pyro.plate("data", len(x))
+        ...     z = torch.zeros(len(x))
         ...     for t in range(x.shape[1]):
         ...         z = yield z
         ...         with data:
@@ -58,13 +60,15 @@ class FIVO(Bound):
         ...             pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
         >>> @sequential
         ... def guide(x):
-        ...     data, z = pyro.plate("data", len(x)), torch.zeros(len(x))
+        ...     data = pyro.plate("data", len(x))
+        ...     z = torch.zeros(len(x))
         ...     for t in range(x.shape[1]):
         ...         z = yield z
         ...         with data:
         ...             z = pyro.sample(f"z_{t}", dist.Normal((z + x[:, t]) / 2, 0.5**0.5))
         >>> x = torch.tensor([[0.0, 2.0]])
-        >>> exact = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[2.0, 1.0], [1.0, 3.0]])).log_prob(x)
+        >>> covariance = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> exact = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x)
         >>> abs(FIVO(num_particles=100_000).loss(model, guide, x) + exact.item()) < 0.05
         True
     """
@@ -84,13 +88,14 @@ class FIVO(Bound):
         super().__init__(
             num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph
         )
-        self.threshold, self.resampling = threshold, resampling
+        self.threshold = threshold
+        self.resampling = resampling
 
     def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the bound; there are no terms."""
-        structure = self._structure(model, guide, args, kwargs)
+        structure = self.structure(model, guide, *args, **kwargs)
         particles = ParticleFilter(
             model,
             guide,

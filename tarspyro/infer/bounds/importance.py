@@ -1,29 +1,209 @@
-"""Importance weighted bounds, for each data point: Renyi, IWAE and their relatives."""
+"""Importance weighted bounds for each data point: IWAE, Renyi, CIWAE and PIWAE.
 
-__all__ = ["CIWAE", "IWAE", "PIWAE", "Renyi"]
+``WeightedBound.loss_and_terms`` draws the particles and their log weights,
+``log_weights[group, particle, data point]`` = log p(x, z) - log q(z | x). Each bound is a
+function of them, its method ``bound``.
+"""
+
+__all__ = ["CIWAE", "IWAE", "PIWAE", "Renyi", "WeightedBound"]
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import check_choice, check_number
+from tarspyro.arguments import as_count, check_choice, check_number
+from tarspyro.infer.bounds.base import Bound
+from tarspyro.infer.bounds.gradient_estimators import (
+    chain_rule,
+    doubly_reparameterized,
+    in_chunks,
+    pathwise,
+    scale_gradient,
+)
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights, without_each
-from tarspyro.infer.bounds.weighted import WeightedBound, chain_rule, damp
-from tarspyro.infer.traces import PairError, reparameterized, views_of, with_values
-from tarspyro.infer.weights import in_plates, weigh
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import (
+    PairError,
+    name_of,
+    reparameterized,
+    sum_of,
+    views_of,
+    with_values,
+)
+from tarspyro.infer.weights import draw_weights, in_plates, weigh
 from tarspyro.types import Program
+
+
+class WeightedBound(Bound):
+    r"""A bound that is a function of several log weights of each data point.
+
+    .. math:: \mathcal{L}(x) = \mathbb{E}\big[ f(\log w_1, \dots, \log w_K) \big], \qquad
+              w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
+
+    averaged over groups of K particles. Subclasses define f as ``bound``. Draws that are not
+    reparameterized also need ``without_each``; ``chunk_size`` needs ``derivative``, and
+    ``gradient="dreg"`` needs ``derivative`` and ``damping``.
+
+    Arguments:
+        num_particles: K, the particles of a group.
+        num_groups: The number of groups.
+        gradient: ``"pathwise"``, or ``"dreg"`` for the doubly reparameterized gradient.
+        max_plate_nesting: How many dimensions the pair's plates take; found by a run without
+            side effects if not given.
+        vectorize_particles: False runs the pair once for each particle.
+        chunk_size: How many particles of each group are in memory at a time; all if not given.
+        retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
+
+    Raises:
+        ValueError: If an argument is out of range, or two do not go together.
+
+    Example:
+        >>> class Mean(WeightedBound):
+        ...     def bound(self, log_weights):
+        ...         return log_weights.mean(1)  # the ELBO of each group and data point
+        >>> Mean(num_particles=5, num_groups=1, gradient="pathwise").num_particles
+        5
+    """
+
+    whole = False
+
+    def __init__(
+        self,
+        num_particles: int,
+        num_groups: int,
+        gradient: str,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        vectorize_particles: bool = True,
+        chunk_size: int | None = None,
+        retain_graph: bool | None = None,
+    ) -> None:
+        num_groups = as_count("num_groups", num_groups)
+        if chunk_size is not None:
+            chunk_size = as_count("chunk_size", chunk_size)
+            if gradient != "pathwise" or not vectorize_particles:
+                raise ValueError(
+                    f"chunk_size={chunk_size} needs gradient='pathwise' and"
+                    " vectorize_particles=True: leave it out."
+                )
+        if gradient == "stl":
+            raise ValueError(
+                "gradient='stl' is biased with several particles in a logarithm: take 'dreg'."
+            )
+        check_choice("gradient", gradient, ("pathwise", "dreg"))
+        if gradient == "dreg" and not vectorize_particles:
+            raise ValueError(
+                "gradient='dreg' runs all particles at once: take vectorize_particles=True."
+            )
+        super().__init__(
+            num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
+        self.num_groups = num_groups
+        self.gradient = gradient
+        self.chunk_size = chunk_size
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Returns the bound of each data point, for each group.
+
+        Arguments:
+            log_weights: The log weights, of shape ``[groups, particles, data points]``.
+
+        Returns:
+            A tensor of shape ``[groups, data points]``.
+        """
+        raise NotImplementedError
+
+    def without_each(self, log_weights: Tensor) -> Tensor:
+        """Returns the bound without each particle, the baseline of the particle's score.
+
+        The shape is that of ``log_weights``.
+        """
+        raise NotImplementedError
+
+    def derivative(self, log_weights: Tensor) -> Tensor:
+        """Returns the bound's derivative in each log weight."""
+        raise NotImplementedError
+
+    def damping(self, derivative: Tensor) -> Tensor:
+        """Returns the factor of each draw's gradient that makes it doubly reparameterized.
+
+        Arguments:
+            derivative: The bound's derivative in each log weight.
+        """
+        raise NotImplementedError
+
+    def loss_and_terms(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the bound; there are no terms."""
+        structure = self.structure(model, guide, *args, **kwargs)
+        if self.gradient == "dreg" and torch.is_grad_enabled():
+            self._check_vectorized(model, structure, "gradient='dreg'")
+            value = doubly_reparameterized(self, model, guide, args, kwargs, structure)
+        elif self.chunk_size is not None:
+            self._check_vectorized(model, structure, "chunk_size")
+            value = in_chunks(self, model, guide, args, kwargs, self.chunk_size, structure)
+        else:
+            weights = draw_weights(
+                model,
+                guide,
+                args,
+                kwargs,
+                self.num_groups,
+                self.num_particles,
+                structure,
+                # The bound of one particle is its log weight, whatever the scales of its parts.
+                scales="inside" if self.num_particles == 1 else "common",
+            )
+            value = pathwise(self, weights)
+        return -value, {}
+
+    def _find_structure(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+    ) -> Structure:
+        structure = super()._find_structure(model, guide, args, kwargs)
+        if structure.enumerated:
+            raise PairError(
+                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which"
+                f" {type(self).__name__} cannot sum out inside a logarithm: train with ELBO(),"
+                " or draw them in the guide."
+            )
+        if structure.joint and structure.subsampled and self.num_particles > 1:
+            warnings.warn(
+                f"{name_of(model)} has one weight of all data, and a subsample only estimates"
+                f" it, so {type(self).__name__} is no bound on log p(x) (Li and Turner 2016,"
+                " section 4.3): ELBO() is one.",
+                stacklevel=2,
+            )
+        return structure
+
+    def _check_vectorized(self, model: Program, structure: Structure, wanted_by: str) -> None:
+        if structure.vectorized is False:
+            raise PairError(
+                f"{wanted_by} runs all particles together, and {name_of(model)} cannot run in a"
+                " plate of particles: leave it out."
+            )
 
 
 class Renyi(WeightedBound):
     r"""The variational Renyi bound, for each data point.
 
-    .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\bigg[ \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^K
-              \Big( \frac{p(x, z_k)}{q(z_k \mid x)} \Big)^{1 - \alpha} \bigg], \qquad z_k \sim
-              q(z \mid x)
+    .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\bigg[ \frac{1}{1 - \alpha}
+              \log \frac{1}{K} \sum_{k=1}^K
+              \Big( \frac{p(x, z_k)}{q(z_k \mid x)} \Big)^{1 - \alpha} \bigg],
+              \qquad z_k \sim q(z \mid x)
 
     alpha = 1 is the ELBO, 0 the importance weighted bound (``IWAE``), -inf the largest weight
     (VR-max), +inf the smallest. With alpha below 0 and many particles it is an upper bound on
@@ -31,17 +211,18 @@ class Renyi(WeightedBound):
     Turner 2016, arXiv:1602.02311, eq. 7.)
 
     The weights are those of single data points: the indices of the plates that hold a latent
-    variable and all sites that depend on it. Latent variables that no plate holds together
-    with what depends on them (outside all plates; in a plate of groups, components or features
-    that data are indexed by) are shared by the data points, and the bound is
-    nested: their log p - log q, plus the data points' bounds given them, in expectation over
-        them. Where all latent
-    variables are shared, or there is no plate, the data set is the one data point.
-    ``bound.structure(model, guide, x)`` says which. Scales multiply a data point's bound;
-    masks act on the weights. One weight of all data is only estimated by a subsample of them,
-    and the result is then no bound; a warning says so.
+    variable and all sites that depend on it. A latent variable is shared if no plate holds it
+    together with all sites that depend on it, because it lies outside all plates, or in a plate
+    of groups, components or features that data are indexed by. The bound is then nested: log p
+    - log q of the shared variables, plus the data points' bounds given these, in expectation
+    over the shared variables. If all latent variables are shared, or there is no plate, the
+    data set is the one data point. ``bound.structure(model, guide, x)`` says which of these
+    holds.
 
-    Draws that are not, or not wholly, reparameterized (discrete ones, rejection samplers) get
+    Scales multiply the bound of a data point; masks act on its weights. If there is one weight
+    of all data, a subsample only estimates it, and the result is no bound; a warning says so.
+
+    Draws that are not, or only in part, reparameterized (discrete ones, rejection samplers) get
     the score-function gradient, unbiased for the bound with K particles: a data point's bound
     minus the bound without the particle.
 
@@ -51,25 +232,23 @@ class Renyi(WeightedBound):
         num_groups: How many such bounds are averaged.
         gradient: ``"pathwise"``, or ``"dreg"`` for the doubly reparameterized gradient of the
             guide (Tucker et al. 2018, arXiv:1810.04152; for other orders than 0 Daudel et al.
-            2022, arXiv:2210.06226), whose noise does not drown it as K grows. It wants a
-            reparameterized guide and a finite alpha; a guide with several latent variables
-            runs twice, and must do without dropout, which would differ. At alpha = 1 it is
-            sticking the landing, which ``"stl"`` names too.
-        max_plate_nesting: How many plates deep the pair is; found by a run without side
-            effects if not given.
-        vectorize_particles: False runs the pair once a particle, for programs that cannot take
-            plates of particles.
-        chunk_size: How many particles of each group are in memory at a time, with
-            ``"pathwise"``. Every chunk runs a second time, on the same noise, when the weights
-            of all of them are known, and is forgotten again: memory does not grow with K, and
-            the forward pass costs twice. Statistics of batch normalization move twice. For
-            latent variables that belong to data points.
-        retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
+            2022, arXiv:2210.06226), whose signal does not vanish in its noise as K grows. It
+            needs a reparameterized guide and a finite alpha. A guide with several latent
+            variables runs twice, and must have no dropout, which would differ between the
+            runs. At alpha = 1 it is sticking the landing, which ``"stl"`` names too.
+        options: ``max_plate_nesting``: how many dimensions the pair's plates take; found by a
+            run without side effects if not given. ``vectorize_particles``: False runs the pair
+            once for each particle, for programs that cannot take plates of particles.
+            ``chunk_size``: how many particles of each group are in memory at a time, with
+            ``"pathwise"``. Every chunk runs a second time, on the same noise, when all weights
+            are known. So memory does not grow with K, the forward pass costs twice, and the
+            statistics of batch normalization move twice. Data points must not share latent
+            variables. ``retain_graph``: passed on to ``backward`` by ``loss_and_grads``.
 
     Raises:
         ValueError: If an argument is out of range.
-        PairError: When called, if data points have no weights of their own or no common scale,
-            or ``"dreg"`` meets a guide that is not reparameterized.
+        PairError: When called, if the sites of a data point have different scales, or the guide
+            is not reparameterized and ``gradient`` is ``"dreg"``.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -97,36 +276,36 @@ class Renyi(WeightedBound):
         check_number("alpha", alpha)
         check_choice("gradient", gradient, ("pathwise", "dreg", "stl"))
         if gradient == "dreg" and math.isinf(alpha):
-            raise ValueError("gradient='dreg' is for a finite alpha: take 'pathwise'.")
-        super().__init__(
-            num_particles,
-            num_groups,
-            "dreg" if (gradient, alpha) == ("stl", 1) else gradient,
-            **options,
-        )
+            raise ValueError(
+                f"gradient='dreg' needs a finite alpha, got {alpha}: take 'pathwise'."
+            )
+        if gradient == "stl" and alpha == 1:
+            gradient = "dreg"
+        super().__init__(num_particles, num_groups, gradient, **options)
         self.alpha = alpha
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each data point, for each group: shape ``[groups, data points]``."""
+        """Returns the Renyi bound of each data point, for each group."""
         return renyi_bound(log_weights, self.alpha, dim=1)
 
     def without_each(self, log_weights: Tensor) -> Tensor:
-        """The bound without each particle, the baseline of its score."""
+        """Returns the bound without each particle, the baseline of the particle's score."""
         return without_each(log_weights, self.alpha, dim=1)
 
     def derivative(self, log_weights: Tensor) -> Tensor:
-        """The bound's derivative in each log weight: the softmax of (1 - alpha) log w."""
+        """Returns the bound's derivative in each log weight: the softmax of (1 - alpha) log w."""
         return renyi_weights(log_weights, self.alpha, dim=1)
 
     def damping(self, derivative: Tensor) -> Tensor:
-        """Alpha + (1 - alpha) times the derivative."""
+        """Returns alpha + (1 - alpha) times the derivative."""
         return self.alpha + (1 - self.alpha) * derivative
 
 
 class IWAE(Renyi):
     r"""The importance weighted bound of each data point: ``Renyi`` of order 0.
 
-    .. math:: \mathcal{L}_K(x) = \mathbb{E}\Big[ \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)} \Big]
+    .. math:: \mathcal{L}_K(x) = \mathbb{E}\Big[ \log \frac{1}{K} \sum_{k=1}^K
+              \frac{p(x, z_k)}{q(z_k \mid x)} \Big], \qquad z_k \sim q(z \mid x)
 
     (Burda et al. 2015, arXiv:1509.00519, eq. 8.) With ``num_groups`` it is MIWAE (Rainforth et
     al. 2018).
@@ -135,6 +314,7 @@ class IWAE(Renyi):
         num_particles: K.
         num_groups: See ``Renyi``.
         gradient: See ``Renyi``.
+        options: See ``Renyi``.
 
     Example:
         >>> IWAE(num_particles=5).alpha
@@ -150,6 +330,10 @@ class IWAE(Renyi):
     ) -> None:
         super().__init__(0.0, num_particles, num_groups, gradient, **options)
 
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Returns log (1/K) sum_k w_k of each data point, for each group."""
+        return torch.logsumexp(log_weights, 1) - math.log(log_weights.shape[1])
+
 
 class CIWAE(WeightedBound):
     r"""A combination of the ELBO and the importance weighted bound of the same particles.
@@ -164,6 +348,7 @@ class CIWAE(WeightedBound):
         num_particles: K.
         num_groups: See ``Renyi``.
         gradient: See ``Renyi``.
+        options: See ``Renyi``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -187,20 +372,21 @@ class CIWAE(WeightedBound):
         self.beta = beta
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each data point, for each group: shape ``[groups, data points]``."""
+        """Returns the combined bound of each data point, for each group."""
         return self._mixed(renyi_bound, log_weights)
 
     def without_each(self, log_weights: Tensor) -> Tensor:
-        """The bound without each particle, the baseline of its score."""
+        """Returns the bound without each particle, the baseline of the particle's score."""
         return self._mixed(without_each, log_weights)
 
     def derivative(self, log_weights: Tensor) -> Tensor:
-        """The bound's derivative in each log weight."""
+        """Returns the bound's derivative in each log weight."""
         return self._mixed(renyi_weights, log_weights)
 
     def damping(self, derivative: Tensor) -> Tensor:
-        """The two parts' damped derivatives, to their undamped ones: 1 for the ELBO's, its
-        square for the IWAE's.
+        """Returns the damped derivative divided by the derivative.
+
+        The ELBO's part of it is damped by 1, the IWAE's part by itself.
         """
         elbo = self.beta / self.num_particles
         iwae = derivative - elbo
@@ -209,25 +395,28 @@ class CIWAE(WeightedBound):
         return damped / derivative.clamp(min=tiny)
 
     def _mixed(self, function: Callable[..., Tensor], log_weights: Tensor) -> Tensor:
-        elbo, iwae = (function(log_weights, alpha, dim=1) for alpha in (1.0, 0.0))
+        elbo = function(log_weights, 1.0, dim=1)
+        iwae = function(log_weights, 0.0, dim=1)
         return self.beta * elbo + (1 - self.beta) * iwae
 
 
 class PIWAE(IWAE):
-    r"""The partially importance weighted autoencoder: one bound for the model, another for the
-    guide.
+    r"""The partially importance weighted autoencoder: other bounds for the model and the guide.
 
     .. math:: \nabla_\theta \log \frac{1}{M K} \sum_{m, k} w_{mk}, \qquad
               \nabla_\phi \frac{1}{M} \sum_m \log \frac{1}{K} \sum_k w_{mk}
 
-    The model climbs the bound with all particles, which is tighter; the guide the mean of
-    those with a group's, whose gradient has less noise to its signal. The loss is minus the
-    model's bound. It wants a reparameterized guide and latent variables that belong to data
-    points. (Rainforth et al. 2018, arXiv:1802.04537, section 5.)
+    The model follows the bound with all M K particles, which is tighter. The guide follows the
+    mean of the M bounds with K particles, whose gradient has a better signal-to-noise ratio.
+    The loss is minus the model's bound. The guide must be reparameterized, and data points must
+    not share latent variables. (Rainforth et al. 2018, arXiv:1802.04537, section 5.)
 
     Arguments:
         num_particles: K, the particles of a group.
         num_groups: M.
+        max_plate_nesting: How many dimensions the pair's plates take; found by a run without
+            side effects if not given.
+        retain_graph: Passed on to ``backward`` by ``loss_and_grads``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -255,49 +444,45 @@ class PIWAE(IWAE):
         )
 
     def loss_and_terms(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the model's bound; there are no terms."""
-        structure = self._structure(model, guide, args, kwargs)
+        structure = self.structure(model, guide, *args, **kwargs)
         self._check_vectorized(model, structure, "PIWAE")
-        model, guide = in_plates(model, guide, self.num_groups, self.num_particles, structure)
-        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        in_plate, guide_in_plate = in_plates(
+            model, guide, self.num_groups, self.num_particles, structure
+        )
+        drawn = poutine.trace(guide_in_plate).get_trace(*args, **kwargs)
         sites = reparameterized(drawn, "PIWAE")
+        draws = {name: site["value"] for name, site in sites.items()}
         views = views_of(sites)
-        model_trace = poutine.trace(
-            poutine.replay(model, trace=with_values(drawn, views))
-        ).get_trace(*args, **kwargs)
+        replayed = poutine.replay(in_plate, trace=with_values(drawn, views))
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         weights = weigh(model, model_trace, drawn, structure)
         if weights.shared is not None:
             raise PairError(
-                "PIWAE is for latent variables of data points, and the pair has others: take"
-                " IWAE."
+                "PIWAE is for latent variables of data points, and data points share"
+                f" {structure.shared}: take IWAE."
             )
-        total: Any = 0.0
-        joint: Any = 0.0
-        partial: Any = 0.0
-        guided: Any = 0.0
+
+        values = []
+        joint = []
+        guide_joint = []
+        log_guide = []
         for group in weights.groups:
             log_weights = group.log_weights.detach()
             together = log_weights.flatten(0, 1).unsqueeze(0)
-            total = total + (group.scale * self.bound(together)).sum()
-            joint = (
-                joint
-                + (
-                    group.scale
-                    * self.derivative(together).view_as(log_weights)
-                    * group.log_joint
-                ).sum()
-            )
+            values.append((group.scale * self.bound(together)).sum())
+            derivative = self.derivative(together).view_as(log_weights)
+            joint.append((group.scale * derivative * group.log_joint).sum())
             apart = group.scale * self.derivative(log_weights) / self.num_groups
-            partial = partial + (apart * group.log_joint).sum()
-            guided = guided - (apart * group.log_guide).sum()
-        # The gradient through the draws is the guide's bound's: the model's own does not reach
-        # beyond the views.
-        chain = chain_rule(
-            partial, views, {name: site["value"] for name, site in sites.items()}
-        )
+            guide_joint.append((apart * group.log_joint).sum())
+            log_guide.append((apart * group.log_guide).sum())
+
+        # The gradient through the draws is that of the guide's bound. The gradient of the
+        # model's bound ends at the views.
+        through_draws = chain_rule(sum_of(guide_joint), views, draws)
         for view in views.values():
-            damp(view, 0.0)
-        surrogate = joint + guided + chain
-        return -(total + (surrogate - surrogate.detach())), {}
+            scale_gradient(view, 0.0)
+        surrogate = sum_of(joint) - sum_of(log_guide) + through_draws
+        return -(sum_of(values) + (surrogate - surrogate.detach())), {}

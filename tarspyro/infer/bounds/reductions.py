@@ -1,4 +1,4 @@
-"""Functions of log weights: bounds, their derivatives, and baselines."""
+"""The Renyi bound of log weights, its derivative, and the baseline of each weight's score."""
 
 __all__ = ["renyi_bound", "renyi_weights", "without_each"]
 
@@ -11,10 +11,16 @@ from torch import Tensor
 def renyi_bound(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
     r"""Reduces log weights to the variational Renyi bound.
 
-    .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^K w_k^{1 - \alpha}
+    .. math:: \mathcal{L}_\alpha =
+              \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^K w_k^{1 - \alpha}
 
     (Li and Turner 2016, arXiv:1602.02311, eq. 7.) alpha = 1 is the limit, the mean of log w;
     -inf is the largest log weight, +inf the smallest.
+
+    Arguments:
+        log_weights: The log weights log w_k.
+        alpha: The order.
+        dim: The dimension of k.
 
     Example:
         >>> renyi_bound(torch.tensor([0.0, math.log(3.0)]), alpha=0.0).exp()
@@ -26,42 +32,37 @@ def renyi_bound(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
     if math.isinf(order):
         return log_weights.amax(dim) if order > 0 else log_weights.amin(dim)
     if abs(order) < 1e-3:
-        # Around the mean, the logarithm of a number near one, divided by a number near zero,
-        # keeps its digits.
+        # The logarithm of a number near one is divided by a number near zero. Around the mean,
+        # expm1 and log1p keep its digits.
         centre = log_weights.mean(dim, keepdim=True)
-        return (
-            centre.squeeze(dim)
-            + torch.log1p(torch.expm1(order * (log_weights - centre)).mean(dim)) / order
-        )
-    return (
-        torch.logsumexp(order * log_weights, dim) - math.log(log_weights.shape[dim])
-    ) / order
+        excess = torch.expm1(order * (log_weights - centre)).mean(dim)
+        return centre.squeeze(dim) + torch.log1p(excess) / order
+    log_sum = torch.logsumexp(order * log_weights, dim)
+    return (log_sum - math.log(log_weights.shape[dim])) / order
 
 
 def renyi_weights(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
     """Returns the bound's derivative in each log weight: the softmax of (1 - alpha) log w."""
     order = 1 - alpha
     if math.isinf(order):
-        chosen = (
-            log_weights.argmax(dim, keepdim=True)
-            if order > 0
-            else log_weights.argmin(dim, keepdim=True)
-        )
+        largest = log_weights if order > 0 else -log_weights
+        chosen = largest.argmax(dim, keepdim=True)
         return torch.zeros_like(log_weights).scatter(dim, chosen, 1.0)
     weights = torch.softmax(order * log_weights, dim)
-    # Where all weights are zero there is nothing to follow.
+    # If all weights are zero, the bound has no gradient.
     return torch.where(log_weights.isneginf().all(dim, keepdim=True), 0.0, weights)
 
 
 def without_each(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
     """Returns the bound with each log weight in turn replaced by the mean of the others.
 
-    The baseline of a particle's score, which must not know the particle. (Mnih and Rezende
-    2016, VIMCO, arXiv:1602.06725, eq. 8.) It costs as little as the bound: sums from the left
-    and from the right meet around each. Where no finite number is left, it is 0, which knows
-    the particle as little.
+    It is the baseline of a particle's score, and must not depend on the particle. (Mnih and
+    Rezende 2016, VIMCO, arXiv:1602.06725, eq. 8.) It costs as little as the bound, by cumulative
+    sums from the left and from the right. If the bound without a particle is not finite, the
+    baseline is 0, which does not depend on the particle either.
     """
-    count, order = log_weights.shape[dim], 1 - alpha
+    count = log_weights.shape[dim]
+    order = 1 - alpha
     if count == 1:
         return torch.zeros_like(log_weights)
     others = _mean_of_others(log_weights, dim)
@@ -73,16 +74,16 @@ def without_each(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
         return _finite(sign * torch.where(sign * log_weights == first, second, first))
     scaled = order * log_weights
     edge = torch.full_like(scaled.narrow(dim, 0, 1), -math.inf)
-    left = torch.cat([edge, torch.logcumsumexp(scaled, dim).narrow(dim, 0, count - 1)], dim)
-    right = torch.cat(
-        [edge, torch.logcumsumexp(scaled.flip(dim), dim).narrow(dim, 0, count - 1)], dim
-    ).flip(dim)
+    from_left = torch.logcumsumexp(scaled, dim).narrow(dim, 0, count - 1)
+    from_right = torch.logcumsumexp(scaled.flip(dim), dim).narrow(dim, 0, count - 1)
+    left = torch.cat([edge, from_left], dim)
+    right = torch.cat([edge, from_right], dim).flip(dim)
     total = torch.logsumexp(torch.stack([left, right, order * others]), 0)
     return _finite((total - math.log(count)) / order)
 
 
 def _mean_of_others(log_weights: Tensor, dim: int) -> Tensor:
-    """The mean of the other log weights, -inf where one of them is."""
+    """Returns the mean of the other log weights, which is -inf if one of them is."""
     finite = log_weights.isfinite()
     known = torch.where(finite, log_weights, 0.0)
     means = (known.sum(dim, keepdim=True) - known) / (log_weights.shape[dim] - 1)

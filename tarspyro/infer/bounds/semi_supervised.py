@@ -1,6 +1,4 @@
-"""The loss of pairs that learn from few labels: a bound, and the classifier's own loss on the
-labels.
-"""
+"""The loss of semi-supervised pairs: minus a bound, plus the classifier's cross-entropy."""
 
 __all__ = ["SemiSupervised"]
 
@@ -18,22 +16,21 @@ from tarspyro.types import Program
 
 
 class SemiSupervised(Composed):
-    r"""A bound, and beside it the log-likelihood of the given labels under the guide's
-    classifier.
+    r"""Minus a bound, plus the cross-entropy of the labels under the guide's classifier.
 
-    .. math:: \mathcal{J}^\alpha = \mathcal{J} + \alpha N \, \mathbb{E}_{\tilde{p}_l(x, y)}[-\log q(y \mid x)]
+    .. math:: \mathcal{J}^\alpha = \mathcal{J} +
+              \alpha N \, \mathbb{E}_{\tilde{p}_l(x, y)}[-\log q(y \mid x)]
 
-    J is minus the bound, in which a given label teaches the classifier nothing; N counts all
-    data points, and the expectation is over the labelled ones. In evaluation mode, as on
-    held-out data, the loss is minus the bound alone. ``fit`` writes the bound down as
-    ``bound``, with the terms of an ``ELBO``, and the second term without alpha, the mean of
-    log q(y | x), as ``classifier``.
+    J is minus the bound, in which the labels give the classifier no gradient. N is the number of
+    all data points, and the expectation is over the labelled ones. In evaluation mode, as on
+    held-out data, the loss is minus the bound alone. ``fit`` records the bound as ``bound``,
+    with the terms of an ``ELBO``, and N times the mean of log q(y | x) as ``classifier``.
 
     Arguments:
-        bound: Any bound of ``tarspyro.infer``. What ``schedules`` of ``fit`` change, such as
-            ``beta``, is set here.
-        alpha: The weight of the labels for each data point, 0.1 in the paper; may be
-            scheduled.
+        bound: Any bound of ``tarspyro.infer``. Its adjustable attributes, such as ``beta``, are
+            attributes of this loss too, and ``schedules`` of ``fit`` may change them.
+        alpha: The weight of the cross-entropy for each data point, 0.1 in the paper. It may be
+            scheduled too.
 
     Raises:
         TypeError: If ``bound`` is not a bound of the library; in training, if the guide has no
@@ -58,29 +55,32 @@ class SemiSupervised(Composed):
         self.alpha = alpha
 
     def further(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """Returns minus alpha N times the mean log-likelihood of the labels, and N times that
-        mean.
-        """
+        """Returns minus alpha N times the mean of log q(y | x), and N times that mean."""
         half: Any = guide
         if not hasattr(half, "classifier"):
             raise TypeError(
-                "SemiSupervised needs a guide with a classifier q(y | x), and"
-                f" {name_of(guide)} has none."
+                "SemiSupervised needs a guide with a classifier q(y | x), such as"
+                f" guides.SemiSupervisedVAE, got {name_of(guide)}."
             )
         x, y, unlabelled = _parts(*args, **kwargs)
         if x is None or y is None or not half.training:
             return 0.0, {}
+        num_labelled = max(half.num_labelled, len(x))
         rest = 0 if unlabelled is None else len(unlabelled)
-        labelled = max(half.num_labelled, len(x))
+        num_unlabelled = max(half.num_unlabelled, rest)
         log_likelihood = as_discrete(half.classifier(x)).log_prob(y).mean()
-        total = (labelled + max(half.num_unlabelled, rest)) * log_likelihood
+        total = (num_labelled + num_unlabelled) * log_likelihood
         return -self.alpha * total, {"classifier": total.detach()}
 
 
 def _parts(
-    x: Tensor | None = None, y: Tensor | None = None, unlabelled: Tensor | None = None
+    x: Any = None, y: Any = None, unlabelled: Any = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The arguments of a semi-supervised pair."""
+    """Returns the arguments of a semi-supervised pair by their names."""
     return x, y, unlabelled
