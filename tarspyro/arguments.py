@@ -1,6 +1,4 @@
-"""What arguments must be: each of these says in one sentence which argument is not, what it
-got, and what would do.
-"""
+"""Argument validators that name the argument, the value and a fix."""
 
 __all__ = [
     "as_count",
@@ -26,17 +24,17 @@ import numpy as np
 import torch
 from torch import Size, Tensor, nn
 
-_LONGEST = 120  # what is shown of a value, in characters
+_LONGEST = 120  # The longest text of a value in a message, in characters.
 
 
-def format_value(value: Any) -> str:
-    """Returns a value as it stands in a sentence: on one line, and not for pages.
+def format_value(value: object) -> str:
+    """Returns a short text of a value for a message, on one line.
 
     Example:
         >>> format_value(torch.zeros(3, 1000)), format_value("MNIST")
         ('a tensor of shape (3, 1000)', "'MNIST'")
     """
-    if torch.is_tensor(value) and value.dim():
+    if isinstance(value, Tensor) and value.dim():
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray) and value.size > 5:
         return f"an array of shape {value.shape}"
@@ -44,11 +42,11 @@ def format_value(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def as_count(name: str, value: Any, least: int = 1) -> int:
-    """Returns a whole number.
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """Returns a whole number of at least ``least``.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If the value is not a whole number.
         ValueError: If it is less than ``least``.
 
     Example:
@@ -56,38 +54,33 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
         5
     """
     try:
-        count = operator.index(value)
+        count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {format_value(value)}.") from None
     if count < least:
-        raise ValueError(
-            f"{name} must {f'be at least {least}' if least else 'not be negative'}, got"
-            f" {count}."
-        )
+        wanted = f"be at least {least}" if least else "not be negative"
+        raise ValueError(f"{name} must {wanted}, got {count}.")
     return count
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises unless the value is one of some words.
 
     Raises:
-        ValueError: If it is none of them.
+        ValueError: If it is not.
     """
     words = list(choices)
     if not isinstance(value, str) or value not in words:
-        listed = (
-            " or ".join(map(repr, words))
-            if len(words) < 3
-            else f"one of {', '.join(map(repr, words))}"
-        )
+        listed = ", ".join(map(repr, words))
+        listed = " or ".join(map(repr, words)) if len(words) < 3 else f"one of {listed}"
         raise ValueError(f"{name} must be {listed}, got {format_value(value)}.")
 
 
-def as_seed(value: Any) -> int:
-    """Returns the seed of a generator of random numbers.
+def as_seed(value: object) -> int:
+    """Returns the seed of a random number generator.
 
     Raises:
-        TypeError: If it is no whole number.
+        TypeError: If the value is not a whole number.
         ValueError: If it has more than 64 bits.
     """
     seed = as_count("seed", value, -(2**63))
@@ -96,32 +89,32 @@ def as_seed(value: Any) -> int:
     return seed
 
 
-def as_sizes(name: str, value: Any, *, at_least: int = 0) -> tuple[int, ...]:
-    """Returns a list of sizes, whole numbers from 1 on.
+def as_sizes(name: str, value: object, *, at_least: int = 0) -> tuple[int, ...]:
+    """Returns sizes, which are whole numbers of at least 1.
 
     Raises:
-        TypeError: If it is no list, or one of something else.
+        TypeError: If the value is not a list of whole numbers.
         ValueError: If a size is less than 1, or there are fewer than ``at_least``.
 
     Example:
         >>> as_sizes("hidden_features", [512, 512])
         (512, 512)
     """
-    if not isinstance(value, Iterable) or isinstance(value, str) or torch.is_tensor(value):
+    if not isinstance(value, Iterable) or isinstance(value, (str, Tensor)):
         raise TypeError(
             f"{name} must be a list of sizes, such as [32, 64], got {format_value(value)}."
         )
     sizes = tuple(as_count(f"{name}[{index}]", size) for index, size in enumerate(value))
     if len(sizes) < at_least:
-        raise ValueError(f"{name} must hold at least {at_least} of them, got {list(sizes)}.")
+        raise ValueError(f"{name} must have at least {at_least} sizes, got {list(sizes)}.")
     return sizes
 
 
-def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns numbers, in a tensor, an array or a list, as a tensor.
+def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns the numbers of a tensor, an array or a list as a tensor.
 
     Raises:
-        TypeError: If they are none, or rows differ in length.
+        TypeError: If the value does not hold real numbers, or its rows differ in length.
 
     Example:
         >>> as_numbers("scores", [1, 2, 3])
@@ -141,22 +134,18 @@ def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tenso
     return tensor
 
 
-def as_shape(name: str, value: Any) -> Size:
-    """Returns a shape, of which one dimension may be given as its size.
+def as_shape(name: str, value: object) -> Size:
+    """Returns a shape, given as sizes or as the one size of a vector.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If the value is neither a size nor a tuple of sizes.
         ValueError: If a size is less than 1.
 
     Example:
-        >>> as_shape("event_shape", 64), as_shape("event_shape", (1, 8, 8)), as_shape("event_shape", ())
-        (torch.Size([64]), torch.Size([1, 8, 8]), torch.Size([]))
+        >>> as_shape("event_shape", 64), as_shape("event_shape", (1, 8, 8))
+        (torch.Size([64]), torch.Size([1, 8, 8]))
     """
-    if (
-        isinstance(value, Iterable)
-        and not isinstance(value, str)
-        and not torch.is_tensor(value)
-    ):
+    if isinstance(value, Iterable) and not isinstance(value, (str, Tensor)):
         return Size(as_sizes(name, value))
     try:
         return Size([as_count(name, value)])
@@ -168,66 +157,74 @@ def as_shape(name: str, value: Any) -> Size:
 
 
 def check_number(
-    name: str, value: Any, low: float = -math.inf, high: float = math.inf
+    name: str, value: object, low: float = -math.inf, high: float = math.inf
 ) -> None:
-    """Raises unless the value is a number, also in a tensor, from ``low`` to ``high``.
+    """Raises unless the value is a number from ``low`` to ``high``, or a tensor of one number.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is NaN, or out of range.
     """
-    _check_real(name, value)
-    if low <= value <= high:
+    number = _as_real(name, value)
+    if low <= number <= high:
         return
     if math.isfinite(high):
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}.")
-    raise ValueError(
-        f"{name} must {'not be negative' if low == 0 else 'be a number'}, got {value}."
-    )
+    wanted = "not be negative" if low == 0 else "be a number"
+    raise ValueError(f"{name} must {wanted}, got {value}.")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raises unless the value is a number above zero; see ``check_number``."""
-    _check_real(name, value)
-    if not value > 0:
+def check_positive(name: str, value: object) -> None:
+    """Raises unless the value is a number above zero, or a tensor of one.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not positive.
+    """
+    if not _as_real(name, value) > 0:
         raise ValueError(f"{name} must be positive, got {value}.")
 
 
-def _check_real(name: str, value: Any) -> None:
-    if not isinstance(value, numbers.Real) and not (
-        torch.is_tensor(value) and value.numel() == 1
-    ):
+def _as_real(name: str, value: object) -> Any:
+    """Returns a number or a tensor of one number as it is.
+
+    Raises:
+        TypeError: If the value is neither.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {format_value(value)}.")
+    return value
 
 
-def check_module(name: str, value: Any) -> None:
+def check_module(name: str, value: object) -> None:
     """Raises unless the value is a module.
 
     Raises:
-        TypeError: If it is none, such as the class of one.
+        TypeError: If it is not, such as the class of a module.
     """
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
 
 
-def check_constructor(name: str, value: Any, example: str, *arguments: Any) -> None:
-    """Raises unless a module comes out when the value is called with the arguments.
+def check_constructor(name: str, value: object, example: str, *arguments: object) -> None:
+    """Raises unless the value, called with the arguments, returns a module.
 
     Raises:
-        TypeError: If none does, as with a module, its name, or a function of tensors.
+        TypeError: If it does not, such as a module, its name, or a function of tensors.
 
     Example:
         >>> check_constructor("activation", nn.Tanh, "torch.nn.ReLU")
-        >>> check_constructor("activation", torch.tanh, "torch.nn.ReLU")
+        >>> check_constructor("activation", "ReLU", "nn.ReLU")
         Traceback (most recent call last):
-        TypeError: activation must be the constructor of a module, such as torch.nn.ReLU, got
-            <built-in method tanh ...
+        TypeError: activation must be the constructor of a module, such as nn.ReLU, got 'ReLU'.
     """
-    made: Any = None
+    made: object = None
     if callable(value) and not isinstance(value, nn.Module):
         try:
             made = value(*arguments)
-        except TypeError:  # it takes something else
+        except TypeError:  # It takes other arguments.
             made = None
     if not isinstance(made, nn.Module):
         raise TypeError(

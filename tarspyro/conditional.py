@@ -1,11 +1,11 @@
-"""A trunk and a family make a conditional distribution, and transforms make another of it."""
+"""Conditional distributions: a network with a family, blocks of them, and normalizing flows."""
 
 __all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyro.distributions as dist
@@ -22,47 +22,53 @@ from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold
-from tarspyro.nn.heads import forget_features, make_head, through_heads
+from tarspyro.nn.heads import make_head, through_heads, zero_weights
 from tarspyro.scopes import evaluating
 
+# A transform, or one whose parameters depend on a context.
+AnyTransform: TypeAlias = Transform | ConditionalTransform
 
-def _array_in_array_out(method: Callable[..., Any]) -> Callable[..., Any]:
-    """NumPy arrays give NumPy arrays, computed in evaluation mode without gradients; tensors
-    give tensors.
+
+def _array_in_array_out(method: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Lets a method take NumPy arrays too.
+
+    Arrays give an array, computed in evaluation mode without gradients. Tensors give a tensor.
     """
 
     @functools.wraps(method)
-    def twin(self: nn.Module, *values: Any, **options: Any) -> Any:
+    def twin(self: nn.Module, *values: object, **options: object) -> Tensor | np.ndarray:
         if not any(isinstance(value, np.ndarray) for value in values):
             return method(self, *values, **options)
         like = next(self.parameters(), torch.empty(0))
+        tensors: list[object] = []
+        for value in values:
+            if isinstance(value, np.ndarray):
+                value = as_numbers("an array", value).to(like.device)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value = value.to(like.dtype)
+            tensors.append(value)
         with evaluating(self):
-            tensors = [
-                as_numbers("an array", v).to(like.device) if isinstance(v, np.ndarray) else v
-                for v in values
-            ]
-            tensors = [
-                v.to(like.dtype) if torch.is_tensor(v) and v.is_floating_point() else v
-                for v in tensors
-            ]
             return method(self, *tensors, **options).cpu().numpy()
 
     return twin
 
 
 class _Interface(nn.Module, ConditionalDistribution):
-    """What one can ask of any conditional distribution, in tensors or in NumPy arrays."""
+    """The methods of any conditional distribution, with tensors or with NumPy arrays."""
 
-    def condition(self, context: Tensor) -> Any:
-        """Returns the distribution given the context: the name that Pyro's conditional flows
-        call.
+    def condition(self, context: Tensor) -> Distribution:
+        """Returns the distribution given the context.
+
+        Pyro's conditional flows call this method.
         """
-        return self(context)
+        distribution: Distribution = self(context)
+        return distribution
 
     @_array_in_array_out
     def sample(self, *context: Tensor, sample_shape: int | tuple[int, ...] = ()) -> Tensor:
-        """Returns draws of shape ``sample_shape + batch_shape + event_shape``, reparameterized
-        where possible.
+        """Returns draws, reparameterized if the family is.
+
+        Their shape is ``sample_shape + batch_shape + event_shape``.
         """
         distribution = self(*context)
         draw: Callable[..., Tensor] = (
@@ -72,8 +78,12 @@ class _Interface(nn.Module, ConditionalDistribution):
 
     @_array_in_array_out
     def log_prob(self, value: Tensor, *context: Tensor) -> Tensor:
-        """Returns log p(value | context) in nats, summed over the event: one number for each
-        row.
+        """Returns log p(value | context) in nats, one number for each row.
+
+        Raises:
+            TypeError: If ``value`` is not a tensor or an array.
+            ValueError: If ``value`` has rows of another shape than the event shape, or numbers
+                that have no density.
         """
         distribution = self(*context)
         event = tuple(distribution.event_shape)
@@ -102,9 +112,12 @@ class _Interface(nn.Module, ConditionalDistribution):
         return distribution_mean(self(*context))
 
     @_array_in_array_out
-    def kl(self, other: Any, *context: Tensor) -> Tensor:
-        """Returns KL(self || other) given the context, in nats: one number for each row, in
-        closed form.
+    def kl(
+        self, other: Distribution | Callable[..., Distribution], *context: Tensor
+    ) -> Tensor:
+        """Returns KL(self || other) given the context, in closed form.
+
+        It is in nats, one number for each row.
 
         Arguments:
             other: A conditional distribution of the same context, a prior, or a distribution.
@@ -112,74 +125,71 @@ class _Interface(nn.Module, ConditionalDistribution):
 
         Raises:
             NotImplementedError: If no closed form is registered for the two families.
+            TypeError: If ``other`` is not a distribution and returns none.
+            ValueError: If ``other`` has another event shape, or does not broadcast.
         """
         own = self(*context)
-        if not isinstance(other, Distribution):
-            if not callable(other):
-                raise TypeError(
-                    "other must be a distribution or a module that returns one, got"
-                    f" {format_value(other)}."
-                )
-            other = other(*context) if isinstance(other, _Interface) else other()
-        if not isinstance(other, Distribution):
+        given: object = other
+        if callable(given) and not isinstance(given, Distribution):
+            given = given(*context) if isinstance(given, _Interface) else given()
+        if not isinstance(given, Distribution):
             raise TypeError(
                 "other must be a distribution or a module that returns one, got"
-                f" {format_value(other)}."
+                f" {format_value(given)}."
             )
-        if own.event_shape != other.event_shape:
+        if own.event_shape != given.event_shape:
             raise ValueError(
-                f"other must draw {tuple(own.event_shape)} as the distribution itself, got"
-                f" {tuple(other.event_shape)}."
+                "other must have the event shape of the distribution,"
+                f" {tuple(own.event_shape)}, got {tuple(given.event_shape)}."
             )
         try:
-            return kl_divergence(own, other)
+            return kl_divergence(own, given)
         except RuntimeError as error:
             if type(error) is not RuntimeError:
-                raise  # no closed form
+                raise  # There is no closed form.
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"other does not broadcast with the distribution itself: {reason}."
+                f"other must broadcast with the distribution, and does not: {reason}."
             ) from error
 
 
 class Conditional(FamilyModule, _Interface):
-    r"""A conditional distribution :math:`p(x \mid c)`: a network computes the parameters of a
-    family.
+    r"""A conditional distribution :math:`p(x \mid c)`: a network computes a family's parameters.
 
-    .. math:: h = \mathrm{trunk}(c), \qquad p(x \mid c) = \mathrm{family}(x; t_1(W_1 h + b_1), t_2(W_2 h + b_2), \dots)
+    .. math:: h = \mathrm{trunk}(c), \qquad
+              p(x \mid c) = \mathrm{family}(x; t_1(W_1 h + b_1), t_2(W_2 h + b_2), \dots)
 
     with one linear head for each parameter that is not fixed, and :math:`t_i` torch's
     ``transform_to`` of the parameter's constraint. Called with context values of shapes
     :math:`(*, E_i)`, it returns a Pyro distribution with batch shape :math:`*` and the given
     event shape. All leading dimensions are folded into one batch around the network, so that
     convolutions, recurrent cells and batch normalization work with any number of particles.
-    Heads of scales start with zero weights: a scale is first 1 for every context, and learns
-    to differ.
+    Heads of scales start with zero weights, so that every scale is 1 at first.
 
-    It is also a ``pyro.distributions.ConditionalDistribution``, and so drops into Pyro's
-    conditional flows.
+    It is also a ``pyro.distributions.ConditionalDistribution``, for Pyro's conditional flows.
 
     Arguments:
         family: The class of a Pyro distribution, such as ``pyro.distributions.Normal``.
         trunk: Any ``torch.nn.Module`` from the context values to features. If it has an
-            attribute ``in_shapes`` (one event shape for each input) these are checked; if it
-            has a method ``head(shape)``, this makes the heads; if its attribute ``broadcasts``
-            is true, it gets several contexts with the leading dimensions they have.
+            attribute ``in_shapes`` (one event shape for each input), the contexts must have
+            these shapes. If it has a method ``head(shape)``, this makes the heads. If its
+            attribute ``broadcasts`` is true, it gets several contexts with different leading
+            dimensions.
         event_shape: The shape of one draw. Its last dimensions belong to the family, the
             others are independent.
         transforms: For a free or learned parameter, the transform to use in place of
             ``transform_to(constraint)``.
-        param_shapes: For a parameter, a shape that the event shape does not tell (classes,
-            ranks).
+        param_shapes: For a parameter, a shape that does not follow from the event shape
+            (classes, ranks).
         fixed: Parameters of the family that the network does not compute, by the family's own
-            names: numbers or tensors, or an ``nn.Parameter`` whose value is the starting point
-                of a learned constant.
+            names: numbers, tensors, or an ``nn.Parameter``, whose value is then the starting
+            point of a learned constant.
 
     Raises:
-        TypeError: If ``family`` is not a class of Pyro distributions, or ``trunk`` not a
+        TypeError: If ``family`` is not a class of Pyro distributions, or ``trunk`` is not a
             module.
-        ValueError: If a name is not one of the family's; when called, if a context has the
-            wrong shape.
+        ValueError: If the family has no parameter of that name; when called, if a context has
+            the wrong shape.
 
     Example:
         >>> import pyro.distributions as dist
@@ -195,7 +205,7 @@ class Conditional(FamilyModule, _Interface):
 
     def __init__(
         self,
-        family: type[Any],
+        family: type[Distribution],
         trunk: nn.Module,
         event_shape: int | tuple[int, ...],
         *,
@@ -206,19 +216,20 @@ class Conditional(FamilyModule, _Interface):
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
         check_module("trunk", trunk)
         self.trunk = trunk
-        self.heads = nn.ModuleDict(
-            {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
-        )
+        heads = {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
+        self.heads = nn.ModuleDict(heads)
         if "scale" in self.heads:
-            forget_features(self.heads["scale"])
+            zero_weights(self.heads["scale"])
 
-    def forward(self, *context: Tensor) -> Any:
+    def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
-        return self.distribution(self.outputs(*context))
+        distribution: Distribution = self.distribution(self.outputs(*context))
+        return distribution
 
     def outputs(self, *context: Tensor) -> dict[str, Tensor]:
-        """Returns what the network computes: the free parameters before their transforms, as
-        ``distribution`` takes.
+        """Returns the network's outputs: the free parameters before their transforms.
+
+        ``distribution`` makes the distribution of them.
         """
         return through_heads(self.trunk, self.heads, context)
 
@@ -227,18 +238,19 @@ class Conditional(FamilyModule, _Interface):
 
 
 class Deterministic(Configurable, _Interface):
-    r"""A network as a distribution: all probability at :math:`x = t(W \, \mathrm{trunk}(c) +
-    b)`.
+    r"""A network as a point distribution, with all probability at its output.
 
-    The encoder of an autoencoder, or the generator of a model without a likelihood.
+    .. math:: x = t(W \, \mathrm{trunk}(c) + b)
+
+    It is the encoder of an autoencoder, or the generator of a model without a likelihood.
 
     Arguments:
         trunk: Any ``torch.nn.Module`` from the context values to features.
         event_shape: The shape of the output.
-        transform: What to apply to the output, such as ``torch.nn.Sigmoid()``.
+        transform: A function t of the output, such as ``torch.nn.Sigmoid()``.
 
     Raises:
-        TypeError: If ``trunk`` is not a module.
+        TypeError: If ``trunk`` is not a module, or ``transform`` is not a function.
 
     Example:
         >>> from tarspyro.nn import MLP
@@ -261,24 +273,24 @@ class Deterministic(Configurable, _Interface):
                 f" {format_value(transform)}."
             )
         self.event_shape = as_shape("event_shape", event_shape)
-        self.trunk, self.transform = trunk, transform
+        self.trunk = trunk
+        self.transform = transform
         self.heads = nn.ModuleDict({"value": make_head(trunk, self.event_shape)})
 
-    def forward(self, *context: Tensor) -> Any:
+    def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
         return self.distribution(self.outputs(*context))
 
     def outputs(self, *context: Tensor) -> dict[str, Tensor]:
-        """Returns what the network computes, before the transform."""
+        """Returns the network's output before the transform."""
         return through_heads(self.trunk, self.heads, context)
 
-    def distribution(self, outputs: Mapping[str, Tensor]) -> Any:
-        """Returns the distribution that the network's outputs give."""
+    def distribution(self, outputs: Mapping[str, Tensor]) -> Distribution:
+        """Returns the distribution of the network's outputs."""
         value = outputs["value"]
-        return dist.Delta(
-            value if self.transform is None else self.transform(value),
-            event_dim=len(self.event_shape),
-        )
+        if self.transform is not None:
+            value = self.transform(value)
+        return dist.Delta(value, event_dim=len(self.event_shape))
 
     @property
     def headline(self) -> str:
@@ -290,11 +302,11 @@ class Deterministic(Configurable, _Interface):
 
 
 class Blocks(Configurable, _Interface):
-    r"""Several conditional distributions of one context, side by side in one vector.
+    r"""Several conditional distributions of one context, concatenated to one vector.
 
     .. math:: p(x \mid c) = \prod_b p_b(x_b \mid c), \qquad x = (x_1, \dots, x_B)
 
-    As a likelihood it is several decoders of one code, each with its own network and family:
+    As a likelihood it has several decoders, each with its own network and family. For example,
     an image and its label are observed as one vector, ``torch.cat([image, one_hot], -1)``.
 
     Arguments:
@@ -303,7 +315,7 @@ class Blocks(Configurable, _Interface):
 
     Raises:
         TypeError: If a block is not a module.
-        ValueError: When called, if a block is not over vectors.
+        ValueError: If there is no block; when called, if a block is not over vectors.
 
     Example:
         >>> import pyro.distributions as dist
@@ -327,7 +339,7 @@ class Blocks(Configurable, _Interface):
                 )
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, *context: Tensor) -> Any:
+    def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
         return Concatenate([block(*context) for block in self.blocks])
 
@@ -336,30 +348,31 @@ class Blocks(Configurable, _Interface):
 
 
 class Transformed(Configurable, _Interface):
-    r"""A distribution whose draws pass through invertible transforms: a normalizing flow.
+    r"""A normalizing flow: a distribution whose draws pass through invertible transforms.
 
     .. math:: z = t_n(\dots t_1(z_0)), \quad z_0 \sim q_0(z_0 \mid c), \qquad
               \log q(z \mid c) = \log q_0(z_0 \mid c) - \sum_i \log |\det J_{t_i}|
 
-    As a posterior or as a prior, according to what the base is. The transforms are those of
-    ``pyro.distributions.transforms``; the parameters of those that have some are trained,
-    saved and moved with it. A conditional transform gets the context, or what a network makes
-    of it. Draws are scored without an inverse, other values (as a model's prior gets them from
-    the guide) with one; planar and radial transforms have none, so that in a prior it is their
-    ``.inv`` that stands, which then cannot be drawn from. (The determinant of Pyro 1.9's
-    ``Sylvester`` is not that of its map.)
+    It is a posterior or a prior, depending on the base. The transforms are those of
+    ``pyro.distributions.transforms``. Their parameters, if they have some, are trained, saved
+    and moved to devices with the module. A conditional transform gets the context, or the
+    features that ``trunk`` computes from it.
 
-    There is no mean in closed form: ``embed`` wants ``num_samples``.
+    The density of its own draws needs no inverse. The density of other values does, such as a
+    draw of the guide under a model's prior. Planar and radial transforms have no inverse: in a
+    prior, use their ``.inv``, which then cannot be drawn from. (Pyro 1.9's ``Sylvester``
+    computes a determinant that is not its own.)
+
+    There is no mean in closed form, so ``embed`` needs ``num_samples``.
 
     Arguments:
-        base: The distribution of the draws before: a ``Conditional``, a ``Prior``, or a
-            distribution.
-        transforms: The transforms, the first to be applied first.
-        trunk: A network from the context values to what conditional transforms see; without
-            one, they see the context values side by side.
+        base: The distribution of z_0: a ``Conditional``, a ``Prior``, or a distribution.
+        transforms: The transforms t_1, ..., t_n.
+        trunk: A network from the context values to the context of conditional transforms. If
+            not given, this is the context values, concatenated.
 
     Raises:
-        TypeError: If ``base`` or a transform is none.
+        TypeError: If ``base`` is not a distribution or a module, or a transform is not one.
         ValueError: When called, if a conditional transform has no context.
 
     References:
@@ -371,16 +384,16 @@ class Transformed(Configurable, _Interface):
         >>> from tarspyro.nn import MLP
         >>> Transformed(Conditional(dist.Normal, MLP(64, [32]), 2), [Planar(2), Planar(2)])
         Normal(loc, scale) of shape (2,) from MLP(64 -> 32, ReLU), through 2 Planar
-        >>> base, trunk = dist.Normal(torch.zeros(2), 1.0).to_event(1), MLP(64, [32])
-        >>> flow = Transformed(base, [conditional_planar(2, 32)], trunk=trunk)
+        >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> flow = Transformed(base, [conditional_planar(2, 32)], trunk=MLP(64, [32]))
         >>> flow(torch.zeros(10, 64)).batch_shape
         torch.Size([10])
     """
 
     def __init__(
         self,
-        base: Any,
-        transforms: Sequence[Transform | ConditionalTransform],
+        base: Distribution | nn.Module,
+        transforms: Sequence[AnyTransform],
         *,
         trunk: nn.Module | None = None,
     ) -> None:
@@ -400,36 +413,35 @@ class Transformed(Configurable, _Interface):
                     "transforms must be those of pyro.distributions.transforms, got"
                     f" {format_value(transform)}."
                 )
-        self.base: Any = as_prior(base)
+        self.base = as_prior(base)
         self.trunk = trunk
         single = list(flattened(transforms))
         self.transforms = nn.ModuleList(as_module(transform) for transform in single)
         self._names = [type(transform).__name__ for transform in single]
 
-    def forward(self, *context: Tensor) -> Any:
+    def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
         features: Tensor | None = None
-        transforms: list[Any] = []
+        transforms: list[Transform] = []
         for module in self.transforms:
-            transform: Any = (
-                module if isinstance(module, (Transform, ConditionalTransform)) else module()
-            )
+            transform: Any = module
+            if not isinstance(module, (Transform, ConditionalTransform)):
+                transform = module()
             if isinstance(transform, ConditionalTransform):
-                features = self._features(context) if features is None else features
+                if features is None:
+                    features = self._features(context)
                 transform = transform.condition(features)
             transforms.append(transform)
         base = self.base(*context)
-        if (
-            features is not None
-        ):  # rows of different contexts have draws of their own, whatever the base is
+        if features is not None:
+            # Each context has a draw of its own, also if the base does not depend on it.
             base = base.expand(torch.broadcast_shapes(base.batch_shape, features.shape[:-1]))
         return TransformedDistribution(base, transforms)
 
     def _features(self, context: tuple[Tensor, ...]) -> Tensor:
+        """Returns the context of conditional transforms."""
         if not context:
-            raise ValueError(
-                "transforms has conditional ones, which need a context: call with its values."
-            )
+            raise ValueError("Conditional transforms need a context: call flow(context).")
         if self.trunk is None:
             lead = torch.broadcast_shapes(*(value.shape[:-1] for value in context))
             return torch.cat([value.expand(lead + value.shape[-1:]) for value in context], -1)
@@ -446,22 +458,26 @@ class Transformed(Configurable, _Interface):
 
     @property
     def _summary(self) -> str:
-        runs = [(name, len(list(run))) for name, run in itertools.groupby(self._names)]
-        return (
-            ", ".join(name if count == 1 else f"{count} {name}" for name, count in runs)
-            or "nothing"
-        )
+        """The names of the transforms, with a number before those that repeat."""
+        parts = []
+        for name, run in itertools.groupby(self._names):
+            count = len(list(run))
+            parts.append(name if count == 1 else f"{count} {name}")
+        return ", ".join(parts) or "nothing"
 
 
-def distribution_mean(distribution: Any) -> Tensor:
-    """Returns the mean, or says for which family there is none in closed form."""
+def distribution_mean(distribution: Distribution) -> Tensor:
+    """Returns the mean of a distribution.
+
+    Raises:
+        NotImplementedError: If the family has no closed form for it; the message names it.
+    """
     try:
-        mean: Tensor = distribution.mean
-        return mean
+        return distribution.mean
     except NotImplementedError:
-        base = (
-            distribution.base_dist if isinstance(distribution, Independent) else distribution
-        )
+        base = distribution
+        if isinstance(distribution, Independent):
+            base = distribution.base_dist
         raise NotImplementedError(
             f"{type(base).__name__} has no mean in closed form: draw with sample, or"
             " embed(..., num_samples=...)."

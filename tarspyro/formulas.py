@@ -9,18 +9,28 @@ __all__ = [
 
 import operator
 import re
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
 
-def parts_of(half: nn.Module, name: str) -> list[Any]:
-    """The attributes whose product or sum a factor is."""
-    return [operator.attrgetter(path)(half) for path in re.split(r" [*+] ", name)]
+def parts_of(program: nn.Module, name: str) -> list[object]:
+    """Returns the attributes whose product or sum a factor is.
+
+    Arguments:
+        program: A model or a guide.
+        name: The factor's key in ``factors``, such as ``"posterior * prior"``.
+    """
+    return [operator.attrgetter(path)(program) for path in re.split(r" [*+] ", name)]
 
 
-def split_factors(factors: Any) -> tuple[list[str], list[str]]:
-    """The variables that the factors describe, and the conditions that none of them does."""
+def split_factors(factors: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Returns the variables that have a factor, and the conditions that have none.
+
+    Example:
+        >>> split_factors(["x | z, y", "z"])
+        (['x', 'z'], ['y'])
+    """
     variables: list[str] = []
     conditions: list[str] = []
     for factor in factors:
@@ -31,9 +41,11 @@ def split_factors(factors: Any) -> tuple[list[str], list[str]]:
 
 
 def latex_of(text: str) -> str:
+    """Returns a formula such as ``p(x_1 | z)`` in LaTeX."""
     return re.sub(r"_(\w+)", r"_{\1}", text.replace(" | ", r" \mid "))
 
 
-def headline(part: Any) -> str:
+def headline(part: object) -> str:
+    """Returns the first line of a module's description, with its signs escaped for LaTeX."""
     headline = getattr(part, "headline", None) or repr(part).partition("\n")[0]
-    return headline.replace("_", r"\_").replace(" ", r"\ ")
+    return str(headline).replace("_", r"\_").replace(" ", r"\ ")

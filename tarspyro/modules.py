@@ -1,4 +1,4 @@
-"""The base of every half: a module whose forward pass is a Pyro program."""
+"""Base classes: modules that remember their arguments, and modules that are Pyro programs."""
 
 __all__ = [
     "Configurable",
@@ -9,12 +9,12 @@ __all__ = [
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyro
-import torch
-from torch import nn
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import as_count, format_value
@@ -25,7 +25,10 @@ _counter = itertools.count()
 
 
 class Configurable(nn.Module):
-    """A module that remembers its constructor's arguments, so that a run folder can name them.
+    """A module that remembers its constructor's arguments, which run folders save.
+
+    Attributes:
+        constructor_arguments: The arguments and keyword arguments of the constructor.
 
     Example:
         >>> class Scale(Configurable):
@@ -39,8 +42,7 @@ class Configurable(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Configurable":
         module = super().__new__(cls)
-        # Past nn.Module's __setattr__, which would register modules among the arguments a
-        # second time.
+        # nn.Module's own __setattr__ would register modules among the arguments a second time.
         object.__setattr__(module, "constructor_arguments", (args, kwargs))
         return module
 
@@ -51,62 +53,57 @@ class Configurable(nn.Module):
             if not any(value is None for value in args):
                 raise
             raise TypeError(f"{describe_call(self, args)}: {error}") from error
-        except (
-            RuntimeError,
-            ZeroDivisionError,
-        ) as error:  # the latter is what Pyro's plates say of no rows
+        except (RuntimeError, ZeroDivisionError) as error:
+            # Pyro's plates divide by zero if there are no rows. Subclasses of RuntimeError say:
+            # out of memory, not implemented.
             if type(error) not in (RuntimeError, ZeroDivisionError):
-                raise  # no memory, or not implemented
-            raise ValueError(
-                f"{describe_call(self, args)}: {str(error).partition(chr(10))[0]}"
-            ) from error
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{describe_call(self, args)}: {reason}") from error
 
 
-def describe_call(network: nn.Module, inputs: Sequence[Any]) -> str:
-    """Says that a module does not run on some inputs: of which shapes, types and devices they
-    are, and its weights.
+def describe_call(network: nn.Module, inputs: Sequence[object]) -> str:
+    """Returns the beginning of a sentence: the network does not run on inputs of these shapes.
+
+    Where they differ, it names the types and devices of the inputs and of the weights.
     """
-    tensors = [value for value in inputs if torch.is_tensor(value)]
-    sizes = (
-        ", ".join(
-            str(tuple(value.shape)) if torch.is_tensor(value) else "None" for value in inputs
-        )
-        or "nothing"
-    )
-    kinds = {(value.dtype, value.device) for value in tensors if value.is_floating_point()}
+    sizes = []
+    kinds = set()
+    for value in inputs:
+        sizes.append(str(tuple(value.shape)) if isinstance(value, Tensor) else "None")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            kinds.add(f"{value.dtype} on {value.device}")
     weight = next(network.parameters(), None)
     if weight is not None:
-        kinds |= {(weight.dtype, weight.device)}
-    apart = (
-        f", {' and '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}"
-        if len(kinds) > 1
-        else ""
-    )
-    return f"{type(network).__name__} does not run on inputs of shape {sizes}{apart}"
+        kinds.add(f"{weight.dtype} on {weight.device}")
+    different = f", {' and '.join(sorted(kinds))}" if len(kinds) > 1 else ""
+    name = type(network).__name__
+    return f"{name} does not run on inputs of shape {', '.join(sizes) or 'nothing'}{different}"
 
 
 class StochasticModule(Configurable):
-    r"""A module whose forward pass samples from Pyro's sites: one half of a model/guide pair.
+    r"""A module whose forward pass is a Pyro program: a model or a guide.
 
-    To write a half:
+    To write one:
 
     - take distributions (``prior``, ``likelihood``, ``posterior``) in the constructor, never
       layer sizes;
-    - write the program in ``forward``, with the data first and ``batch_size`` to generate
+    - write the program in ``forward``, with the data first, and ``batch_size`` to generate
       without data;
-    - name what each attribute stands for in ``factors``; printing the module then shows the
+    - name the factor of each attribute in ``factors``; printing the module then shows the
       factorization.
 
-    When called, the module registers its parameters in Pyro's global store, for
-    ``pyro.infer.SVI`` to find, under a name that no other instance has: two modules of one
-    class never share weights. Inside ``local_parameters`` (as in ``tarspyro.fit`` and
-    ``tarspyro.evaluate``) the store is left alone.
+    A call registers the module's parameters in Pyro's global store, where ``pyro.infer.SVI``
+    finds them, under a name that no other instance has. So two modules of one class never share
+    weights. Inside ``local_parameters`` (as in ``tarspyro.fit`` and ``tarspyro.evaluate``)
+    nothing is registered.
 
     Attributes:
         density: The letter of the factorization, p for models and q for guides.
-        factors: What each attribute is, in the notation of the formula. ``"conditionals.0"``
-            names the first of a list of modules, ``"posterior * prior"`` two whose product is
-            proportional to the factor, and ``"posteriors.0 + posteriors.1"`` two whose sum is.
+        factors: The factor of each attribute, in the notation of the formula.
+            ``"conditionals.0"`` names the first of a list of modules, ``"posterior * prior"``
+            two whose product is proportional to the factor, and
+            ``"posteriors.0 + posteriors.1"`` two whose sum is.
 
     Example:
         >>> import pyro.distributions as dist
@@ -126,46 +123,57 @@ class StochasticModule(Configurable):
 
     @property
     def pyro_name(self) -> str:
-        """The name under which Pyro's parameter store knows this instance."""
+        """The name of this instance in Pyro's parameter store."""
         if "_pyro_name" not in self.__dict__:
             object.__setattr__(self, "_pyro_name", f"{type(self).__name__}_{next(_counter)}")
         name: str = self.__dict__["_pyro_name"]
         return name
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is another instance: it must not share its original's name in the store.
+        # A copy is another instance, and needs another name in the store.
         return {key: value for key, value in self.__dict__.items() if key != "_pyro_name"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if "batch_size" in kwargs:
-            as_count("batch_size", kwargs["batch_size"])
-        for value in args:
-            scalar = torch.is_tensor(value) and not value.dim()
-            own = type(self).__module__.startswith("tarspyro.") and not (
-                value is None or torch.is_tensor(value)
-            )
-            if scalar or own or isinstance(value, (str, float, int, list, np.ndarray)):
-                name = type(self).__name__
-                raise TypeError(
-                    f"{name} takes tensors with a row for each data point, got"
-                    f" {format_value(value)}."
-                )
+        if not am_i_wrapped():
+            # A bound has checked the arguments before its first step, in a context of Pyro's.
+            self.check_arguments(args, kwargs)
         if not registering.get():
             return super().__call__(*args, **kwargs)
-        if any(
-            isinstance(parameter, UninitializedParameter) for parameter in self.parameters()
-        ):
+        if any(isinstance(weight, UninitializedParameter) for weight in self.parameters()):
+            # Lazy layers get their sizes from a run without side effects.
             with local_parameters(), preserved_rng(), pyro.poutine.block():
-                super().__call__(
-                    *args, **kwargs
-                )  # lazy layers get their sizes from a run that nobody sees
+                super().__call__(*args, **kwargs)
         self.register()
         return super().__call__(*args, **kwargs)
 
-    def register(self) -> None:
-        """Registers the parameters in Pyro's store, where ``SVI`` finds them; does nothing in
-        ``local_parameters``.
+    def check_arguments(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+        """Raises unless the arguments of a call are tensors of data, and a ``batch_size``.
+
+        A program of the library takes tensors or None; a user's may take other objects, but no
+        numbers, text, lists or arrays.
+
+        Raises:
+            TypeError: If an argument is of another kind.
+            ValueError: If ``batch_size`` is below 1.
         """
+        if "batch_size" in kwargs:
+            as_count("batch_size", kwargs["batch_size"])
+        own = type(self).__module__.startswith("tarspyro.")
+        for value in args:
+            if isinstance(value, Tensor):
+                strange = value.dim() == 0
+            elif own:
+                strange = value is not None
+            else:
+                strange = isinstance(value, (str, float, int, list, np.ndarray))
+            if strange:
+                raise TypeError(
+                    f"{type(self).__name__} takes tensors with a row for each data point, got"
+                    f" {format_value(value)}."
+                )
+
+    def register(self) -> None:
+        """Registers the parameters in Pyro's store, except inside ``local_parameters``."""
         if registering.get():
             pyro.module(self.pyro_name, self)
 
@@ -176,7 +184,7 @@ class StochasticModule(Configurable):
 
     @property
     def formula(self) -> str:
-        """The factorization in plain text, such as ``p(x, z) = p(x | z) p(z)``."""
+        """The joint density and its factorization, such as ``p(x, z) = p(x | z) p(z)``."""
         variables, conditions = split_factors(self.factors.values())
         given = f" | {', '.join(conditions)}" if conditions else ""
         joint = f"{self.density}({', '.join(variables)}{given})"
@@ -184,7 +192,7 @@ class StochasticModule(Configurable):
 
     @property
     def latex(self) -> str:
-        r"""The factorization in LaTeX, such as ``p(x, z) = p(x \mid z) \, p(z)``."""
+        r"""The formula in LaTeX, such as ``p(x, z) = p(x \mid z) \, p(z)``."""
         return latex_of(self.formula.replace(f") {self.density}(", rf") \, {self.density}("))
 
     def _repr_latex_(self) -> str:
@@ -209,19 +217,24 @@ class StochasticModule(Configurable):
         return "\n".join(lines)
 
 
-def layers_of(name: str, layers: Any) -> nn.ModuleList:
-    """Returns the modules of a hierarchy's layers as one, which the constructor's argument
-    ``name`` lists.
+def layers_of(name: str, layers: object) -> nn.ModuleList:
+    """Returns the modules of a hierarchy's layers as a ``torch.nn.ModuleList``.
+
+    Arguments:
+        name: The constructor's argument that lists them.
+        layers: The modules.
 
     Raises:
-        TypeError: If they are not modules.
+        TypeError: If ``layers`` is not a list of modules.
     """
-    listed = (
-        list(layers) if isinstance(layers, Iterable) and not torch.is_tensor(layers) else None
-    )
-    if listed is None or not all(isinstance(layer, nn.Module) for layer in listed):
+    listed: list[object] = []
+    is_list = isinstance(layers, Iterable) and not isinstance(layers, Tensor)
+    if is_list:
+        listed = list(cast("Iterable[object]", layers))
+    modules = [layer for layer in listed if isinstance(layer, nn.Module)]
+    if not is_list or len(modules) < len(listed):
         raise TypeError(
             f"{name} must be a list of modules, such as [Conditional(...), ...], got"
             f" {format_value(layers)}."
         )
-    return nn.ModuleList(listed)
+    return nn.ModuleList(modules)

@@ -1,4 +1,4 @@
-"""The networks and tensors that a program computes with."""
+"""Modules and tensors that a program uses."""
 
 __all__ = ["modules_of", "tensors_of", "type_of"]
 
@@ -6,15 +6,15 @@ import functools
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 
-def modules_of(program: Any) -> list[nn.Module]:
-    """Returns the outermost modules of a program: itself, the owner of a method, or what a
-    function reads.
+def modules_of(program: object) -> list[nn.Module]:
+    """Returns the outermost modules of a program.
+
+    They are the program itself, the owner of a method, or the modules that a function reads.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -24,7 +24,7 @@ def modules_of(program: Any) -> list[nn.Module]:
     return list(dict.fromkeys(_modules(program, set())))
 
 
-def _modules(program: Any, seen: set[int]) -> Iterator[nn.Module]:
+def _modules(program: object, seen: set[int]) -> Iterator[nn.Module]:
     if isinstance(program, nn.Module):
         yield program
     elif id(program) not in seen:
@@ -33,35 +33,32 @@ def _modules(program: Any, seen: set[int]) -> Iterator[nn.Module]:
             yield from _modules(part, seen)
 
 
-def _parts(program: Any) -> Iterable[Any]:
-    """What a program that is no module may have modules in."""
+def _parts(program: object) -> Iterable[object]:
+    """Returns the objects in which a program that is no module may have modules."""
     if isinstance(program, functools.partial):
         return [program.func, *program.args, *program.keywords.values()]
     if inspect.ismethod(program):
         return [program.__self__]
-    if hasattr(program, "__wrapped__"):  # by a handler of Pyro's
+    if hasattr(program, "__wrapped__"):  # A handler of Pyro's wraps it.
         return [program.__wrapped__]
     if not inspect.isfunction(program):
         return []
     try:
         read = inspect.getclosurevars(program)
-    except ValueError:  # a variable has no value yet
+    except ValueError:  # A variable has no value yet.
         return []
-    found: list[Any] = []
-    for value in (
-        *read.nonlocals.values(),
-        *read.globals.values(),
-        *(program.__defaults__ or ()),
-    ):
-        found += (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (list, tuple))
-            else [value]
-        )
-    # Of other functions, those of the same file: what a library's read is none of the
-    # program's.
+
+    found: list[object] = []
+    for values in (read.nonlocals.values(), read.globals.values(), program.__defaults__ or ()):
+        for value in values:
+            if isinstance(value, dict):
+                found += value.values()
+            elif isinstance(value, (list, tuple)):
+                found += value
+            else:
+                found.append(value)
+    # The functions of a library read modules that are not the program's, so only functions of
+    # the same file count.
     return [
         value
         for value in found
@@ -71,11 +68,10 @@ def _parts(program: Any) -> Iterable[Any]:
     ]
 
 
-def type_of(*programs: Any) -> torch.dtype | None:
-    """Returns the type of the real numbers that programs compute with, that of their
-    parameters.
+def type_of(*programs: object) -> torch.dtype | None:
+    """Returns the floating-point type of the programs' parameters and buffers.
 
-    None for functions without networks, which compute in the type of their data.
+    None says that they have none: functions without networks compute in the type of their data.
 
     Example:
         >>> type_of(nn.Linear(2, 2).double())
@@ -88,6 +84,6 @@ def type_of(*programs: Any) -> torch.dtype | None:
     return next((dtype for dtype in types if dtype.is_floating_point), None)
 
 
-def tensors_of(args: Sequence[Any]) -> list[torch.Tensor]:
+def tensors_of(args: Sequence[object]) -> list[torch.Tensor]:
     """Returns the arguments that are tensors."""
-    return [value for value in args if torch.is_tensor(value)]
+    return [value for value in args if isinstance(value, torch.Tensor)]

@@ -1,4 +1,4 @@
-"""Programs over sequences: loops over time that can also be run step by step."""
+"""Sequential programs: loops over time that can also run step by step."""
 
 __all__ = [
     "sequence_plate",
@@ -13,7 +13,8 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -24,28 +25,33 @@ from torch import Tensor, nn
 from tarspyro.arguments import format_value
 from tarspyro.modules import StochasticModule
 
+# A generator function. It yields the state of each step, and is sent the state to go on with.
 Steps = Callable[..., Generator[Any, Any, Any]]
 
+_Result = TypeVar("_Result")
 
-def sequential(program: Steps) -> Callable[..., Any]:
-    """Makes a program of a generator, which says by ``yield`` where a step begins and what the
-    past hands over to it.
 
-    At the beginning of each step it yields its state, a tensor or a nest of tuples of tensors,
-    and goes on with the state that it gets. Called as a program it gets the same one, and
-    might as well have no ``yield``. What runs it step by step, as ``FIVO`` does, may hand it
-    the state of other particles.
+def sequential(
+    program: Callable[..., Generator[Any, Any, _Result]],
+) -> Callable[..., _Result]:
+    """Turns a generator into a Pyro program; each ``yield`` passes the state to the next step.
 
-    The state's tensors have the shape ``(*particles, *plates, *event)`` and hold all that
-    later steps know of earlier draws. A plate is entered anew in each step, so that none is
-    open at a ``yield``.
+    At the beginning of each step the generator yields its state, a tensor or a nest of tuples of
+    tensors, and goes on with the state that ``yield`` returns. In a normal call this is the
+    same state. ``FIVO`` runs the program step by step, and may return the state of other
+    particles.
+
+    The state's tensors have the shape ``(*particles, *plates, *event)``. Later steps must know
+    earlier draws by the state alone. Enter plates anew in each step, because none may be open
+    at a ``yield``.
 
     Example:
         >>> import pyro.distributions as dist
         >>> import torch
         >>> @sequential
         ... def walk(x):
-        ...     data, z = pyro.plate("data", len(x)), torch.zeros(len(x))
+        ...     data = pyro.plate("data", len(x))
+        ...     z = torch.zeros(len(x))
         ...     for t in range(x.shape[1]):
         ...         z = yield z
         ...         with data:
@@ -57,40 +63,43 @@ def sequential(program: Steps) -> Callable[..., Any]:
     """
 
     @functools.wraps(program)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        steps, state = program(*args, **kwargs), None
+    def run(*args: object, **kwargs: object) -> _Result:
+        steps = program(*args, **kwargs)
+        state = None
         while True:
             try:
                 state = steps.send(state)
             except StopIteration as end:
-                return end.value
+                result: _Result = end.value
+                return result
 
     run.steps = program  # type: ignore[attr-defined]
     return run
 
 
 def steps_of(program: Callable[..., Any]) -> Steps | None:
-    """Returns what runs a ``sequential`` program step by step, called with its arguments; None
-    for other programs.
+    """Returns the generator function of a ``sequential`` program; None for other programs.
+
+    It is called with the program's arguments.
     """
     function = program.forward if isinstance(program, nn.Module) else program
     steps: Steps | None = getattr(function, "steps", None)
     if steps is None:
         return None
-    bound = (
-        functools.partial(steps, function.__self__) if inspect.ismethod(function) else steps
-    )
+    bound = steps
+    if inspect.ismethod(function):
+        bound = functools.partial(steps, function.__self__)
     if not isinstance(program, StochasticModule):
         return bound
 
-    def registered(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+    def registered(*args: object, **kwargs: object) -> Generator[Any, Any, Any]:
         program.register()
         return bound(*args, **kwargs)
 
     return registered
 
 
-def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+def states_of(program: Callable[..., Any], *args: object, **kwargs: object) -> list[Any]:
     """Runs a ``sequential`` program with its arguments; returns the states that it yields.
 
     Raises:
@@ -103,7 +112,8 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
             f" {format_value(program)}."
         )
     states: list[Any] = []
-    run, state = steps(*args, **kwargs), None
+    run = steps(*args, **kwargs)
+    state = None
     with contextlib.suppress(StopIteration):
         while True:
             state = run.send(state)
@@ -111,9 +121,16 @@ def states_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[An
     return states
 
 
-def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], Any]:
-    """Returns the plate ``data`` of so many sequences, a function of the step: those that have
-    ended count for nothing.
+def sequence_plate(
+    size: int, lengths: Tensor | None = None
+) -> Callable[[int], AbstractContextManager[None]]:
+    """Returns the plate ``data`` of some sequences, as a function of the step.
+
+    The plate masks the sequences that have ended before the step.
+
+    Arguments:
+        size: The number of sequences.
+        lengths: How many steps each sequence has; all if not given.
 
     Raises:
         ValueError: If ``lengths`` are not positive integers, one for each sequence.
@@ -123,43 +140,48 @@ def sequence_plate(size: int, lengths: Tensor | None = None) -> Callable[[int], 
             f"lengths must be integers of shape ({size},), one for each sequence, got"
             f" {lengths.dtype} of shape {tuple(lengths.shape)}."
         )
-    # Looking at values makes a device wait, so it belongs to validation.
+    # Reading values makes the device wait, so it belongs to validation.
     if lengths is not None and is_validation_enabled() and bool((lengths < 1).any()):
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
     plate = pyro.plate("data", size)
 
     @contextlib.contextmanager
-    def at(t: int) -> Iterator[None]:
-        inside: Any = contextlib.nullcontext()
+    def at_step(t: int) -> Iterator[None]:
+        masked: AbstractContextManager[object] = contextlib.nullcontext()
         if lengths is not None:
-            inside = poutine.mask(mask=t < lengths)  # type: ignore[call-overload]
-        with plate, inside:
+            masked = poutine.mask(mask=t < lengths)  # type: ignore[call-overload]
+        with plate, masked:
             yield
 
-    return at
+    return at_step
 
 
 def sequence_sizes(
     x: Tensor | None, batch_size: int, length: int | None
 ) -> tuple[int, int, int]:
-    """Returns how many sequences there are, of how many steps x is known, and how many steps
-    there are in all.
+    """Returns the number of sequences, the number of steps in x, and the number of all steps.
+
+    Arguments:
+        x: The data; None to generate.
+        batch_size: The number of sequences to generate.
+        length: The number of all steps; those of x if not given.
 
     Raises:
-        ValueError: If there is neither x nor a length.
+        ValueError: If neither ``x`` nor ``length`` is given.
     """
     if x is not None:
         return len(x), x.shape[1], x.shape[1] if length is None else length
     if length is None:
         raise ValueError(
-            "length must be given to generate without x: how many steps, such as length=100."
+            "length must be given to generate without x: the number of steps, such as length=100."
         )
     return batch_size, 0, length
 
 
 def stacked(steps: Sequence[Tensor], event_dim: int) -> Tensor:
-    """Returns the steps of sequences as one tensor, with the time before the dimensions of an
-    event.
+    """Stacks the steps of sequences to one tensor.
+
+    The dimension of time comes before those of an event, of which there are ``event_dim``.
     """
     together = torch.broadcast_tensors(*steps)
     return torch.stack(together, together[0].dim() - event_dim)

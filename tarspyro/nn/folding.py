@@ -1,24 +1,25 @@
-"""Leading dimensions (particles, plates, time) folded into the batch around networks of fixed
-rank.
-"""
+"""Leading dimensions (particles, plates, time) folded into one batch dimension for networks."""
 
 __all__ = ["ELEMENTWISE", "as_events", "event_ndims", "event_shapes", "fold", "unfold"]
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Size, Tensor, nn
 
 from tarspyro.arguments import check_module, format_value
 
+# The event of an input, which is what one data point is in it: a shape, or a number of
+# dimensions.
+Event: TypeAlias = Sequence[int] | int
+
 # The modules of torch whose layers keep every shape, and the number of features.
 ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 
-# What one data point looks like to the first layer of a network: its number of dimensions.
+# How many dimensions an event has for a layer.
 _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
-    (nn.modules.conv._ConvNd, -1),  # as many as the kernel has, and the channels
     (nn.modules.batchnorm.BatchNorm1d, 1),
     (nn.modules.batchnorm.BatchNorm2d, 3),
     ((nn.Linear, nn.Bilinear, nn.RNNCellBase), 1),
@@ -27,9 +28,12 @@ _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
 
 
 def event_ndims(network: nn.Module) -> int | None:
-    """The number of dimensions that one data point has for the network, from its first layer.
+    """Returns how many dimensions an event has for a network, according to its first layer.
 
-    Returns None where the first layer takes inputs of any rank, or is of an unknown kind.
+    None says that the first layer takes inputs of any rank, or is of an unknown kind.
+
+    Raises:
+        TypeError: If ``network`` is not a module.
 
     Example:
         >>> event_ndims(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten()))
@@ -42,51 +46,48 @@ def event_ndims(network: nn.Module) -> int | None:
             return len(shapes[0])
         if next(layer.children(), None) is not None or type(layer).__module__ in ELEMENTWISE:
             continue
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            # A lazy layer has no weight yet, so the kernel has to tell.
+            return len(layer.kernel_size) + 1
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
-                kernel: Any = (
-                    layer.kernel_size if ndims < 0 else ()
-                )  # lazy layers have no weight yet
-                return len(kernel) + 1 if ndims < 0 else ndims
+                return ndims
         return None
     return None
 
 
-def event_shapes(
-    network: nn.Module, inputs: Sequence[Tensor]
-) -> Sequence[Sequence[int] | int]:
-    """What one data point is in each of the network's inputs: its shape, or its number of
-    dimensions.
+def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event]:
+    """Returns the event of each of a network's inputs.
 
-    A network that does not tell takes its first input as it comes, with one dimension for the
-    batch.
+    They are the network's ``in_shapes``, if it has this attribute. Else the first layer tells
+    how many dimensions the first input's event has; if it does not, the first input has one
+    dimension for the batch. The events of the other inputs are vectors.
     """
-    shapes: Sequence[Sequence[int] | int] | None = getattr(network, "in_shapes", None)
+    shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
     if shapes is None:
         ndims = event_ndims(network)
-        shapes = [inputs[0].dim() - 1 if ndims is None else ndims] + [1] * (len(inputs) - 1)
+        first = inputs[0].dim() - 1 if ndims is None else ndims
+        shapes = [first] + [1] * (len(inputs) - 1)
     return shapes
 
 
-def fold(
-    inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]
-) -> tuple[list[Tensor], Size]:
+def fold(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> tuple[list[Tensor], Size]:
     r"""Folds the leading dimensions of the inputs into one batch dimension.
 
     Arguments:
         inputs: Tensors of shapes :math:`(*B_i, *E_i)`, where the leading shapes :math:`B_i`
             broadcast.
-        shapes: For each input the event shape :math:`E_i`, or its number of dimensions. An
-            input that is the flattened event is accepted where the shape is given.
+        shapes: For each input the event shape :math:`E_i`, or its number of dimensions. If the
+            shape is given, the input may also hold flattened events.
 
     Returns:
         The inputs with shapes :math:`(N, *E_i)`, and the leading shape :math:`B` with
         :math:`N` elements.
 
     Raises:
-        TypeError: If an input is no tensor.
-        ValueError: If an input does not end in its event shape, or is of integers where the
-            shape is not ``()``, or leading shapes do not broadcast.
+        TypeError: If an input is not a tensor.
+        ValueError: If an input does not end in its event shape, or holds integers where the
+            shape is not ``()``, or the leading shapes do not broadcast.
 
     Example:
         >>> (flat,), lead = fold([torch.zeros(5, 100, 784)], [(1, 28, 28)])
@@ -94,47 +95,62 @@ def fold(
         (torch.Size([500, 1, 28, 28]), torch.Size([5, 100]))
     """
     events = as_events(inputs, shapes)
+    value, ndims = events[0]
+    lead = value.shape[: value.dim() - ndims]
+    if len(events) > 1:
+        lead = _common_lead(inputs, events)
+
+    folded = []
+    for value, ndims in events:
+        split = value.dim() - ndims
+        if split != 1 or value.shape[:1] != lead:
+            event = value.shape[split:]
+            value = value.expand(lead + event).reshape((-1,) + event)
+        folded.append(value)
+    return folded, lead
+
+
+def _common_lead(inputs: Sequence[Tensor], events: Sequence[tuple[Tensor, int]]) -> Size:
+    """Returns the shape that the leading shapes of the inputs broadcast to."""
     leads = [value.shape[: value.dim() - ndims] for value, ndims in events]
     try:
-        lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+        return Size(torch.broadcast_shapes(*leads))
     except RuntimeError:
-        shapes = [tuple(value.shape) for value in inputs]
+        given = [tuple(value.shape) for value in inputs]
         raise ValueError(
-            f"The leading dimensions of the network's inputs do not broadcast, got {shapes}."
+            f"The leading dimensions of the network's inputs do not broadcast, got {given}."
         ) from None
-    if all(len(own) == 1 and own == lead for own in leads):
-        return [value for value, _ in events], lead
-    return [
-        value.expand(lead + value.shape[value.dim() - ndims :]).reshape(
-            (-1,) + value.shape[value.dim() - ndims :]
-        )
-        for value, ndims in events
-    ], lead
 
 
 def unfold(output: Tensor, lead: Size) -> Tensor:
-    """Gives back the leading dimensions that ``fold`` took."""
+    """Gives a network's output the leading dimensions that ``fold`` has folded."""
     return output if len(lead) == 1 else output.reshape(lead + output.shape[1:])
 
 
-def as_events(
-    inputs: Sequence[Tensor], shapes: Sequence[Sequence[int] | int]
-) -> list[tuple[Tensor, int]]:
-    """Checks that each input ends in its event shape; returns it with the number of dimensions
-    that this has.
+def as_events(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> list[tuple[Tensor, int]]:
+    """Returns each input with the number of its event's dimensions.
+
+    Flattened events get their shape.
+
+    Raises:
+        TypeError: If an input is not a tensor.
+        ValueError: If there are more or fewer inputs than shapes, or an input does not end in
+            its event shape.
     """
     if len(inputs) != len(shapes):
         raise ValueError(f"The network takes {len(shapes)} input(s), got {len(inputs)}.")
-    for value in inputs:
-        if not torch.is_tensor(value):
-            raise TypeError(
-                f"The network takes tensors, got {format_value(value)}: make one of it,"
-                " torch.as_tensor(...)."
-            )
-    return [_as_event(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
+    events = []
+    for value, shape in zip(inputs, shapes, strict=True):
+        events.append(_as_event(value, shape))
+    return events
 
 
-def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
+def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"The network takes tensors, got {format_value(value)}: make one of it,"
+            " torch.as_tensor(...)."
+        )
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
@@ -142,21 +158,26 @@ def _as_event(value: Tensor, shape: Sequence[int] | int) -> tuple[Tensor, int]:
                 f" {tuple(value.shape)}."
             )
         return value, shape
+
     shape = tuple(shape)
     if shape and not (value.is_floating_point() or value.is_complex()):
-        # Of labels it cannot be told whether (10,) are ten of them, or one vector of ten
-        # numbers.
+        # Labels of shape (10,) could be ten labels, or one vector of ten numbers.
         raise ValueError(
-            f"The network takes inputs of shape (*, {', '.join(map(str, shape))}) in floating"
-            f" point, got {value.dtype} of shape {tuple(value.shape)}: give labels as one-hot"
-            " vectors, such as data.Split(x, y).one_hot()."
+            f"The network takes inputs of shape {_starred(shape)} in floating point, got"
+            f" {value.dtype} of shape {tuple(value.shape)}: give labels as one-hot vectors,"
+            " such as data.Split(x, y).one_hot()."
         )
     if value.shape[value.dim() - len(shape) :] == shape:
         return value, len(shape)
-    if value.dim() > 0 and value.shape[-1] == math.prod(shape):
+    size = math.prod(shape)
+    if value.dim() > 0 and value.shape[-1] == size:
         return value.reshape(value.shape[:-1] + shape), len(shape)
-    flat = f" or (*, {math.prod(shape)})" if len(shape) > 1 else ""
-    expected = f"(*, {', '.join(map(str, shape))})"
+    flat = f" or {_starred((size,))}" if len(shape) > 1 else ""
     raise ValueError(
-        f"The network takes inputs of shape {expected}{flat}, got {tuple(value.shape)}."
+        f"The network takes inputs of shape {_starred(shape)}{flat}, got {tuple(value.shape)}."
     )
+
+
+def _starred(shape: tuple[int, ...]) -> str:
+    """Returns a shape as text, with any leading dimensions."""
+    return f"(*, {', '.join(map(str, shape))})"

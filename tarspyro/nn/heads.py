@@ -1,6 +1,6 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["forget_features", "make_head", "through_heads"]
+__all__ = ["make_head", "through_heads", "zero_weights"]
 
 import math
 from collections.abc import Callable
@@ -16,19 +16,21 @@ from tarspyro.nn.initialization import initialize
 def through_heads(
     trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
-    """Computes the features once, with the leading dimensions folded into the batch, and every
-    head's output.
+    """Returns the output of every head, by its name.
+
+    The trunk computes the features once, with the leading dimensions folded into the batch.
     """
     if len(context) > 1 and getattr(trunk, "broadcasts", False):
         (features,), lead = fold([trunk(*context)], [1])
     else:
         folded, lead = fold(context, event_shapes(trunk, context))
         features = trunk(*folded)
-    outputs = {name: unfold(head(features), lead) for name, head in heads.items()}
-    if torch.is_autocast_enabled(next(iter(outputs.values())).device.type):
-        # The networks may compute in half precision, the densities of what comes out of them
-        # not.
-        outputs = {name: output.float() for name, output in outputs.items()}
+    # The networks may compute in half precision, but the densities may not.
+    half = torch.is_autocast_enabled(features.device.type)
+    outputs = {}
+    for name, head in heads.items():
+        output = unfold(head(features), lead)
+        outputs[name] = output.float() if half else output
     return outputs
 
 
@@ -37,26 +39,31 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     if hasattr(trunk, "head"):
         own: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
         return initialize(own(tuple(shape)))
+    layers: list[nn.Module] = []
     size = math.prod(shape)
     features = _out_features(trunk)
-    # Where the trunk does not tell its output size, the first call does.
-    linear = _LazyHead(size) if features is None else initialize(nn.Linear(features, size))
-    layers = [nn.Flatten(), linear] if features is None else [linear]
+    if features is None:
+        # The trunk does not tell the number of its features; the first call does.
+        layers += [nn.Flatten(), _LazyHead(size)]
+    else:
+        layers.append(initialize(nn.Linear(features, size)))
     if len(shape) != 1:
         layers.append(nn.Unflatten(1, tuple(shape)) if shape else nn.Flatten(0))
-    return nn.Sequential(*layers) if len(layers) > 1 else linear
+    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
 
-def forget_features(head: nn.Module) -> None:
-    """Makes a head the same for all contexts to begin with.
+def zero_weights(head: nn.Module) -> None:
+    """Sets the weights of a head to zero, so that it starts with the same output for every
+    context.
 
-    Exponentials of random features are scales apart by orders of magnitude: a likelihood's are
-    then far off for some rows, and chains of such distributions leave the range of numbers.
+    A scale is the exponential of a head's output. With random weights, the scales of different
+    contexts differ by orders of magnitude at first: some rows have a likelihood that is far off,
+    and chains of such distributions overflow.
     """
     for layer in head.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(layer, _LazyHead):
-            layer.forgets = True
+            layer.starts_at_zero = True
         elif isinstance(weight, nn.Parameter) and not isinstance(
             weight, UninitializedParameter
         ):
@@ -64,32 +71,25 @@ def forget_features(head: nn.Module) -> None:
 
 
 class _LazyHead(nn.LazyLinear):
-    """A linear layer that starts as every head does, once the first call has told it the
-    number of features.
-    """
+    """A linear head that the first call tells the number of features."""
 
-    forgets = False
+    starts_at_zero = False
 
     def reset_parameters(self) -> None:
         if self.has_uninitialized_params() or not self.in_features:
             return
         initialize(self)
-        if self.forgets:
+        if self.starts_at_zero:
             nn.init.zeros_(self.weight)
 
 
 def _out_features(trunk: nn.Module) -> int | None:
+    """Returns the number of a trunk's features; None if it does not tell."""
     if isinstance(trunk, nn.Sequential):
-        # A gated linear unit is among the activations, and halves the number of features.
-        kept = [
-            type(layer).__module__ in ELEMENTWISE and not isinstance(layer, nn.GLU)
-            for layer in trunk
-        ]
-        sizes = (
-            _out_features(layer)
-            for layer, keeps in zip(reversed(trunk), kept[::-1], strict=True)
-            if not keeps
-        )
-        return next(sizes, None)
+        for layer in reversed(trunk):
+            # A gated linear unit is among the activations, but halves the number of features.
+            if type(layer).__module__ not in ELEMENTWISE or isinstance(layer, nn.GLU):
+                return _out_features(layer)
+        return None
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

@@ -18,41 +18,42 @@ from tarspyro.nn.initialization import initialize
 
 
 class MLP(Configurable):
-    r"""A multilayer perceptron that ends in its last hidden layer, as the trunk of a
+    r"""A multilayer perceptron that ends in its last hidden layer: the trunk of a
     ``Conditional``.
 
     .. math:: h_0 = [x_1, x_2, \dots], \quad h_{i+1} = a(W_i h_i + b_i)
 
     The weights start as ``initialize`` draws them. Inputs have shapes :math:`(*, E_i)`; the
-    output has shape
-    :math:`(*, H)`, with any leading dimensions. Those of several inputs broadcast, and the
-    first layer, a sum over the inputs, multiplies each of them as it comes: an image that
-    meets ten labels is multiplied once.
+    output has shape :math:`(*, H)`, with any leading dimensions. Those of several inputs
+    broadcast. The first layer is a sum over the inputs, and multiplies each of them before it
+    broadcasts: an image that is paired with ten labels is multiplied once.
 
     Arguments:
         in_features: The size of the input; a tuple for an input with several dimensions, such
             as ``(1, 28, 28)``; a list with one entry for each of several inputs, which are
             concatenated.
-        hidden_features: The sizes of the layers, each followed by the activation. Without any
-            the inputs are only laid side by side, and a ``Conditional`` is linear.
+        hidden_features: The sizes of the layers, each followed by the activation. If the list
+            is empty, the inputs are only concatenated, and a ``Conditional`` is linear.
         activation: The constructor of the activation.
         normalization: The constructor of a normalization before each activation, such as
             ``nn.BatchNorm1d``.
         dropout: The probability with which a hidden unit is dropped in training.
 
     Attributes:
-        broadcasts: That several inputs need not be brought to one leading shape.
+        broadcasts: Tells a ``Conditional`` that several inputs may have different leading
+            shapes.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
-            constructor of a module.
-        ValueError: If a size is below 1, or ``dropout`` no probability; when called, if an
-            input does not end in its shape.
+        TypeError: If a size is not a whole number, or ``activation`` or ``normalization`` is
+            not the constructor of a module.
+        ValueError: If a size is below 1, or ``dropout`` is not a probability; when called, if
+            an input does not end in its shape.
 
     Example:
         >>> MLP(784, [512, 512])
         MLP(784 -> 512 -> 512, ReLU)
-        >>> MLP([(1, 28, 28), 10], [512])(torch.zeros(5, 100, 1, 28, 28), torch.zeros(100, 10)).shape
+        >>> network = MLP([(1, 28, 28), 10], [512])
+        >>> network(torch.zeros(5, 100, 1, 28, 28), torch.zeros(100, 10)).shape
         torch.Size([5, 100, 512])
     """
 
@@ -74,8 +75,9 @@ class MLP(Configurable):
         hidden_features = as_sizes("hidden_features", hidden_features)
         check_constructor("activation", activation, "torch.nn.ReLU")
         check_number("dropout", dropout, 0, 1)
+
         sizes = [sum(math.prod(shape) for shape in self.in_shapes), *hidden_features]
-        self.out_features, self._num_layers = sizes[-1], len(hidden_features)
+        self.out_features = sizes[-1]
         layers: list[nn.Module] = []
         for size, next_size in zip(sizes, sizes[1:], strict=False):
             layers.append(nn.Linear(size, next_size))
@@ -87,37 +89,41 @@ class MLP(Configurable):
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        self.layers = initialize(nn.Sequential(*layers), activation())
-        self._summary = (
-            f"{' -> '.join(map(str, sizes))}, {type(activation()).__name__}"
-            if hidden_features
-            else f"{sizes[0]}"
-        )
+        self.layers = nn.Sequential(*layers)
+        initialize(self.layers, activation())
+
+        self._summary = " -> ".join(map(str, sizes))
+        if hidden_features:
+            self._summary += f", {type(activation()).__name__}"
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the last hidden layer."""
-        if len(inputs) > 1 and self._num_layers:
-            events = as_events(inputs, self.in_shapes)
-            rows = [
-                value.reshape(*value.shape[: value.dim() - ndims], -1)
-                for value, ndims in events
-            ]
-            if len({row.shape[:-1] for row in rows}) > 1:
+        if len(inputs) == 1:
+            (value,), lead = fold(inputs, self.in_shapes)
+            return unfold(self.layers(value.flatten(1)), lead)
+        if len(self.layers) > 0:
+            rows = []
+            for value, ndims in as_events(inputs, self.in_shapes):
+                rows.append(value.reshape(*value.shape[: value.dim() - ndims], -1))
+            if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
                 return self._from_products(rows)
         folded, lead = fold(inputs, self.in_shapes)
-        flat = [value.flatten(1) for value in folded]
-        return unfold(self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, -1)), lead)
+        together = torch.cat([value.flatten(1) for value in folded], -1)
+        return unfold(self.layers(together), lead)
 
     def _from_products(self, rows: Sequence[Tensor]) -> Tensor:
-        """The last hidden layer from the products of the first layer with each input, which
-        are then broadcast.
+        """Returns the last hidden layer of inputs with different leading shapes.
+
+        The first layer multiplies each input on its own, and the products broadcast.
         """
-        first, *others = self.layers.children()
-        weights = cast(nn.Linear, first).weight.split([row.shape[-1] for row in rows], 1)
+        layers = list(self.layers)
+        first = cast(nn.Linear, layers[0])
+        weights = first.weight.split([row.shape[-1] for row in rows], 1)
         products = [linear(row, weight) for row, weight in zip(rows, weights, strict=True)]
-        hidden = functools.reduce(torch.add, products) + cast(nn.Linear, first).bias
-        lead, hidden = hidden.shape[:-1], hidden.flatten(0, -2)
-        for layer in others:
+        hidden = functools.reduce(torch.add, products) + first.bias
+        lead = hidden.shape[:-1]
+        hidden = hidden.flatten(0, -2)
+        for layer in layers[1:]:
             hidden = layer(hidden)
         return unfold(hidden, lead)
 
