@@ -15,7 +15,7 @@ from torch import nn
 
 
 def parts_of(program: nn.Module, name: str) -> list[object]:
-    """Returns the attributes whose product or sum a factor is.
+    """Returns the attributes whose product or sum is a factor.
 
     Arguments:
         program: A model or a guide.

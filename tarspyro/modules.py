@@ -65,7 +65,7 @@ class Configurable(nn.Module):
 def describe_call(network: nn.Module, inputs: Sequence[object]) -> str:
     """Returns the beginning of a sentence: the network does not run on inputs of these shapes.
 
-    Where they differ, it names the types and devices of the inputs and of the weights.
+    If they differ, it names the types and devices of the inputs and of the weights.
     """
     sizes = []
     kinds = set()

@@ -181,7 +181,7 @@ def sequence_sizes(
 def stacked(steps: Sequence[Tensor], event_dim: int) -> Tensor:
     """Stacks the steps of sequences to one tensor.
 
-    The dimension of time comes before those of an event, of which there are ``event_dim``.
+    The dimension of time comes before the last ``event_dim`` dimensions.
     """
     together = torch.broadcast_tensors(*steps)
     return torch.stack(together, together[0].dim() - event_dim)

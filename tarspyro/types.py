@@ -1,4 +1,4 @@
-"""Types of what users bring: programs, data, networks."""
+"""Type aliases of the arguments that users give: programs, data, devices, shapes."""
 
 __all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Program", "Size"]
 
@@ -13,7 +13,7 @@ from torch import Tensor
 # return anything.
 Program: TypeAlias = Callable[..., Any]
 
-# An argument of a program: None for what is not observed.
+# An argument of a program; None if it is not observed.
 Argument: TypeAlias = Tensor | None
 Arguments: TypeAlias = tuple[Argument, ...]
 
@@ -25,5 +25,5 @@ Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any]
 
 Device: TypeAlias = str | torch.device
 
-# The shape of an event: a size or several.
+# The shape of an event, as one size or several.
 Size: TypeAlias = int | Sequence[int] | torch.Size

@@ -15,6 +15,7 @@ from torch import nn
 
 from tarspyro import Conditional, Deterministic, StochasticModule, guides, models
 from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 from tarspyro.scopes import evaluating, local_parameters, own_store, preserved_rng
 
@@ -80,6 +81,19 @@ def test_the_store_is_left_alone_with_local_parameters():
     with local_parameters():
         model(batch_size=3)
     assert not list(pyro.get_param_store().keys())
+
+
+@pytest.mark.parametrize(
+    "wrong", ["x", 3.0, [0.0], torch.tensor(1.0).numpy(), torch.tensor(1.0)]
+)
+def test_arguments_are_checked_at_a_call_and_at_a_bound_s_first_run(wrong):
+    model, guide = pair()
+    message = "VAE takes tensors with a row for each data point, got"
+    for call in (model, guide, lambda x: ELBO().loss(model, guide, x)):
+        with pytest.raises(TypeError, match=message):
+            call(wrong)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model(batch_size=0)
 
 
 def test_generation_and_conditions():

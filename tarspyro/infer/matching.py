@@ -208,7 +208,7 @@ def check_count(arguments: Sequence[object], program: Program) -> None:
     if names and len(arguments) > len(names):
         raise ValueError(
             f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)}"
-            f" ({', '.join(names)}): leave out what it does not take, such as the labels."
+            f" ({', '.join(names)}): leave out the extra parts, such as the labels."
         )
 
 

@@ -394,7 +394,7 @@ def check_local(model: Program, structure: Structure) -> None:
     if structure.joint and not structure.nesting and structure.latent:
         raise PairError(
             f"{name} has no weight for each data point, because no site lies in a plate: put"
-            " what belongs to a data point inside one, such as pyro.plate('data', len(x)), or"
+            " the sites of a data point inside one, such as pyro.plate('data', len(x)), or"
             " take -IWAE(num_particles).loss(...), the bound of all data."
         )
     shared = list(structure.latent) if structure.joint else structure.shared

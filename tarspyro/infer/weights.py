@@ -135,10 +135,11 @@ def draw_weights(
         return _weigh_one_by_one(
             model, guide, args, kwargs, groups, particles, structure, scales
         )
-    in_plate, guide_in_plate = model, guide
-    if groups * particles > 1:
-        in_plate, guide_in_plate = in_plates(model, guide, groups, particles, structure)
-    model_trace, guide_trace = trace_pair(in_plate, guide_in_plate, args, kwargs)
+    if groups * particles == 1:
+        model_trace, guide_trace = trace_pair(model, guide, args, kwargs)
+    else:
+        halves = in_plates(model, guide, groups, particles, structure)
+        model_trace, guide_trace = trace_pair(*halves, args, kwargs)
     return weigh(model, model_trace, guide_trace, structure, scales=scales)
 
 

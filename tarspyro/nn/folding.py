@@ -11,8 +11,7 @@ from torch import Size, Tensor, nn
 
 from tarspyro.arguments import check_module, format_value
 
-# The event of an input, which is what one data point is in it: a shape, or a number of
-# dimensions.
+# The event of an input, which is one data point in it: its shape, or its number of dimensions.
 Event: TypeAlias = Sequence[int] | int
 
 # The modules of torch whose layers keep every shape, and the number of features.

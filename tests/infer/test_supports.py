@@ -13,8 +13,7 @@ from torch.distributions.transforms import AffineTransform
 
 from tarspyro import evaluate, fit
 from tarspyro.distributions import Concatenate
-from tarspyro.infer import IWAE
-from tarspyro.infer.traces import InputError
+from tarspyro.infer import IWAE, InputError
 from tarspyro.inputs import check_inputs
 
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, PairError
-from tarspyro.infer.traces import InputError
+from tarspyro.infer import ELBO, IWAE, InputError, PairError
 from tarspyro.nn import MLP
 
 # --- programs of one plate, a statement a site

@@ -86,7 +86,9 @@ class Bound(pyro.infer.ELBO):
     ) -> None:
         num_particles = as_count("num_particles", num_particles)
         check_number("max_plate_nesting", max_plate_nesting, 0)
-        super().__init__(num_particles=num_particles, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        super().__init__(  # type: ignore[no-untyped-call]
+            num_particles=num_particles, retain_graph=retain_graph
+        )
         # Pyro's class counts the plate of particles too; here it is the user's plates alone.
         self.max_plate_nesting = max_plate_nesting
         self.vectorize_particles = vectorize_particles
@@ -221,8 +223,8 @@ class Bound(pyro.infer.ELBO):
 def _signature(value: object) -> object:
     """Returns the part of an argument that the structure of a pair may depend on.
 
-    Of a tensor that is the shape. Of a real number it is whether it is 0 or 1, because others
-    may be annealed, and finding a new structure takes longer than a step.
+    For a tensor, this is its shape. For a real number, it is whether the number is 0 or 1:
+    others may be annealed, and finding a new structure takes longer than a step.
     """
     if isinstance(value, Tensor):
         return value.shape

@@ -256,7 +256,7 @@ class ELBO(Bound):
         observed: dict[str, Term] = {}
         latent: dict[str, _KL] = {}
         position_of = dict(zip(guide_sites, range(len(guide_sites)), strict=True))
-        # Where in the guide the last of the latent sites stands that the model has drawn so far.
+        # The last position in the guide of the latent sites that the model has drawn so far.
         furthest = -1
         for name, site in model_sites.items():
             if site["is_observed"]:
@@ -396,8 +396,8 @@ class _KL(NamedTuple):
         coordinates: How many dimensions on the right are coordinates.
         scale: The scale of the site.
         mask: The mask of the site.
-        rest: For each row, what the guide's mask keeps and the model's does not, minus what the
-            model's keeps and the guide's does not; None if the masks are the same.
+        rest: The correction for different masks of guide and model, one number for each row;
+            None if the masks are the same.
     """
 
     value: Tensor
@@ -436,7 +436,7 @@ class _KL(NamedTuple):
 def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL:
     """Returns KL(q || p) of a latent site.
 
-    Without a closed form that is log q - log p of the draw.
+    It is log q - log p of the draw if there is no closed form.
     """
     plates = plates_of(guided) | plates_of(site)
     scale = site["scale"]

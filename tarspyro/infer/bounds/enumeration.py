@@ -152,8 +152,8 @@ def surrogate(
 ) -> Tensor:
     """Returns a number whose gradient is the score-function part of the bound's gradient.
 
-    A draw may change every term, except those of other indices of a plate that holds both. With
-    particles the mean of the others is the baseline.
+    A draw may change every term, except terms of other indices of a plate that holds both. With
+    several particles, the mean of the others is the baseline.
 
     Arguments:
         terms: The terms of the bound.

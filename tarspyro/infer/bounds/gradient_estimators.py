@@ -184,10 +184,10 @@ def doubly_reparameterized(
               \frac{\partial \mathcal{L}}{\partial \log w_k} \,
               \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi} \Big]
 
-    with the damping :math:`d_k`. The partial derivatives are those in each draw alone, with the
-    other draws and all parameters fixed. The derivative of log p comes back through views of
-    the draws, which damp it. That of log q comes from detached copies of the draws. The chain
-    rule through the draws, one from another, is that of the first run.
+    with the damping :math:`d_k`. A partial derivative is taken in one draw, with the other draws
+    and all parameters fixed. The derivative of log p comes back through views of the draws, which
+    damp it. The derivative of log q comes from detached copies of the draws. The first run has
+    the derivatives of the draws in each other and in the parameters.
     """
     groups = functions.num_groups
     particles = functions.num_particles
@@ -233,9 +233,12 @@ def scale_gradient(view: Tensor, factor: Tensor | float) -> None:
 def chain_rule(
     objective: Tensor, ends: Mapping[str, Tensor], draws: Mapping[str, Tensor]
 ) -> Tensor | float:
-    """Returns a number whose gradient is the objective's, through the draws.
+    """Returns a number with the objective's gradient through the draws.
 
-    The partial derivatives of the objective are those at ``ends``, a tensor for each draw.
+    Arguments:
+        objective: A number that depends on ``ends``.
+        ends: A tensor for each draw, in which the objective's partial derivatives are taken.
+        draws: The draws, through which the derivatives go on.
     """
     if not objective.requires_grad:
         return 0.0
