@@ -136,7 +136,7 @@ class StochasticModule(Configurable):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not am_i_wrapped():
             # A bound has checked the arguments before its first step, in a context of Pyro's.
-            self.check_arguments(args, kwargs)
+            self.check_call(args, kwargs)
         if not registering.get():
             return super().__call__(*args, **kwargs)
         if any(isinstance(weight, UninitializedParameter) for weight in self.parameters()):
@@ -146,7 +146,7 @@ class StochasticModule(Configurable):
         self.register()
         return super().__call__(*args, **kwargs)
 
-    def check_arguments(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    def check_call(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Raises unless the arguments of a call are tensors of data, and a ``batch_size``.
 
         A program of the library takes tensors or None; a user's may take other objects, but no

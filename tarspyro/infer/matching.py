@@ -92,9 +92,9 @@ def run_pair(
     check_program("guide", guide)
     for program in (model, guide):
         check_count(args, program)
-        check_arguments = getattr(program, "check_arguments", None)
-        if check_arguments is not None:
-            check_arguments(args, kwargs)
+        check_call = getattr(program, "check_call", None)
+        if check_call is not None:
+            check_call(args, kwargs)
     try:
         return trace_pair(model, guide, args, kwargs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

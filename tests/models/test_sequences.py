@@ -751,7 +751,7 @@ def test_programs_that_do_not_run_step_by_step():
 
     for state, message in {
         "inside": "yields inside of a plate",
-        "forgets": r"yields a state of shape \(2,\), which is not one for each of 4 particles",
+        "forgets": r"yields a state of shape \(2,\), which has no row for each of 4 particles",
     }.items():
         halves = [
             sequential(lambda x, s=state, o=observed: walk(x, s, o))

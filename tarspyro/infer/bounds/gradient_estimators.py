@@ -139,13 +139,16 @@ def in_chunks(
     if not torch.is_grad_enabled():
         return value
 
-    factors = []
+    derivatives = []
+    signals = []
     for group in weights.groups:
         log_weights = group.log_weights
-        signal = functions.bound(log_weights).unsqueeze(1) - functions.without_each(
-            log_weights
-        )
-        factors.append((group.scale * functions.derivative(log_weights), group.scale * signal))
+        derivatives.append(group.scale * functions.derivative(log_weights))
+        signal = None
+        if group.score is not None:
+            bound = functions.bound(log_weights).unsqueeze(1)
+            signal = group.scale * (bound - functions.without_each(log_weights))
+        signals.append(signal)
 
     set_rng_states(states)
     parameters: dict[int, Tensor] = {}
@@ -155,9 +158,9 @@ def in_chunks(
         part = slice(position, position + chunk.groups[0].log_joint.shape[1])
         position = part.stop
         terms = []
-        for group, (derivative, signal) in zip(chunk.groups, factors, strict=True):
+        for group, derivative, signal in zip(chunk.groups, derivatives, signals, strict=True):
             terms.append((derivative[:, part] * group.log_weights).sum())
-            if group.score is not None:
+            if group.score is not None and signal is not None:
                 terms.append((signal[:, part] * group.score).sum())
         surrogate = sum_of(terms)
         leaves = leaves_of(surrogate)
