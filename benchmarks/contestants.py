@@ -32,9 +32,9 @@ from tarspyro.nn import (
     ConvDecoder,
     ConvEncoder,
     Discriminator,
+    IdentityTrunk,
     Read,
     Recurrence,
-    Unchanged,
     Write,
 )
 from tarspyro.scopes import local_parameters
@@ -284,7 +284,7 @@ def draw_pair(steps, pixels=784, hidden=256, latent=100):
     """DRAW without attention as a pair."""
     shape = (1, 28, 28)
     canvas = Canvas(Recurrence(nn.LSTMCell(latent, hidden)), Write(hidden, shape))
-    likelihood = Conditional(dist.Bernoulli, Unchanged(shape), pixels)
+    likelihood = Conditional(dist.Bernoulli, IdentityTrunk(shape), pixels)
     encoder = Recurrence(nn.LSTMCell(2 * pixels + hidden, hidden))
     posterior = Conditional(dist.Normal, MLP(hidden, []), latent)
     p = models.DRAW(default_prior(dist.Normal, latent), canvas, likelihood, steps)

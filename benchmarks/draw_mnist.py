@@ -44,9 +44,9 @@ from tarspyro.nn import (
     ConvRead,
     ConvWrite,
     FeatureMap,
+    IdentityTrunk,
     Read,
     Recurrence,
-    Unchanged,
     Write,
 )
 
@@ -68,7 +68,7 @@ def draw(attention, steps):
     read = AttentionRead(HIDDEN, IMAGE, size=2) if attention else Read(IMAGE)
     write = AttentionWrite(HIDDEN, IMAGE, size=5) if attention else Write(HIDDEN, IMAGE)
     canvas = Canvas(Recurrence(nn.LSTMCell(LATENT, HIDDEN)), write)
-    likelihood = Conditional(dist.Bernoulli, Unchanged(IMAGE), 784)
+    likelihood = Conditional(dist.Bernoulli, IdentityTrunk(IMAGE), 784)
     encoder = Recurrence(nn.LSTMCell(read.out_features + HIDDEN, HIDDEN))
     posterior = Conditional(dist.Normal, MLP(HIDDEN, []), LATENT)
     p = models.DRAW(default_prior(dist.Normal, LATENT), canvas, likelihood, steps)
@@ -79,9 +79,8 @@ def convolutional(steps):
     hidden = (32, 7, 7)
     code = (4, 7, 7)
     canvas = Canvas(Recurrence(ConvLSTMCell(4, hidden)), ConvWrite(hidden, IMAGE))
-    likelihood = Conditional(dist.Bernoulli, Unchanged(IMAGE), 784)
-    encoder = Recurrence(ConvLSTMCell(16 + 32, hidden))
-    read = ConvRead(IMAGE, 16, stride=4)
+    likelihood = Conditional(dist.Bernoulli, IdentityTrunk(IMAGE), 784)
+    encoder, read = Recurrence(ConvLSTMCell(16 + 32, hidden)), ConvRead(IMAGE, 16, stride=4)
     prior, posterior = (Conditional(dist.Normal, FeatureMap(hidden), code) for _ in range(2))
     p = models.ConvDRAW(prior, canvas, likelihood, steps)
     return p, guides.ConvDRAW(posterior, encoder, read, canvas, likelihood, steps)

@@ -1,4 +1,4 @@
-"""Guides: the inference halves, each the namesake of its model."""
+"""Guides: the inference halves q, each with the name of its model."""
 
 __all__ = [
     "CMMA",

@@ -3,22 +3,22 @@
 __all__ = ["Autoencoder"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor, nn
 
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class Autoencoder(StochasticModule):
-    r"""The encoder of an autoencoder, as a guide that puts all probability on one code.
+    r"""The encoder of an autoencoder, as a guide with all probability on one code.
 
     .. math:: q(z \mid x) = \delta(z - f(x))
 
-    With a corruption it is the encoder of a denoising autoencoder: f sees what the corruption
-    makes of x, while the model scores x itself.
+    With a corruption it is the encoder of a denoising autoencoder: f encodes the corrupted x,
+    and the model scores the clean x.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -26,8 +26,8 @@ class Autoencoder(StochasticModule):
 
     Arguments:
         encoder: The encoder, such as a ``Deterministic``.
-        corruption: What x goes through first, such as ``MaskingNoise(0.25)``; modules corrupt
-            in training mode alone.
+        corruption: Noise that is applied to x first, such as ``MaskingNoise(0.25)``. Noise
+            modules act in training mode only.
 
     References:
         Vincent, Larochelle, Bengio and Manzagol (2008), Extracting and Composing Robust
@@ -50,14 +50,12 @@ class Autoencoder(StochasticModule):
 
     def __init__(
         self,
-        encoder: Callable[[Tensor], Any],
+        encoder: Callable[[Tensor], Distribution],
         corruption: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.corruption = (
-            as_conditional("encoder", encoder),
-            corruption or nn.Identity(),
-        )
+        self.encoder = as_conditional("encoder", encoder)
+        self.corruption = corruption or nn.Identity()
         if corruption is not None:
             self.factors = {"encoder": "z | x_noisy", "corruption": "x_noisy | x"}
 

@@ -2,17 +2,18 @@
 
 __all__ = ["BayesianRegression"]
 
-from typing import Any
+from collections.abc import Callable
 
 import pyro
 from torch import Tensor
 
 from tarspyro.distributions import as_prior
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class BayesianRegression(StochasticModule):
-    r"""The approximate posterior of a regression's weights.
+    r"""The approximate posterior of the weights of a Bayesian regression.
 
     .. math:: q(w)
 
@@ -24,8 +25,8 @@ class BayesianRegression(StochasticModule):
     ``AutoMultivariateNormal(p)``, and ``AutoDelta(p)`` for the maximum a posteriori weights.
 
     Arguments:
-        posterior: The approximate posterior q(w), such as a learned ``Prior``: a distribution
-            without a context.
+        posterior: The approximate posterior q(w), which has no context, such as a learned
+            ``Prior``.
 
     References:
         Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix
@@ -39,8 +40,10 @@ class BayesianRegression(StochasticModule):
         >>> from tarspyro.distributions import Prior
         >>> from tarspyro.nn import MLP, RandomWeights
         >>> likelihood = RandomWeights(Conditional(dist.Normal, MLP(8, [50]), (), scale=0.1))
-        >>> loc, scale = nn.Parameter(likelihood.initial), nn.Parameter(torch.full((likelihood.num_weights,), 0.01))
-        >>> BayesianRegression(Prior(dist.Normal, likelihood.num_weights, loc=loc, scale=scale))
+        >>> size = likelihood.num_weights
+        >>> loc = nn.Parameter(likelihood.initial)
+        >>> scale = nn.Parameter(torch.full((size,), 0.01))
+        >>> BayesianRegression(Prior(dist.Normal, size, loc=loc, scale=scale))
         BayesianRegression: q(w)
           posterior: q(w) = Normal(loc learned, scale learned) of shape (501,), learned
     """
@@ -48,10 +51,10 @@ class BayesianRegression(StochasticModule):
     density = "q"
     factors = {"posterior": "w"}
 
-    def __init__(self, posterior: Any) -> None:
+    def __init__(self, posterior: Distribution | Callable[..., Distribution]) -> None:
         super().__init__()
         self.posterior = as_prior(posterior)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Samples w, which depends on the data by having been trained on it alone."""
+        """Samples w; the data are not used."""
         return pyro.sample("w", self.posterior())

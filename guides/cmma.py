@@ -6,11 +6,12 @@ from tarspyro.guides.conditional_vae import ConditionalVAE
 
 
 class CMMA(ConditionalVAE):
-    r"""The inference half of a conditional multimodal autoencoder, that of ``ConditionalVAE``.
+    r"""The inference half of a conditional multimodal autoencoder.
 
     .. math:: q(z \mid x, y)
 
-    Sites, in the plate ``data`` of size :math:`B`: ``z``, of the posterior's event shape.
+    The guide is that of ``ConditionalVAE``. Sites, in the plate ``data`` of size :math:`B`:
+    ``z``, of the posterior's event shape.
 
     Arguments:
         posterior: The approximate posterior q(z | x, y), such as a ``Conditional`` whose trunk

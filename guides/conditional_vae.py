@@ -3,13 +3,13 @@
 __all__ = ["ConditionalVAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor
 
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class ConditionalVAE(StochasticModule):
@@ -41,7 +41,7 @@ class ConditionalVAE(StochasticModule):
     density = "q"
     factors = {"posterior": "z | x, y"}
 
-    def __init__(self, posterior: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(self, posterior: Callable[[Tensor, Tensor], Distribution]) -> None:
         super().__init__()
         self.posterior = as_conditional("posterior", posterior)
 

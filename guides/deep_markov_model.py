@@ -2,8 +2,7 @@
 
 __all__ = ["DeepMarkovModel"]
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
 
 import pyro
 from torch import Tensor, nn
@@ -11,28 +10,28 @@ from torch import Tensor, nn
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.sequential import sequence_plate, sequential
+from tarspyro.types import Distribution
 
 
 class DeepMarkovModel(StochasticModule):
     r"""The inference half of a deep Markov model.
 
-    .. math:: q(z_{0:T} \mid x_{0:T}) = q(z_0 \mid g_0) \prod_{t=1}^{T-1} q(z_t \mid g_t, z_{t-1}), \qquad
-              g = \mathrm{encoder}(x)
+    .. math:: q(z_{0:T} \mid x_{0:T}) = q(z_0 \mid g_0)
+              \prod_{t=1}^{T-1} q(z_t \mid g_t, z_{t-1}), \qquad g = \mathrm{encoder}(x)
 
-    The posterior of z_t depends on the past through z_{t-1} alone, and on the rest of the
-    sequence through g_t: with ``nn.Backward(torch.nn.GRU(...))`` it sees x_t and all that
-    follows (the paper's DKS). Without an encoder g_t is x_t, and the guide filters. Sites, in
-    the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
+    The posterior of z_t depends on the past through z_{t-1} and on the data through g_t. With
+    ``nn.Backward(torch.nn.GRU(...))`` the features g_t depend on x_t and all later x (DKS in
+    the paper). Without an encoder g_t is x_t, and the guide is a filter. Sites, in the plate
+    ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the posteriors' event shape.
 
     Arguments:
         first: The approximate posterior of the first step, q(z_0 | g_0), such as a
             ``Conditional``.
-        posterior: The others, q(z_t | g_t, z_{t-1}), such as a ``Conditional`` whose trunk
-            takes g_t and z_{t-1}.
-        encoder: What computes g of the shape ``(B, T, F)`` from x, called with ``lengths``
-            too.
+        posterior: That of the later steps, q(z_t | g_t, z_{t-1}), such as a ``Conditional``
+            whose trunk takes g_t and z_{t-1}.
+        encoder: The network that computes g of shape ``(B, T, F)`` from x and ``lengths``.
 
     References:
         Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State
@@ -55,30 +54,29 @@ class DeepMarkovModel(StochasticModule):
 
     def __init__(
         self,
-        first: Callable[[Tensor], Any],
-        posterior: Callable[[Tensor, Tensor], Any],
+        first: Callable[[Tensor], Distribution],
+        posterior: Callable[[Tensor, Tensor], Distribution],
         encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.first, self.posterior = (
-            as_conditional("first", first),
-            as_conditional("posterior", posterior),
-        )
+        self.first = as_conditional("first", first)
+        self.posterior = as_conditional("posterior", posterior)
         self.encoder = encoder
-        seen = ("x_t", "x_0") if encoder is None else ("x", "x")
-        self.factors = {
-            "posterior": f"z_t | {seen[0]}, z_{{t-1}}",
-            "first": f"z_0 | {seen[1]}",
-        }
+        if encoder is None:
+            self.factors = {"posterior": "z_t | x_t, z_{t-1}", "first": "z_0 | x_0"}
+        else:
+            self.factors = {"posterior": "z_t | x, z_{t-1}", "first": "z_0 | x"}
 
     @sequential
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None
+    ) -> Generator[Tensor | None, Tensor, None]:
         """Samples the z_t given x."""
         g = x if self.encoder is None else self.encoder(x, lengths)
-        data, z = sequence_plate(len(x), lengths), None
+        data = sequence_plate(len(x), lengths)
+        z = None
         for t in range(x.shape[1]):
             z = yield z
             with data(t):
-                z = pyro.sample(
-                    f"z_{t}", self.first(g[:, t]) if t == 0 else self.posterior(g[:, t], z)
-                )
+                posterior = self.first(g[:, t]) if t == 0 else self.posterior(g[:, t], z)
+                z = pyro.sample(f"z_{t}", posterior)

@@ -1,9 +1,8 @@
-"""The variational autoencoder with several layers of latent variables: the guide."""
+"""The hierarchical variational autoencoder: the guide."""
 
 __all__ = ["HierarchicalVAE"]
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 from torch import Tensor, nn
@@ -11,43 +10,46 @@ from torch import Tensor, nn
 from tarspyro.arguments import check_choice
 from tarspyro.conditional import distribution_mean
 from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.types import Distribution
 
 
 class HierarchicalVAE(StochasticModule):
-    r"""The inference half of a variational autoencoder with a chain of latent variables, from
-    the data upwards.
+    r"""The inference half of a variational autoencoder with several latent layers.
 
-    Chained on draws, every layer sees a draw of the one below:
+    With ``chain="samples"`` each layer takes a draw of the layer below:
 
-    .. math:: q(z_1, \dots, z_L \mid x) = q(z_1 \mid x) \, q(z_2 \mid z_1) \cdots q(z_L \mid z_{L-1})
+    .. math:: q(z_1, \dots, z_L \mid x) = q(z_1 \mid x) \, q(z_2 \mid z_1) \cdots
+              q(z_L \mid z_{L-1})
 
-    Chained on means, it sees the mean of the one below, :math:`m_i = \mathbb{E}_{q(z_i \mid
-    x)}[z_i]`, so that the layers are independent given x:
+    With ``chain="means"`` each layer takes the mean of the layer below,
+    :math:`m_i = \mathbb{E}_{q(z_i \mid x)}[z_i]`, so the layers are independent given x:
 
-    .. math:: q(z_1, \dots, z_L \mid x) = q_1(z_1 \mid x) \, q_2(z_2 \mid m_1(x)) \cdots q_L(z_L \mid m_{L-1}(x))
+    .. math:: q(z_1, \dots, z_L \mid x) = q_1(z_1 \mid x) \, q_2(z_2 \mid m_1(x)) \cdots
+              q_L(z_L \mid m_{L-1}(x))
 
-    All networks then see a data point once, however many draws are taken of it, and the layers
-    are drawn in the model's order, from the top, which is where the ELBO may take the KL of
-    every layer in closed form.
+    The networks then run once for each data point, however many draws are taken. The layers
+    are sampled in the model's order, from the top, so the ELBO can use the KL of every layer in
+    closed form.
 
-    Scales that are exponentials, each of features of a draw with the last one's scale, leave
-    the range of numbers after few layers: features that are bounded (``MLP(...,
-    activation=nn.Tanh)``) or normalized keep them in it, as does softplus (``Conditional(...,
-    transforms={"scale": SoftplusTransform()})``).
+    With ``chain="samples"`` a scale that is the exponential of an unbounded function of a draw
+    overflows after a few layers. Use a bounded activation (``MLP(..., activation=nn.Tanh)``),
+    a normalization, or softplus (``Conditional(..., transforms={"scale":
+    SoftplusTransform()})``).
 
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z_1``, ..., ``z_L``: the latent variables, of the posteriors' event shapes; ``z_1`` is
-      nearest the data.
+      next to the data.
 
     Arguments:
         posteriors: The layers, q(z_1 | x) first, such as ``Conditional`` modules.
-        chain: What a layer passes on to the next, its ``"samples"`` or its ``"means"``.
+        chain: What each layer passes to the next, ``"samples"`` or ``"means"``.
 
     Raises:
         TypeError: If ``posteriors`` is not a list of modules.
-        ValueError: If there is no posterior, or ``chain`` is neither.
-        NotImplementedError: When called, if a mean is to be passed on that has no closed form.
+        ValueError: If there is no posterior, or ``chain`` is not one of the two.
+        NotImplementedError: When called with ``chain="means"``, if a layer has no mean in
+            closed form.
 
     References:
         Burda et al. (2015), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 2; the
@@ -57,7 +59,8 @@ class HierarchicalVAE(StochasticModule):
         >>> import pyro.distributions as dist
         >>> from tarspyro import Conditional
         >>> from tarspyro.nn import MLP
-        >>> posteriors = [Conditional(dist.Normal, MLP(64, [32]), 4), Conditional(dist.Normal, MLP(4, [16]), 2)]
+        >>> lower = Conditional(dist.Normal, MLP(64, [32]), 4)
+        >>> posteriors = [lower, Conditional(dist.Normal, MLP(4, [16]), 2)]
         >>> HierarchicalVAE(posteriors)
         HierarchicalVAE: q(z_1, z_2 | x) = q(z_1 | x) q(z_2 | z_1)
           posteriors.0: q(z_1 | x) = Normal(loc, scale) of shape (4,) from MLP(64 -> 32, ReLU)
@@ -70,29 +73,41 @@ class HierarchicalVAE(StochasticModule):
 
     def __init__(self, posteriors: Sequence[nn.Module], chain: str = "samples") -> None:
         super().__init__()
-        self.posteriors, self.chain = layers_of("posteriors", posteriors), chain
+        self.posteriors = layers_of("posteriors", posteriors)
+        self.chain = chain
         if not self.posteriors:
-            raise ValueError("posteriors must hold at least q(z_1 | x), got none.")
+            raise ValueError("posteriors must hold at least q(z_1 | x), got an empty list.")
         check_choice("chain", chain, ("samples", "means"))
-        below = [
-            "x" if i == 0 or chain == "means" else f"z_{i}"
-            for i in range(len(self.posteriors))
-        ]
-        self.factors = {
-            f"posteriors.{i}": f"z_{i + 1} | {given}" for i, given in enumerate(below)
-        }
+
+        factors = {}
+        given = "x"
+        for i in range(len(self.posteriors)):
+            factors[f"posteriors.{i}"] = f"z_{i + 1} | {given}"
+            if chain == "samples":
+                given = f"z_{i + 1}"
+        self.factors = factors
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Samples all layers given x; returns the draws, z_1 first."""
         with pyro.plate("data", len(x)):
-            if self.chain == "samples":
-                draws = [x]
-                for i, posterior in enumerate(self.posteriors, start=1):
-                    draws.append(pyro.sample(f"z_{i}", posterior(draws[-1])))
-                return draws[1:]
-            layers: list[Any] = []
-            for posterior in self.posteriors:
-                layers.append(posterior(distribution_mean(layers[-1]) if layers else x))
-            return [pyro.sample(f"z_{i}", layers[i - 1]) for i in range(len(layers), 0, -1)][
-                ::-1
-            ]
+            return self._from_samples(x) if self.chain == "samples" else self._from_means(x)
+
+    def _from_samples(self, x: Tensor) -> list[Tensor]:
+        """Samples q(z_1 | x), q(z_2 | z_1), ..."""
+        draws: list[Tensor] = []
+        below = x
+        for i, posterior in enumerate(self.posteriors, start=1):
+            below = pyro.sample(f"z_{i}", posterior(below))
+            draws.append(below)
+        return draws
+
+    def _from_means(self, x: Tensor) -> list[Tensor]:
+        """Samples q(z_L | m_{L-1}), ..., q(z_1 | x), with m_i the mean of q(z_i | m_{i-1})."""
+        layers: list[Distribution] = []
+        for posterior in self.posteriors:
+            layers.append(posterior(distribution_mean(layers[-1]) if layers else x))
+
+        draws: list[Tensor] = []
+        for i, layer in reversed(list(enumerate(layers, start=1))):
+            draws.append(pyro.sample(f"z_{i}", layer))
+        return draws[::-1]

@@ -3,7 +3,6 @@
 __all__ = ["JMVAE"]
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro
 from torch import Tensor, nn
@@ -11,19 +10,22 @@ from torch import Tensor, nn
 from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.types import Distribution
 
 
 class JMVAE(StochasticModule):
     r"""The inference half of a joint multimodal variational autoencoder.
 
-    .. math:: q(z \mid x_1, \dots, x_M) \quad \text{and, of one modality alone,} \quad q_m(z \mid x_m)
+    .. math:: q(z \mid x_1, \dots, x_M) \quad \text{and, of one modality alone,} \quad
+              q_m(z \mid x_m)
 
-    Which of them answers depends on what is given: all modalities ask the joint one; a single
-    one asks its own, where there is one; what else is missing goes into the joint one as
-    zeros, whether it is None or a mask leaves it out. Without ``posteriors`` this is
-    JMVAE-zero. With them it is JMVAE-kl, and ``ModalityKL`` trains them:
+    If a single modality is given and has a posterior of its own, z is drawn from it. Else z is
+    drawn from the joint posterior, with zeros for missing modalities, whether they are None or
+    masked. Without ``posteriors`` this is JMVAE-zero. With them it is JMVAE-kl, and
+    ``ModalityKL`` trains them:
 
-    .. math:: \mathcal{L} - \alpha \sum_m \mathrm{KL}(q(z \mid x_1, \dots, x_M) \,\|\, q_m(z \mid x_m))
+    .. math:: \mathcal{L} - \alpha \sum_m
+              \mathrm{KL}(q(z \mid x_1, \dots, x_M) \,\|\, q_m(z \mid x_m))
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -31,14 +33,14 @@ class JMVAE(StochasticModule):
 
     Arguments:
         posterior: The approximate posterior q(z | x_1, ..., x_M), such as a ``Conditional``
-            whose trunk takes all of them. A trunk that tells their shapes, ``in_shapes``, as
-            ``MLP`` does, lets them be missing.
+            whose trunk takes all modalities. Modalities may be missing if the trunk has the
+            attribute ``in_shapes``, as ``MLP`` has.
         posteriors: The approximate posteriors q_1(z | x_1), ..., q_M(z | x_M), such as
             ``Conditional`` modules.
 
     Raises:
         TypeError: If ``posteriors`` is not a list of modules.
-        ValueError: When called, if a modality is missing whose shape is not known, or all are.
+        ValueError: When called, if all modalities are missing, or one of unknown shape.
 
     References:
         Suzuki, Nakayama and Matsuo (2016), Joint Multimodal Learning with Deep Generative
@@ -48,7 +50,8 @@ class JMVAE(StochasticModule):
         >>> import pyro.distributions as dist
         >>> from tarspyro import Conditional
         >>> from tarspyro.nn import MLP
-        >>> image, label = Conditional(dist.Normal, MLP(64, [32]), 2), Conditional(dist.Normal, MLP(10, [8]), 2)
+        >>> image = Conditional(dist.Normal, MLP(64, [32]), 2)
+        >>> label = Conditional(dist.Normal, MLP(10, [8]), 2)
         >>> JMVAE(Conditional(dist.Normal, MLP([64, 10], [32]), 2), [image, label])
         JMVAE: q(z | x_1, x_2)
           posterior: q(z | x_1, x_2) = Normal(loc, scale) of shape (2,) from MLP(74 -> 32,
@@ -61,23 +64,27 @@ class JMVAE(StochasticModule):
     density = "q"
 
     def __init__(
-        self, posterior: Callable[..., Any], posteriors: Sequence[nn.Module] | None = None
+        self,
+        posterior: Callable[..., Distribution],
+        posteriors: Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.posterior = as_conditional("posterior", posterior)
         self.posteriors = layers_of("posteriors", [] if posteriors is None else posteriors)
         self.shapes = getattr(getattr(posterior, "trunk", posterior), "in_shapes", None)
         count = len(self.posteriors or self.shapes or ())
-        self.factors = {
-            "posterior": f"z | {', '.join(f'x_{m + 1}' for m in range(count)) or 'x'}"
-        }
+        modalities = ", ".join(f"x_{m + 1}" for m in range(count)) or "x"
+        self.factors = {"posterior": f"z | {modalities}"}
 
     def forward(self, *data: Tensor | None) -> Tensor:
         """Samples z given the modalities that are not None."""
         x, _ = modalities_of(self, data, len(self.posteriors or self.shapes or data))
         given = [(m, value) for m, value in enumerate(x) if value is not None]
         if not given:
-            raise ValueError("JMVAE infers z from at least one modality, got none.")
+            raise ValueError(
+                "JMVAE needs at least one modality to infer z, got none: generate with the"
+                " model instead."
+            )
         m, first = given[0]
         with pyro.plate("data", len(first)):
             if len(given) == 1 and len(self.posteriors):
@@ -87,8 +94,8 @@ class JMVAE(StochasticModule):
     def _with_zeros(self, x: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
         if self.shapes is None and any(value is None for value in x):
             raise ValueError(
-                "posterior does not tell the shapes of its inputs (in_shapes of its trunk):"
-                " give zeros."
+                "A modality is None, and posterior has no trunk with in_shapes, from which its"
+                " shape would be known: give zeros in place of None."
             )
         shapes = self.shapes or [()] * len(x)
         zeros = [like.new_zeros(len(like), *shape) for shape in shapes]

@@ -12,19 +12,20 @@ from tarspyro.modules import StochasticModule, layers_of
 
 
 class LadderVAE(StochasticModule):
-    r"""The inference half of a ladder variational autoencoder: up without draws, then down as
-    the model draws.
+    r"""The inference half of a ladder variational autoencoder.
 
-    .. math:: q(z_1, \dots, z_L \mid x) = q(z_L \mid x) \, q(z_{L-1} \mid z_L, x) \cdots q(z_1 \mid z_2, x)
+    .. math:: q(z_1, \dots, z_L \mid x) = q(z_L \mid x) \, q(z_{L-1} \mid z_L, x) \cdots
+              q(z_1 \mid z_2, x)
 
-    A pass upwards computes features of the data, and from those of each layer a Normal
-    :math:`\hat q_i`. On the way down it is merged with what the model expects of the layer,
-    weighted by the precisions:
+    A deterministic upward pass computes features d_i of the data, and a Normal
+    :math:`\hat q_i` from the features of each layer. The downward pass multiplies it with the
+    model's conditional and samples the product:
 
-    .. math:: d_0 = x, \quad d_i = \mathrm{encoder}_i(d_{i-1}), \qquad q(z_L \mid x) = \hat q_L(z_L \mid d_L), \quad
+    .. math:: d_0 = x, \quad d_i = \mathrm{encoder}_i(d_{i-1}), \qquad
+              q(z_L \mid x) = \hat q_L(z_L \mid d_L), \quad
               q(z_i \mid z_{i+1}, x) \propto \hat q_i(z_i \mid d_i) \, p(z_i \mid z_{i+1})
 
-    The layers are drawn in the model's order, so that the ELBO takes the KL of every layer in
+    The layers are sampled in the model's order, so the ELBO can use the KL of every layer in
     closed form. The paper trains with batch normalization, ``MLP(...,
     normalization=nn.BatchNorm1d)``, and warm-up, ``fit(..., schedules={"beta": lambda step:
     min(1.0, step / num_steps)})``.
@@ -32,20 +33,20 @@ class LadderVAE(StochasticModule):
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z_L``, ..., ``z_1``: the latent variables, of the posteriors' event shapes; ``z_1`` is
-      nearest the data.
+      next to the data.
 
     Arguments:
-        encoders: The networks of the pass upwards, that of :math:`d_1` first: any modules.
+        encoders: The networks of the upward pass, that of :math:`d_1` first: any modules.
         posteriors: The Normal distributions :math:`\hat q_1, \dots, \hat q_L`, such as
             ``Conditional`` modules; linear in the features in the paper, ``Conditional(Normal,
             MLP(512, []), 64)``.
-        conditionals: The layers p(z_1 | z_2), ..., p(z_{L-1} | z_L) of the model, themselves
-            and no copies.
+        conditionals: The layers p(z_1 | z_2), ..., p(z_{L-1} | z_L): the model's own modules,
+            not copies.
 
     Raises:
         TypeError: If an argument is not a list of modules.
-        ValueError: If their lengths are not L, L and L - 1; when called, if a distribution to
-            merge is not Normal.
+        ValueError: If their lengths are not L, L and L - 1; when called, if a distribution is
+            not Normal.
 
     References:
         Sonderby et al. (2016), Ladder Variational Autoencoders, arXiv:1602.02282, section 2.1.
@@ -59,7 +60,8 @@ class LadderVAE(StochasticModule):
         >>> likelihood = Conditional(dist.Bernoulli, MLP(4, [32]), 64)
         >>> p = models.LadderVAE(default_prior(dist.Normal, 2), [between], likelihood)
         >>> encoders = [MLP(64, [32]), MLP(32, [16])]
-        >>> posteriors = [Conditional(dist.Normal, MLP(32, []), 4), Conditional(dist.Normal, MLP(16, []), 2)]
+        >>> lower = Conditional(dist.Normal, MLP(32, []), 4)
+        >>> posteriors = [lower, Conditional(dist.Normal, MLP(16, []), 2)]
         >>> q = LadderVAE(encoders, posteriors, p.conditionals)
         >>> q.formula
         'q(z_2, z_1 | x) = q(z_2 | x) q(z_1 | z_2, x)'
@@ -76,35 +78,35 @@ class LadderVAE(StochasticModule):
         conditionals: Sequence[nn.Module],
     ) -> None:
         super().__init__()
-        self.encoders, self.posteriors = (
-            layers_of("encoders", encoders),
-            layers_of("posteriors", posteriors),
-        )
+        self.encoders = layers_of("encoders", encoders)
+        self.posteriors = layers_of("posteriors", posteriors)
         self.conditionals = layers_of("conditionals", conditionals)
         top = len(self.posteriors)
         if not top or len(self.encoders) != top or len(self.conditionals) != top - 1:
             raise ValueError(
-                "encoders and posteriors must be as many as layers, and conditionals one"
-                f" fewer, got {len(self.encoders)}, {top} and {len(self.conditionals)}."
+                "encoders, posteriors and conditionals must have L, L and L - 1 modules for L"
+                f" layers, got {len(self.encoders)}, {top} and {len(self.conditionals)}."
             )
-        merged = {
-            f"posteriors.{i - 1} * conditionals.{i - 1}": f"z_{i} | z_{i + 1}, x"
-            for i in range(top - 1, 0, -1)
-        }
-        self.factors = {f"posteriors.{top - 1}": f"z_{top} | x", **merged}
+        factors = {f"posteriors.{top - 1}": f"z_{top} | x"}
+        for i in reversed(range(top - 1)):
+            factors[f"posteriors.{i} * conditionals.{i}"] = f"z_{i + 1} | z_{i + 2}, x"
+        self.factors = factors
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Samples all layers given x, from the top; returns the draws, z_1 first."""
-        features = [x]
+        """Samples z_L, ..., z_1 given x; returns the draws, z_1 first."""
+        d = x
+        features = []
         for encoder in self.encoders:
-            features.append(encoder(features[-1]))
-        top = len(self.posteriors)
+            d = encoder(d)
+            features.append(d)
+
+        # The top layer has no conditional, so ``zip`` stops before it.
+        below = list(zip(features, self.posteriors, self.conditionals, strict=False))
         with pyro.plate("data", len(x)):
-            draws = [pyro.sample(f"z_{top}", self.posteriors[-1](features[-1]))]
-            for i in range(top - 1, 0, -1):
-                expected = self.conditionals[i - 1](draws[-1])
-                merged = ProductOfExperts(
-                    [self.posteriors[i - 1](features[i])], prior=expected
-                )
-                draws.append(pyro.sample(f"z_{i}", merged))
+            z = pyro.sample(f"z_{len(features)}", self.posteriors[-1](d))
+            draws = [z]
+            for i, (d, posterior, conditional) in reversed(list(enumerate(below, start=1))):
+                prior = conditional(z)
+                z = pyro.sample(f"z_{i}", ProductOfExperts([posterior(d)], prior=prior))
+                draws.append(z)
         return draws[::-1]

@@ -3,7 +3,6 @@
 __all__ = ["SemiSupervisedVAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor
@@ -11,24 +10,24 @@ from torch import Tensor
 from tarspyro.arguments import as_count
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class SemiSupervisedVAE(StochasticModule):
-    r"""The inference half of a semi-supervised variational autoencoder (M2), with a
-    classifier.
+    r"""The inference half of a semi-supervised variational autoencoder (M2).
 
     .. math:: q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
 
-    Where labels are missing, a classifier of one-hot vectors has them summed out by the
-    ``ELBO`` (and drawn by other bounds); one of points of the simplex, such as
-    ``GumbelSoftmax``, has them drawn with a derivative. Given labels train it under
-    ``infer.SemiSupervised``.
+    If the classifier gives one-hot vectors, the ``ELBO`` sums over missing labels, and other
+    bounds sample them. If it gives points of the simplex, such as ``GumbelSoftmax``, all bounds
+    sample them with pathwise gradients. ``infer.SemiSupervised`` trains the classifier on
+    given labels.
 
     Sites:
 
-    - ``y``: the label, of K classes, where it is not given; ``z``: the latent variable; in the
-      plate ``labelled`` where labels are given, else in the plate ``unlabelled``;
-    - ``y_unlabelled``, ``z_unlabelled``: the same of the rows ``unlabelled``, in the plate
+    - ``y``: the label, of K classes, if not given; ``z``: the latent variable; in the plate
+      ``labelled`` if labels are given, else in the plate ``unlabelled``;
+    - ``y_unlabelled``, ``z_unlabelled``: the same for the rows ``unlabelled``, in the plate
       ``unlabelled``.
 
     Arguments:
@@ -38,7 +37,7 @@ class SemiSupervisedVAE(StochasticModule):
             ``MLP([784, 10], [500])``.
         num_labelled: See the model.
         num_unlabelled: See the model.
-        enumerate: Whether labels may be summed out; False draws them under every bound.
+        enumerate: Whether labels may be summed out; False samples them under every bound.
 
     References:
         Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep
@@ -61,8 +60,8 @@ class SemiSupervisedVAE(StochasticModule):
 
     def __init__(
         self,
-        classifier: Callable[[Tensor], Any],
-        posterior: Callable[[Tensor, Tensor], Any],
+        classifier: Callable[[Tensor], Distribution],
+        posterior: Callable[[Tensor, Tensor], Distribution],
         *,
         num_labelled: int = 0,
         num_unlabelled: int = 0,
@@ -81,22 +80,18 @@ class SemiSupervisedVAE(StochasticModule):
         y: Tensor | None = None,
         unlabelled: Tensor | None = None,
     ) -> Tensor | None:
-        """Samples z given x and y, and y given x where it is not given."""
+        """Samples z given x and y, and the missing labels given x."""
         if unlabelled is not None:
-            with pyro.plate(
-                "unlabelled", max(self.num_unlabelled, len(unlabelled)), subsample=unlabelled
-            ):
+            with self._rows(unlabelled, labelled=False):
                 self.latent(unlabelled, suffix="_unlabelled")
+
         if x is None:
             return None
-        if y is None:
-            with pyro.plate("unlabelled", max(self.num_unlabelled, len(x)), subsample=x):
-                return self.latent(x)
-        with pyro.plate("labelled", max(self.num_labelled, len(x)), subsample=x):
+        with self._rows(x, labelled=y is not None):
             return self.latent(x, y)
 
     def latent(self, x: Tensor, y: Tensor | None = None, suffix: str = "") -> Tensor:
-        """Samples z, and y if it is not given, of the rows of a plate."""
+        """Samples z, and y if it is not given, in the plate that is open."""
         if y is None:
             classes = self.classifier(x)
             summed = self.enumerate and classes.has_enumerate_support
@@ -104,3 +99,9 @@ class SemiSupervisedVAE(StochasticModule):
                 f"y{suffix}", classes, infer={"enumerate": "parallel"} if summed else None
             )
         return pyro.sample(f"z{suffix}", self.posterior(x, y))
+
+    def _rows(self, x: Tensor, labelled: bool) -> pyro.plate:
+        """Returns the plate of rows x, a subsample of the data with or without labels."""
+        if labelled:
+            return pyro.plate("labelled", max(self.num_labelled, len(x)), subsample=x)
+        return pyro.plate("unlabelled", max(self.num_unlabelled, len(x)), subsample=x)

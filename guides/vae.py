@@ -3,13 +3,13 @@
 __all__ = ["VAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor, nn
 
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class VAE(StochasticModule):
@@ -17,14 +17,11 @@ class VAE(StochasticModule):
 
     .. math:: q(z \mid x)
 
-    With a corruption :math:`q(\tilde{x} \mid x)` it is that of a denoising variational
-    autoencoder, whose ELBO
+    With a corruption :math:`q(\tilde{x} \mid x)` it is the guide of a denoising variational
+    autoencoder. Its ELBO encodes the corrupted x and scores the clean x:
 
     .. math:: \mathbb{E}_{q(\tilde{x} \mid x)} \mathbb{E}_{q(z \mid \tilde{x})}
               [\log p(x, z) - \log q(z \mid \tilde{x})] \le \log p(x)
-
-    has the code of a corrupted x and the likelihood of x itself. (Im et al. 2017,
-    arXiv:1511.06406.)
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -32,11 +29,12 @@ class VAE(StochasticModule):
 
     Arguments:
         posterior: The approximate posterior q(z | x), such as a ``Conditional``.
-        corruption: What x goes through first, such as ``GaussianNoise(0.3)``; modules corrupt
-            in training mode alone.
+        corruption: Noise that is applied to x first, such as ``GaussianNoise(0.3)``. Noise
+            modules act in training mode only.
 
     References:
-        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114.
+        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114; Im et al.
+        (2017), Denoising Criterion for Variational Auto-Encoding Framework, arXiv:1511.06406.
 
     Example:
         >>> import pyro.distributions as dist
@@ -52,14 +50,12 @@ class VAE(StochasticModule):
 
     def __init__(
         self,
-        posterior: Callable[[Tensor], Any],
+        posterior: Callable[[Tensor], Distribution],
         corruption: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.posterior, self.corruption = (
-            as_conditional("posterior", posterior),
-            corruption or nn.Identity(),
-        )
+        self.posterior = as_conditional("posterior", posterior)
+        self.corruption = corruption or nn.Identity()
         if corruption is not None:
             self.factors = {"posterior": "z | x_noisy", "corruption": "x_noisy | x"}
 

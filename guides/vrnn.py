@@ -2,7 +2,7 @@
 
 __all__ = ["VRNN"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pyro
@@ -12,6 +12,7 @@ from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
 from tarspyro.sequential import sequence_plate, sequential
+from tarspyro.types import Distribution
 
 
 class VRNN(StochasticModule):
@@ -20,8 +21,8 @@ class VRNN(StochasticModule):
     .. math:: q(z_{0:T} \mid x_{0:T}) = \prod_{t=0}^{T-1} q(z_t \mid x_t, h_{t-1}), \qquad
               h_t = \mathrm{cell}(x_t, z_t, h_{t-1})
 
-    It draws z_t from what has been seen so far, which is what a particle filter proposes from.
-    Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
+    The guide is a filter: z_t depends on the data up to x_t, so it is also the proposal of a
+    particle filter. Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the posterior's event shape.
 
@@ -39,7 +40,8 @@ class VRNN(StochasticModule):
         >>> from torch import nn
         >>> from tarspyro import Conditional
         >>> from tarspyro.nn import MLP
-        >>> VRNN(Recurrence(nn.GRUCell(88 + 16, 32)), Conditional(dist.Normal, MLP([88, 32], [32]), 16))
+        >>> cell = Recurrence(nn.GRUCell(88 + 16, 32))
+        >>> VRNN(cell, Conditional(dist.Normal, MLP([88, 32], [32]), 16))
         VRNN: q(z_t, h_t | x_t, h_{t-1}) = q(z_t | x_t, h_{t-1}) q(h_t | x_t, z_t, h_{t-1})
           posterior: q(z_t | x_t, h_{t-1}) = Normal(loc, scale) of shape (16,) from MLP(120 ->
               32, ReLU)
@@ -49,19 +51,21 @@ class VRNN(StochasticModule):
     density = "q"
     factors = {"posterior": "z_t | x_t, h_{t-1}", "cell": "h_t | x_t, z_t, h_{t-1}"}
 
-    def __init__(self, cell: Recurrence, posterior: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(
+        self, cell: Recurrence, posterior: Callable[[Tensor, Tensor], Distribution]
+    ) -> None:
         super().__init__()
-        self.cell, self.posterior = (
-            as_recurrence("cell", cell),
-            as_conditional("posterior", posterior),
-        )
+        self.cell = as_recurrence("cell", cell)
+        self.posterior = as_conditional("posterior", posterior)
 
     @sequential
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Generator[Any, Any, None]:
         """Samples the z_t given x."""
-        data, state = sequence_plate(len(x), lengths), self.cell.initial(len(x))
+        data = sequence_plate(len(x), lengths)
+        state = self.cell.initial(len(x))
         for t in range(x.shape[1]):
             state = yield state
+            h = self.cell.hidden(state)
             with data(t):
-                z = pyro.sample(f"z_{t}", self.posterior(x[:, t], self.cell.hidden(state)))
+                z = pyro.sample(f"z_{t}", self.posterior(x[:, t], h))
             state = self.cell(state, x[:, t], z)

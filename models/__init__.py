@@ -1,4 +1,4 @@
-"""Models: the generative halves, one file a method."""
+"""Models: the generative halves p, one file for each method."""
 
 __all__ = [
     "CMMA",

@@ -3,7 +3,6 @@
 __all__ = ["Autoencoder"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -13,17 +12,18 @@ from torch.distributions import constraints
 from tarspyro.arguments import as_shape
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class Autoencoder(StochasticModule):
-    r"""The decoder of an autoencoder, as a model whose latent variable has no prior.
+    r"""The decoder of an autoencoder, as a model whose code has no prior.
 
     .. math:: p(x \mid z)
 
-    The code z has an improper flat prior of density one, so that with a deterministic encoder
-    f the ELBO is the autoencoder's objective, :math:`\log p(x \mid f(x))` in nats per data
-    point. A flat prior cannot be drawn from: to decode, condition on z (``pyro.condition(p,
-    {"z": z})(batch_size=len(z))``).
+    The code z has an improper flat prior of density one. With a deterministic encoder f the
+    ELBO is then the autoencoder's objective, :math:`\log p(x \mid f(x))` in nats per data
+    point. A flat prior cannot be sampled. To decode codes, condition on them:
+    ``pyro.condition(p, {"z": z})(batch_size=len(z))``.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -47,21 +47,16 @@ class Autoencoder(StochasticModule):
     factors = {"likelihood": "x | z"}
 
     def __init__(
-        self, likelihood: Callable[[Tensor], Any], code_shape: int | tuple[int, ...]
+        self, likelihood: Callable[[Tensor], Distribution], code_shape: int | tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.likelihood, self.code_shape = (
-            as_conditional("likelihood", likelihood),
-            as_shape("code_shape", code_shape),
-        )
+        self.likelihood = as_conditional("likelihood", likelihood)
+        self.code_shape = as_shape("code_shape", code_shape)
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Decodes z and observes x; z must come from a guide or a condition."""
+        """Decodes z and observes x; a guide or a condition must give z."""
         with pyro.plate("data", batch_size if x is None else len(x)):
-            flat = dist.ImproperUniform(
-                constraints.independent(constraints.real, len(self.code_shape)),
-                (),
-                self.code_shape,
-            )
+            support = constraints.independent(constraints.real, len(self.code_shape))
+            flat = dist.ImproperUniform(support, (), self.code_shape)
             z = pyro.sample("z", flat)
             return pyro.sample("x", self.likelihood(z), obs=x)

@@ -3,10 +3,10 @@
 __all__ = ["Classifier"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import OneHotCategorical
 from torch import Tensor
 
 from tarspyro.distributions import as_conditional
@@ -15,10 +15,11 @@ from tarspyro.scopes import evaluating
 
 
 class Classifier(StochasticModule):
-    r"""Classes of data points, without latent variables: fitted without a guide, by maximum
-    likelihood.
+    r"""A classifier: a model without latent variables.
 
     .. math:: p(y \mid x)
+
+    It is fitted without a guide, by maximum likelihood.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -37,7 +38,8 @@ class Classifier(StochasticModule):
         Classifier: p(y | x)
           likelihood: p(y | x) = OneHotCategorical(logits) of shape (10,) from MLP(64 -> 32,
               ReLU)
-        >>> history = fit(p, data=data.digits().one_hot().train, epochs=20, seed=0, progress=False)
+        >>> digits = data.digits().one_hot()
+        >>> history = fit(p, data=digits.train, epochs=20, seed=0, progress=False)
         >>> test = data.digits().test
         >>> (p.classes(test.x) == test.y).float().mean() > 0.9
         tensor(True)
@@ -46,30 +48,32 @@ class Classifier(StochasticModule):
     density = "p"
     factors = {"likelihood": "y | x"}
 
-    def __init__(self, likelihood: Callable[[Tensor], Any]) -> None:
+    def __init__(self, likelihood: Callable[[Tensor], OneHotCategorical]) -> None:
         super().__init__()
         self.likelihood = as_conditional("likelihood", likelihood)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Observes y given x; without y, draws it."""
+        """Observes y given x; without y, samples y."""
         with pyro.plate("data", len(x)):
             return pyro.sample("y", self.likelihood(x), obs=y)
 
     def classes(self, x: Tensor) -> Tensor:
-        """Returns the most probable class of each data point, from 0 on, in evaluation mode
-        without gradients.
+        """Returns the most probable class of each data point, an integer from 0.
+
+        Computed in evaluation mode, without gradients.
         """
-        return self._of_rows(lambda rows: self.likelihood(rows).mean.argmax(-1), x)
+        return self._in_chunks(lambda rows: self.likelihood(rows).mean.argmax(-1), x)
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns what the likelihood's trunk makes of each data point, likewise; shape (N,
-        F).
-        """
-        return self._of_rows(lambda rows: self.likelihood.trunk(rows).flatten(1), x)
+        """Returns the features of each data point, the output of the likelihood's trunk.
 
-    def _of_rows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        Computed in evaluation mode, without gradients; the shape is (N, F).
+        """
+        trunk: Callable[[Tensor], Tensor] = self.likelihood.trunk
+        return self._in_chunks(lambda rows: trunk(rows).flatten(1), x)
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         device = next(self.parameters()).device
         with evaluating(self):
-            return torch.cat(
-                [function(rows.to(device)).to(x.device) for rows in x.split(1000)]
-            )
+            chunks = [function(rows.to(device)).to(x.device) for rows in x.split(1000)]
+        return torch.cat(chunks)

@@ -1,25 +1,27 @@
-"""DRAW given labels: the model."""
+"""Conditional DRAW: the model."""
 
 __all__ = ["ConditionalDRAW"]
 
+from collections.abc import Callable, Generator
 from typing import Any
 
 from torch import Tensor
 
 from tarspyro.models.draw import DRAW
+from tarspyro.nn import Canvas
 from tarspyro.sequential import sequential
+from tarspyro.types import Distribution
 
 
 class ConditionalDRAW(DRAW):
-    r"""The generative half of DRAW that paints what a condition asks for, convolutional or
-    not.
+    r"""The generative half of DRAW given a condition.
 
     .. math:: p(x, z_{0:T} \mid y) = p(x \mid c_{T-1}) \prod_{t=0}^{T-1} p(z_t), \qquad
               h_t = \mathrm{cell}(z_t, y, h_{t-1})
 
-    The condition y (one-hot labels) is no site: bounds and log-likelihoods are those of
-    :math:`\log p(x \mid y)`. The decoder's recurrence is called with z and y; all else is as
-    in ``DRAW``, arguments and sites too.
+    The condition y (one-hot labels) is not a site: bounds and log-likelihoods are those of
+    :math:`\log p(x \mid y)`. The decoder's recurrence takes z and y. Arguments and sites are
+    those of ``DRAW``; its parts may be those of ``ConvDRAW``.
 
     Raises:
         ValueError: If ``steps`` is below 1; when called, if y is not given.
@@ -35,9 +37,10 @@ class ConditionalDRAW(DRAW):
         >>> from torch import nn
         >>> from tarspyro import Conditional
         >>> from tarspyro.distributions import default_prior
-        >>> from tarspyro.nn import AttentionWrite, Canvas, Recurrence, Unchanged
-        >>> canvas = Canvas(Recurrence(nn.LSTMCell(2 + 10, 32)), AttentionWrite(32, (1, 8, 8), size=3))
-        >>> likelihood = Conditional(dist.Bernoulli, Unchanged((1, 8, 8)), 64)
+        >>> from tarspyro.nn import AttentionWrite, Canvas, IdentityTrunk, Recurrence
+        >>> write = AttentionWrite(32, (1, 8, 8), size=3)
+        >>> canvas = Canvas(Recurrence(nn.LSTMCell(2 + 10, 32)), write)
+        >>> likelihood = Conditional(dist.Bernoulli, IdentityTrunk((1, 8, 8)), 64)
         >>> p = ConditionalDRAW(default_prior(dist.Normal, 2), canvas, likelihood, steps=4)
         >>> p.formula
         'p(x, z_t, c_t | y, c_{t-1}) = p(x | c_t) p(z_t) p(c_t | z_t, y, c_{t-1})'
@@ -45,20 +48,27 @@ class ConditionalDRAW(DRAW):
         torch.Size([10, 64])
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        prior: Distribution | Callable[..., Distribution],
+        canvas: Canvas,
+        likelihood: Callable[[Tensor], Distribution],
+        steps: int,
+    ) -> None:
+        super().__init__(prior, canvas, likelihood, steps)
         self.factors = {**self.factors, "canvas": "c_t | z_t, y, c_{t-1}"}
 
     @sequential
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1
-    ) -> Any:
-        """Samples the z_t and observes x; without x, generates one for each row of y, or
-        ``batch_size`` for one.
+    ) -> Generator[Any, Any, Tensor]:
+        """Samples the z_t and observes x given y; without x, generates it.
+
+        It generates one x for each row of y, or ``batch_size`` for a single row.
         """
         if y is None:
             raise ValueError(
-                "y must be given: models.ConditionalDRAW describes x given y, and y has no"
-                " distribution."
+                "y must be given, because models.ConditionalDRAW has no distribution of y: call"
+                " model(x, y), or model(y=y) to generate."
             )
         return (yield from self.paint(x, max(batch_size, len(y)), y))

@@ -6,21 +6,20 @@ from tarspyro.models.conditional_vae import ConditionalVAE
 
 
 class ConditionalGAN(ConditionalVAE):
-    r"""The generator of a conditional generative adversarial network, a model of the same form
-    as ``ConditionalVAE``.
+    r"""The generator of a conditional generative adversarial network.
 
     .. math:: p(x, z \mid y) = p(x \mid z, y) \, p(z), \qquad p(x \mid z, y) = \delta(x - G(z, y))
 
-    The condition y (one-hot labels, an image to be translated) is no site:
-    ``infer.Adversarial`` shows it to the discriminator too. Sites, in the plate ``data`` of
-    size :math:`B`:
+    The model has the form of ``ConditionalVAE``. The condition y (one-hot labels, an image to
+    be translated) is not a site; ``infer.Adversarial`` passes it to the discriminator too.
+    Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z``: the noise, of the prior's event shape;
-    - ``x``: what is generated, of the likelihood's event shape.
+    - ``x``: the generated data, of the likelihood's event shape.
 
     Arguments:
-        prior: The law of the noise p(z): a distribution or a ``Prior``, or a ``Conditional``
-            of y.
+        prior: The distribution of the noise, p(z): a distribution, a ``Prior``, or a
+            ``Conditional`` of y.
         likelihood: The generator, such as a ``Deterministic`` whose trunk takes z and y.
 
     Raises:
@@ -37,7 +36,8 @@ class ConditionalGAN(ConditionalVAE):
         >>> from tarspyro import Deterministic
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
-        >>> p = ConditionalGAN(default_prior(dist.Normal, 8), Deterministic(MLP([8, 10], [32]), 64))
+        >>> generator = Deterministic(MLP([8, 10], [32]), 64)
+        >>> p = ConditionalGAN(default_prior(dist.Normal, 8), generator)
         >>> p
         ConditionalGAN: p(x, z | y) = p(x | z, y) p(z)
           likelihood: p(x | z, y) = Deterministic of shape (64,) from MLP(18 -> 32, ReLU)

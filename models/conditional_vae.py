@@ -3,25 +3,25 @@
 __all__ = ["ConditionalVAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor
 
 from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class ConditionalVAE(StochasticModule):
     r"""The generative half of a conditional variational autoencoder.
 
-    .. math:: p(x, z \mid y) = p(x \mid z, y) \, p(z \mid y) \quad \text{or} \quad p(x \mid z, y) \, p(z)
+    .. math:: p(x, z \mid y) = p(x \mid z, y) \, p(z \mid y) \quad \text{or} \quad
+              p(x \mid z, y) \, p(z)
 
-    The condition y (one-hot labels, given pixels) is no site: bounds and log-likelihoods are
-    those of
-    :math:`\log p(x \mid y)`. The prior is learned where it is a ``Conditional`` of y, and p(z)
-    where it is a distribution or a ``Prior``; the printed formula says which. Sites, in the
-    plate ``data`` of size :math:`B`:
+    The condition y (one-hot labels, given pixels) is not a site: bounds and log-likelihoods
+    are those of :math:`\log p(x \mid y)`. A ``Conditional`` of y is the prior p(z | y); a
+    distribution or a ``Prior`` is p(z). The printed formula says which. Sites, in the plate
+    ``data`` of size :math:`B`:
 
     - ``z``: the latent variable, of the prior's event shape;
     - ``x``: the observation, of the likelihood's event shape.
@@ -56,9 +56,14 @@ class ConditionalVAE(StochasticModule):
 
     density = "p"
 
-    def __init__(self, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(
+        self,
+        prior: Distribution | Callable[..., Distribution],
+        likelihood: Callable[[Tensor, Tensor], Distribution],
+    ) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
+        self.prior = as_prior(prior)
+        self.likelihood = as_conditional("likelihood", likelihood)
         self.factors = {
             "likelihood": "x | z, y",
             "prior": "z | y" if has_context(self.prior) else "z",
@@ -67,13 +72,14 @@ class ConditionalVAE(StochasticModule):
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, *, batch_size: int = 1
     ) -> Tensor:
-        """Samples z and observes x given y; without x, generates one for each row of y, or
-        ``batch_size`` for one.
+        """Samples z and observes x given y; without x, generates it.
+
+        It generates one x for each row of y, or ``batch_size`` for a single row.
         """
         if y is None:
             raise ValueError(
-                "y must be given: models.ConditionalVAE describes x given y, and y has no"
-                " distribution."
+                "y must be given, because models.ConditionalVAE has no distribution of y: call"
+                " model(x, y), or model(y=y) to generate."
             )
         with pyro.plate("data", max(batch_size, len(y)) if x is None else len(x)):
             z = pyro.sample("z", self.prior(y))

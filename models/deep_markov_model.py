@@ -2,8 +2,7 @@
 
 __all__ = ["DeepMarkovModel"]
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
 
 import pyro
 from torch import Tensor
@@ -11,34 +10,35 @@ from torch import Tensor
 from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
 from tarspyro.sequential import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.types import Distribution
 
 
 class DeepMarkovModel(StochasticModule):
-    r"""The generative half of a deep Markov model: a state space model made of networks.
+    r"""The generative half of a deep Markov model, a state space model with networks.
 
-    .. math:: p(x_{0:T}, z_{0:T}) = p(z_0) \prod_{t=1}^{T-1} p(z_t \mid z_{t-1}) \prod_{t=0}^{T-1} p(x_t \mid z_t)
+    .. math:: p(x_{0:T}, z_{0:T}) = p(z_0) \prod_{t=1}^{T-1} p(z_t \mid z_{t-1})
+              \prod_{t=0}^{T-1} p(x_t \mid z_t)
 
     Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the prior's event shape;
     - ``x_{t}``: the observation, of the likelihood's event shape.
 
-    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a
-    sequence counts for nothing from its end on: the bounds are those of its own steps, in nats
-    for each sequence.
+    Sequences x have the shape ``(B, T, *event)``. Give ``lengths`` if they are padded: the
+    padding is masked, and a bound counts each sequence's own steps, in nats per sequence.
 
-    Scales that are exponentials of unbounded features of a draw leave the range of numbers
-    after few steps: take a bounded activation, as below, or softplus (``Conditional(...,
-    transforms={"scale": SoftplusTransform()})``).
+    A scale that is the exponential of an unbounded function of the state overflows after a few
+    steps. Use a bounded activation, as below, or softplus: ``Conditional(...,
+    transforms={"scale": SoftplusTransform()})``.
 
     Arguments:
         prior: The prior of the first step, p(z_0): a distribution, or a module that returns
             one.
-        transition: The prior of the others, p(z_t | z_{t-1}), such as a ``Conditional``.
+        transition: The prior of the later steps, p(z_t | z_{t-1}), such as a ``Conditional``.
         likelihood: The likelihood p(x_t | z_t), such as a ``Conditional``.
 
     Raises:
-        ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` are none.
+        ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` is invalid.
 
     References:
         Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State
@@ -51,9 +51,8 @@ class DeepMarkovModel(StochasticModule):
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
         >>> transition = Conditional(dist.Normal, MLP(4, [16], activation=nn.Tanh), 4)
-        >>> p = DeepMarkovModel(
-        ...     default_prior(dist.Normal, 4), transition, Conditional(dist.Bernoulli, MLP(4, [16]), 88)
-        ... )
+        >>> likelihood = Conditional(dist.Bernoulli, MLP(4, [16]), 88)
+        >>> p = DeepMarkovModel(default_prior(dist.Normal, 4), transition, likelihood)
         >>> p
         DeepMarkovModel: p(x_t, z_t, z_0 | z_{t-1}) = p(x_t | z_t) p(z_t | z_{t-1}) p(z_0)
           likelihood: p(x_t | z_t) = Bernoulli(logits) of shape (88,) from MLP(4 -> 16, ReLU)
@@ -69,12 +68,13 @@ class DeepMarkovModel(StochasticModule):
 
     def __init__(
         self,
-        prior: Any,
-        transition: Callable[[Tensor], Any],
-        likelihood: Callable[[Tensor], Any],
+        prior: Distribution | Callable[..., Distribution],
+        transition: Callable[[Tensor], Distribution],
+        likelihood: Callable[[Tensor], Distribution],
     ) -> None:
         super().__init__()
-        self.prior, self.transition = as_prior(prior), as_conditional("transition", transition)
+        self.prior = as_prior(prior)
+        self.transition = as_conditional("transition", transition)
         self.likelihood = as_conditional("likelihood", likelihood)
 
     @sequential
@@ -85,20 +85,20 @@ class DeepMarkovModel(StochasticModule):
         *,
         batch_size: int = 1,
         length: int | None = None,
-    ) -> Any:
-        """Samples the z_t and observes x; generates what it lacks of sequences of ``length``
-        steps.
+    ) -> Generator[Tensor | None, Tensor, Tensor]:
+        """Samples the z_t and observes x.
+
+        The steps of ``length`` beyond those of x are generated, all of them without x.
         """
         size, known, length = sequence_sizes(x, batch_size, length)
-        data, z, steps = sequence_plate(size, lengths), None, []
+        data = sequence_plate(size, lengths)
+        z = None
+        steps = []
         for t in range(length):
             z = yield z
             with data(t):
                 z = pyro.sample(f"z_{t}", self.prior() if t == 0 else self.transition(z))
                 likelihood = self.likelihood(z)
-                steps.append(
-                    pyro.sample(
-                        f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]
-                    )
-                )
+                observed = x[:, t] if x is not None and t < known else None
+                steps.append(pyro.sample(f"x_{t}", likelihood, obs=observed))
         return stacked(steps, likelihood.event_dim)

@@ -6,20 +6,20 @@ from tarspyro.models.vae import VAE
 
 
 class GAN(VAE):
-    r"""The generator of a generative adversarial network, a model of the same form as ``VAE``.
+    r"""The generator of a generative adversarial network.
 
     .. math:: p(x, z) = p(x \mid z) \, p(z), \qquad p(x \mid z) = \delta(x - G(z))
 
-    It is trained without a guide by ``infer.Adversarial``, which draws from it and never asks
-    for a density; the likelihood may be any whose draws have a derivative. Sites, in the plate
-    ``data`` of size :math:`B`:
+    The model has the form of ``VAE``. ``infer.Adversarial`` trains it without a guide and
+    without a density: it needs only a likelihood with reparameterized samples. Sites, in the
+    plate ``data`` of size :math:`B`:
 
     - ``z``: the noise, of the prior's event shape;
-    - ``x``: what is generated, of the likelihood's event shape.
+    - ``x``: the generated data, of the likelihood's event shape.
 
     Arguments:
-        prior: The law of the noise p(z): any distribution, such as a Normal or a Uniform, or a
-            module that returns one.
+        prior: The distribution of the noise, p(z), such as a Normal or a Uniform, or a module
+            that returns one.
         likelihood: The generator, such as a ``Deterministic``.
 
     References:

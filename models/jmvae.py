@@ -2,8 +2,7 @@
 
 __all__ = ["JMVAE"]
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pyro
 from pyro import poutine
@@ -12,24 +11,24 @@ from torch import Tensor, nn
 from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import as_prior
 from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.types import Distribution
 
 
 class JMVAE(StochasticModule):
-    r"""The generative half of a joint multimodal variational autoencoder: several modalities
-    of one latent variable.
+    r"""The generative half of a joint multimodal variational autoencoder.
 
     .. math:: p(x_1, \dots, x_M, z) = p(z) \prod_{m=1}^M p(x_m \mid z)
 
-    Called with the modalities, in order; what is None is not observed, and integrates out:
-    ``p(x_1, None)`` is the model of x_1 alone, p(x_1, z). Where rows differ in what they have,
-    a mask of shape ``(B, M)`` comes last, true where a row has the modality. What stands in
-    the data where it has not makes no difference, but has to be finite.
+    The model is called with the modalities in order. A modality that is None is missing and is
+    marginalized: ``p(x_1, None)`` is the model p(x_1, z) of x_1 alone. If rows miss different
+    modalities, a mask of shape ``(B, M)`` comes last, true where a row has the modality. The
+    data behind a false entry have no effect, but must be finite.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z``: the latent variable, of the prior's event shape;
-    - ``x_1``, ..., ``x_M``: the modalities that are given, or all of them where nothing is, of
-      the likelihoods' event shapes.
+    - ``x_1``, ..., ``x_M``: the given modalities, or all of them to generate, of the
+      likelihoods' event shapes.
 
     Arguments:
         prior: The prior p(z): a distribution, or a module that returns one.
@@ -38,7 +37,7 @@ class JMVAE(StochasticModule):
 
     Raises:
         TypeError: If ``likelihoods`` is not a list of modules.
-        ValueError: When called, if the modalities are more or fewer than the likelihoods.
+        ValueError: When called, if there is not one modality for each likelihood.
 
     References:
         Suzuki, Nakayama and Matsuo (2016), Joint Multimodal Learning with Deep Generative
@@ -64,16 +63,22 @@ class JMVAE(StochasticModule):
 
     density = "p"
 
-    def __init__(self, prior: Any, likelihoods: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        prior: Distribution | Callable[..., Distribution],
+        likelihoods: Sequence[nn.Module],
+    ) -> None:
         super().__init__()
-        self.prior, self.likelihoods = as_prior(prior), layers_of("likelihoods", likelihoods)
-        self.factors = {
-            f"likelihoods.{m}": f"x_{m + 1} | z" for m in range(len(self.likelihoods))
-        } | {"prior": "z"}
+        self.prior = as_prior(prior)
+        self.likelihoods = layers_of("likelihoods", likelihoods)
+        modalities = range(len(self.likelihoods))
+        likelihood_factors = {f"likelihoods.{m}": f"x_{m + 1} | z" for m in modalities}
+        self.factors = {**likelihood_factors, "prior": "z"}
 
     def forward(self, *data: Tensor | None, batch_size: int = 1) -> list[Tensor | None]:
-        """Samples z and observes the modalities given; without any, generates ``batch_size``
-        of all.
+        """Samples z and observes the given modalities.
+
+        Without any modality, it generates ``batch_size`` rows of all of them.
         """
         x, present = modalities_of(self, data, len(self.likelihoods))
         rows = next((len(value) for value in x if value is not None), None)
@@ -81,14 +86,19 @@ class JMVAE(StochasticModule):
             z = pyro.sample("z", self.prior())
             for m, likelihood in enumerate(self.likelihoods):
                 if x[m] is not None or rows is None:
-                    x[m] = self._observe(f"x_{m + 1}", likelihood(z), x[m], present[m])
+                    x[m] = _observe(f"x_{m + 1}", likelihood(z), x[m], present[m])
         return x
 
-    def _observe(self, name: str, likelihood: Any, value: Tensor | None, rows: Any) -> Tensor:
-        if value is None or rows is None:
-            return pyro.sample(name, likelihood, obs=value)
-        # Rows that lack the modality get a draw of it: of the right support, and with finite
-        # derivatives.
-        value = value.where(rows.reshape(-1, *[1] * likelihood.event_dim), likelihood.sample())
-        with poutine.mask(mask=rows):
-            return pyro.sample(name, likelihood, obs=value)
+
+def _observe(
+    name: str, likelihood: Distribution, value: Tensor | None, present: Tensor | None
+) -> Tensor:
+    """Samples or observes a modality, scored only in the rows that are present."""
+    if value is None or present is None:
+        return pyro.sample(name, likelihood, obs=value)
+
+    # The other rows get a draw, which lies in the support and has finite derivatives.
+    rows = present.reshape(-1, *[1] * likelihood.event_dim)
+    value = value.where(rows, likelihood.sample())
+    with poutine.mask(mask=present):  # type: ignore[call-overload]
+        return pyro.sample(name, likelihood, obs=value)

@@ -6,14 +6,13 @@ from tarspyro.models.jmvae import JMVAE
 
 
 class MVAE(JMVAE):
-    r"""The generative half of a multimodal variational autoencoder, the joint model of
-    ``JMVAE``.
+    r"""The generative half of a multimodal variational autoencoder.
 
     .. math:: p(x_1, \dots, x_M, z) = p(z) \prod_{m=1}^M p(x_m \mid z)
 
-    Sites, in the plate ``data`` of size :math:`B`: ``z`` and ``x_1``, ..., ``x_M``. What is
-    its own is the guide, which combines experts, one for each modality, so that any of them
-    may be missing.
+    The model is that of ``JMVAE``. The guides differ: that of ``MVAE`` combines one expert for
+    each modality, so any modality may be missing. Sites, in the plate ``data`` of size
+    :math:`B`: ``z`` and ``x_1``, ..., ``x_M``.
 
     Arguments:
         prior: The prior p(z): a distribution, or a module that returns one.
@@ -22,7 +21,7 @@ class MVAE(JMVAE):
 
     Raises:
         TypeError: If ``likelihoods`` is not a list of modules.
-        ValueError: When called, if the modalities are more or fewer than the likelihoods.
+        ValueError: When called, if there is not one modality for each likelihood.
 
     References:
         Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised

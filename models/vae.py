@@ -3,13 +3,13 @@
 __all__ = ["VAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 from torch import Tensor
 
 from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
+from tarspyro.types import Distribution
 
 
 class VAE(StochasticModule):
@@ -46,12 +46,17 @@ class VAE(StochasticModule):
     density = "p"
     factors = {"likelihood": "x | z", "prior": "z"}
 
-    def __init__(self, prior: Any, likelihood: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self,
+        prior: Distribution | Callable[..., Distribution],
+        likelihood: Callable[[Tensor], Distribution],
+    ) -> None:
         super().__init__()
-        self.prior, self.likelihood = as_prior(prior), as_conditional("likelihood", likelihood)
+        self.prior = as_prior(prior)
+        self.likelihood = as_conditional("likelihood", likelihood)
 
     def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Samples z and observes x; without x, generates ``batch_size`` of them."""
+        """Samples z and observes x; without x, generates ``batch_size`` rows."""
         with pyro.plate("data", batch_size if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)

@@ -2,7 +2,7 @@
 
 __all__ = ["VRNN"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pyro
@@ -12,32 +12,33 @@ from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
 from tarspyro.sequential import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.types import Distribution
 
 
 class VRNN(StochasticModule):
     r"""The generative half of a variational recurrent neural network.
 
-    .. math:: p(x_{0:T}, z_{0:T}) = \prod_{t=0}^{T-1} p(x_t \mid z_t, h_{t-1}) \, p(z_t \mid h_{t-1}), \qquad
-              h_t = \mathrm{cell}(x_t, z_t, h_{t-1})
+    .. math:: p(x_{0:T}, z_{0:T}) = \prod_{t=0}^{T-1} p(x_t \mid z_t, h_{t-1}) \,
+              p(z_t \mid h_{t-1}), \qquad h_t = \mathrm{cell}(x_t, z_t, h_{t-1})
 
-    The state h is a function of all that came before, so that the prior of a step is learned.
+    The state h is a function of all earlier x and z, so the prior of each step depends on them.
     Sites, in the plate ``data`` of size :math:`B`, for t from 0 to T - 1:
 
     - ``z_{t}``: the latent variable, of the prior's event shape;
     - ``x_{t}``: the observation, of the likelihood's event shape.
 
-    Sequences x have the shape ``(B, T, *event)``. With ``lengths`` they are padded, and a
-    sequence counts for nothing from its end on: the bounds are those of its own steps, in nats
-    for each sequence.
+    Sequences x have the shape ``(B, T, *event)``. Give ``lengths`` if they are padded: the
+    padding is masked, and a bound counts each sequence's own steps, in nats per sequence.
 
     Arguments:
         cell: The recurrence, the same module as the guide's.
-        prior: The prior p(z_t | h), such as a ``Conditional`` of the cell's hidden units.
+        prior: The prior p(z_t | h), such as a ``Conditional`` of the cell's hidden units; or
+            p(z_t): a distribution, or a module that returns one.
         likelihood: The likelihood p(x_t | z_t, h), such as a ``Conditional`` whose trunk takes
             z and h.
 
     Raises:
-        ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` are none.
+        ValueError: When called, if neither x nor ``length`` is given, or ``lengths`` is invalid.
 
     References:
         Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data,
@@ -65,15 +66,18 @@ class VRNN(StochasticModule):
     density = "p"
 
     def __init__(
-        self, cell: Recurrence, prior: Any, likelihood: Callable[[Tensor, Tensor], Any]
+        self,
+        cell: Recurrence,
+        prior: Distribution | Callable[..., Distribution],
+        likelihood: Callable[[Tensor, Tensor], Distribution],
     ) -> None:
         super().__init__()
-        self.cell, self.prior = as_recurrence("cell", cell), as_prior(prior)
+        self.cell = as_recurrence("cell", cell)
+        self.prior = as_prior(prior)
         self.likelihood = as_conditional("likelihood", likelihood)
-        given = "z_t | h_{t-1}" if has_context(self.prior) else "z_t"
         self.factors = {
             "likelihood": "x_t | z_t, h_{t-1}",
-            "prior": given,
+            "prior": "z_t | h_{t-1}" if has_context(self.prior) else "z_t",
             "cell": "h_t | x_t, z_t, h_{t-1}",
         }
 
@@ -85,22 +89,22 @@ class VRNN(StochasticModule):
         *,
         batch_size: int = 1,
         length: int | None = None,
-    ) -> Any:
-        """Samples the z_t and observes x; generates what it lacks of sequences of ``length``
-        steps.
+    ) -> Generator[Any, Any, Tensor]:
+        """Samples the z_t and observes x.
+
+        The steps of ``length`` beyond those of x are generated, all of them without x.
         """
         size, known, length = sequence_sizes(x, batch_size, length)
-        data, state, steps = sequence_plate(size, lengths), self.cell.initial(size), []
+        data = sequence_plate(size, lengths)
+        state = self.cell.initial(size)
+        steps = []
         for t in range(length):
             state = yield state
             h = self.cell.hidden(state)
             with data(t):
                 z = pyro.sample(f"z_{t}", self.prior(h))
                 likelihood = self.likelihood(z, h)
-                steps.append(
-                    pyro.sample(
-                        f"x_{t}", likelihood, obs=None if x is None or t >= known else x[:, t]
-                    )
-                )
+                observed = x[:, t] if x is not None and t < known else None
+                steps.append(pyro.sample(f"x_{t}", likelihood, obs=observed))
             state = self.cell(state, steps[-1], z)
         return stacked(steps, likelihood.event_dim)

@@ -1,12 +1,22 @@
 """Type aliases of the arguments that users give: programs, data, devices, shapes."""
 
-__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Program", "Size"]
+__all__ = [
+    "ArrayLike",
+    "Argument",
+    "Arguments",
+    "Data",
+    "Device",
+    "Distribution",
+    "Program",
+    "Size",
+]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 # A Pyro program: a function or a module that samples from sites. It takes the data, and may
@@ -22,6 +32,9 @@ ArrayLike: TypeAlias = Tensor | np.ndarray | float | Sequence[Any]
 
 # Data as users give it: tensors and arrays, parts by position or by name, data sets, batches.
 Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any]
+
+# A distribution of tensors that Pyro can sample from, such as ``pyro.distributions.Normal``.
+Distribution: TypeAlias = TorchDistributionMixin
 
 Device: TypeAlias = str | torch.device
 

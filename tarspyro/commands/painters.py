@@ -22,9 +22,9 @@ from tarspyro.nn import (
     ConvRead,
     ConvWrite,
     FeatureMap,
+    IdentityTrunk,
     Read,
     Recurrence,
-    Unchanged,
     Write,
 )
 
@@ -37,7 +37,7 @@ def _painted(o: Any, m: Material, model: Any, guide: Any, given: int = 0) -> Bui
         AttentionWrite(units, shape, size=o.write_size) if o.attention else Write(units, shape)
     )
     canvas = Canvas(Recurrence(nn.LSTMCell(o.latent + given, units)), write)
-    painting = likelihood(o, shape, Unchanged(shape))
+    painting = likelihood(o, shape, IdentityTrunk(shape))
     encoder = Recurrence(nn.LSTMCell(read.out_features + units + given, units))
     posterior = Conditional(dist.Normal, MLP(units, []), o.latent)
     p = model(default_prior(dist.Normal, o.latent), canvas, painting, o.steps)
@@ -66,7 +66,7 @@ def conv_draw(o: Any, m: Material) -> Built:
     )
     canvas = Canvas(Recurrence(ConvLSTMCell(o.latent, hidden)), ConvWrite(hidden, m.shape))
     encoder = Recurrence(ConvLSTMCell(16 + o.units, hidden))
-    painting = likelihood(o, m.shape, Unchanged(m.shape))
+    painting = likelihood(o, m.shape, IdentityTrunk(m.shape))
     prior, posterior = (Conditional(dist.Normal, FeatureMap(hidden), code) for _ in range(2))
     p = models.ConvDRAW(prior, canvas, painting, o.steps)
     return Built(

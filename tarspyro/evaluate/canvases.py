@@ -68,9 +68,9 @@ def canvases(
         >>> from torch import nn
         >>> from tarspyro import Conditional, models
         >>> from tarspyro.distributions import default_prior
-        >>> from tarspyro.nn import Recurrence, Unchanged, Write
+        >>> from tarspyro.nn import Recurrence, IdentityTrunk, Write
         >>> canvas = Canvas(Recurrence(nn.LSTMCell(10, 32)), Write(32, (1, 8, 8)))
-        >>> likelihood = Conditional(dist.Bernoulli, Unchanged((1, 8, 8)), 64)
+        >>> likelihood = Conditional(dist.Bernoulli, IdentityTrunk((1, 8, 8)), 64)
         >>> p = models.DRAW(default_prior(dist.Normal, 10), canvas, likelihood, steps=4)
         >>> canvases(p, num=3).images.shape
         torch.Size([3, 5, 64])

@@ -1,4 +1,4 @@
-"""Networks: trunks that know no distribution."""
+"""Networks: trunks, recurrent cells, canvases, discriminators, noise."""
 
 __all__ = [
     "MLP",
@@ -14,13 +14,13 @@ __all__ = [
     "Discriminator",
     "FeatureMap",
     "GaussianNoise",
+    "IdentityTrunk",
     "MaskingNoise",
     "PatchGAN",
     "RandomWeights",
     "Read",
     "Recurrence",
     "UNet",
-    "Unchanged",
     "Write",
     "as_recurrence",
     "event_ndims",
@@ -30,8 +30,10 @@ __all__ = [
     "unfold",
 ]
 
+import warnings
+
 from tarspyro.nn.attention import AttentionRead, AttentionWrite, Read, Write
-from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, Unchanged
+from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, IdentityTrunk
 from tarspyro.nn.conv import ConvDecoder, ConvEncoder
 from tarspyro.nn.discriminator import Discriminator, PatchGAN, spectrally_normalized
 from tarspyro.nn.folding import event_ndims, fold, unfold
@@ -41,3 +43,11 @@ from tarspyro.nn.noise import GaussianNoise, MaskingNoise
 from tarspyro.nn.random_weights import RandomWeights
 from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence, as_recurrence
 from tarspyro.nn.unet import UNet
+
+
+def __getattr__(name: str) -> type[IdentityTrunk]:
+    if name == "Unchanged":
+        message = "tarspyro.nn.Unchanged is now tarspyro.nn.IdentityTrunk."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return IdentityTrunk
+    raise AttributeError(f"module 'tarspyro.nn' has no attribute {name!r}")

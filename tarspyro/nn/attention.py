@@ -1,6 +1,4 @@
-"""What DRAW reads of an image and writes on a canvas: all of it, or a window of Gaussian
-filters that it places.
-"""
+"""Readers and writers of DRAW, with and without attention."""
 
 __all__ = ["AttentionRead", "AttentionWrite", "Read", "Write"]
 
@@ -17,35 +15,44 @@ from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
 
-_NUM_PLACING = 5  # numbers that place a window
+# A window is placed by five numbers.
+_NUM_PLACING = 5
 
 
 class Window(NamedTuple):
-    """A grid of N x N Gaussian filters on an image of height H and width W, for each of B
-    rows.
+    """Grids of N x N Gaussian filters on B images of height H and width W.
+
+    Attributes:
+        rows: The filters along the height, of shape (B, N, H); each sums to one.
+        columns: The filters along the width, of shape (B, N, W); each sums to one.
+        intensity: The factor of the patch, of shape (B, 1).
+        boxes: Centre x, centre y, the distance between the outermost filters, and the filters'
+            scale, in pixels; of shape (B, 4).
     """
 
-    rows: Tensor  # the filters along the height, (B, N, H); each sums to one
-    columns: Tensor  # the filters along the width, (B, N, W)
-    intensity: Tensor  # (B, 1)
-    boxes: Tensor  # centre x, centre y, width from the first filter to the last, filters' scale: (B, 4), in pixels
+    rows: Tensor
+    columns: Tensor
+    intensity: Tensor
+    boxes: Tensor
 
     @classmethod
     def of(cls, placing: Tensor, size: int, shape: Sequence[int]) -> "Window":
-        r"""Places the filters, for numbers of shape (B, 5) of any size (Gregor et al. 2015,
-        eqs. 19 to 26).
+        """Places the filters by any real numbers of shape (B, 5).
+
+        Gregor et al. (2015), eqs. 19 to 26.
         """
         height, width = shape[-2:]
         across, down, log_variance, log_stride, log_intensity = placing.split(1, -1)
-        # The paper counts pixels from 1, so that the centre of an image is at half of A + 1.
-        x, y = (width + 1) / 2 * (across + 1) - 1, (height + 1) / 2 * (down + 1) - 1
+        # The paper counts pixels from 1, so the centre of an image is at half of A + 1.
+        x = (width + 1) / 2 * (across + 1) - 1
+        y = (height + 1) / 2 * (down + 1) - 1
         stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
         steps = torch.arange(size, dtype=placing.dtype, device=placing.device) - (size - 1) / 2
 
         def filters(center: Tensor, length: int) -> Tensor:
             pixels = torch.arange(length, dtype=placing.dtype, device=placing.device)
             distance = pixels - (center + stride * steps).unsqueeze(-1)
-            # Normalized in log space: a filter far outside of the image has a sum that
+            # Normalized in log space, because the sum of a filter far outside of the image
             # underflows.
             exponent: Tensor = -0.5 * distance**2 * (-log_variance).exp().unsqueeze(-1)
             return exponent.softmax(-1)
@@ -55,14 +62,13 @@ class Window(NamedTuple):
 
 
 class Read(Configurable):
-    r"""Reads the whole image: x and the error image :math:`\hat{x}`, side by side in one
-    vector.
+    r"""Reads the whole image: x and the error image :math:`\hat{x}` in one vector.
 
     .. math:: \mathrm{read}(x, \hat{x}, h) = [x, \hat{x}]
 
-    Both inputs have the shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`), the
-    output :math:`(*, 2CHW)`. What reads is called with the decoder's hidden units h too; this
-    does not look at them.
+    Both images have the shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`), the
+    output :math:`(*, 2CHW)`. The decoder's hidden units h, the third input of every reader,
+    are not used.
 
     Arguments:
         shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
@@ -76,7 +82,8 @@ class Read(Configurable):
         arXiv:1502.04623, eq. 17.
 
     Example:
-        >>> Read((1, 28, 28))(torch.zeros(5, 784), torch.zeros(5, 784), torch.zeros(5, 256)).shape
+        >>> read = Read((1, 28, 28))
+        >>> read(torch.zeros(5, 784), torch.zeros(5, 784), torch.zeros(5, 256)).shape
         torch.Size([5, 1568])
     """
 
@@ -120,12 +127,11 @@ class Write(Configurable):
     def __init__(self, in_features: int, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        self.linear = initialize(
-            nn.Linear(as_count("in_features", in_features), math.prod(self.shape))
-        )
+        in_features = as_count("in_features", in_features)
+        self.linear = initialize(nn.Linear(in_features, math.prod(self.shape)))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Returns what to add to the canvas."""
+        """Returns the addition to the canvas."""
         flat: Tensor = self.linear(hidden)
         return flat.reshape(*hidden.shape[:-1], *self.shape)
 
@@ -134,16 +140,16 @@ class Write(Configurable):
 
 
 class AttentionRead(Configurable):
-    r"""Reads a window of x and the error image :math:`\hat{x}`: N x N Gaussian filters that
-    the decoder's state places.
+    r"""Reads a window of the image with N x N Gaussian filters.
 
-    .. math:: \mathrm{read}(x, \hat{x}, h) = \gamma [F_Y x F_X^\top, F_Y \hat{x} F_X^\top], \qquad
-              F_X[i, a] \propto \exp\left(-\frac{(a - \mu_i)^2}{2 \sigma^2}\right), \quad
+    .. math:: \mathrm{read}(x, \hat{x}, h) = \gamma [F_Y x F_X^\top, F_Y \hat{x} F_X^\top],
+              \qquad F_X[i, a] \propto \exp\left(-\frac{(a - \mu_i)^2}{2 \sigma^2}\right), \quad
               \mu_i = g_X + (i - N/2 - 1/2) \delta
 
-    A linear layer of h gives the centre :math:`g`, the stride :math:`\delta`, the variance
-    :math:`\sigma^2` and the intensity :math:`\gamma`; where it gives zeros the window is the
-    whole image. All channels have one window. Images have the shape :math:`(*, C, H, W)` (or
+    A linear layer of the decoder's hidden units h gives the centre :math:`g`, the stride
+    :math:`\delta`, the variance :math:`\sigma^2` and the intensity :math:`\gamma`. If its
+    outputs are zero, the window covers the whole image. All channels, and the error image
+    :math:`\hat{x}`, share the window. Images have the shape :math:`(*, C, H, W)` (or
     flattened), h the shape :math:`(*, F)`, the output :math:`(*, 2CN^2)`.
 
     Arguments:
@@ -167,22 +173,25 @@ class AttentionRead(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), as_count("size", size)
+        self.shape = image_of(shape)
+        self.size = as_count("size", size)
         self.out_features = 2 * self.shape[0] * size**2
-        self.placing = initialize(
-            nn.Linear(as_count("in_features", in_features), _NUM_PLACING)
-        )
+        in_features = as_count("in_features", in_features)
+        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
 
     def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
-        """Returns what the filters see of the two images."""
+        """Returns the filtered patches of the two images as one vector."""
         (*images, hidden), lead = fold([x, error, hidden], [self.shape, self.shape, 1])
         window = Window.of(self.placing(hidden), self.size, self.shape)
-        seen = window.rows.unsqueeze(1) @ torch.cat(images, 1) @ window.columns.mT.unsqueeze(1)
-        return unfold(seen.flatten(1) * window.intensity, lead)
+        rows = window.rows.unsqueeze(1)
+        columns = window.columns.unsqueeze(1)
+        patch = rows @ torch.cat(images, 1) @ columns.mT
+        return unfold(patch.flatten(1) * window.intensity, lead)
 
     def boxes(self, hidden: Tensor) -> Tensor:
-        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*,
-        4)``.
+        """Returns the windows: centre x, centre y, width and the filters' scale.
+
+        They are in pixels; the shape is ``(*, 4)``.
         """
         return _boxes(self.placing(hidden), self.size, self.shape)
 
@@ -191,13 +200,13 @@ class AttentionRead(Configurable):
 
 
 class AttentionWrite(Configurable):
-    r"""Writes a patch of N x N numbers through Gaussian filters that the decoder's state
-    places.
+    r"""Writes a patch of N x N numbers through Gaussian filters.
 
     .. math:: \mathrm{write}(h) = \frac{1}{\gamma} F_Y^\top w F_X, \qquad w = W h + b
 
-    with filters as in ``AttentionRead``, of a linear layer of their own. The input has the
-    shape :math:`(*, F)`, the output :math:`(*, C, H, W)`.
+    The filters are those of ``AttentionRead``, placed by a linear layer of their own. The
+    input, the decoder's hidden units h, has the shape :math:`(*, F)`, the output
+    :math:`(*, C, H, W)`.
 
     Arguments:
         in_features: The number of the decoder's hidden units.
@@ -219,26 +228,26 @@ class AttentionWrite(Configurable):
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
-        self.shape, self.size = image_of(shape), as_count("size", size)
-        self.placing = initialize(
-            nn.Linear(as_count("in_features", in_features), _NUM_PLACING)
-        )
-        self.patch = initialize(
-            nn.Linear(as_count("in_features", in_features), self.shape[0] * size**2)
-        )
+        self.shape = image_of(shape)
+        self.size = as_count("size", size)
+        in_features = as_count("in_features", in_features)
+        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        self.patch = initialize(nn.Linear(in_features, self.shape[0] * size**2))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Returns what to add to the canvas."""
+        """Returns the addition to the canvas."""
         (hidden,), lead = fold([hidden], [1])
         window = Window.of(self.placing(hidden), self.size, self.shape)
-        patch = (self.patch(hidden) / window.intensity).unflatten(
-            1, (self.shape[0], self.size, self.size)
-        )
-        return unfold(window.rows.mT.unsqueeze(1) @ patch @ window.columns.unsqueeze(1), lead)
+        rows = window.rows.unsqueeze(1)
+        columns = window.columns.unsqueeze(1)
+        patch = self.patch(hidden) / window.intensity
+        patch = patch.unflatten(1, (self.shape[0], self.size, self.size))
+        return unfold(rows.mT @ patch @ columns, lead)
 
     def boxes(self, hidden: Tensor) -> Tensor:
-        """Returns centre x, centre y, width and the filters' scale in pixels, of shape ``(*,
-        4)``.
+        """Returns the windows: centre x, centre y, width and the filters' scale.
+
+        They are in pixels; the shape is ``(*, 4)``.
         """
         return _boxes(self.placing(hidden), self.size, self.shape)
 
@@ -247,6 +256,5 @@ class AttentionWrite(Configurable):
 
 
 def _boxes(placing: Tensor, size: int, shape: Sequence[int]) -> Tensor:
-    return Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes.reshape(
-        *placing.shape[:-1], 4
-    )
+    boxes = Window.of(placing.reshape(-1, _NUM_PLACING), size, shape).boxes
+    return boxes.reshape(*placing.shape[:-1], 4)

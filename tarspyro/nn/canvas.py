@@ -1,12 +1,9 @@
-"""Canvases that recurrent cells paint on, and the maps of features that convolutions take for
-it.
-"""
+"""The canvas of DRAW, and its convolutional parts."""
 
-__all__ = ["Canvas", "ConvRead", "ConvWrite", "FeatureMap", "Unchanged"]
+__all__ = ["Canvas", "ConvRead", "ConvWrite", "FeatureMap", "IdentityTrunk"]
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +13,23 @@ from tarspyro.modules import Configurable
 from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
-from tarspyro.nn.recurrent import Recurrence
+from tarspyro.nn.recurrent import Recurrence, State
 
 
 class Canvas(Configurable):
-    r"""A canvas that a recurrent cell paints on, step by step: the state of DRAW, one module
-    for both halves of a pair.
+    r"""The canvas of DRAW and the recurrent decoder that paints on it.
 
     .. math:: s_t = \mathrm{cell}(z_t, s_{t-1}), \qquad c_t = c_{t-1} + \mathrm{write}(h_t)
 
-    The state is that of the cell and the canvas, both functions of the draws so far. The first
-    canvas is learned, and starts at zero.
+    The state is the pair of the cell's state s and the canvas c, both functions of the draws
+    so far. The initial canvas is learned and starts at zero. Model and guide share one module.
 
     Arguments:
         cell: The decoder's recurrence.
-        write: What the decoder adds to the canvas, from its hidden units, such as
-            ``AttentionWrite``: a module with the attribute ``shape``, that of a canvas.
-        view: What the cell sees of the canvas beside z, such as a strided convolution; nothing
-            if not given.
+        write: The module that computes what is added to the canvas from the decoder's hidden
+            units, such as ``AttentionWrite``. Its attribute ``shape`` is the canvas's shape.
+        view: Features of the canvas that the cell takes beside z, such as a strided
+            convolution; by default the cell does not see the canvas.
 
     Raises:
         TypeError: If ``cell`` is not a ``Recurrence``, or ``write`` has no ``shape``.
@@ -62,35 +58,39 @@ class Canvas(Configurable):
                 "cell must be a Recurrence, such as Recurrence(torch.nn.LSTMCell(10, 32)),"
                 f" got {format_value(cell)}."
             )
-        shape: Any = getattr(write, "shape", None)
+        shape = getattr(write, "shape", None)
         if shape is None:
             raise TypeError(
-                "write must be a module with the shape of a canvas, such as nn.Write, got"
-                f" {format_value(write)}."
+                "write must be a module with the attribute shape, the canvas's shape, such as"
+                f" nn.Write, got {format_value(write)}."
             )
-        self.cell, self.write, self.view = cell, write, view
+        self.cell = cell
+        self.write = write
+        self.view = view
         self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
 
-    def initial(self, batch_size: int) -> tuple[Any, Tensor]:
+    def initial(self, batch_size: int) -> tuple[State, Tensor]:
         """Returns the state before the first step."""
-        return self.cell.initial(batch_size), self.start.expand(batch_size, *self.start.shape)
+        canvas = self.start.expand(batch_size, *self.start.shape)
+        return self.cell.initial(batch_size), canvas
 
-    def hidden(self, state: tuple[Any, Tensor]) -> Tensor:
+    def hidden(self, state: tuple[State, Tensor]) -> Tensor:
         """Returns the decoder's hidden units."""
         return self.cell.hidden(state[0])
 
-    def painted(self, state: tuple[Any, Tensor]) -> Tensor:
+    def painted(self, state: tuple[State, Tensor]) -> Tensor:
         """Returns the canvas."""
         return state[1]
 
-    def boxes(self, state: tuple[Any, Tensor]) -> Tensor | None:
-        """Returns where the step before has written, as ``AttentionWrite.boxes`` does; None
-        without attention.
+    def boxes(self, state: tuple[State, Tensor]) -> Tensor | None:
+        """Returns the window of the latest step, as ``AttentionWrite.boxes`` does.
+
+        Without attention, it returns None.
         """
-        boxes: Any = getattr(self.write, "boxes", None)
+        boxes = getattr(self.write, "boxes", None)
         return None if boxes is None else boxes(self.hidden(state))
 
-    def forward(self, state: tuple[Any, Tensor], *inputs: Tensor) -> tuple[Any, Tensor]:
+    def forward(self, state: tuple[State, Tensor], *inputs: Tensor) -> tuple[State, Tensor]:
         """Returns the next state."""
         before, painted = state
         after = self.cell(
@@ -104,20 +104,19 @@ class Canvas(Configurable):
 
 
 class FeatureMap(Configurable):
-    r"""Maps and vectors laid over each other, as the trunk of a ``Conditional`` over maps or
-    of a ``Recurrence``.
+    r"""The channels of maps and vectors, concatenated to one map.
 
-    A vector is the same at each place of the grid. Inputs have shapes :math:`(*, C_i, H, W)`
-    or :math:`(*, C_i)`, the output :math:`(*, \sum_i C_i, H, W)`, of which each parameter of a
-    ``Conditional`` is a convolution.
+    It is the trunk of a ``Conditional`` over maps, or of a ``Recurrence``. A vector is repeated
+    at each position. Inputs have shapes :math:`(*, C_i, H, W)` or :math:`(*, C_i)`, the output
+    :math:`(*, \sum_i C_i, H, W)`. A ``Conditional`` computes each parameter by a convolution.
 
     Arguments:
-        in_shapes: The shape of the map, such as ``(16, 7, 7)``; a list with one entry, a shape
-            or a size, for each of several inputs.
+        in_shapes: The shape of the map, such as ``(16, 7, 7)``; for several inputs a list with
+            a shape or a size for each.
         kernel_size: The side of the convolutions' filters, an odd number.
 
     Raises:
-        ValueError: If no input is a map or the maps differ in size, or ``kernel_size`` is
+        ValueError: If no input is a map, maps differ in height or width, or ``kernel_size`` is
             even.
 
     Example:
@@ -139,12 +138,12 @@ class FeatureMap(Configurable):
         grids = {shape[1:] for shape in self.in_shapes if len(shape) == 3}
         if len(grids) != 1:
             raise ValueError(
-                "in_shapes must have maps (channels, height, width) of one size, got"
-                f" {in_shapes}."
+                "in_shapes must have at least one map (channels, height, width), and all maps"
+                f" the same height and width, got {in_shapes}."
             )
         if as_count("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(
-                f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}."
+                f"kernel_size must be odd to keep the size of a map, got {kernel_size}."
             )
         self.out_shape = (sum(shape[0] for shape in self.in_shapes), *grids.pop())
         self.kernel_size = kernel_size
@@ -153,17 +152,18 @@ class FeatureMap(Configurable):
         """Returns the inputs as one map."""
         folded, lead = fold(inputs, self.in_shapes)
         grid = self.out_shape[1:]
-        maps = [
-            value if value.dim() == 4 else value[..., None, None].expand(*value.shape, *grid)
-            for value in folded
-        ]
+        maps = []
+        for value in folded:
+            is_map = value.dim() == 4
+            maps.append(value if is_map else value[..., None, None].expand(-1, -1, *grid))
         return unfold(torch.cat(maps, 1), lead)
 
     def head(self, shape: Sequence[int]) -> nn.Module:
-        """Returns the convolution that takes a parameter of the given shape from the map."""
+        """Returns the convolution that computes a parameter of the given shape."""
         if tuple(shape[1:]) != self.out_shape[1:]:
             raise ValueError(
-                f"The map has the shape {self.out_shape}, got a parameter of {tuple(shape)}."
+                f"FeatureMap({dimensions(self.out_shape)}) gives parameters of the same height"
+                f" and width, got one of shape {tuple(shape)}."
             )
         return nn.Conv2d(
             self.out_shape[0], shape[0], self.kernel_size, padding=self.kernel_size // 2
@@ -173,23 +173,25 @@ class FeatureMap(Configurable):
         return f"FeatureMap({dimensions(self.out_shape)})"
 
 
-class Unchanged(Configurable):
-    """The trunk of a ``Conditional`` whose one free parameter is what comes in, such as a
-    canvas: no weights, no bias.
+class IdentityTrunk(Configurable):
+    r"""The trunk of a ``Conditional`` whose one free parameter is the input itself.
 
-    The input has the shape :math:`(*, C, H, W)`; a parameter may have the same or another
-    shape of as many numbers.
+    The input is a canvas of logits, for example. Unlike with ``torch.nn.Identity``, the
+    ``Conditional`` has no linear layer either: there are no weights and no biases. The input
+    has the shape :math:`(*, C, H, W)`; the parameter may have another shape of the same number
+    of elements.
 
     Arguments:
-        shape: The shape of the input.
+        shape: The shape of the input, such as ``(1, 28, 28)``.
 
     Raises:
-        ValueError: If a parameter has more or fewer numbers.
+        ValueError: If a parameter has another number of elements.
 
     Example:
         >>> import pyro.distributions as dist
         >>> from tarspyro import Conditional
-        >>> Conditional(dist.Bernoulli, Unchanged((1, 28, 28)), 784)(torch.zeros(5, 1, 28, 28)).event_shape
+        >>> likelihood = Conditional(dist.Bernoulli, IdentityTrunk((1, 28, 28)), 784)
+        >>> likelihood(torch.zeros(5, 1, 28, 28)).event_shape
         torch.Size([784])
     """
 
@@ -202,33 +204,33 @@ class Unchanged(Configurable):
         return value
 
     def head(self, shape: Sequence[int]) -> nn.Module:
-        """Returns what gives the input the shape of a parameter."""
+        """Returns a layer without weights that gives the input the shape of a parameter."""
         if math.prod(shape) != math.prod(self.in_shapes[0]):
             raise ValueError(
-                f"The input of shape {self.in_shapes[0]} is no parameter of shape"
-                f" {tuple(shape)}."
+                "The parameter must have as many elements as the input of IdentityTrunk, of"
+                f" shape {self.in_shapes[0]}, got shape {tuple(shape)}."
             )
         return nn.Sequential(nn.Flatten(), nn.Unflatten(1, tuple(shape)))
 
     def __repr__(self) -> str:
-        return f"Unchanged({dimensions(self.in_shapes[0])})"
+        return f"IdentityTrunk({dimensions(self.in_shapes[0])})"
 
 
 class ConvRead(Configurable):
-    r"""Reads the whole image by one strided convolution of x and the error image
-    :math:`\hat{x}`, as a map.
+    r"""Reads the whole image by one strided convolution.
 
-    Both inputs have the shape :math:`(*, C, H, W)` (or flattened), the output :math:`(*, C', H
-    / s, W / s)`. What reads is called with the decoder's hidden units too; this does not look
-    at them.
+    The convolution takes x and the error image :math:`\hat{x}`. Both have the shape
+    :math:`(*, C, H, W)` (or flattened), the output :math:`(*, C', H / s, W / s)`. The decoder's
+    hidden units, the third input of every reader, are not used.
 
     Arguments:
         shape: The shape of an image, channels first, such as ``(1, 28, 28)``.
         channels: The number of channels C' of the map.
-        stride: s, which divides height and width.
+        stride: s, a divisor of height and width.
 
     Raises:
-        ValueError: If ``shape`` has no channel axis, or the stride does not divide its sides.
+        ValueError: If ``shape`` has no channel axis, or ``stride`` does not divide height and
+            width.
 
     References:
         Gregor et al. (2016), Towards Conceptual Compression, arXiv:1604.08772, section 2.2.
@@ -242,11 +244,12 @@ class ConvRead(Configurable):
     def __init__(self, shape: Sequence[int], channels: int, stride: int) -> None:
         super().__init__()
         self.shape = image_of(shape)
-        channels, stride = as_count("channels", channels), as_count("stride", stride)
+        channels = as_count("channels", channels)
+        stride = as_count("stride", stride)
         if any(side % stride for side in self.shape[1:]):
             raise ValueError(
-                f"stride must divide the sides of an image of shape {self.shape}, got"
-                f" {stride}."
+                "stride must divide height and width of the image, of shape"
+                f" {self.shape}, got {stride}."
             )
         self.convolution = nn.Conv2d(
             2 * self.shape[0], channels, _side(stride), stride, (stride + 1) // 2
@@ -264,17 +267,18 @@ class ConvRead(Configurable):
 
 
 class ConvWrite(Configurable):
-    r"""Writes on the whole canvas by one transposed convolution of the decoder's hidden maps.
+    r"""Writes on the whole canvas by one transposed convolution.
 
-    The input has the shape :math:`(*, C, H, W)`, the output :math:`(*, C', sH, sW)`.
+    The input, the decoder's hidden maps, has the shape :math:`(*, C, H, W)`, the output
+    :math:`(*, C', sH, sW)`.
 
     Arguments:
         in_shape: The shape of the hidden maps, such as ``(32, 7, 7)``.
         shape: The shape of the canvas, channels first, such as ``(1, 28, 28)``.
 
     Raises:
-        ValueError: If a shape has no channel axis, or the canvas is not s times as high and
-            wide as the maps.
+        ValueError: If a shape has no channel axis, or height and width of the canvas are not
+            the same multiple s of those of the maps.
 
     References:
         Gregor et al. (2016), Towards Conceptual Compression, arXiv:1604.08772, section 2.2.
@@ -286,12 +290,13 @@ class ConvWrite(Configurable):
 
     def __init__(self, in_shape: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__()
-        self.in_shape, self.shape = image_of(in_shape, "in_shape"), image_of(shape)
+        self.in_shape = image_of(in_shape, "in_shape")
+        self.shape = image_of(shape)
         stride = shape[1] // in_shape[1]
         if (stride * in_shape[1], stride * in_shape[2]) != tuple(shape[1:]):
             raise ValueError(
-                "shape must be a whole number of times as high and wide as in_shape, got"
-                f" {tuple(shape)} for {tuple(in_shape)}."
+                "Height and width of shape must be the same multiple of those of in_shape, got"
+                f" shape {tuple(shape)} and in_shape {tuple(in_shape)}."
             )
         self.convolution = nn.ConvTranspose2d(
             in_shape[0], shape[0], _side(stride), stride, (stride + 1) // 2
@@ -299,7 +304,7 @@ class ConvWrite(Configurable):
         initialize(self.convolution)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Returns what to add to the canvas."""
+        """Returns the addition to the canvas."""
         (hidden,), lead = fold([hidden], [self.in_shape])
         return unfold(self.convolution(hidden), lead)
 
@@ -308,7 +313,9 @@ class ConvWrite(Configurable):
 
 
 def _side(stride: int) -> int:
-    """The side of filters that overlap, and with half of the stride as padding keep or divide
-    a map's sides exactly.
+    """Returns the side of filters that overlap.
+
+    With (stride + 1) // 2 as padding, the convolution divides the sides of a map exactly by the
+    stride, and a transposed one multiplies them.
     """
     return stride + 2 * ((stride + 1) // 2)

@@ -14,25 +14,24 @@ from tarspyro.nn.initialization import initialize
 
 
 class ConvEncoder(Configurable):
-    r"""Strided 3x3 convolutions, each of which halves the image, as the trunk of a
-    ``Conditional``.
+    r"""A convolutional encoder: strided 3x3 convolutions, each of which halves the image.
 
-    Inputs have shape :math:`(*, C, H, W)` (or flattened, :math:`(*, CHW)`); the output has
-    shape :math:`(*, F)`.
+    It is the trunk of a ``Conditional`` given images. Inputs have shape :math:`(*, C, H, W)`
+    (or flattened, :math:`(*, CHW)`); the output has shape :math:`(*, F)`.
 
     Arguments:
         in_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(1, 8,
             8)``.
         channels: The number of channels of each layer.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation, such as
-            ``nn.BatchNorm2d``.
+        normalization: The constructor of a normalization layer before each activation, such
+            as ``nn.BatchNorm2d``.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
-            constructor of a module.
-        ValueError: If ``in_shape`` has no channel axis, or the image is too small for so many
-            layers.
+        TypeError: If a size is not an integer, or ``activation`` or ``normalization`` is not
+            a constructor of modules.
+        ValueError: If ``in_shape`` has no channel axis, or the image is too small for the
+            number of layers.
 
     Example:
         >>> ConvEncoder((1, 28, 28), [32, 64])
@@ -71,12 +70,11 @@ class ConvEncoder(Configurable):
 
 
 class ConvDecoder(Configurable):
-    r"""The mirror image of ``ConvEncoder``: a linear layer and transposed convolutions, up to
-    the image's grid.
+    r"""A convolutional decoder: a linear layer and transposed convolutions.
 
-    The input has shape :math:`(*, F)`; the output, with shape :math:`(*, C_1, H, W)`, is a map
-    of features from which a ``Conditional`` takes each parameter of an image of shape
-    :math:`(C, H, W)` by a 3x3 convolution.
+    It mirrors ``ConvEncoder``. The input has shape :math:`(*, F)`, the output
+    :math:`(*, C_1, H, W)`. A ``Conditional`` of images, of shape :math:`(C, H, W)`, computes
+    each parameter by a 3x3 convolution.
 
     Arguments:
         in_features: The size of the input.
@@ -84,14 +82,14 @@ class ConvDecoder(Configurable):
             8)``.
         channels: The number of channels of each layer, from the smallest map to the largest.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation, such as
-            ``nn.BatchNorm2d``.
+        normalization: The constructor of a normalization layer before each activation, such
+            as ``nn.BatchNorm2d``.
 
     Raises:
-        TypeError: If a size is no whole number, or ``activation`` or ``normalization`` no
-            constructor of a module.
-        ValueError: If ``out_shape`` has no channel axis, or the image is too small for so many
-            layers.
+        TypeError: If a size is not an integer, or ``activation`` or ``normalization`` is not
+            a constructor of modules.
+        ValueError: If ``out_shape`` has no channel axis, or the image is too small for the
+            number of layers.
 
     Example:
         >>> ConvDecoder(2, (1, 28, 28), [64, 32])
@@ -124,13 +122,12 @@ class ConvDecoder(Configurable):
             sizes, sizes[1:], strict=False
         ):
             layers.append(activation())
-            # What a halved map of odd size lost is put back by the output padding.
+            # The output padding restores the last pixel of a map of odd size.
             padding = (next_height - 2 * height + 1, next_width - 2 * width + 1)
-            layers.append(
-                nn.ConvTranspose2d(
-                    size, next_size, 3, stride=2, padding=1, output_padding=padding
-                )
+            convolution = nn.ConvTranspose2d(
+                size, next_size, 3, stride=2, padding=1, output_padding=padding
             )
+            layers.append(convolution)
             if normalization is not None:
                 layers.append(normalization(next_size))
         self.layers = initialize(nn.Sequential(*layers, activation()), activation())
@@ -145,14 +142,12 @@ class ConvDecoder(Configurable):
         return unfold(self.layers(code), lead)
 
     def head(self, shape: Sequence[int]) -> nn.Module:
-        """Returns the layer that takes a parameter of the given shape from the map of
-        features.
-        """
+        """Returns the layer that computes a parameter of the given shape."""
         channels, rest = divmod(math.prod(shape), math.prod(self.out_shape[1:]))
         if rest:
             raise ValueError(
-                f"The decoder draws images of shape {self.out_shape}, got a parameter of"
-                f" {tuple(shape)}."
+                f"The decoder gives maps of height and width {self.out_shape[1:]}, got a"
+                f" parameter of shape {tuple(shape)}: give it whole channels of this size."
             )
         return nn.Sequential(
             nn.Conv2d(self.out_features, channels, 3, padding=1),
@@ -165,40 +160,41 @@ class ConvDecoder(Configurable):
 
 
 def pyramid(name: str, shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
-    """The shapes of the maps when every layer halves the image, rounding up, of which ``name``
-    is the argument.
+    """Returns the shapes of the maps if each layer halves the image, rounding up.
+
+    ``name`` is the name of the image's shape in error messages.
     """
     sizes = [image_of(shape, name)]
     for channel in as_sizes("channels", channels, at_least=1):
         _, height, width = sizes[-1]
         if min(height, width) < 2:
             raise ValueError(
-                f"{name} {tuple(shape)} is too small for the {len(channels)} layers of"
-                " channels."
+                f"{name} must be an image that {len(channels)} layers can halve, got"
+                f" {tuple(shape)}: give fewer channels."
             )
         sizes.append((channel, (height + 1) // 2, (width + 1) // 2))
     return sizes
 
 
 def image_of(shape: Sequence[int], name: str = "shape") -> tuple[int, ...]:
-    """Returns the shape of an image, if it is one."""
+    """Returns the shape of an image, with its channels; ``name`` is the argument's."""
     sizes = as_sizes(name, shape)
     if len(sizes) != 3:
         raise ValueError(
-            f"{name} must be that of an image, (channels, height, width), got {sizes}."
+            f"{name} must be the shape of an image, (channels, height, width), got {sizes}."
         )
     return sizes
 
 
 def dimensions(shape: Sequence[int]) -> str:
-    """Returns a shape in words, such as 1x28x28."""
+    """Returns a shape as text, such as 1x28x28."""
     return "x".join(map(str, shape))
 
 
 def check_layers(
     activation: Callable[[], nn.Module], normalization: Callable[[int], nn.Module] | None
 ) -> None:
-    """Raises unless both make modules."""
+    """Raises unless both are constructors of modules."""
     check_constructor("activation", activation, "torch.nn.ReLU")
     if normalization is not None:
         check_constructor("normalization", normalization, "torch.nn.BatchNorm2d", 1)

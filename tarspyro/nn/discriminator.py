@@ -1,6 +1,4 @@
-"""Discriminators: networks that give each data point one number, or each patch of an image
-one.
-"""
+"""Discriminators: networks that score data points, or patches of images."""
 
 __all__ = ["Discriminator", "PatchGAN", "spectrally_normalized"]
 
@@ -19,33 +17,36 @@ from tarspyro.nn.initialization import initialize
 
 
 class Discriminator(Configurable):
-    r"""A trunk with one linear unit: the logit of a data point being real, or any other score
-    of it.
+    r"""A discriminator: a trunk and one linear unit, which scores each data point.
 
-    .. math:: D(x, c) = w^T \mathrm{trunk}(x, c) + b, \qquad P(\text{real} \mid x, c) = \sigma(D(x, c))
+    .. math:: D(x, c) = w^T \mathrm{trunk}(x, c) + b, \qquad
+              P(\text{real} \mid x, c) = \sigma(D(x, c))
 
-    Inputs have the shapes that the trunk takes; the output has their leading shape. Any other
-    network from a data point (and conditions) to a number will do in its place.
+    The score is the logit that a data point is real, or that of another loss. Inputs have the
+    shapes that the trunk takes; the output has their leading shape. A game accepts any network
+    from a data point (and conditions) to a number in its place.
 
     Arguments:
-        trunk: Any ``torch.nn.Module`` from the inputs to features.
+        trunk: The network from the inputs to features, any ``torch.nn.Module``.
 
     Raises:
         TypeError: If ``trunk`` is not a module.
 
     Example:
         >>> from tarspyro.nn import MLP
-        >>> Discriminator(MLP([64, 10], [32]))(torch.zeros(5, 64), torch.zeros(5, 10)).shape
+        >>> discriminator = Discriminator(MLP([64, 10], [32]))
+        >>> discriminator(torch.zeros(5, 64), torch.zeros(5, 10)).shape
         torch.Size([5])
     """
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         check_module("trunk", trunk)
-        self.trunk, self.heads = trunk, nn.ModuleDict({"logit": make_head(trunk, Size())})
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({"logit": make_head(trunk, Size())})
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Returns a number for each data point."""
+        """Returns the score of each data point."""
         return through_heads(self.trunk, self.heads, inputs)["logit"]
 
     def __repr__(self) -> str:
@@ -53,30 +54,31 @@ class Discriminator(Configurable):
 
 
 class PatchGAN(Configurable):
-    r"""A convolutional discriminator of patches: a map of logits, each of which sees a part of
-    the image.
+    r"""A convolutional discriminator that gives a logit for each patch of an image.
 
-    Inputs are images on the same grid, which are laid on top of each other, of shapes
-    :math:`(B, C_i, H, W)`; the output has shape :math:`(B, 1, h, w)`, whose mean a loss takes.
-    Each layer but the last halves the image; with
-    :math:`n` layers before it, a logit sees a square of :math:`5 \cdot 2^n - 2` pixels a side.
+    Inputs are images of the same height and width, of shapes :math:`(B, C_i, H, W)`, whose
+    channels are concatenated. The output is a map of logits, of shape :math:`(B, 1, h, w)`;
+    losses take its mean. Each layer but the last halves the image. With :math:`n` layers before
+    the last, a logit depends on a square of :math:`5 \cdot 2^n - 2` pixels a side.
 
     Arguments:
         in_shapes: The shapes of the images, channels first, such as ``[(1, 28, 28), (1, 28,
             28)]``.
         channels: The number of channels of each layer before the logits.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization before each activation but the first.
+        normalization: The constructor of a normalization layer before each activation but the
+            first.
 
     Raises:
-        ValueError: If the images are not on one grid.
+        ValueError: If the images differ in height or width.
 
     References:
         Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks,
         arXiv:1611.07004.
 
     Example:
-        >>> PatchGAN([(1, 28, 28), (1, 28, 28)])(torch.zeros(5, 1, 28, 28), torch.zeros(5, 1, 28, 28)).shape
+        >>> images = torch.zeros(5, 1, 28, 28)
+        >>> PatchGAN([(1, 28, 28), (1, 28, 28)])(images, images).shape
         torch.Size([5, 1, 7, 7])
     """
 
@@ -99,14 +101,14 @@ class PatchGAN(Configurable):
         )
         if len({shape[1:] for shape in self.in_shapes}) != 1:
             raise ValueError(
-                f"in_shapes must be images of one height and width, got {list(in_shapes)}."
+                "in_shapes must be images of the same height and width, got"
+                f" {list(in_shapes)}."
             )
         channels = as_sizes("channels", channels, at_least=1)
         check_layers(activation, normalization)
         layers: list[nn.Module] = []
-        for size, next_size in zip(
-            [sum(shape[0] for shape in self.in_shapes), *channels], channels, strict=False
-        ):
+        in_channels = sum(shape[0] for shape in self.in_shapes)
+        for size, next_size in zip([in_channels, *channels], channels, strict=False):
             layers.append(nn.Conv2d(size, next_size, 4, stride=2, padding=1))
             if normalization is not None and len(layers) > 1:
                 layers.append(normalization(next_size))
@@ -115,21 +117,21 @@ class PatchGAN(Configurable):
         self.logits = initialize(nn.Conv2d(channels[-1], 1, 3, padding=1))
 
     def forward(self, *images: Tensor) -> Tensor:
-        """Returns a map of logits for each row."""
+        """Returns the map of logits of each row."""
         folded, _ = fold(images, self.in_shapes)
         logits: Tensor = self.logits(self.layers(torch.cat(folded, 1)))
         return logits
 
 
 def spectrally_normalized(network: nn.Module) -> nn.Module:
-    r"""Divides the weights of linear and convolutional layers by their largest singular
-    values.
+    r"""Divides the weights of linear and convolutional layers by their largest singular value.
 
     .. math:: \bar{W} = W / \sigma(W)
 
-    A network of such layers and of activations with slopes of at most 1 has a Lipschitz
-    constant of at most 1 (of convolutions the matrix is the kernel's, so that it is near 1).
-    The singular value is found by power iteration, a step at every call in training mode.
+    A network of such linear layers, and of activations with slopes of at most 1, has a
+    Lipschitz constant of at most 1. For convolutions W is the matrix of the kernel, and the
+    constant is only near 1. The singular value is estimated by power iteration, one step for
+    each call in training mode.
 
     Arguments:
         network: The network, changed in place.

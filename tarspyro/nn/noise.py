@@ -1,4 +1,4 @@
-"""Noise for inputs, in training mode alone: the corruption of denoising autoencoders."""
+"""Noise on inputs in training mode: the corruption of denoising autoencoders."""
 
 __all__ = ["GaussianNoise", "MaskingNoise"]
 
@@ -10,7 +10,7 @@ from tarspyro.modules import Configurable
 
 
 class GaussianNoise(Configurable):
-    r"""Adds Gaussian noise in training mode; in evaluation mode inputs stay as they are.
+    r"""Gaussian noise in training mode; in evaluation mode the identity.
 
     .. math:: \tilde{x} = x + \sigma \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I)
 
@@ -35,21 +35,20 @@ class GaussianNoise(Configurable):
         return x + self.scale * torch.randn_like(x) if self.training else x
 
     def extra_repr(self) -> str:
-        """The standard deviation."""
+        """Returns the standard deviation as text."""
         return f"scale={self.scale}"
 
 
 class MaskingNoise(Configurable):
-    r"""Sets a share of the inputs to zero in training mode; in evaluation mode inputs stay as
-    they are.
+    r"""Masking noise in training mode, which sets inputs to zero; in evaluation mode the identity.
 
     .. math:: \tilde{x}_i = m_i x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    (Vincent et al. 2008, section 2.3.) Unlike ``torch.nn.Dropout`` it does not rescale what it
-    keeps.
+    (Vincent et al. 2008, section 2.3.) Unlike ``torch.nn.Dropout`` it does not rescale the
+    other inputs.
 
     Arguments:
-        p: The probability with which an input is set to zero.
+        p: The probability that an input is set to zero.
 
     Raises:
         ValueError: If ``p`` is not from 0 to 1.
@@ -65,9 +64,9 @@ class MaskingNoise(Configurable):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the input without what is masked."""
+        """Returns the input with masked entries set to zero."""
         return x * torch.bernoulli(torch.full_like(x, 1 - self.p)) if self.training else x
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """Returns the probability as text."""
         return f"p={self.p}"

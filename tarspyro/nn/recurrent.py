@@ -1,10 +1,8 @@
-"""Recurrent cells as deterministic conditionals: the state of a sequence, from what was seen
-and the state before.
-"""
+"""Recurrent cells and networks for programs over sequences."""
 
 __all__ = ["Backward", "ConvLSTMCell", "Recurrence", "as_recurrence"]
 
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,53 +13,57 @@ from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
-State = Tensor | tuple[Tensor, ...]
+# The state of a recurrent cell: a tensor, or several such as the pair (h, c) of an LSTM.
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+
+_Recurrent = TypeVar("_Recurrent")
 
 
-def as_recurrence(name: str, value: Any) -> Any:
-    """Returns what keeps a state from step to step, of which ``name`` is the argument.
+def as_recurrence(name: str, value: _Recurrent) -> _Recurrent:
+    """Returns a module with a recurrent state; ``name`` is its argument in error messages.
 
     Raises:
-        TypeError: If it has no initial state, or cannot be called for the next.
+        TypeError: If it is not callable, or has no method ``initial``.
     """
     if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
         raise TypeError(
-            f"{name} must keep a state, as nn.Recurrence and nn.Canvas do, got"
-            f" {format_value(value)}."
+            f"{name} must be a module with a recurrent state, such as nn.Recurrence(...) or"
+            f" nn.Canvas(...), got {format_value(value)}."
         )
     return value
 
 
 class Recurrence(Configurable):
-    r"""A recurrent cell between the steps of a sequence, one module for both halves of a pair.
+    r"""A recurrent cell with the interface that programs over sequences need.
 
     .. math:: s_t = \mathrm{cell}(\mathrm{trunk}(x_t, z_t), s_{t-1}), \qquad s_{-1} = 0
 
-    Inputs and state may have any leading dimensions, such as those of particles, which
-    broadcast. What the distributions of a step see of the state is h: the state of a
-    ``GRUCell`` or ``RNNCell``, the first of the two parts of an ``LSTMCell``'s. The state of a
-    ``ConvLSTMCell`` is made of maps (C, H, W), as are its inputs.
+    Model and guide share one module. Inputs and state may have any leading dimensions, such as
+    those of particles, which broadcast. The distributions of a step take the hidden units h:
+    the state of a ``GRUCell`` or ``RNNCell``, the first part of the state of an ``LSTMCell``.
+    Inputs and states of a ``ConvLSTMCell`` are maps (C, H, W).
 
     Arguments:
         cell: ``torch.nn.GRUCell``, ``LSTMCell``, ``RNNCell``, ``ConvLSTMCell``, or any module
             that is called like one of them, with features (N, F) and a state (a tensor (N, H)
-            or a tuple of those), and has the attributes ``input_size`` and ``hidden_size``.
-        trunk: The network from the inputs to the features; if not given the inputs, vectors
-            (or maps of a ``ConvLSTMCell``), are laid side by side.
-        learn_initial: Whether the initial state is a parameter, which starts at zero, and not
-            zero.
+            or a tuple of them), and has the attributes ``input_size`` and ``hidden_size``.
+        trunk: The network from the inputs to the features; by default the inputs, vectors (or
+            maps for a ``ConvLSTMCell``), are concatenated.
+        learn_initial: Whether the initial state is a parameter, which starts at zero. By
+            default it stays zero.
 
     Raises:
         TypeError: If ``cell`` is not a module with these attributes.
 
     References:
         Chung et al. (2015), A Recurrent Latent Variable Model for Sequential Data,
-        arXiv:1506.02216, eq. 3, where features of x and z have a network each.
+        arXiv:1506.02216, eq. 3; there x and z pass through a network each.
 
     Example:
         >>> recurrence = Recurrence(nn.LSTMCell(88 + 16, 32))
         >>> state = recurrence.initial(10)
-        >>> state = recurrence(state, torch.zeros(10, 88), torch.zeros(5, 10, 16))  # five particles
+        >>> particles = torch.zeros(5, 10, 16)
+        >>> state = recurrence(state, torch.zeros(10, 88), particles)
         >>> recurrence.hidden(state).shape
         torch.Size([5, 10, 32])
     """
@@ -79,9 +81,10 @@ class Recurrence(Configurable):
             )
         if trunk is not None:
             check_module("trunk", trunk)
-        self.cell, self.trunk = cell, trunk
+        self.cell = cell
+        self.trunk = trunk
         parts = 2 if isinstance(cell, (nn.LSTMCell, ConvLSTMCell)) else 1
-        size: Any = cell.hidden_size
+        size: int | tuple[int, ...] = cell.hidden_size  # type: ignore[assignment]
         zeros = torch.zeros(parts, *(size if isinstance(size, tuple) else (size,)))
         if learn_initial:
             self.start = nn.Parameter(zeros)
@@ -95,25 +98,24 @@ class Recurrence(Configurable):
         return parts if len(parts) > 1 else parts[0]
 
     def hidden(self, state: State) -> Tensor:
-        """Returns what the distributions of a step see of the state."""
+        """Returns the hidden units h of the state."""
         return state[0] if isinstance(state, tuple) else state
 
     def forward(self, state: State, *inputs: Tensor) -> State:
         """Returns the next state."""
         parts = state if isinstance(state, tuple) else (state,)
-        count, ndims = len(inputs), self.start.dim() - 1
+        count = len(inputs)
+        ndims = self.start.dim() - 1
         shapes = [ndims] * count if self.trunk is None else event_shapes(self.trunk, inputs)
         folded, lead = fold([*inputs, *parts], [*shapes, *[ndims] * len(parts)])
-        seen = (
-            torch.cat(folded[:count], 1) if self.trunk is None else self.trunk(*folded[:count])
-        )
+
+        values = folded[:count]
+        features = torch.cat(values, 1) if self.trunk is None else self.trunk(*values)
         before = tuple(folded[count:])
-        after: Any = self.cell(seen, before if isinstance(state, tuple) else before[0])
-        return (
-            tuple(unfold(part, lead) for part in after)
-            if isinstance(after, tuple)
-            else unfold(after, lead)
-        )
+        after: State = self.cell(features, before if isinstance(state, tuple) else before[0])
+        if isinstance(after, tuple):
+            return tuple(unfold(part, lead) for part in after)
+        return unfold(after, lead)
 
     def __repr__(self) -> str:
         learned = ", initial state learned" if isinstance(self.start, nn.Parameter) else ""
@@ -122,13 +124,14 @@ class Recurrence(Configurable):
 
 
 class ConvLSTMCell(Configurable):
-    r"""An LSTM whose inputs, gates and states are maps, and whose products are convolutions.
+    r"""A convolutional LSTM cell: inputs, gates and states are maps.
 
     .. math:: (i, f, o, g) = W * [x, h] + b, \qquad c' = \sigma(f) \, c + \sigma(i) \tanh(g), \qquad
               h' = \sigma(o) \tanh(c')
 
     It is called like ``torch.nn.LSTMCell``, with an input of shape (N, C, H, W) and the pair
-    (h, c). The gates f start open, with a bias of one. It has no peepholes.
+    (h, c). The gates f start open, with a bias of one. It has no peephole
+    connections.
 
     Arguments:
         in_channels: The number of channels of the input.
@@ -142,7 +145,8 @@ class ConvLSTMCell(Configurable):
         Shi et al. (2015), Convolutional LSTM Network, arXiv:1506.04214, eq. 3.
 
     Example:
-        >>> h, c = ConvLSTMCell(3, (16, 7, 7))(torch.zeros(5, 3, 7, 7), (torch.zeros(5, 16, 7, 7),) * 2)
+        >>> state = (torch.zeros(5, 16, 7, 7), torch.zeros(5, 16, 7, 7))
+        >>> h, c = ConvLSTMCell(3, (16, 7, 7))(torch.zeros(5, 3, 7, 7), state)
         >>> h.shape
         torch.Size([5, 16, 7, 7])
     """
@@ -153,7 +157,7 @@ class ConvLSTMCell(Configurable):
         super().__init__()
         if as_count("kernel_size", kernel_size) % 2 == 0:
             raise ValueError(
-                f"kernel_size must be odd, so that a map keeps its size, got {kernel_size}."
+                f"kernel_size must be odd to keep the size of a map, got {kernel_size}."
             )
         self.hidden_size = image_of(shape)
         self.input_size = (as_count("in_channels", in_channels), *self.hidden_size[1:])
@@ -178,19 +182,18 @@ class ConvLSTMCell(Configurable):
 
 
 class Backward(Configurable):
-    r"""Features of what a sequence still has in store, by a recurrent network that reads it
-    from its end.
+    r"""Features of the rest of a sequence, by a recurrent network that runs backwards.
 
     .. math:: g_t = \mathrm{rnn}(x_t, g_{t+1}), \qquad g_T = 0
 
-    With ``lengths`` a sequence is read from its own end, so that what it is padded with is
-    never seen; the features beyond are those of x repeated from there, and mean nothing.
+    With ``lengths`` the network starts at the end of each sequence, so the padding has no
+    effect on the features of its steps. The features at padded steps have no meaning.
 
     Arguments:
         rnn: ``torch.nn.GRU``, ``LSTM`` or ``RNN``, of one direction; ``batch_first`` or not.
 
     Raises:
-        TypeError: If it is none of these, or bidirectional.
+        TypeError: If ``rnn`` is none of these, or bidirectional.
 
     References:
         Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State
@@ -214,15 +217,15 @@ class Backward(Configurable):
         """Returns the features (B, T, H) of sequences (B, T, F)."""
         steps = torch.arange(x.shape[1], device=x.device)
         last = x.shape[1] - 1 if lengths is None else lengths.unsqueeze(1) - 1
-        # Backwards from the last step, and round to the padding: its own inverse.
+        # From the last step backwards, then the padding; the permutation is its own inverse.
         order = ((last - steps) % x.shape[1]).expand(x.shape[:2]).unsqueeze(-1)
         backwards = torch.take_along_dim(x, order, 1)
-        features = self.rnn(backwards if self.rnn.batch_first else backwards.transpose(0, 1))[
-            0
-        ]
-        return torch.take_along_dim(
-            features if self.rnn.batch_first else features.transpose(0, 1), order, 1
-        )
+        if self.rnn.batch_first:
+            features, _ = self.rnn(backwards)
+        else:
+            features, _ = self.rnn(backwards.transpose(0, 1))
+            features = features.transpose(0, 1)
+        return torch.take_along_dim(features, order, 1)
 
     def __repr__(self) -> str:
         return f"Backward({self.rnn!r})"

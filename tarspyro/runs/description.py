@@ -38,9 +38,8 @@ _PUBLIC = (
     "pyro.nn",
     "pyro.infer",
 )
-_RENAMED: dict[
-    str, str
-] = {}  # names that earlier versions wrote, and what they are called now
+# Names of classes in the files of earlier versions, and their names now.
+_RENAMED = {"Unchanged": "IdentityTrunk"}
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
 

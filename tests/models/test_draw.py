@@ -35,9 +35,9 @@ from tarspyro.nn import (
     ConvRead,
     ConvWrite,
     FeatureMap,
+    IdentityTrunk,
     Read,
     Recurrence,
-    Unchanged,
     Write,
 )
 from tarspyro.sequential import states_of
@@ -76,7 +76,7 @@ def pair(
 ):
     """A small pair; encoder and decoder differ in size, so that states cannot be exchanged."""
     given = LABELS if labels else 0
-    likelihood = likelihood or Conditional(dist.Bernoulli, Unchanged(SHAPE), SHAPE)
+    likelihood = likelihood or Conditional(dist.Bernoulli, IdentityTrunk(SHAPE), SHAPE)
     if kind == "convolutional":
         h, g, grid = (5, 2, 3), (4, 2, 3), (2, 3)
         trunks = [
@@ -254,7 +254,7 @@ def test_a_linear_draw_meets_its_exact_likelihood(double, learned_prior):
     torch.manual_seed(0)
     shape, scale = (1, 1, 3), 0.8
     canvas = Canvas(Recurrence(Linear(2, 3), learn_initial=True), Write(3, shape))
-    likelihood = Conditional(dist.Normal, Unchanged(shape), shape, scale=0.7)
+    likelihood = Conditional(dist.Normal, IdentityTrunk(shape), shape, scale=0.7)
     prior = (
         Conditional(dist.Normal, MLP(3, []), 2, scale=scale)
         if learned_prior
@@ -437,7 +437,7 @@ def test_trains_and_generates(bound, kind):
 def test_other_families_of_codes_and_pixels(family):
     torch.manual_seed(0)
     likelihood = Conditional(
-        dist.Normal, Unchanged(SHAPE), 24, scale=nn.Parameter(torch.tensor(1.0))
+        dist.Normal, IdentityTrunk(SHAPE), 24, scale=nn.Parameter(torch.tensor(1.0))
     )
     p, q = pair("attention", family=family, likelihood=likelihood)
     x = torch.randn(40, 24)

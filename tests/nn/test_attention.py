@@ -19,9 +19,9 @@ from tarspyro.nn import (
     ConvRead,
     ConvWrite,
     FeatureMap,
+    IdentityTrunk,
     Read,
     Recurrence,
-    Unchanged,
     Write,
 )
 
@@ -265,11 +265,11 @@ def test_maps_and_vectors_are_laid_over_each_other():
 def test_parameters_may_be_what_comes_in():
     logits = torch.randn(3, 2, 2, 4)
     for shape in ((2, 2, 4), 16, (4, 4)):
-        found = Conditional(dist.Bernoulli, Unchanged((2, 2, 4)), shape)(logits)
+        found = Conditional(dist.Bernoulli, IdentityTrunk((2, 2, 4)), shape)(logits)
         assert found.event_shape == torch.Size([shape] if isinstance(shape, int) else shape)
         assert torch.equal(found.base_dist.logits.flatten(), logits.flatten())
     learned = Conditional(
-        dist.Normal, Unchanged((2, 2, 4)), 16, scale=nn.Parameter(torch.tensor(0.5))
+        dist.Normal, IdentityTrunk((2, 2, 4)), 16, scale=nn.Parameter(torch.tensor(0.5))
     )
     assert len(list(learned.parameters())) == 1 and torch.equal(
         learned(logits).mean, logits.flatten(1)
@@ -277,7 +277,7 @@ def test_parameters_may_be_what_comes_in():
     with pytest.raises(
         ValueError, match=r"The input of shape \(2, 2, 4\) is no parameter of shape \(15,\)"
     ):
-        Conditional(dist.Bernoulli, Unchanged((2, 2, 4)), 15)
+        Conditional(dist.Bernoulli, IdentityTrunk((2, 2, 4)), 15)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

@@ -37,7 +37,7 @@ from tarspyro import (
 from tarspyro import nn as networks
 from tarspyro.data import DataError
 from tarspyro.distributions import Prior, default_prior
-from tarspyro.nn import MLP, Canvas, Recurrence, Unchanged, Write
+from tarspyro.nn import MLP, Canvas, IdentityTrunk, Recurrence, Write
 from tarspyro.runs import RunError
 from tarspyro.training.checks import CollapseError, NonFiniteError
 
@@ -205,7 +205,7 @@ CALLS = {
         (networks.ConvRead, {"shape": (1, 8, 8), "channels": 2, "stride": 2}),
         (networks.ConvWrite, {"in_shape": (2, 4, 4), "shape": (1, 8, 8)}),
         (networks.FeatureMap, {"in_shapes": (2, 4, 4), "kernel_size": 3}),
-        (networks.Unchanged, {"shape": (1, 8, 8)}),
+        (networks.IdentityTrunk, {"shape": (1, 8, 8)}),
         (
             networks.Canvas,
             {"cell": Recurrence(nn.GRUCell(2, 4)), "write": Write(4, (1, 8, 8)), "view": None},
@@ -556,7 +556,7 @@ CALLS = {
             evaluate.canvases,
             {
                 "model": models.DRAW(
-                    PRIOR, CANVAS, Conditional(dist.Bernoulli, Unchanged((1, 8, 8)), 64), 2
+                    PRIOR, CANVAS, Conditional(dist.Bernoulli, IdentityTrunk((1, 8, 8)), 64), 2
                 )
             },
         ),
