@@ -8,6 +8,7 @@ __all__ = [
     "Device",
     "Distribution",
     "Program",
+    "Shape",
     "Size",
 ]
 
@@ -38,5 +39,8 @@ Distribution: TypeAlias = TorchDistributionMixin
 
 Device: TypeAlias = str | torch.device
 
-# The shape of an event, as one size or several.
+# A shape as the methods of distributions take it.
+Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
+
+# The shape of an event: a size or several.
 Size: TypeAlias = int | Sequence[int] | torch.Size

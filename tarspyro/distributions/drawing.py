@@ -1,35 +1,38 @@
-"""What a draw remembers, and distributions whose draws are reparameterized only in part.
+"""Draws that carry their logarithm and their score.
 
-A number such as exp(-10,000) has no place in floating point, though its logarithm has. And a
-rejection sampler's pathwise derivative is not the whole gradient: the law of what it accepts
-moves with the parameters too. Both facts are known when the draw is made, and cannot be told
-from its value; so the draw keeps them.
+A sampler knows two things about a draw that its value does not show:
+
+- its logarithm: exp(-10,000) underflows in floating point, and -10,000 does not;
+- its score: with rejection sampling, the pathwise derivative is not the whole gradient, because
+  the distribution of the accepted noise depends on the parameters too.
+
+``remember`` attaches them to the tensor of the draw, and ``recall`` reads them.
 """
 
 __all__ = [
     "CarriesScore",
     "Draw",
-    "bounded",
+    "bounded_exp",
     "check_parameters",
     "full_precision",
-    "instead",
+    "where_zero",
     "inside_unit_interval",
-    "log1m_inside",
+    "safe_log1m",
     "log_and_log1m",
-    "log_inside",
+    "safe_log",
     "log_of",
     "lowest_log",
     "on_simplex",
-    "power_at_zero",
+    "log_power_at_zero",
     "recall",
     "remember",
-    "summed",
+    "summed_score",
     "unsqueezed",
 ]
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.distributions import Independent, MaskedDistribution
@@ -41,41 +44,57 @@ from torch.nn.functional import logsigmoid
 
 from tarspyro.arguments import format_value
 
-_ZERO: Any = 0  # Pyro's word for a part that is not there
+# Pyro's notation for a part of ``ScoreParts`` that is absent.
+_ZERO: Any = 0
 
 
 class Draw(NamedTuple):
-    """What a draw remembers: its logarithm, that of its complement, its score, what it was
-    made of and by whom.
+    """The attributes that a sampler attaches to a draw v.
+
+    Attributes:
+        log: log v.
+        log1m: log(1 - v).
+        score: Returns the score, see ``CarriesScore``.
+        parts: The draws that v was computed from.
+        maker: The transforms that computed v, and whether gradients were enabled.
+        at_edges: Whether the logarithms may be infinite; those of draws never are.
     """
 
     log: Tensor | None = None
     log1m: Tensor | None = None
     score: Callable[[], Tensor] | None = None
     parts: tuple[Tensor, ...] | None = None
-    maker: Any = (None, False)  # the transforms, and whether with gradients
-    at_edges: bool = (
-        False  # whether logarithms may be infinite, which those of draws never are
-    )
+    maker: tuple[object, bool] = (None, False)
+    at_edges: bool = False
 
 
-def remember(value: Tensor, **known: Any) -> Tensor:
-    """Lets a draw keep what is known of it, for as long as it is not changed in place.
+def remember(
+    value: Tensor,
+    *,
+    log: Tensor | None = None,
+    log1m: Tensor | None = None,
+    score: Callable[[], Tensor] | None = None,
+    parts: tuple[Tensor, ...] | None = None,
+    maker: tuple[object, bool] = (None, False),
+    at_edges: bool = False,
+) -> Tensor:
+    """Attaches the attributes of ``Draw`` to a value, until it is changed in place.
 
-    A score belongs to a draw with a gradient; one that is made without gradients has none to
-    complete.
+    Without gradients there is no gradient that a score could complete, so it is dropped.
     """
+    # TorchDynamo cannot trace attributes of tensors. In code that it compiles, draws carry
+    # nothing.
+    if torch.compiler.is_dynamo_compiling():
+        return value
     if not torch.is_grad_enabled():
-        known.pop("score", None)
-    # TorchDynamo cannot follow attributes of tensors; compiled by it, a draw is its value and
-    # nothing else.
-    if not torch.compiler.is_dynamo_compiling():
-        value._draw = (Draw(**known), _version(value))  # type: ignore[attr-defined]
+        score = None
+    draw = Draw(log, log1m, score, parts, maker, at_edges)
+    value._draw = (draw, _version(value))  # type: ignore[attr-defined]
     return value
 
 
 def recall(value: Tensor) -> Draw | None:
-    """Returns what a draw remembers; None for a value that no sampler of this library drew."""
+    """Returns the attributes of a draw; None if no sampler of this library drew the value."""
     if torch.compiler.is_dynamo_compiling():
         return None
     draw, version = getattr(value, "_draw", (None, 0))
@@ -87,20 +106,20 @@ def _version(value: Tensor) -> int:
 
 
 def full_precision(value: Tensor) -> Tensor:
-    """Returns the value in single precision if it has less."""
+    """Returns the value, in single precision if it is in half precision."""
     return value.float() if torch.finfo(value.dtype).bits < 32 else value
 
 
-def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Returns the exponential, kept inside the floating-point numbers, with the gradient of
-    the true one.
+def bounded_exp(log_value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the exponential, clamped to a safe range, with the gradient of the exact one.
 
-    Values stay above ``tiny / eps`` (1e-31 in single precision), so that the derivatives of a
-    log-density there, multiples of 1 / value, do not overflow either; and below ``eps^2 /
-    tiny`` (1e24), for the sake of the value's own derivatives, multiples of the value that
-    grow with the inverse square of a concentration.
+    The lower limit is ``tiny / eps`` (1e-31 in single precision): the derivatives of a
+    log-density are multiples of 1 / value, and must not overflow. The upper limit is ``eps^2 /
+    tiny`` (1e24): the derivatives of the value are multiples of it that grow with the inverse
+    square of a concentration.
     """
-    finfo, coarse = torch.finfo(log_value.dtype), torch.finfo(dtype)
+    finfo = torch.finfo(log_value.dtype)
+    coarse = torch.finfo(dtype)
     lowest = math.log(max(finfo.tiny / finfo.eps, coarse.tiny))
     highest = min(2 * math.log(finfo.eps) - math.log(finfo.tiny), math.log(coarse.max) - 1)
     inside = log_value.detach().clamp(lowest, highest)
@@ -110,28 +129,26 @@ def bounded(log_value: Tensor, dtype: torch.dtype) -> Tensor:
 def inside_unit_interval(
     logit: Tensor, dtype: torch.dtype, score: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """Returns the sigmoid, strictly between 0 and 1, with the true one's gradient and both its
-    logarithms.
+    """Returns the sigmoid, strictly between 0 and 1, with the gradient of the exact one.
+
+    The value carries both its logarithms, and the score.
     """
     finfo = torch.finfo(dtype)
-    lowest = math.log(
-        max(finfo.tiny, torch.finfo(logit.dtype).tiny / torch.finfo(logit.dtype).eps)
-    )
+    fine = torch.finfo(logit.dtype)
+    lowest = math.log(max(finfo.tiny, fine.tiny / fine.eps))
     inside = logit.detach().clamp(lowest, -math.log(finfo.eps))
     value = (inside + (logit - logit.detach())).sigmoid().to(dtype)
     return remember(value, log=logsigmoid(logit), log1m=logsigmoid(-logit), score=score)
 
 
 def log_of(value: Tensor) -> Tensor:
-    """Returns the logarithm of a value: what the draw remembers, if it is one."""
+    """Returns log v, the one that the value carries if it is a draw."""
     draw = recall(value)
     return full_precision(value).log() if draw is None or draw.log is None else draw.log
 
 
 def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log v and log(1 - v) of values between 0 and 1: what the draw remembers, if it
-    is one.
-    """
+    """Returns log v and log(1 - v), those that the value carries if it is a draw."""
     draw = recall(value)
     if draw is None or draw.log is None or draw.log1m is None:
         value = full_precision(value)
@@ -139,11 +156,11 @@ def log_and_log1m(value: Tensor) -> tuple[Tensor, Tensor]:
     return draw.log, draw.log1m
 
 
-def log_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns log v, with 0 in place of the logarithm of zero, and where that is; with finite
-    derivatives.
+def safe_log(value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns log v with finite values and derivatives, and where v is zero.
 
-    Of a draw it is nowhere: None.
+    Where v is zero, the logarithm is replaced by 0. The logarithm that a draw carries is always
+    finite: then the second result is None.
     """
     draw = recall(value)
     if draw is not None and draw.log is not None:
@@ -153,8 +170,8 @@ def log_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
     return torch.where(zero, 1.0, value).log(), zero
 
 
-def log1m_inside(value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns log(1 - v), with 0 in place of that of one, and where that is, likewise."""
+def safe_log1m(value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns log(1 - v) likewise, and where v is one; see ``safe_log``."""
     draw = recall(value)
     if draw is not None and draw.log1m is not None:
         return _without_infinity(draw.log1m) if draw.at_edges else (draw.log1m, None)
@@ -168,101 +185,101 @@ def _without_infinity(log: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(zero, 0.0, log), zero
 
 
-def power_at_zero(power: Tensor, zero: Tensor | None) -> Tensor | float:
-    """Returns log 0^power where there is a zero: 0, infinity or minus infinity; and 0
-    elsewhere.
-    """
+def log_power_at_zero(power: Tensor, zero: Tensor | None) -> Tensor | float:
+    """Returns log(0^power) at the zeros (0, infinity or minus infinity), and 0 elsewhere."""
     return 0.0 if zero is None else torch.xlogy(power, (~zero).to(power.dtype))
 
 
-def instead(
+def where_zero(
     zero: Tensor | None, there: Callable[[], Tensor] | float, elsewhere: Tensor
 ) -> Tensor:
-    """Returns one number where there is a zero, and the other one elsewhere."""
-    return (
-        elsewhere
-        if zero is None
-        else torch.where(zero, there() if callable(there) else there, elsewhere)
-    )
+    """Returns ``there`` at the zeros, and ``elsewhere`` at all other values.
+
+    A function ``there`` is called only if there may be zeros.
+    """
+    if zero is None:
+        return elsewhere
+    return torch.where(zero, there() if callable(there) else there, elsewhere)
 
 
 def lowest_log(dtype: torch.dtype) -> float:
-    """Returns the logarithm of the least value that a draw is kept at."""
+    """Returns the logarithm of the smallest value of a draw, see ``bounded_exp``."""
     return math.log(torch.finfo(dtype).tiny / torch.finfo(dtype).eps)
 
 
 def unsqueezed(value: Tensor, dim: int) -> Tensor:
-    """Returns the value with one more dimension, which its logarithms get too."""
-    draw, more = recall(value), value.unsqueeze(dim)
+    """Returns the value with one more dimension, and its logarithms likewise."""
+    draw = recall(value)
+    unsqueezed_value = value.unsqueeze(dim)
     if draw is None or draw.log is None:
-        return more
-    return remember(
-        more,
-        log=draw.log.unsqueeze(dim),
-        log1m=None if draw.log1m is None else draw.log1m.unsqueeze(dim),
-    )
+        return unsqueezed_value
+    log1m = None if draw.log1m is None else draw.log1m.unsqueeze(dim)
+    return remember(unsqueezed_value, log=draw.log.unsqueeze(dim), log1m=log1m)
 
 
-def summed(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
-    """Returns a score that is summed over its last dimension."""
+def summed_score(score: Callable[[], Tensor] | None) -> Callable[[], Tensor] | None:
+    """Returns a score, summed over its last dimension."""
     return None if score is None else lambda: score().sum(-1)
 
 
 def on_simplex(log_value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the exponentials of logarithms of shares, which sum to one as nearly as the
-    numbers allow.
+    """Returns a point of the simplex from the logarithms of its entries.
+
+    The entries sum to one up to rounding.
     """
-    value = bounded(log_value, dtype)
+    value = bounded_exp(log_value, dtype)
     return value if dtype != log_value.dtype else value / value.sum(-1, keepdim=True).detach()
 
 
-def check_parameters(**parameters: Any) -> None:
-    """Raises unless the parameters of a family are numbers, or tensors in floating point, that
-    broadcast.
+def check_parameters(**parameters: object) -> None:
+    """Raises unless the parameters of a family are numbers, or floating-point tensors.
 
     Raises:
-        TypeError: If one is neither.
-        ValueError: If one is of integers, or the shapes do not broadcast.
+        TypeError: If one is neither a number nor a tensor.
+        ValueError: If one is a tensor of integers, or the shapes do not broadcast.
     """
-    tensors = {name: value for name, value in parameters.items() if torch.is_tensor(value)}
+    tensors = {}
     for name, value in parameters.items():
-        if name in tensors and not value.is_floating_point():
+        if not isinstance(value, Tensor):
+            if not isinstance(value, (int, float)):
+                raise TypeError(
+                    f"{name} must be a number or a tensor, got {format_value(value)}."
+                )
+            continue
+        if not value.is_floating_point():
             raise ValueError(
-                f"{name} must be in floating point, got {value.dtype}: {name}.float()."
+                f"{name} must be a floating-point tensor, got {value.dtype}: give"
+                f" {name}.float()."
             )
-        if name in tensors and (value.is_meta or value.layout is not torch.strided):
+        if value.is_meta or value.layout is not torch.strided:
             raise ValueError(
                 f"{name} must be a dense tensor that holds numbers, got {format_value(value)}."
             )
-        if name not in tensors and not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number or a tensor, got {format_value(value)}.")
+        tensors[name] = value
+
     shapes = [value.shape for value in tensors.values()]
     if len(set(shapes)) > 1:
         try:
             torch.broadcast_shapes(*shapes)
         except RuntimeError:
-            names, sizes = (
-                " and ".join(tensors),
-                " and ".join(str(tuple(shape)) for shape in shapes),
-            )
+            names = " and ".join(tensors)
+            sizes = " and ".join(str(tuple(shape)) for shape in shapes)
             raise ValueError(f"{names} must broadcast, got shapes {sizes}.") from None
 
 
 class CarriesScore(TorchDistributionMixin):
-    """A distribution whose score must survive ``to_event`` and ``mask``, where Pyro's wrappers
-    drop it.
+    """A distribution whose draws carry a score, also after ``to_event`` and ``mask``.
 
-    Its draws remember a score, as a function that computes it: a tensor of the batch shape
-    whose gradient is that of the log-probability of the random choices behind the draw, which
-    the pathwise derivative does not account for.
+    Pyro's own wrappers would drop the score. A draw carries it as a function that returns a
+    tensor of the batch shape. The gradient of this tensor is that of the log-probability of the
+    random choices behind the draw, which the pathwise derivative does not include.
     """
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        """Returns the parts of a gradient estimator: the density, the score of the random
-        choices, the entropy.
+        """Returns the parts of a gradient estimator: log-density, score and entropy term.
 
-        A value without a gradient carries nothing of the sampler, whoever drew it: its score
-        is the whole one. A value that another object of the family drew brings its own.
+        The score of a value without a gradient is its whole log-density. The score of a draw is
+        the one that it carries, also if another object of the family drew it.
 
         Raises:
             ValueError: If the value has a gradient, but no sampler of this library drew it.
@@ -275,42 +292,36 @@ class CarriesScore(TorchDistributionMixin):
             return ScoreParts(log_prob, draw.score(), log_prob)
         if value.requires_grad:
             raise ValueError(
-                f"value must be a draw of {type(self).__name__} itself or have no gradient,"
-                " got a tensor computed from something else: detach it, or use"
+                f"value must be a draw of {type(self).__name__}, or a tensor without gradient,"
+                " got a tensor with a gradient from another computation: detach it, or use"
                 " reparameterization='implicit'."
             )
         return ScoreParts(log_prob, log_prob, _ZERO)
 
     @property
     def partly_reparameterized(self) -> bool:
-        """Whether draws need their score beside the pathwise derivative."""
+        """Whether the pathwise derivative of a draw must be completed by its score."""
         return True
 
-    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
-        """Declares the rightmost batch dimensions independent parts of one event."""
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistributionMixin:
+        """Returns the distribution with its rightmost batch dimensions as event dimensions."""
         event = super().to_event(reinterpreted_batch_ndims)  # type: ignore[no-untyped-call]
         if type(event) is Independent:
             return _Independent(event.base_dist, event.reinterpreted_batch_ndims)
-        return event
+        return cast(TorchDistributionMixin, event)
 
-    def mask(self, mask: Any) -> Any:
-        """Masks the density by a boolean tensor; the draws and their score stay."""
+    def mask(self, mask: bool | Tensor) -> TorchDistributionMixin:
+        """Returns the distribution with its density masked; draws and scores are not masked."""
         return _Masked(self, mask)
 
 
 class _Independent(CarriesScore, Independent):  # type: ignore[override]
     def score_parts(self, value: Tensor) -> ScoreParts:
-        parts = self.base_dist.score_parts(value)
-        return ScoreParts(
-            *(
-                (
-                    sum_rightmost(part, self.reinterpreted_batch_ndims)
-                    if torch.is_tensor(part)
-                    else _ZERO
-                )
-                for part in parts
-            )
-        )
+        ndims = self.reinterpreted_batch_ndims
+        parts = []
+        for part in self.base_dist.score_parts(value):
+            parts.append(sum_rightmost(part, ndims) if torch.is_tensor(part) else _ZERO)
+        return ScoreParts(*parts)
 
 
 class _Masked(CarriesScore, MaskedDistribution):

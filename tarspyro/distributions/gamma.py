@@ -1,10 +1,10 @@
-"""Gamma and its kin, reparameterized by rejection sampling, in log space."""
+"""Gamma and related distributions, reparameterized by rejection sampling in log space."""
 
 __all__ = ["Chi2", "FromGammas", "Gamma", "InverseGamma", "StudentT", "gamma_entropy"]
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -16,25 +16,28 @@ from torch.nn.functional import softplus
 from tarspyro.arguments import check_choice, format_value
 from tarspyro.distributions.drawing import (
     CarriesScore,
-    bounded,
+    bounded_exp,
     check_parameters,
     full_precision,
-    instead,
-    log_inside,
-    power_at_zero,
+    log_power_at_zero,
     remember,
+    safe_log,
+    where_zero,
 )
 from tarspyro.distributions.rejection import (
     digamma_remainder,
     log_gamma_draw,
     stirling_remainder,
 )
+from tarspyro.types import Shape
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
+_Family = TypeVar("_Family", bound="FromGammas")
+
 
 class FromGammas(CarriesScore):
-    """What the families that are functions of Gamma variables share: how these are drawn."""
+    """The base of families whose draws are functions of Gamma draws."""
 
     boost: int
     reparameterization: str
@@ -43,18 +46,19 @@ class FromGammas(CarriesScore):
         check_choice("reparameterization", reparameterization, ("rejection", "implicit"))
         if isinstance(boost, bool) or not isinstance(boost, int) or boost < 0:
             raise ValueError(
-                f"boost must be a whole number, 0 or more, got {format_value(boost)}."
+                f"boost must be an integer of at least 0, got {format_value(boost)}."
             )
-        self.boost, self.reparameterization = boost, reparameterization
+        self.boost = boost
+        self.reparameterization = reparameterization
 
     def _check_boost(self, *concentrations: Tensor) -> None:
-        # Reads values back, so it belongs to validation.
+        # Only with validation, because reading values waits for the device.
         if self._validate_args and self.boost == 0 and self.reparameterization == "rejection":
-            if any((concentration < 1).any() for concentration in concentrations):
+            lowest = min(concentration.min().item() for concentration in concentrations)
+            if lowest < 1:
                 raise ValueError(
-                    "boost=0 is for concentrations of at least 1, got one of"
-                    f" {min(concentration.min().item() for concentration in concentrations):g}:"
-                    " give boost=1 or more."
+                    f"boost=0 needs concentrations of at least 1, got {lowest:g}: give boost=1 or"
+                    " more."
                 )
 
     @property
@@ -64,43 +68,42 @@ class FromGammas(CarriesScore):
     def _log_gammas(
         self, concentration: Tensor, shape: torch.Size
     ) -> tuple[Tensor, Callable[[], Tensor] | None]:
-        return log_gamma_draw(
-            full_precision(concentration).expand(shape), self.boost, self.reparameterization
-        )
+        expanded = full_precision(concentration).expand(shape)
+        return log_gamma_draw(expanded, self.boost, self.reparameterization)
 
-    def _like(self, other: Any) -> Any:
-        """Takes over the sampler of the distribution that this one is an expansion of."""
-        self.boost, self.reparameterization = other.boost, other.reparameterization
+    def _like(self: _Family, other: "FromGammas") -> _Family:
+        """Copies the options of the sampler from another distribution; returns this one."""
+        self.boost = other.boost
+        self.reparameterization = other.reparameterization
         return self
 
 
 class Gamma(FromGammas, dist.Gamma):
-    r"""The Gamma distribution, drawn and differentiated by rejection sampling.
+    r"""The Gamma distribution, with rejection sampling gradients and draws in log space.
 
     .. math:: p(z) = \frac{\beta^\alpha}{\Gamma(\alpha)} z^{\alpha - 1} e^{-\beta z}, \qquad
-              z = \frac{h(\varepsilon, \alpha + B)}{\beta} \prod_{i=0}^{B-1} u_i^{1 / (\alpha +
-              i)}
+              z = \frac{h(\varepsilon, \alpha + B)}{\beta}
+              \prod_{i=0}^{B-1} u_i^{1 / (\alpha + i)}
 
-    Draws are made in log space, so that concentrations down to 1e-4 give neither zeros nor
-    NaN: a draw too small for a floating-point number is kept at ``tiny / eps`` (1e-31 in
-        single precision) and remembers its logarithm, which
-    ``log_prob`` and the gradients use. The gradient is the pathwise derivative of the accepted
-    proposal plus the score that ``score_parts`` carries (Naesseth et al. 2017,
-    arXiv:1610.05683, eq. 7); each augmentation makes the score smaller, like 1 / (36 (alpha +
-    B)^2), at the price of one more uniform number. The pathwise derivative alone is what an
-    estimator sees that knows nothing of scores (``pyro.infer.TraceGraph_ELBO`` drops them):
-    use ``reparameterization="implicit"`` there, which has none.
+    Sampling in log space gives neither zeros nor NaN at concentrations down to 1e-4. The value
+    of a draw is at least ``tiny / eps`` (1e-31 in single precision), and the draw carries its
+    exact logarithm, which ``log_prob`` and the gradients use.
 
-    Half precision is computed in single precision: draws come back in the parameters' type,
-    log-probabilities in single precision.
+    The gradient is the pathwise derivative of the accepted proposal plus the score in
+    ``score_parts`` (Naesseth et al. 2017, arXiv:1610.05683, eq. 7). The score is of the order of
+    1 / (36 (alpha + B)^2): each augmentation reduces it, and costs one uniform draw. Estimators
+    that ignore scores, such as ``pyro.infer.TraceGraph_ELBO``, need
+    ``reparameterization="implicit"``, which has no score.
+
+    Parameters in half precision are computed in single precision: draws have the parameters'
+    dtype, and log-densities are in single precision.
 
     Arguments:
         concentration: The shape, positive.
         rate: The inverse scale, positive.
         boost: B, the number of shape augmentations. 0 needs concentrations of at least 1.
         reparameterization: ``"rejection"``, or ``"implicit"`` for the implicit derivative
-            (Figurnov et al. 2018), which is what torch's own Gamma has, here without its
-            underflow.
+            (Figurnov et al. 2018) of torch's own Gamma, here without underflow.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -113,8 +116,8 @@ class Gamma(FromGammas, dist.Gamma):
 
     def __init__(
         self,
-        concentration: Any,
-        rate: Any,
+        concentration: Tensor | float,
+        rate: Tensor | float,
         boost: int = 4,
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
@@ -124,30 +127,28 @@ class Gamma(FromGammas, dist.Gamma):
         super().__init__(concentration, rate, validate_args=validate_args)
         self._check_boost(self.concentration)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "Gamma":
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(Gamma, _instance)
-        return super().expand(batch_shape, new)._like(self)  # type: ignore[no-untyped-call]
+        expanded: Gamma = super().expand(batch_shape, new)  # type: ignore[no-untyped-call]
+        return expanded._like(self)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns reparameterized draws, which remember their logarithms."""
-        log_gamma, score = self._log_gammas(
-            self.concentration, self._extended_shape(sample_shape)
-        )
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns reparameterized draws, which carry their logarithms."""
+        shape = self._extended_shape(sample_shape)
+        log_gamma, score = self._log_gammas(self.concentration, shape)
         log = log_gamma - full_precision(self.rate).log()
-        return remember(bounded(log, self.concentration.dtype), log=log, score=score)
+        return remember(bounded_exp(log, self.concentration.dtype), log=log, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(value) in nats, accurate at large concentrations too: around the mode
-        nothing cancels.
-        """
+        """Returns log p(value) in nats, without cancellation at large concentrations."""
         if self._validate_args:
             self._validate_sample(value)
-        log, zero = log_inside(value)
+        log, zero = safe_log(value)
         concentration = full_precision(self.concentration)
         rate = full_precision(self.rate)
         log_ratio = log + rate.log() - concentration.log()
-        excess = instead(
+        excess = where_zero(
             zero,
             lambda: full_precision(value) * rate / concentration - 1,
             torch.expm1(log_ratio),
@@ -155,27 +156,25 @@ class Gamma(FromGammas, dist.Gamma):
         return (
             concentration * (log_ratio - excess)
             - log
-            + power_at_zero(concentration - 1, zero)
+            + log_power_at_zero(concentration - 1, zero)
             + 0.5 * concentration.log()
             - HALF_LOG_TAU
             - stirling_remainder(concentration)
         )
 
     def entropy(self) -> Tensor:
-        """Returns the entropy in nats, accurate at large concentrations too."""
-        return (
-            gamma_entropy(full_precision(self.concentration)) - full_precision(self.rate).log()
-        )
+        """Returns the entropy in nats, without cancellation at large concentrations."""
+        entropy = gamma_entropy(full_precision(self.concentration))
+        return entropy - full_precision(self.rate).log()
 
 
 def gamma_entropy(concentration: Tensor) -> Tensor:
-    r"""The entropy at rate 1, with :math:`\delta` Stirling's remainder.
+    r"""Returns the entropy at rate 1, with Stirling's remainder :math:`\delta`.
 
     .. math:: \tfrac{1}{2} \log 2 \pi a + \delta(a) - (a - 1)(\psi(a) - \log a)
     """
-    remainder = stirling_remainder(concentration) - (concentration - 1) * digamma_remainder(
-        concentration
-    )
+    log_mean = digamma_remainder(concentration)
+    remainder = stirling_remainder(concentration) - (concentration - 1) * log_mean
     return 0.5 * concentration.log() + HALF_LOG_TAU + remainder
 
 
@@ -196,7 +195,7 @@ class Chi2(Gamma):
 
     def __init__(
         self,
-        df: Any,
+        df: Tensor | float,
         boost: int = 4,
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
@@ -207,7 +206,7 @@ class Chi2(Gamma):
             0.5 * df, rate, boost, reparameterization, validate_args=validate_args
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> Gamma:
         """Returns the distribution with its batch expanded."""
         return super().expand(batch_shape, self._get_checked_instance(Chi2, _instance))
 
@@ -224,7 +223,7 @@ class InverseGamma(FromGammas, TorchDistribution):
 
     Arguments:
         concentration: The shape, positive.
-        rate: The rate of the Gamma variable, the scale of this one; positive.
+        rate: The rate of the Gamma variable, the scale of its inverse; positive.
         boost: See ``Gamma``.
         reparameterization: See ``Gamma``.
 
@@ -239,8 +238,8 @@ class InverseGamma(FromGammas, TorchDistribution):
 
     def __init__(
         self,
-        concentration: Any,
-        rate: Any,
+        concentration: Tensor | float,
+        rate: Tensor | float,
         boost: int = 4,
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
@@ -253,64 +252,60 @@ class InverseGamma(FromGammas, TorchDistribution):
 
     @property
     def concentration(self) -> Tensor:
-        """The shape."""
+        """The shape parameter."""
         return self.gamma.concentration
 
     @property
     def rate(self) -> Tensor:
-        """The scale."""
+        """The scale parameter."""
         return self.gamma.rate
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "InverseGamma":
         """Returns the distribution with its batch expanded."""
-        new = self._get_checked_instance(InverseGamma, _instance)
+        new: InverseGamma = self._get_checked_instance(InverseGamma, _instance)
         new.gamma = self.gamma.expand(batch_shape)
         super(InverseGamma, new).__init__(torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new._like(self)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns reparameterized draws, which remember their logarithms."""
-        log_gamma, score = self._log_gammas(
-            self.concentration, self._extended_shape(sample_shape)
-        )
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns reparameterized draws, which carry their logarithms."""
+        shape = self._extended_shape(sample_shape)
+        log_gamma, score = self._log_gammas(self.concentration, shape)
         log = full_precision(self.rate).log() - log_gamma
-        return remember(bounded(log, self.concentration.dtype), log=log, score=score)
+        return remember(bounded_exp(log, self.concentration.dtype), log=log, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value), in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        log, zero = log_inside(value)
-        inverse = remember(bounded(-log, value.dtype), log=-log, at_edges=True)
-        return instead(zero, -math.inf, self.gamma.log_prob(inverse) - 2 * log)
+        log, zero = safe_log(value)
+        inverse = remember(bounded_exp(-log, value.dtype), log=-log, at_edges=True)
+        return where_zero(zero, -math.inf, self.gamma.log_prob(inverse) - 2 * log)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Returns the probability of at most the value."""
+        """Returns the probability that a draw is at most the value."""
         if self._validate_args:
             self._validate_sample(value)
         probability: Tensor = torch.special.gammaincc(self.concentration, self.rate / value)
         return probability
 
     def entropy(self) -> Tensor:
-        """Returns the entropy in nats: that of the Gamma variable, less the mean of twice its
-        logarithm.
-        """
+        """Returns the entropy in nats: that of the Gamma g minus 2 E[log g]."""
         concentration = full_precision(self.concentration)
         log_mean = concentration.log() + digamma_remainder(concentration)
         return gamma_entropy(concentration) + full_precision(self.rate).log() - 2 * log_mean
 
     @property
     def mode(self) -> Tensor:
-        """The value of the highest density."""
+        """The mode."""
         return self.rate / (self.concentration + 1)
 
     @property
     def mean(self) -> Tensor:
         """The mean, infinite for concentrations of at most 1."""
-        return torch.where(
-            self.concentration > 1, self.rate / (self.concentration - 1).clamp(min=0), math.inf
-        )
+        excess = (self.concentration - 1).clamp(min=0)
+        return torch.where(self.concentration > 1, self.rate / excess, math.inf)
 
     @property
     def variance(self) -> Tensor:
@@ -320,8 +315,10 @@ class InverseGamma(FromGammas, TorchDistribution):
 
 
 class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
-    r"""Student's t distribution, :math:`\mu + \sigma n / \sqrt{g}` with :math:`g \sim
-    \mathrm{Gamma}(\nu/2, \nu/2)`.
+    r"""Student's t distribution, by the Gamma representation.
+
+    .. math:: z = \mu + \sigma n / \sqrt{g}, \qquad n \sim \mathcal{N}(0, 1), \quad
+              g \sim \mathrm{Gamma}(\nu/2, \nu/2)
 
     Arguments:
         df: The degrees of freedom, positive.
@@ -337,9 +334,9 @@ class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
 
     def __init__(
         self,
-        df: Any,
-        loc: Any = 0.0,
-        scale: Any = 1.0,
+        df: Tensor | float,
+        loc: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
         boost: int = 4,
         reparameterization: str = "rejection",
         validate_args: bool | None = None,
@@ -349,29 +346,30 @@ class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
         super().__init__(df, loc, scale, validate_args=validate_args)
         self._check_boost(0.5 * self.df)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "StudentT":
         """Returns the distribution with its batch expanded."""
         new = self._get_checked_instance(StudentT, _instance)
-        return super().expand(batch_shape, new)._like(self)
+        expanded: StudentT = super().expand(batch_shape, new)
+        return expanded._like(self)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns reparameterized draws."""
         half = full_precision(0.5 * self.df)
         log_gamma, score = self._log_gammas(half, self._extended_shape(sample_shape))
-        spread = bounded(0.5 * (half.log() - log_gamma), self.loc.dtype)
+        spread = bounded_exp(0.5 * (half.log() - log_gamma), self.loc.dtype)
         return remember(self.loc + self.scale * torch.randn_like(spread) * spread, score=score)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(value) in nats, accurate for many degrees of freedom and for values
-        far out.
-        """
+        """Returns log p(value) in nats, accurate for many degrees of freedom and in the tails."""
         if self._validate_args:
             self._validate_sample(value)
-        half, scale = full_precision(0.5 * self.df), full_precision(self.scale)
+        half = full_precision(0.5 * self.df)
+        scale = full_precision(self.scale)
         size = ((full_precision(value) - full_precision(self.loc)) / scale).abs()
-        # log(1 + t^2 / df), whose square overflows for large t and whose logarithm has no
+        # log(1 + t^2 / df) in two branches: t^2 overflows for large t, and log t has no
         # derivative at 0.
-        near, far = size.clamp(max=1.0), size.clamp(min=1.0)
+        near = size.clamp(max=1.0)
+        far = size.clamp(min=1.0)
         log1p = torch.where(
             size < 1,
             torch.log1p(near**2 / (2 * half)),

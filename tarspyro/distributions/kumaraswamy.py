@@ -15,19 +15,19 @@ from tarspyro.arguments import format_value
 from tarspyro.distributions.dirichlet import Beta
 from tarspyro.distributions.drawing import (
     CarriesScore,
-    bounded,
+    bounded_exp,
     check_parameters,
     full_precision,
     inside_unit_interval,
-    log1m_inside,
     log_and_log1m,
-    log_inside,
     log_of,
+    log_power_at_zero,
     on_simplex,
-    power_at_zero,
     recall,
     remember,
-    summed,
+    safe_log,
+    safe_log1m,
+    summed_score,
 )
 
 _EULER_GAMMA = 0.5772156649015329
@@ -94,7 +94,7 @@ class Kumaraswamy(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         a, b = full_precision(self.concentration1), full_precision(self.concentration0)
-        (log, zero), (log1m, one) = log_inside(value), log1m_inside(value)
+        (log, zero), (log1m, one) = safe_log(value), safe_log1m(value)
         if zero is None or one is None:
             return a.log() + b.log() + (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
         edge = zero | one
@@ -102,7 +102,7 @@ class Kumaraswamy(TorchDistribution):
         slopes = torch.where(one, (a - 1) * log, 0.0) - torch.where(
             zero & (a == 1), (b - 1) * value, 0.0
         )
-        at_edge = power_at_zero(a - 1, zero) + power_at_zero(b - 1, one) + slopes
+        at_edge = log_power_at_zero(a - 1, zero) + log_power_at_zero(b - 1, one) + slopes
         log, log1m = (torch.where(edge, -math.log(2), part) for part in (log, log1m))
         inside = (a - 1) * log + (b - 1) * log1m_power(log1m, log, a)
         return a.log() + b.log() + torch.where(edge, at_edge, inside)
@@ -251,7 +251,7 @@ class StickBreaking(CarriesScore, TorchDistribution):
         left = torch.nn.functional.pad(log1m.cumsum(-1), (1, 0))
         log_pieces = torch.nn.functional.pad(log, (0, 1)) + left
         draw = recall(breaks)
-        score = None if draw is None else summed(draw.score)
+        score = None if draw is None else summed_score(draw.score)
         return remember(
             on_simplex(log_pieces, breaks.dtype), log=log_pieces, score=score, parts=(breaks,)
         )
@@ -266,7 +266,7 @@ class StickBreaking(CarriesScore, TorchDistribution):
         left = torch.logcumsumexp(log_pieces.flip(-1), -1).flip(-1)
         log, log1m = log_pieces[..., :-1] - left[..., :-1], left[..., 1:] - left[..., :-1]
         breaks = remember(
-            bounded(log, value.dtype), log=log, log1m=log1m, at_edges=draw is None
+            bounded_exp(log, value.dtype), log=log, log1m=log1m, at_edges=draw is None
         )
         if draw is not None and draw.parts is not None:
             (breaks,) = draw.parts

@@ -22,12 +22,12 @@ from tarspyro.distributions.drawing import (
     check_parameters,
     full_precision,
     inside_unit_interval,
-    instead,
-    log1m_inside,
-    log_inside,
     lowest_log,
     on_simplex,
     remember,
+    safe_log,
+    safe_log1m,
+    where_zero,
 )
 
 
@@ -249,8 +249,8 @@ class GumbelSoftmax(_Relaxed):
             # A class that is neither possible nor there counts 0.
             absent = (value == 0) & (log_probs == -math.inf)
             return (value * torch.where(absent, 0.0, log_probs)).sum(-1)
-        temperature, (log, zero) = full_precision(self.temperature), log_inside(value)
-        log, classes = instead(zero, lowest_log(log.dtype), log), self.event_shape[-1]
+        temperature, (log, zero) = full_precision(self.temperature), safe_log(value)
+        log, classes = where_zero(zero, lowest_log(log.dtype), log), self.event_shape[-1]
         # With the largest term of every row taken out, nothing is left to overflow at low
         # temperatures.
         scores = torch.log_softmax(logits - temperature.unsqueeze(-1) * log, -1)
@@ -365,10 +365,10 @@ class GumbelSigmoid(_Relaxed):
         if self.score == "discrete":
             return value * logits + logsigmoid(-logits)
         temperature = full_precision(self.temperature)
-        (log, zero), (log1m, one) = log_inside(value), log1m_inside(value)
+        (log, zero), (log1m, one) = safe_log(value), safe_log1m(value)
         log, log1m = (
-            instead(zero, lowest_log(log.dtype), log),
-            instead(one, lowest_log(log.dtype), log1m),
+            where_zero(zero, lowest_log(log.dtype), log),
+            where_zero(one, lowest_log(log.dtype), log1m),
         )
         shifted = logits - temperature * (log - log1m)
         return temperature.log() + logsigmoid(shifted) + logsigmoid(-shifted) - log - log1m
