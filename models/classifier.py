@@ -69,7 +69,7 @@ class Classifier(StochasticModule):
 
         Computed in evaluation mode, without gradients; the shape is (N, F).
         """
-        trunk: Callable[[Tensor], Tensor] = self.likelihood.trunk
+        trunk: Callable[[Tensor], Tensor] = self.likelihood.trunk  # type: ignore[attr-defined]
         return self._in_chunks(lambda rows: trunk(rows).flatten(1), x)
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What TarsPyro adds to ``pyro.distributions``."""
+"""Distributions beyond those of ``pyro.distributions``."""
 
 __all__ = [
     "Beta",
@@ -26,7 +26,7 @@ __all__ = [
     "has_context",
 ]
 
-from tarspyro.distributions import kl as _kl  # noqa: F401  the divergences register themselves
+from tarspyro.distributions import kl as _kl  # noqa: F401  registers the KL divergences
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate, MixtureOfExperts, ProductOfExperts
 from tarspyro.distributions.family import FamilyModule

@@ -1,11 +1,8 @@
-"""Distributions made of distributions: products and mixtures of Normal experts, and blocks
-side by side.
-"""
+"""Products and mixtures of Normal experts, and concatenated distributions."""
 
 __all__ = ["Concatenate", "MixtureOfExperts", "ProductOfExperts"]
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -15,11 +12,15 @@ from torch.distributions import constraints
 
 from tarspyro.arguments import format_value
 from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
+from tarspyro.types import Distribution, Shape
 
 
-def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, int]:
-    """The experts' locations and scales, of shape ``batch_shape + (experts,) + event_shape``,
-    and the event_dim.
+def _stack_experts(
+    experts: Sequence[Distribution], prior: Distribution | None
+) -> tuple[Tensor, Tensor, int]:
+    """Returns the locations and scales of the experts, and the number of event dimensions.
+
+    Both tensors have the shape ``batch_shape + (experts,) + event_shape``.
     """
     if not isinstance(experts, Sequence) or isinstance(experts, str):
         raise TypeError(
@@ -31,38 +32,35 @@ def _stack_experts(experts: Sequence[Any], prior: Any) -> tuple[Tensor, Tensor, 
             raise TypeError(
                 f"experts must be Normal distributions, got {format_value(expert)}."
             )
-    ndims = {
-        expert.reinterpreted_batch_ndims if isinstance(expert, Independent) else 0
-        for expert in experts
-    }
-    normals = [
-        expert.base_dist if isinstance(expert, Independent) else expert for expert in experts
-    ]
-    if len(ndims) != 1 or not all(
-        isinstance(normal, torch.distributions.Normal) for normal in normals
-    ):
+
+    normals = []
+    ndims = set()
+    for expert in experts:
+        is_independent = isinstance(expert, Independent)
+        ndims.add(expert.reinterpreted_batch_ndims if is_independent else 0)
+        normals.append(expert.base_dist if is_independent else expert)
+    all_normal = all(isinstance(normal, torch.distributions.Normal) for normal in normals)
+    if len(ndims) != 1 or not all_normal:
         raise ValueError(
-            "experts must be one or more Normal distributions of one event_dim, got"
+            "experts must be one or more Normal distributions with the same event_dim, got"
             f" {list(experts)}."
         )
+
     (event_dim,) = ndims
-    check_parameters(
-        **{f"experts[{index}].loc": normal.loc for index, normal in enumerate(normals)}
-    )
+    check_parameters(**{f"experts[{i}].loc": normal.loc for i, normal in enumerate(normals)})
     shape = torch.broadcast_shapes(*(normal.batch_shape for normal in normals))
-    locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim=-1 - event_dim)
-    scales = torch.stack(
-        [normal.scale.expand(shape) for normal in normals], dim=-1 - event_dim
-    )
+    dim = -1 - event_dim
+    locs = torch.stack([normal.loc.expand(shape) for normal in normals], dim)
+    scales = torch.stack([normal.scale.expand(shape) for normal in normals], dim)
     return locs, scales, event_dim
 
 
-def _one_for_each(values: Tensor, count: int, name: str) -> Tensor:
-    """Moves the experts of a tensor of shape ``(experts, *batch_shape)`` last."""
+def _experts_last(values: Tensor, count: int, name: str) -> Tensor:
+    """Returns a tensor of shape ``(experts, *batch_shape)`` with the experts last."""
     if values.dim() == 0 or values.shape[0] != count:
         raise ValueError(
             f"{name} must be of shape (experts, *batch_shape) with {count} experts, got"
-            f" {values.shape}."
+            f" {tuple(values.shape)}."
         )
     return values.movedim(0, -1)
 
@@ -70,42 +68,44 @@ def _one_for_each(values: Tensor, count: int, name: str) -> Tensor:
 class ProductOfExperts(Independent):
     r"""The normalized product of Normal experts, itself Normal.
 
-    .. math:: q(z) \propto p(z) \prod_m q_m(z), \qquad
-              \sigma^{-2} = \sum_m \sigma_m^{-2}, \quad \mu = \sigma^2 \sum_m \sigma_m^{-2}
-              \mu_m
+    .. math:: q(z) \propto p(z) \prod_m q_m(z), \qquad \sigma^{-2} = \sum_m \sigma_m^{-2}, \quad
+              \mu = \sigma^2 \sum_m \sigma_m^{-2} \mu_m
 
     (Hinton 2002; Wu and Goodman 2018, arXiv:1802.05335, with the prior as one more expert.) A
-    product whose experts are masked in some row leaves them out there, as where a modality is
-    missing.
+    mask leaves experts out of some rows, for example those of missing modalities.
 
     Arguments:
-        experts: Normal distributions, each with the same event dimensions
+        experts: Normal distributions with the same number of event dimensions
             (``Normal(...).to_event(1)`` is fine).
         prior: One more expert, which is never masked.
         mask: Booleans of the shape ``(experts, *batch_shape)``; false leaves an expert out.
-            Without a prior at least one expert must remain in each row.
+            Without a prior, each row needs at least one expert.
 
     Raises:
         ValueError: If an expert is not Normal, or the mask has another shape.
 
     Example:
-        >>> experts = [dist.Normal(torch.tensor([0.0]), 1.0), dist.Normal(torch.tensor([4.0]), 1.0)]
-        >>> ProductOfExperts([expert.to_event(1) for expert in experts]).mean
+        >>> one = dist.Normal(torch.tensor([0.0]), 1.0).to_event(1)
+        >>> other = dist.Normal(torch.tensor([4.0]), 1.0).to_event(1)
+        >>> ProductOfExperts([one, other]).mean
         tensor([2.])
     """
 
     def __init__(
-        self, experts: Sequence[Any], prior: Any = None, mask: Tensor | None = None
+        self,
+        experts: Sequence[Distribution],
+        prior: Distribution | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         locs, scales, event_dim = _stack_experts(experts, prior)
         precisions = scales**-2
         if mask is not None:
-            present = _one_for_each(mask, len(experts), "mask").bool()
+            present = _experts_last(mask, len(experts), "mask").bool()
             if prior is not None:
                 present = torch.cat([present, torch.ones_like(present[..., :1])], -1)
             present = present.reshape(present.shape + (1,) * event_dim)
-            # Choices, and not products: a missing expert's parameters need not be finite, nor
-            # their derivatives.
+            # Selected, not multiplied by zero: the parameters of a missing expert and their
+            # derivatives may be infinite.
             precisions = torch.where(present, torch.where(present, scales, 1.0) ** -2, 0.0)
             locs = torch.where(present, locs, 0.0)
         experts_dim = -1 - event_dim
@@ -113,65 +113,70 @@ class ProductOfExperts(Independent):
         normal = dist.Normal(variance * (precisions * locs).sum(experts_dim), variance.sqrt())
         super().__init__(normal, event_dim)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> Independent:
         """Returns the product with its batch expanded."""
-        return Independent(self.base_dist, self.reinterpreted_batch_ndims).expand(batch_shape)
+        product = Independent(self.base_dist, self.reinterpreted_batch_ndims)
+        expanded: Independent = product.expand(batch_shape)
+        return expanded
 
 
 class MixtureOfExperts(TorchDistribution):
     r"""The mixture of Normal experts.
 
-    .. math:: q(z) = \sum_m w_m q_m(z), \qquad \log q(z) = \operatorname{logsumexp}_m (\log w_m + \log q_m(z))
+    .. math:: q(z) = \sum_m w_m q_m(z), \qquad
+              \log q(z) = \operatorname{logsumexp}_m (\log w_m + \log q_m(z))
 
-    (Shi et al. 2019, arXiv:1911.03393.) One expert is chosen for each row, and its draw is
-    reparameterized; with fixed weights this is the whole gradient. Weights that are learned
-    take the reparameterization away, so that bounds use the score function.
+    (Shi et al. 2019, arXiv:1911.03393.) A draw chooses one expert for each row and
+    reparameterizes its Normal; with fixed weights this is the whole gradient. With learned
+    weights the mixture is not reparameterized, and bounds use the score function.
 
     Arguments:
-        experts: Normal distributions, each with the same event dimensions.
+        experts: Normal distributions with the same number of event dimensions.
         prior: One more expert.
-        weights: Probabilities of the shape ``(experts, *batch_shape)`` or ``(experts,)``, the
-            prior's included if there is one; equal if not given. Zeros leave an expert out.
+        weights: Probabilities of the shape ``(experts, *batch_shape)`` or ``(experts,)``,
+            including that of the prior; by default all equal. Zeros leave an expert out.
 
     Raises:
         ValueError: If an expert is not Normal, or the weights have another shape.
 
     Example:
-        >>> experts = [dist.Normal(torch.tensor([-1.0]), 0.1), dist.Normal(torch.tensor([1.0]), 0.1)]
-        >>> MixtureOfExperts([expert.to_event(1) for expert in experts]).mean
+        >>> one = dist.Normal(torch.tensor([-1.0]), 0.1).to_event(1)
+        >>> other = dist.Normal(torch.tensor([1.0]), 0.1).to_event(1)
+        >>> MixtureOfExperts([one, other]).mean
         tensor([0.])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
-        self, experts: Sequence[Any], prior: Any = None, weights: Tensor | None = None
+        self,
+        experts: Sequence[Distribution],
+        prior: Distribution | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         self.locs, self.scales, event_dim = _stack_experts(experts, prior)
         count = self.locs.shape[-1 - event_dim]
         equal = self.locs.new_full((count,), 1 / count)
-        self.weights = equal if weights is None else _one_for_each(weights, count, "weights")
-        shape = torch.broadcast_shapes(
-            self.locs.shape[: self.locs.dim() - event_dim - 1], self.weights.shape[:-1]
-        )
-        super().__init__(
-            shape, self.locs.shape[self.locs.dim() - event_dim :], validate_args=False
-        )
+        self.weights = equal if weights is None else _experts_last(weights, count, "weights")
+        experts_dim = self.locs.dim() - event_dim - 1
+        shape = torch.broadcast_shapes(self.locs.shape[:experts_dim], self.weights.shape[:-1])
+        super().__init__(shape, self.locs.shape[experts_dim + 1 :], validate_args=False)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """All real values."""
+        """The real numbers, of the event's dimensions."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether the weights are constants."""
+        """Whether the weights are fixed."""
         return not self.weights.requires_grad
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "MixtureOfExperts":
         """Returns the mixture with its batch expanded."""
-        new = self._get_checked_instance(MixtureOfExperts, _instance)
-        batch_shape, count = torch.Size(batch_shape), self.weights.shape[-1]
+        new: MixtureOfExperts = self._get_checked_instance(MixtureOfExperts, _instance)
+        batch_shape = torch.Size(batch_shape)
+        count = self.weights.shape[-1]
         new.locs = self.locs.expand(batch_shape + (count,) + self.event_shape)
         new.scales = self.scales.expand(batch_shape + (count,) + self.event_shape)
         new.weights = self.weights
@@ -180,41 +185,37 @@ class MixtureOfExperts(TorchDistribution):
         )
         return new
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns draws, reparameterized but for the choice of the expert."""
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns draws, reparameterized except for the choice of the expert."""
         shape = self._extended_shape(sample_shape)
-        rows, event = shape[: len(shape) - self.event_dim], (1,) * self.event_dim
-        chosen = torch.multinomial(
-            self.weights.detach()
-            .expand(rows + self.weights.shape[-1:])
-            .reshape(-1, self.weights.shape[-1]),
-            1,
-        )
-        index = chosen.reshape(rows + (1,) + event).expand(rows + (1,) + self.event_shape)
-        loc, scale = (
-            parameter.expand(rows + parameter.shape[-1 - self.event_dim :])
-            .gather(len(rows), index)
-            .squeeze(len(rows))
-            for parameter in (self.locs, self.scales)
-        )
-        return loc + scale * torch.randn_like(loc)
+        rows = shape[: len(shape) - self.event_dim]
+        count = self.weights.shape[-1]
+        weights = self.weights.detach().expand(rows + (count,)).reshape(-1, count)
+        chosen = torch.multinomial(weights, 1).reshape(rows + (1,) + (1,) * self.event_dim)
+        index = chosen.expand(rows + (1,) + self.event_shape)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+        def of_chosen(parameter: Tensor) -> Tensor:
+            expanded = parameter.expand(rows + parameter.shape[-1 - self.event_dim :])
+            return expanded.gather(len(rows), index).squeeze(len(rows))
+
+        loc = of_chosen(self.locs)
+        return loc + of_chosen(self.scales) * torch.randn_like(loc)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws without gradients."""
         return self.rsample(sample_shape).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log q(value), in nats."""
         experts = dist.Normal(self.locs, self.scales).to_event(self.event_dim)
-        return torch.logsumexp(
-            self.weights.log() + experts.log_prob(value.unsqueeze(-1 - self.event_dim)), -1
-        )
+        log_probs = experts.log_prob(value.unsqueeze(-1 - self.event_dim))
+        return torch.logsumexp(self.weights.log() + log_probs, -1)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Returns the probability of at most the value, of a mixture over single numbers."""
+        """Returns the probability that a draw is at most the value, for scalar draws only."""
         if self.event_dim:
             raise NotImplementedError(
-                "A mixture over vectors has no distribution function of one value."
+                "MixtureOfExperts over vectors has no cdf, only a mixture over numbers has one."
             )
         probabilities: Tensor = dist.Normal(self.locs, self.scales).cdf(value.unsqueeze(-1))
         return (self.weights * probabilities).sum(-1)
@@ -227,24 +228,24 @@ class MixtureOfExperts(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The variance of each coordinate."""
-        return self._average(
-            self.scales**2 + (self.locs - self.mean.unsqueeze(-1 - self.event_dim)) ** 2
-        )
+        deviations = self.locs - self.mean.unsqueeze(-1 - self.event_dim)
+        return self._average(self.scales**2 + deviations**2)
 
     def _average(self, values: Tensor) -> Tensor:
         weights = self.weights.reshape(self.weights.shape + (1,) * self.event_dim)
         return (weights * values).sum(-1 - self.event_dim)
 
 
-class _SideBySide(constraints.Constraint):
-    """Each block of a vector lies in its own support."""
+class _Blocks(constraints.Constraint):
+    """The product of the supports of the blocks of a vector."""
 
     event_dim = 1
 
     def __init__(
         self, supports: Sequence[constraints.Constraint], sizes: Sequence[int]
     ) -> None:
-        self.supports, self.sizes = supports, list(sizes)
+        self.supports = supports
+        self.sizes = list(sizes)
 
     def check(self, value: Tensor) -> Tensor:
         blocks = zip(self.supports, value.split(self.sizes, -1), strict=True)
@@ -252,28 +253,31 @@ class _SideBySide(constraints.Constraint):
 
 
 class Concatenate(CarriesScore, TorchDistribution):
-    r"""Independent blocks side by side in one vector, each of its own family.
+    r"""A vector of independent blocks, each with a distribution of its own.
 
     .. math:: p(z) = \prod_b p_b(z_b), \qquad z = (z_1, \dots, z_B)
 
     Arguments:
-        blocks: Distributions over vectors, of the same batch shape or shapes that broadcast.
+        blocks: Distributions over vectors, whose batch shapes broadcast.
 
     Raises:
-        ValueError: If a block is not over vectors.
+        ValueError: If a block is not a distribution over vectors.
 
     Example:
-        >>> style, label = dist.Normal(torch.zeros(5), 1.0).to_event(1), dist.OneHotCategorical(torch.ones(10) / 10)
+        >>> style = dist.Normal(torch.zeros(5), 1.0).to_event(1)
+        >>> label = dist.OneHotCategorical(torch.ones(10) / 10)
         >>> Concatenate([style, label]).event_shape
         torch.Size([15])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, blocks: Sequence[Any], validate_args: bool | None = None) -> None:
+    def __init__(
+        self, blocks: Sequence[Distribution], validate_args: bool | None = None
+    ) -> None:
         if not isinstance(blocks, Sequence) or not blocks:
             raise ValueError(
-                "blocks must be a list of one distribution or more, got"
+                f"blocks must be a list of at least one distribution, got"
                 f" {format_value(blocks)}."
             )
         for block in blocks:
@@ -283,7 +287,8 @@ class Concatenate(CarriesScore, TorchDistribution):
                 )
             if len(block.event_shape) != 1:
                 raise ValueError(
-                    f"blocks must be over vectors, got {block}: add .to_event(1)."
+                    f"blocks must be distributions over vectors, got {block}: add"
+                    " .to_event(1)."
                 )
         batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))
         self.blocks = [block.expand(batch_shape) for block in blocks]
@@ -295,72 +300,76 @@ class Concatenate(CarriesScore, TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The product of the blocks' supports."""
-        return _SideBySide([block.support for block in self.blocks], self.sizes)
+        return _Blocks([block.support for block in self.blocks], self.sizes)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether every block can be reparameterized."""
         return all(block.has_rsample for block in self.blocks)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Concatenate":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "Concatenate":
         """Returns the distribution with its batch expanded."""
         blocks = [block.expand(torch.Size(batch_shape)) for block in self.blocks]
         return Concatenate(blocks, validate_args=self._validate_args)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns reparameterized draws, which remember what their blocks do."""
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns reparameterized draws, which carry the draws of their blocks."""
         parts = tuple(block.rsample(sample_shape) for block in self.blocks)
 
-        def score() -> Any:
+        def score() -> Tensor:
             pairs = zip(self.blocks, parts, strict=True)
-            return sum(block.score_parts(part).score_function for block, part in pairs)
+            total: Tensor = sum(
+                block.score_parts(part).score_function for block, part in pairs
+            )
+            return total
 
         return remember(torch.cat(parts, -1), parts=parts, score=score)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws without gradients."""
         parts = tuple(block.sample(sample_shape) for block in self.blocks)
         return remember(torch.cat(parts, -1), parts=parts)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(value), in nats: the sum over the blocks."""
+        """Returns log p(value) in nats, the sum over the blocks."""
         parts = zip(self.blocks, self._parts(value), strict=True)
         total: Tensor = sum(block.log_prob(part) for block, part in parts)
         return total
 
     @property
     def partly_reparameterized(self) -> bool:
-        """Whether a block needs a score beside its pathwise derivative."""
-        bases = [
-            block.base_dist if isinstance(block, Independent) else block
-            for block in self.blocks
-        ]
-        return not self.has_rsample or any(
-            isinstance(b, CarriesScore) and b.partly_reparameterized for b in bases
-        )
+        """Whether a block's pathwise derivative must be completed by its score."""
+        if not self.has_rsample:
+            return True
+        for block in self.blocks:
+            base = block.base_dist if isinstance(block, Independent) else block
+            if isinstance(base, CarriesScore) and base.partly_reparameterized:
+                return True
+        return False
 
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         draw = recall(value)
-        return (
-            value.split(self.sizes, -1) if draw is None or draw.parts is None else draw.parts
-        )
+        if draw is not None and draw.parts is not None:
+            return draw.parts
+        parts: Sequence[Tensor] = value.split(self.sizes, -1)
+        return parts
 
     def entropy(self) -> Tensor:
-        """Returns the entropy in nats: the sum over the blocks."""
-        total: Tensor = sum(block.entropy() for block in self.blocks)
+        """Returns the entropy in nats, the sum over the blocks."""
+        total: Tensor = sum(block.entropy() for block in self.blocks)  # type: ignore[assignment]
         return total
 
     @property
     def mode(self) -> Tensor:
-        """The blocks' modes, side by side."""
+        """The modes of the blocks, concatenated."""
         return torch.cat([block.mode for block in self.blocks], -1)
 
     @property
     def mean(self) -> Tensor:
-        """The blocks' means, side by side."""
+        """The means of the blocks, concatenated."""
         return torch.cat([block.mean for block in self.blocks], -1)
 
     @property
     def variance(self) -> Tensor:
-        """The blocks' variances, side by side."""
+        """The variances of the blocks, concatenated."""
         return torch.cat([block.variance for block in self.blocks], -1)

@@ -1,6 +1,4 @@
-"""What a family's parameters are: their names, shapes and constraints, read from the family
-itself.
-"""
+"""The parameters of a family of distributions: names, shapes and constraints."""
 
 __all__ = ["FIXED_UNLESS_GIVEN", "SPELLINGS", "FamilyModule"]
 
@@ -15,39 +13,39 @@ from torch.distributions import Transform, constraints, transform_to
 
 from tarspyro.arguments import as_numbers, as_shape, format_value
 from tarspyro.modules import Configurable
+from tarspyro.types import Distribution
 
-# Where a family has several spellings of one parameter, the first is the one that a network
-# parameterizes best.
+# Alternative parameters of a family, of which one must be given. The first is the one that
+# networks parameterize best.
 SPELLINGS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
 
-# Parameters outside a family's constraints that a user need not give. Two thirds is what
-# Maddison et al. (2016, "The Concrete Distribution", section 5) use for binary and find good
-# for few categories.
+# Parameters that are fixed at these values unless given. Maddison et al. (2016, "The Concrete
+# Distribution", section 5) use a temperature of two thirds for binary variables, and find it
+# good for few categories.
 FIXED_UNLESS_GIVEN = {"temperature": 2 / 3}
 
 
 class FamilyModule(Configurable):
     """A module that returns distributions of one family.
 
-    The abstract base of ``Conditional`` and ``Prior``. A parameter of the family is fixed (by
-    a number, a tensor, or an ``nn.Parameter``, whose value is then the starting point of a
-    learned constant), or free: a tensor of any real numbers that a transform maps into the
-    parameter's domain.
+    The abstract base of ``Conditional`` and ``Prior``. A parameter of the family is fixed by a
+    number or a tensor, learned if given as an ``nn.Parameter``, or free. A free parameter is a
+    tensor of any real numbers that a transform maps into the parameter's domain.
 
     Arguments:
         family: The class of a Pyro distribution.
-        event_shape: The shape of one draw. Its last dimensions belong to the family, the
-            others are independent.
-        fixed: The fixed parameters. A number for a matrix stands for that multiple of the
+        event_shape: The shape of one draw. The last dimensions are those of the family's
+            draws, the others are independent.
+        fixed: The fixed and learned parameters. A number for a matrix is a multiple of the
             identity.
-        transforms: For a free or learned parameter, the transform in place of torch's
+        transforms: Transforms of free or learned parameters, instead of torch's
             ``transform_to(constraint)``.
-        param_shapes: For a free parameter, a shape that the event shape does not tell
+        param_shapes: Shapes of free parameters that do not follow from the event shape
             (classes, ranks).
 
     Raises:
         TypeError: If ``family`` is not a class of Pyro distributions.
-        ValueError: If a name is not one of the family's, or a parameter cannot be free.
+        ValueError: If a name is not a parameter of the family, or a parameter cannot be free.
     """
 
     free: dict[str, tuple[Transform, torch.Size]]
@@ -56,86 +54,46 @@ class FamilyModule(Configurable):
         self,
         family: type[Any],
         event_shape: int | tuple[int, ...],
-        fixed: Mapping[str, Any],
+        fixed: Mapping[str, object],
         transforms: Mapping[str, Transform] | None = None,
         param_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
-        if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
-            raise TypeError(
-                "family must be a class of pyro.distributions, such as"
-                f" pyro.distributions.Normal, got {format_value(family)}."
-            )
-        if not isinstance(family.arg_constraints, Mapping):
-            raise ValueError(
-                f"{family.__name__}'s parameters depend on each other, which no network can"
-                " respect."
-            )
+        _check_family(family)
         self.family = family
         self.event_shape = as_shape("event_shape", event_shape)
         self._native = _native_ndims(family)
         if self._native > len(self.event_shape):
             raise ValueError(
-                f"event_shape {tuple(self.event_shape)} has too few dimensions: a draw of"
-                f" {family.__name__} has {self._native}."
+                f"event_shape must have at least {self._native} dimensions for"
+                f" {family.__name__}, got {tuple(self.event_shape)}."
             )
-        for name, given in (("transforms", transforms), ("param_shapes", param_shapes)):
-            if not isinstance(given, Mapping | None):
-                raise TypeError(
-                    f"{name} must be a mapping from the names of parameters, got"
-                    f" {format_value(given)}."
-                )
+        _check_options(transforms, param_shapes)
         transforms = dict(transforms or {})
-        for name, transform in transforms.items():
-            if not isinstance(transform, Transform):
-                raise TypeError(
-                    f"transforms[{name!r}] must be a transform of torch.distributions, got"
-                    f" {format_value(transform)}."
-                )
-        shapes = (param_shapes or {}).items()
         self._param_shapes = {
-            name: as_shape(f"param_shapes[{name!r}]", shape) for name, shape in shapes
+            name: as_shape(f"param_shapes[{name!r}]", shape)
+            for name, shape in (param_shapes or {}).items()
         }
-        names = _parameter_names(family, {**fixed, **transforms, **self._param_shapes})
+        self._options = {
+            name: value for name, value in fixed.items() if _is_option(family, name, value)
+        }
+
         self.free = {}
         self._learned: dict[str, Transform] = {}
         self._fixed: list[str] = []
-        self._options = {
-            name: value
-            for name, value in fixed.items()
-            if value is None
-            or isinstance(value, bool | str | int)
-            and name not in family.arg_constraints
-        }
-        for name in names:
-            constraint = family.arg_constraints.get(name, constraints.real)
+        for name in _parameter_names(family, {**fixed, **transforms, **self._param_shapes}):
             if name in self._options:
                 continue
+            constraint = family.arg_constraints.get(name, constraints.real)
+            transform = transforms.get(name)
             if name in fixed or name in FIXED_UNLESS_GIVEN:
-                self._fix(
-                    name,
-                    fixed.get(name, FIXED_UNLESS_GIVEN.get(name)),
-                    constraint,
-                    transforms.get(name),
-                )
-                continue
-            if constraints.is_dependent(constraint):
-                raise ValueError(
-                    f"{family.__name__}'s {name} has a domain that depends on its other"
-                    f" parameters: fix it, {name}=..."
-                )
-            shape = self._shape(name, constraint)
-            try:
-                transform = transforms.get(name) or transform_to(constraint)
-            except NotImplementedError:
-                raise ValueError(
-                    f"{family.__name__}'s {name} must be a {constraint}, which no network can"
-                    f" produce: fix it, {name}=..."
-                ) from None
-            self.free[name] = (transform, torch.Size(transform.inverse_shape(shape)))
+                value = fixed.get(name, FIXED_UNLESS_GIVEN.get(name))
+                self._fix(name, value, constraint, transform)
+            else:
+                self._set_free(name, constraint, transform)
 
-    def distribution(self, free: Mapping[str, Tensor]) -> Any:
-        """Returns the distribution that the free parameters, any real numbers, give."""
+    def distribution(self, free: Mapping[str, Tensor]) -> Distribution:
+        """Returns the distribution with these free parameters, tensors of real numbers."""
         parameters = {
             name: transform(free[name]) for name, (transform, _) in self.free.items()
         }
@@ -143,68 +101,93 @@ class FamilyModule(Configurable):
             parameters[name] = getattr(self, f"fixed_{name}")
         for name, transform in self._learned.items():
             parameters[name] = transform(getattr(self, f"free_{name}"))
-        distribution = self.family(**parameters, **self._options)
+        distribution: Distribution = self.family(**parameters, **self._options)
         independent = len(self.event_shape) - self._native
         return distribution.to_event(independent) if independent else distribution
 
     @property
     def headline(self) -> str:
-        """The family, its parameters and its event shape in a line, such as ``Normal(loc,
-        scale=0.1)``.
+        """The family, its parameters and its event shape in one line.
+
+        For example ``Normal(loc, scale=0.1) of shape (2,)``.
         """
         named = [*self.free, *(f"{name} learned" for name in self._learned)]
         for name in self._fixed:
-            value = getattr(self, f"fixed_{name}")
-            constant = value.numel() > 0 and bool((value == value.flatten()[0]).all())
-            named.append(
-                f"{name}={value.flatten()[0].item():.4g}" if constant else f"{name} fixed"
-            )
+            values = getattr(self, f"fixed_{name}").flatten()
+            if values.numel() > 0 and bool((values == values[0]).all()):
+                named.append(f"{name}={values[0].item():.4g}")
+            else:
+                named.append(f"{name} fixed")
         return f"{self.family.__name__}({', '.join(named)}) of shape {tuple(self.event_shape)}"
+
+    def _set_free(
+        self, name: str, constraint: constraints.Constraint, transform: Transform | None
+    ) -> None:
+        """Adds a free parameter."""
+        family = self.family.__name__
+        if constraints.is_dependent(constraint):
+            raise ValueError(
+                f"{family}'s {name} has a domain that depends on its other parameters: fix it,"
+                f" {name}=..."
+            )
+        shape = self._shape(name, constraint)
+        try:
+            transform = transform or transform_to(constraint)
+        except NotImplementedError:
+            raise ValueError(
+                f"{family}'s {name} must be a {constraint}, to which torch has no transform: fix"
+                f" it, {name}=..."
+            ) from None
+        self.free[name] = (transform, torch.Size(transform.inverse_shape(shape)))
 
     def _fix(
         self,
         name: str,
-        value: Any,
+        value: object,
         constraint: constraints.Constraint,
-        transform: Transform | None = None,
+        transform: Transform | None,
     ) -> None:
-        kind = None if torch.is_tensor(value) else torch.get_default_dtype()
-        tensor = as_numbers(name, value, kind).detach()
+        """Adds a fixed parameter, or a learned constant if the value is a parameter."""
+        dtype = None if torch.is_tensor(value) else torch.get_default_dtype()
+        tensor = as_numbers(name, value, dtype).detach()
         if not constraints.is_dependent(constraint):
-            if constraint.event_dim > 0 and tensor.dim() == 0:
-                shape = self._shape(name, constraint)
-                tensor = (
-                    tensor * torch.eye(shape[-1])
-                    if constraint.event_dim == 2
-                    else tensor.expand(shape)
-                )
+            tensor = self._filled(name, tensor, constraint)
             if not constraint.check(tensor).all():
                 raise ValueError(
                     f"{name}={format_value(value)} is outside the domain of"
                     f" {self.family.__name__}'s {name}, {constraint}."
                 )
             self._check_fits(name, tensor, constraint)
+
         if isinstance(value, nn.Parameter):
-            self._learned[name] = transform or transform_to(constraint)
+            transform = transform or transform_to(constraint)
+            self._learned[name] = transform
             self.register_parameter(
-                f"free_{name}", nn.Parameter(self._learned[name].inv(tensor).clone())
+                f"free_{name}", nn.Parameter(transform.inv(tensor).clone())
             )
         else:
             self._fixed.append(name)
             self.register_buffer(f"fixed_{name}", tensor.clone())
+
+    def _filled(self, name: str, tensor: Tensor, constraint: constraints.Constraint) -> Tensor:
+        """Returns a number as a vector, or as a multiple of the identity matrix, if needed."""
+        if constraint.event_dim == 0 or tensor.dim() > 0:
+            return tensor
+        shape = self._shape(name, constraint)
+        if constraint.event_dim == 2:
+            return tensor * torch.eye(shape[-1])
+        return tensor.expand(shape)
 
     def _check_fits(
         self, name: str, tensor: Tensor, constraint: constraints.Constraint
     ) -> None:
         try:
             shape = self._shape(name, constraint)
-        except ValueError:  # it does not follow from the event's
+        except ValueError:  # the shape does not follow from the event shape
             return
         try:
-            fits = (
-                torch.broadcast_shapes(tensor.shape, shape)[tensor.dim() - len(shape) :]
-                == shape
-            )
+            together = torch.broadcast_shapes(tensor.shape, shape)
+            fits = together[tensor.dim() - len(shape) :] == shape
         except RuntimeError:
             fits = False
         if not fits:
@@ -214,26 +197,60 @@ class FamilyModule(Configurable):
             )
 
     def _shape(self, name: str, constraint: constraints.Constraint) -> torch.Size:
-        """The shape of a parameter: the independent dimensions, then as many as its constraint
-        has.
+        """Returns the shape of a parameter.
+
+        It has the independent dimensions of the event, then those of the parameter's constraint.
         """
         if name in self._param_shapes:
             return self._param_shapes[name]
         if hasattr(self.family, "parameter_shape"):
             return torch.Size(self.family.parameter_shape(self.event_shape))
-        ndims, native = constraint.event_dim, self._native
-        batch, event = (
-            self.event_shape[: len(self.event_shape) - native],
-            self.event_shape[len(self.event_shape) - native :],
-        )
-        if ndims == 0:
+        independent = len(self.event_shape) - self._native
+        batch = self.event_shape[:independent]
+        event = self.event_shape[independent:]
+        if constraint.event_dim == 0:
             return batch
-        if native != 1:
+        if self._native != 1:
             raise ValueError(
                 f"The shape of {self.family.__name__}'s {name} does not follow from the event"
                 f" shape: give it, param_shapes={{'{name}': {(*batch, 10)}}}."
             )
-        return batch + event * ndims
+        return batch + event * constraint.event_dim
+
+
+def _check_family(family: type[Any]) -> None:
+    if not (isinstance(family, type) and issubclass(family, TorchDistributionMixin)):
+        raise TypeError(
+            "family must be a class of pyro.distributions, such as pyro.distributions.Normal,"
+            f" got {format_value(family)}."
+        )
+    if not isinstance(family.arg_constraints, Mapping):
+        raise ValueError(
+            f"family must have parameters with independent domains, which {family.__name__} has"
+            " not: write a module that returns the distribution."
+        )
+
+
+def _check_options(transforms: object, param_shapes: object) -> None:
+    for name, given in (("transforms", transforms), ("param_shapes", param_shapes)):
+        if not isinstance(given, Mapping | None):
+            raise TypeError(
+                f"{name} must be a mapping from the names of parameters, got"
+                f" {format_value(given)}."
+            )
+    for name, transform in (transforms or {}).items():  # type: ignore[attr-defined]
+        if not isinstance(transform, Transform):
+            raise TypeError(
+                f"transforms[{name!r}] must be a transform of torch.distributions, got"
+                f" {format_value(transform)}."
+            )
+
+
+def _is_option(family: type[Any], name: str, value: object) -> bool:
+    """Returns whether an argument of the family is an option, such as ``hard=True``."""
+    if value is None:
+        return True
+    return isinstance(value, bool | str | int) and name not in family.arg_constraints
 
 
 def _native_ndims(family: type[Any]) -> int:
@@ -241,14 +258,15 @@ def _native_ndims(family: type[Any]) -> int:
         return int(family.support.event_dim)
     except (AttributeError, NotImplementedError):
         raise ValueError(
-            f"{family.__name__} does not declare how many dimensions a draw has"
-            " (support.event_dim)."
+            f"{family.__name__} must declare the dimensions of a draw, support.event_dim, and"
+            " does not."
         ) from None
 
 
-def _parameter_names(family: type[Any], given: Mapping[str, Any]) -> list[str]:
-    """The names of the family's parameters, one spelling of each; the spelling that the user
-    gave, if any.
+def _parameter_names(family: type[Any], given: Mapping[str, object]) -> list[str]:
+    """Returns the names of the family's parameters, one of each group of alternatives.
+
+    Of alternatives such as logits and probs it takes the one that is given, else the first.
     """
     signature = inspect.signature(family.__init__).parameters
     allowed = [name for name in signature if name != "self"]
@@ -270,11 +288,11 @@ def _parameter_names(family: type[Any], given: Mapping[str, Any]) -> list[str]:
             continue
         if name in given or name in FIXED_UNLESS_GIVEN:
             names.append(name)
-        elif signature[name].default is inspect.Parameter.empty and signature[
-            name
-        ].kind not in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-        ):
+        elif _is_required(signature[name]):
             raise ValueError(f"{family.__name__} needs {name}: fix it, {name}=...")
     return names
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in variable

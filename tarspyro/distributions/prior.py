@@ -1,4 +1,4 @@
-"""Distributions without a context, as modules: priors, fixed or learned."""
+"""Priors: modules that return a distribution without a context."""
 
 __all__ = [
     "Prior",
@@ -10,7 +10,7 @@ __all__ = [
 ]
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.gamma import Chi2, InverseGamma
 from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.types import Distribution
 
-# The families' least informed members: what Tars takes where nothing else is said. Subclasses
-# stand first.
+_Conditional = TypeVar("_Conditional")
+
+# The parameters of the least informative members of the families, the default priors of Tars.
+# Subclasses come before their bases.
 _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
     Chi2: {"df": 2.0},
     InverseGamma: {"concentration": 1.0, "rate": 1.0},
@@ -50,22 +53,22 @@ _DEFAULT_PARAMETERS: dict[type[Any], dict[str, float]] = {
 class Prior(FamilyModule):
     r"""A distribution without a context, :math:`p(z)`, as a module.
 
-    Called it returns the distribution, the same one whatever the context, so that a prior
-    stands wherever a ``Conditional`` does. Its numbers move with ``.to(device)`` and are saved
-    with the model. A parameter of the family that is not given is learned: it starts where the
-    family's transform maps zero, such as ``Normal(0, 1)``.
+    Called with any context or none, it returns the same distribution, so it can take the place
+    of a ``Conditional``. Its parameters move with ``.to(device)`` and are saved with the model.
+    A parameter of the family that is not given is learned. Its initial value is the transform
+    of zero, such as that of ``Normal(0, 1)``.
 
     Arguments:
         family: The class of a Pyro distribution.
         event_shape: The shape of one draw.
         transforms: See ``Conditional``.
         param_shapes: See ``Conditional``.
-        parameters: The fixed parameters: numbers, tensors, or ``nn.Parameter`` for the
-            starting value of a learned one.
+        parameters: Fixed parameters, numbers or tensors; or an ``nn.Parameter``, the initial
+            value of a learned one.
 
     Raises:
         TypeError: If ``family`` is not a class of Pyro distributions.
-        ValueError: If a name is not one of the family's.
+        ValueError: If a name is not a parameter of the family.
 
     Example:
         >>> import pyro.distributions as dist
@@ -82,22 +85,21 @@ class Prior(FamilyModule):
         *,
         transforms: Mapping[str, td.Transform] | None = None,
         param_shapes: Mapping[str, tuple[int, ...]] | None = None,
-        **parameters: Any,
+        **parameters: object,
     ) -> None:
         super().__init__(family, event_shape, parameters, transforms, param_shapes)
         for name in self._fixed:
             constraint = family.arg_constraints.get(name)
             if constraint is not None and not td.constraints.is_dependent(constraint):
-                # Drawing without a context takes the whole shape from the parameters.
+                # Without a context, only the parameters determine the shape of a draw.
                 shape = self._shape(name, constraint)
-                setattr(
-                    self, f"fixed_{name}", getattr(self, f"fixed_{name}").expand(shape).clone()
-                )
+                value = getattr(self, f"fixed_{name}").expand(shape).clone()
+                setattr(self, f"fixed_{name}", value)
         for name, (_, shape) in self.free.items():
             self.register_parameter(f"free_{name}", nn.Parameter(torch.zeros(shape)))
 
-    def forward(self, *context: Tensor) -> Any:
-        """Returns the distribution, which is the same in every context."""
+    def forward(self, *context: Tensor) -> Distribution:
+        """Returns the distribution, which does not depend on the context."""
         return self.distribution({name: getattr(self, f"free_{name}") for name in self.free})
 
     def __repr__(self) -> str:
@@ -106,7 +108,7 @@ class Prior(FamilyModule):
 
 
 class _Constant(nn.Module):
-    """A given distribution as a module: it goes where the module goes."""
+    """A distribution as a module, whose tensors move with the module."""
 
     def __init__(self, distribution: td.Distribution) -> None:
         super().__init__()
@@ -121,14 +123,12 @@ class _Constant(nn.Module):
         return self.distribution
 
     def __repr__(self) -> str:
-        return (
-            f"{self.distribution} of shape"
-            f" {tuple(self.distribution.batch_shape + self.distribution.event_shape)}"
-        )
+        shape = self.distribution.batch_shape + self.distribution.event_shape
+        return f"{self.distribution} of shape {tuple(shape)}"
 
 
-def map_tensors(owner: Any, fn: Callable[[Tensor], Tensor]) -> None:
-    """Applies a function to the tensors that a distribution or a transform keeps."""
+def map_tensors(owner: object, fn: Callable[[Tensor], Tensor]) -> None:
+    """Applies a function to the tensors among the attributes of a distribution or transform."""
     for name, value in vars(owner).items():
         if torch.is_tensor(value):
             setattr(owner, name, fn(value))
@@ -136,9 +136,8 @@ def map_tensors(owner: Any, fn: Callable[[Tensor], Tensor]) -> None:
             map_tensors(value, fn)
 
 
-def as_prior(prior: Any) -> Callable[..., Any]:
-    """Returns what gives the prior when it is called: the prior itself, or a module around a
-    distribution.
+def as_prior(prior: object) -> Callable[..., Distribution]:
+    """Returns a callable that returns the prior: itself, or a module around a distribution.
 
     Raises:
         TypeError: If ``prior`` is neither.
@@ -155,16 +154,14 @@ def as_prior(prior: Any) -> Callable[..., Any]:
             "prior must be a distribution or a module that returns one, such as"
             f" default_prior(...), got {format_value(prior)}."
         )
-    given: Callable[..., Any] = prior
-    return given
+    return prior
 
 
-def as_conditional(name: str, conditional: Any) -> Any:
-    """Returns what gives a distribution when it is called with a context, of which ``name`` is
-    the argument.
+def as_conditional(name: str, conditional: _Conditional) -> _Conditional:
+    """Returns a callable from a context to a distribution; ``name`` is its argument in errors.
 
     Raises:
-        TypeError: If it cannot be called, or is the class of one.
+        TypeError: If it is a class, or not callable.
     """
     if isinstance(conditional, type) or not callable(conditional):
         raise TypeError(
@@ -174,9 +171,10 @@ def as_conditional(name: str, conditional: Any) -> Any:
     return conditional
 
 
-def has_context(prior: Callable[..., Any]) -> bool:
-    """Returns whether what ``as_prior`` returned may depend on its context: all but
-    distributions and a ``Prior``.
+def has_context(prior: Callable[..., Distribution]) -> bool:
+    """Returns whether a result of ``as_prior`` may depend on a context.
+
+    Distributions and a ``Prior`` do not; any other callable may.
 
     Example:
         >>> import pyro.distributions as dist
@@ -187,17 +185,19 @@ def has_context(prior: Callable[..., Any]) -> bool:
 
 
 def default_prior(
-    family: type[Any], event_shape: int | tuple[int, ...], **parameters: Any
+    family: type[Any], event_shape: int | tuple[int, ...], **parameters: object
 ) -> Prior:
-    r"""Returns the prior that a family has where nothing else is said.
+    r"""Returns the default prior of a family.
 
-    Normal, MultivariateNormal and Laplace: location 0 and scale 1. LogNormal: the exponential
-    of N(0, 1). Gamma: Gamma(1, 1), InverseGamma and Kumaraswamy likewise. Beta: Beta(1, 1),
-    and so each break of a stick. Dirichlet: Dir(1). Chi2: 2 degrees of freedom, an
-    exponential. StudentT: 3 degrees of freedom, location 0 and scale 1. Bernoulli, Categorical
-    and their relaxations: uniform over the classes (the relaxations at the temperature that
-    ``Conditional`` takes too, 2/3 unless given; ``hard`` and ``score`` should be the guide's).
-    The number of classes of a Categorical is told by ``param_shapes={"logits": (10,)}``.
+    - Normal, MultivariateNormal and Laplace: location 0 and scale 1.
+    - LogNormal: the exponential of N(0, 1).
+    - Gamma, InverseGamma, Kumaraswamy and Beta: both parameters 1; so for the breaks of a
+      stick. Dirichlet: all concentrations 1.
+    - Chi2: 2 degrees of freedom. StudentT: 3 degrees of freedom, location 0 and scale 1.
+    - Bernoulli, Categorical and their relaxations: uniform over the classes. Relaxations have
+      the temperature 2/3 unless given, as in ``Conditional``; ``hard`` and ``score`` should be
+      those of the guide. A Categorical needs its number of classes:
+      ``param_shapes={"logits": (10,)}``.
 
     Arguments:
         family: The class of a Pyro distribution.
@@ -205,7 +205,7 @@ def default_prior(
         parameters: Parameters to fix at other values, such as ``temperature=0.5``.
 
     Raises:
-        ValueError: If the family has no default; the message says how to write a prior.
+        ValueError: If the family has no default prior.
 
     Example:
         >>> import pyro.distributions as dist
@@ -214,10 +214,11 @@ def default_prior(
     """
     for known, defaults in _DEFAULT_PARAMETERS.items():
         if isinstance(family, type) and issubclass(family, known):
-            return Prior(family, event_shape, **{**defaults, **parameters})
+            given: dict[str, Any] = {**defaults, **parameters}
+            return Prior(family, event_shape, **given)
     name = getattr(family, "__name__", repr(family))
     known_names = ", ".join(known.__name__ for known in _DEFAULT_PARAMETERS)
     raise ValueError(
-        f"{name} has no default prior ({known_names} have): write one, such as Prior({name},"
-        " event_shape, ...)."
+        f"family must be one with a default prior ({known_names}), got {name}: write a prior,"
+        f" such as Prior({name}, event_shape, ...)."
     )

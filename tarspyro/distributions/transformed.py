@@ -1,58 +1,65 @@
-"""Distributions of transformed draws, which remember where they came from."""
+"""Transformed distributions, whose draws carry their origin and log-determinant."""
 
 __all__ = ["TransformedDistribution", "as_module", "flattened"]
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch import distributions as td
 
 from tarspyro.distributions.drawing import CarriesScore, Draw, recall, remember
 from tarspyro.distributions.prior import map_tensors
+from tarspyro.types import Distribution, Shape
 
-_INVERSE = type(td.ExpTransform().inv)  # torch keeps its name to itself
+# The class of inverse transforms, which is private in torch.
+_INVERSE = type(td.ExpTransform().inv)
+
+_Transform = TypeVar("_Transform")
 
 
 class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # type: ignore[misc]
-    r"""The law of :math:`z = t_n(\dots t_1(x))`, with x from a base distribution.
+    r"""The distribution of :math:`z = t_n(\dots t_1(x))`, with x from a base distribution.
 
     .. math:: \log q(z) = \log q_0(x) - \sum_i \log |\det J_{t_i}|
 
-    As Pyro's, but every draw remembers its x and its determinants. Pyro's transforms remember
-    the latest call alone, and without that an inverse is computed, which costs D runs of an
-    autoregressive network, and which planar and radial transforms do not have. Other values
-    than draws are inverted here too. Nothing stays in the transforms, so that modules which
-    hold them can be copied.
+    Each draw carries its x and the log-determinant, so ``log_prob`` of a draw needs no inverse.
+    Pyro's own class caches the latest draw only, in the transforms. An inverse costs D runs of
+    an autoregressive network, and planar and radial transforms have none. Values other than
+    draws are inverted. The caches of the transforms are emptied, so modules with transforms can
+    be copied.
 
     Arguments:
-        base_distribution: The law of x.
-        transforms: The transforms, the first to be applied first.
+        base_distribution: The distribution of x.
+        transforms: The transforms, in the order in which they are applied.
 
     Raises:
-        NotImplementedError: When a value that is no draw of it is scored, and a transform has
-            no inverse.
+        NotImplementedError: When a value that is not a draw is scored, and a transform has no
+            inverse.
 
     References:
         Rezende and Mohamed (2015), Variational Inference with Normalizing Flows,
         arXiv:1505.05770, eq. 7.
 
     Example:
-        >>> flow = TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [dist.transforms.Planar(2)])
-        >>> first, second = flow.rsample((5,)), flow.rsample((5,))
+        >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> flow = TransformedDistribution(base, [dist.transforms.Planar(2)])
+        >>> first = flow.rsample((5,))
+        >>> second = flow.rsample((5,))
         >>> flow.log_prob(first).shape
         torch.Size([5])
     """
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns reparameterized draws, if the base's are."""
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns draws, reparameterized if those of the base are."""
         return self._push(self.base_dist.rsample(torch.Size(sample_shape)))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws without gradients."""
         with torch.no_grad():
             return self._push(self.base_dist.sample(torch.Size(sample_shape)))
@@ -66,79 +73,70 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
             x, log_det = draw.parts
         else:
             x, log_det = self._pull(value)
-        density: Tensor = self.base_dist.log_prob(x)
         independent = len(self.event_shape) - len(self.base_dist.event_shape)
-        summed: Tensor = sum_rightmost(density, independent)
-        return summed - log_det
+        density: Tensor = sum_rightmost(self.base_dist.log_prob(x), independent)
+        return density - log_det
 
     @property
     def partly_reparameterized(self) -> bool:
-        """Whether the base's draws need a score beside their pathwise derivative."""
+        """Whether the pathwise derivative of a base draw must be completed by its score."""
+        if not self.has_rsample:
+            return True
         base = self._innermost
-        return not self.has_rsample or (
-            isinstance(base, CarriesScore) and base.partly_reparameterized
-        )
+        return isinstance(base, CarriesScore) and base.partly_reparameterized
 
     @property
-    def _innermost(self) -> Any:
+    def _innermost(self) -> Distribution:
         base = self.base_dist
         while isinstance(base, td.Independent):
             base = base.base_dist
-        return base
+        return base  # type: ignore[no-any-return]
 
     def _made(self, draw: Draw) -> bool:
-        """Whether a draw is this flow's, and what it remembers has the gradients that are
-        asked for.
-        """
+        """Returns whether a draw is this flow's, and carries gradients if they are enabled."""
         transforms, with_gradients = draw.maker
-        return transforms is self.transforms and (
-            with_gradients or not torch.is_grad_enabled()
-        )
+        if transforms is not self.transforms:
+            return False
+        return with_gradients or not torch.is_grad_enabled()
 
     def _push(self, x: Tensor) -> Tensor:
-        event_dims = self._event_dims()
-        value, log_det = x, x.new_zeros(())
-        for transform, event_dim in zip(self.transforms, event_dims, strict=True):
-            with _running(transform, backwards=False):
-                image = transform(value)
-            log_det = log_det + sum_rightmost(
-                transform.log_abs_det_jacobian(value, image), event_dim
-            )
-            value = image
-        _forget(self.transforms)
+        """Returns z, which carries x and the log-determinant."""
+        z = x
+        log_det = x.new_zeros(())
+        for transform, event_dim in zip(self.transforms, self._event_dims(), strict=True):
+            with _explaining(transform, backwards=False):
+                image = transform(z)
+            each = transform.log_abs_det_jacobian(z, image)
+            log_det = log_det + sum_rightmost(each, event_dim)
+            z = image
+        _clear_caches(self.transforms)
 
         def score() -> Tensor:
             base = self._innermost
-            function: Tensor = base.score_parts(x).score_function
-            summed: Tensor = sum_rightmost(
-                function, len(self.event_shape) - len(base.event_shape)
-            )
+            independent = len(self.event_shape) - len(base.event_shape)
+            summed: Tensor = sum_rightmost(base.score_parts(x).score_function, independent)
             return summed
 
-        return remember(
-            value,
-            parts=(x, log_det),
-            maker=(self.transforms, torch.is_grad_enabled()),
-            score=score,
-        )
+        maker = (self.transforms, torch.is_grad_enabled())
+        return remember(z, parts=(x, log_det), maker=maker, score=score)
 
-    def _pull(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = value.new_zeros(())
-        for transform, event_dim in zip(
-            self.transforms[::-1], self._event_dims()[::-1], strict=True
-        ):
-            with _running(transform, backwards=True):
-                origin = transform.inv(value)
-            log_det = log_det + sum_rightmost(
-                transform.log_abs_det_jacobian(origin, value), event_dim
-            )
-            value = origin
-        _forget(self.transforms)
-        return value, log_det
+    def _pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x and the log-determinant."""
+        log_det = z.new_zeros(())
+        steps = zip(self.transforms[::-1], self._event_dims()[::-1], strict=True)
+        for transform, event_dim in steps:
+            with _explaining(transform, backwards=True):
+                origin = transform.inv(z)
+            each = transform.log_abs_det_jacobian(origin, z)
+            log_det = log_det + sum_rightmost(each, event_dim)
+            z = origin
+        _clear_caches(self.transforms)
+        return z, log_det
 
     def _event_dims(self) -> list[int]:
-        """How many dimensions each transform's determinants still have to be summed over."""
-        event_dim, dims = len(self.event_shape), []
+        """Returns the number of dimensions to sum the log-determinants of each transform over."""
+        event_dim = len(self.event_shape)
+        dims = []
         for transform in self.transforms[::-1]:
             event_dim += transform.domain.event_dim - transform.codomain.event_dim
             dims.append(event_dim - transform.domain.event_dim)
@@ -146,76 +144,77 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
 
 
 @contextlib.contextmanager
-def _running(transform: Any, *, backwards: bool) -> Iterator[None]:
+def _explaining(transform: td.Transform, *, backwards: bool) -> Iterator[None]:
+    """Explains the error of a transform without an inverse."""
     try:
         yield
-    except (KeyError, NotImplementedError):  # the one is what Pyro raises, the other torch
+    except (KeyError, NotImplementedError):  # Pyro raises KeyError, torch NotImplementedError
         name = type(transform if backwards else transform.inv).__name__
-        lost = (
-            "nothing but the flow's own draws has a density"
-            if backwards
-            else "the flow cannot be drawn from"
+        consequence = (
+            "the flow scores its own draws only" if backwards else "the flow has no draws"
         )
         raise NotImplementedError(
-            f"{name} has no inverse, so {lost}: take another transform, such as"
+            f"{name} has no inverse, so {consequence}: use another transform, such as"
             " affine_autoregressive, or the pathwise gradient in a guide, or the transform's"
             " .inv in a prior that only scores."
         ) from None
 
 
-def _forget(transforms: Sequence[Any]) -> None:
-    """Empties what transforms keep of their latest call: tensors of a graph, which cannot be
-    copied.
-    """
+def _clear_caches(transforms: Sequence[td.Transform]) -> None:
+    """Empties the caches of transforms, because tensors of a graph cannot be copied."""
     for transform in flattened(transforms):
         owner = transform.inv if isinstance(transform, _INVERSE) else transform
         for part in owner.modules() if isinstance(owner, nn.Module) else (owner,):
             for name, value in vars(part).items():
-                if name.startswith("_cache") and (
-                    torch.is_tensor(value) or isinstance(value, tuple)
-                ):
+                cached = torch.is_tensor(value) or isinstance(value, tuple)
+                if name.startswith("_cache") and cached:
                     setattr(part, name, (None, None) if name == "_cached_x_y" else None)
 
 
-def flattened(transforms: Iterable[Any]) -> Iterator[Any]:
-    """Yields the transforms, and the parts of composed ones."""
+def flattened(transforms: Iterable[_Transform]) -> Iterator[_Transform]:
+    """Yields the transforms, with the parts of composed ones in their place."""
     for transform in transforms:
         if isinstance(transform, td.ComposeTransform):
-            yield from flattened(transform.parts)
+            yield from flattened(transform.parts)  # type: ignore[misc]
         else:
             yield transform
 
 
-class _Held(nn.Module):
-    """A transform that is no module, as one: its numbers go where the module goes."""
+class _TransformModule(nn.Module):
+    """A transform that is not a module, as a module, with which its tensors move."""
 
-    def __init__(self, transform: Any) -> None:
+    def __init__(self, transform: td.Transform | ConditionalTransform) -> None:
         super().__init__()
         self.transform = transform
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Held":
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "_TransformModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         map_tensors(self.transform, fn)
         return self
 
-    def forward(self) -> Any:
+    def forward(self) -> td.Transform | ConditionalTransform:
         return self.transform
 
 
-class _Inverse(nn.Module):
-    """The inverse of a transform that is a module."""
+class _InverseModule(nn.Module):
+    """The inverse of a transform that is a module, as a module."""
 
     def __init__(self, transform: nn.Module) -> None:
         super().__init__()
         self.transform = transform
 
-    def forward(self) -> Any:
-        return self.transform.inv
+    def forward(self) -> td.Transform:
+        inverse: td.Transform = self.transform.inv  # type: ignore[assignment]
+        return inverse
 
 
-def as_module(transform: Any) -> nn.Module:
-    """Returns the transform itself if it is a module, else a module that returns it."""
+def as_module(transform: td.Transform | ConditionalTransform) -> nn.Module:
+    """Returns the transform if it is a module, else a module that returns it when called."""
     if isinstance(transform, nn.Module):
         return transform
     inverse = transform.inv if isinstance(transform, _INVERSE) else None
-    return _Inverse(inverse) if isinstance(inverse, nn.Module) else _Held(transform)
+    if isinstance(inverse, nn.Module):
+        return _InverseModule(inverse)
+    return _TransformModule(transform)

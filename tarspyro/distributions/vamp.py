@@ -9,39 +9,40 @@ from typing import Any
 import torch
 from pyro.distributions import Independent, TorchDistribution
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Normal, constraints
 from torch.nn.functional import linear
 
 from tarspyro.arguments import as_count, format_value
 from tarspyro.distributions.drawing import check_parameters, unsqueezed
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, event_shapes
+from tarspyro.types import Distribution, Shape
 
 
 class VampPrior(Configurable):
-    r"""The mixture of the guide's posteriors at K pseudo-inputs, which are learned with
-    everything else.
+    r"""The VampPrior: the mixture of the guide's posteriors at K learned pseudo-inputs.
 
     .. math:: p(z) = \frac1K \sum_{k=1}^K q(z \mid u_k)
 
-    It stands wherever a prior does. The posterior is the guide's own module, which both halves
-    then hold, and which learns from the prior's term too. Called with a context, it passes
-    this on: :math:`p(z \mid c) = \frac1K \sum_k q(z \mid u_k, c)`. A bound samples its
-    divergence, which has no closed form. The pseudo-inputs pass through the network at every
-    step, as a batch of their own; normalization layers count them in their statistics.
+    It takes the place of any prior. Model and guide share the module of the posterior, which
+    the prior's term trains too. A context is passed to the posterior: :math:`p(z \mid c) =
+    \frac1K \sum_k q(z \mid u_k, c)`. The KL has no closed form, and bounds estimate it by
+    sampling. The pseudo-inputs pass through the network in each step, as a batch of their own,
+    and are part of the statistics of normalization layers.
 
     Arguments:
-        posterior: The posterior q(z | x), such as a ``Conditional`` of any family, or q(z | x,
-            c).
-        pseudo_inputs: Where they start, a tensor with shape ``(K, *x)``, such as K rows of the
-            training data, or noise about their mean. Or this shape alone: they then start near
-            the lower bound, at 0.05 of the range with a standard deviation of 0.01, or without
-            bounds as N(0, 1).
-        bounds: The range of the data, in which the pseudo-inputs are kept by a hard tanh; None
-            for no bounds.
+        posterior: The posterior q(z | x) or q(z | x, c), such as a ``Conditional`` of any
+            family.
+        pseudo_inputs: The initial pseudo-inputs, a tensor of shape ``(K, *x)``, such as K rows
+            of the training data, or noise around their mean. If it is only this shape, they
+            are drawn near the lower bound: at 0.05 of the range, with a standard deviation of
+            0.01; without bounds from N(0, 1).
+        bounds: The range of the data, to which a hard tanh limits the pseudo-inputs; None for
+            no bounds.
 
     Raises:
-        TypeError: If ``posterior`` is not callable.
+        TypeError: If ``posterior`` is not a module, or ``pseudo_inputs`` is neither a tensor
+            nor a shape.
         ValueError: If there are no pseudo-inputs, or the bounds are in the wrong order.
 
     References:
@@ -52,7 +53,8 @@ class VampPrior(Configurable):
         >>> from tarspyro import Conditional, guides, models
         >>> from tarspyro.nn import MLP
         >>> posterior = Conditional(dist.Normal, MLP(64, [32]), 2)
-        >>> p = models.VAE(VampPrior(posterior, (50, 64)), Conditional(dist.Bernoulli, MLP(2, [32]), 64))
+        >>> likelihood = Conditional(dist.Bernoulli, MLP(2, [32]), 64)
+        >>> p = models.VAE(VampPrior(posterior, (50, 64)), likelihood)
         >>> q = guides.VAE(posterior)
         >>> p
         VAE: p(x, z) = p(x | z) p(z)
@@ -63,7 +65,7 @@ class VampPrior(Configurable):
 
     def __init__(
         self,
-        posterior: Callable[..., Any],
+        posterior: Callable[..., Distribution],
         pseudo_inputs: Tensor | Sequence[int],
         *,
         bounds: tuple[float, float] | None = (0.0, 1.0),
@@ -71,7 +73,7 @@ class VampPrior(Configurable):
         super().__init__()
         if not isinstance(posterior, nn.Module):
             raise TypeError(
-                "posterior must be the guide's module, such as a Conditional, got"
+                "posterior must be a module, the guide's own such as a Conditional, got"
                 f" {format_value(posterior)}."
             )
         if bounds is not None and not bounds[0] < bounds[1]:
@@ -87,55 +89,50 @@ class VampPrior(Configurable):
             check_parameters(pseudo_inputs=pseudo_inputs)
             shape = tuple(pseudo_inputs.shape)
         else:
-            shape = tuple(
-                as_count(f"pseudo_inputs[{i}]", size, 0)
-                for i, size in enumerate(pseudo_inputs)
-            )
+            sizes = enumerate(pseudo_inputs)
+            shape = tuple(as_count(f"pseudo_inputs[{i}]", size, 0) for i, size in sizes)
         if not shape or shape[0] < 1:
             raise ValueError(
-                "pseudo_inputs must be (K, *x) or of this shape, with K of at least 1, got"
-                f" {shape}."
+                "pseudo_inputs must be a tensor (K, *x) or its shape, with K of at least 1, got"
+                f" shape {shape}."
             )
-        self.posterior, self.bounds = posterior, bounds
-        start = (
-            pseudo_inputs.detach().clone()
-            if torch.is_tensor(pseudo_inputs)
-            else _start(shape, bounds)
-        )
-        self.free_pseudo_inputs = nn.Parameter(start)
-        # A file that describes the prior holds the shape alone: the values are weights as any
-        # others.
-        object.__setattr__(
-            self, "constructor_arguments", ((posterior, shape), {"bounds": bounds})
-        )
+        self.posterior = posterior
+        self.bounds = bounds
+        if isinstance(pseudo_inputs, Tensor):
+            initial = pseudo_inputs.detach().clone()
+        else:
+            initial = _initial(shape, bounds)
+        self.free_pseudo_inputs = nn.Parameter(initial)
+        # The configuration file holds the shape only; the values are saved with the weights.
+        arguments = ((posterior, shape), {"bounds": bounds})
+        object.__setattr__(self, "constructor_arguments", arguments)
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The pseudo-inputs, in the range of the data, with shape ``(K, *x)``."""
-        return (
-            self.free_pseudo_inputs
-            if self.bounds is None
-            else self.free_pseudo_inputs.clamp(*self.bounds)
-        )
+        """The pseudo-inputs, limited to the bounds, of shape ``(K, *x)``."""
+        if self.bounds is None:
+            return self.free_pseudo_inputs
+        return self.free_pseudo_inputs.clamp(*self.bounds)
 
-    def forward(self, *context: Tensor) -> Any:
-        """Returns the mixture, given the context values if the posterior takes any."""
+    def forward(self, *context: Tensor) -> Distribution:
+        """Returns the mixture, given the values of the posterior's context, if any."""
         u = self.pseudo_inputs
-        inputs = u, *context
+        inputs = (u, *context)
         network = getattr(self.posterior, "trunk", None) or self.posterior
         events = as_events(inputs, event_shapes(network, inputs))
-        # The components are the last dimension of the batch, in which a context does not
-        # differ.
-        beside = [value.unsqueeze(-1 - ndims) for value, ndims in events[1:]]
+        # The components are the last dimension of the batch, along which a context is constant.
+        contexts = [value.unsqueeze(-1 - ndims) for value, ndims in events[1:]]
 
-        def chosen(rows: Size) -> Any:
-            return self.posterior(u[torch.randint(len(u), rows, device=u.device)], *context)
+        def chosen(rows: Size) -> Distribution:
+            index = torch.randint(len(u), rows, device=u.device)
+            distribution: Distribution = self.posterior(u[index], *context)
+            return distribution
 
-        return _Mixture(self.posterior(u, *beside), chosen)
+        return _Mixture(self.posterior(u, *contexts), chosen)
 
     @property
     def headline(self) -> str:
-        """The number of posteriors, and what each of them is."""
+        """The number of posteriors, and the distribution of each."""
         each = getattr(self.posterior, "headline", type(self.posterior).__name__)
         return f"mixture of {len(self.free_pseudo_inputs)} posteriors, each {each}"
 
@@ -143,47 +140,50 @@ class VampPrior(Configurable):
         return f"mixture of {len(self.free_pseudo_inputs)} posteriors, each {self.posterior!r}"
 
 
-def _start(shape: tuple[int, ...], bounds: tuple[float, float] | None) -> Tensor:
+def _initial(shape: tuple[int, ...], bounds: tuple[float, float] | None) -> Tensor:
     noise = torch.randn(shape)
-    return (
-        noise
-        if bounds is None
-        else bounds[0] + (bounds[1] - bounds[0]) * (0.05 + 0.01 * noise)
-    )
+    if bounds is None:
+        return noise
+    low, high = bounds
+    return low + (high - low) * (0.05 + 0.01 * noise)
 
 
 class _Mixture(TorchDistribution):
-    """The equally weighted mixture of components along the last dimension of a batch.
+    """A mixture with equal weights.
 
     Arguments:
-        components: Their distribution.
-        chosen: Returns the distribution of so many rows, with a component for each of them
-            that is drawn.
+        components: The distribution of the components, the last dimension of its batch.
+        chosen: Returns a distribution of the given batch shape, with a randomly chosen component
+            in each row.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, components: Any, chosen: Callable[[Size], Any]) -> None:
-        self.components, self._chosen = components, chosen
+    def __init__(
+        self, components: Distribution, chosen: Callable[[Size], Distribution]
+    ) -> None:
+        self.components: Any = components
+        self._chosen = chosen
         super().__init__(
             components.batch_shape[:-1], components.event_shape, validate_args=False
         )
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """That of the components."""
+        """The support of the components."""
         support: constraints.Constraint = self.components.support
         return support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Mixture":
-        """Returns the mixture with its batch expanded, and the components as they are."""
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "_Mixture":
+        """Returns the mixture with its batch expanded; the components are not expanded."""
         new: _Mixture = self._get_checked_instance(_Mixture, _instance)
-        new.components, new._chosen = self.components, self._chosen
+        new.components = self.components
+        new._chosen = self._chosen
         super(_Mixture, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         return new
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns draws of components that are drawn first, without gradients."""
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns draws from randomly chosen components, without gradients."""
         with torch.no_grad():
             draws: Tensor = self._chosen(Size(sample_shape) + self.batch_shape).sample()
             return draws
@@ -192,14 +192,10 @@ class _Mixture(TorchDistribution):
         """Returns log p(value), in nats."""
         components = self.components
         base = components.base_dist if isinstance(components, Independent) else components
-        if (
-            isinstance(base, torch.distributions.Normal)
-            and components.event_shape
-            and not components.batch_shape[1:]
-        ):
-            each = _log_normals(
-                value.flatten(-self.event_dim), base.loc.flatten(1), base.scale.flatten(1)
-            )
+        is_vector_normal = isinstance(base, Normal) and components.event_shape
+        if is_vector_normal and not components.batch_shape[1:]:
+            z = value.flatten(-self.event_dim)
+            each = _log_normals(z, base.loc.flatten(1), base.scale.flatten(1))
         else:
             each = components.log_prob(unsqueezed(value, -1 - self.event_dim))
         return each.logsumexp(-1) - math.log(each.shape[-1])
@@ -212,14 +208,15 @@ class _Mixture(TorchDistribution):
 
 
 def _log_normals(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r"""Log densities of values with shape ``(*, D)`` under K Normals in D dimensions, with
-    shape ``(*, K)``.
+    r"""Returns the log-densities, of shape ``(*, K)``, of values ``(*, D)`` under K Normals.
 
-    By products of matrices, :math:`\sum_d (z_d - \mu_{kd})^2 / \sigma_{kd}^2` multiplied out,
-    which takes a tenth of the time of the differences and no memory for them. What cancels in
-    it needs double precision.
+    The square in :math:`\sum_d (z_d - \mu_{kd})^2 / \sigma_{kd}^2` is expanded, so the sum is
+    a product of matrices. This takes a tenth of the time of the differences, and no memory for
+    them. The terms cancel, and are computed in double precision.
     """
-    z, mu, precision = value.double(), loc.double(), scale.double() ** -2
+    z = value.double()
+    mu = loc.double()
+    precision = scale.double() ** -2
     constant = (mu.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
     squares = linear(
         torch.cat([z.square(), z], -1),
