@@ -373,7 +373,9 @@ def test_a_rule_registered_for_a_class_of_ones_own_is_taken():
 
 
 def test_a_density_and_a_probability_do_not_mix():
-    with pytest.raises(ValueError, match="compare a density with a probability"):
+    with pytest.raises(
+        ValueError, match="must have the same score, got score='density' and score='discrete'"
+    ):
         exact_kl(GumbelSoftmax(LOGITS), dist.OneHotCategorical(logits=LOGITS))
 
 

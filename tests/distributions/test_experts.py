@@ -353,10 +353,10 @@ def test_experts_out_of_range(family):
     for experts in ([], [dist.Laplace(torch.zeros(3), 1.0)], [normal, normal.to_event(1)]):
         with pytest.raises(
             ValueError,
-            match="experts must be one or more Normal distributions of one event_dim",
+            match="experts must be one or more Normal distributions with the same event_dim",
         ):
             family(experts)
-    with pytest.raises(ValueError, match="of one event_dim"):
+    with pytest.raises(ValueError, match="with the same event_dim"):
         family([normal.to_event(1)], dist.Normal(0.0, 1.0))
     name, wrong = (
         ("mask", torch.ones(3, 3).bool())
@@ -606,7 +606,10 @@ def test_divergence_is_the_sum_over_the_blocks():
 
 
 def test_blocks_out_of_range():
-    with pytest.raises(ValueError, match=r"blocks must be over vectors, .*add .to_event\(1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks must be distributions over vectors, got .*add .to_event\(1\)",
+    ):
         Concatenate([dist.Normal(torch.zeros(3), 1.0)])
     q, p = (
         Concatenate([normal_block(2), normal_block(3)]),

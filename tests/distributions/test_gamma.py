@@ -924,7 +924,7 @@ def test_a_draw_changed_in_place_forgets(family):
     assert recall(z) is not None
     z.mul_(1.0)
     assert recall(z) is None
-    with pytest.raises(ValueError, match="computed from something else"):
+    with pytest.raises(ValueError, match="value must be a draw of .* detach it"):
         q.score_parts(z)
     with torch.no_grad():
         z = q.sample()
@@ -1245,14 +1245,16 @@ def test_arguments_out_of_range(family):
     make, _ = FAMILIES[family]
     parameters = torch.full_like(small(family), 0.4).detach()
     for boost in (-1, True, 1.5, None):
-        with pytest.raises(ValueError, match="boost must be a whole number, 0 or more"):
+        with pytest.raises(ValueError, match="boost must be an integer of at least 0"):
             make(parameters, boost=boost)
     with pytest.raises(
         ValueError,
         match="reparameterization must be 'rejection' or 'implicit', got 'pathwise'",
     ):
         make(parameters, reparameterization="pathwise")
-    with pytest.raises(ValueError, match="boost=0 is for concentrations of at least 1"):
+    with pytest.raises(
+        ValueError, match="boost=0 needs concentrations of at least 1, got .* boost=1 or more"
+    ):
         make(parameters, boost=0)
     make(parameters, boost=0, reparameterization="implicit")
     make(2.5 * parameters + 1, boost=0)

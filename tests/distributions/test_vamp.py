@@ -441,7 +441,7 @@ def test_printing():
         (
             lambda q: VampPrior(lambda x: x, (5, 6)),
             TypeError,
-            "posterior must be the guide's module",
+            "posterior must be a module",
         ),
         (lambda q: VampPrior(q, ()), ValueError, r"pseudo_inputs must be \(K, \*x\)"),
         (lambda q: VampPrior(q, (0, 6)), ValueError, r"K of at least 1, got \(0, 6\)"),

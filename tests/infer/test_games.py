@@ -577,7 +577,9 @@ def test_patches_are_as_large_as_said():
         logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
         seen = x.grad[0, 0] != 0
         assert seen.any(0).sum() == seen.any(1).sum() == size
-    with pytest.raises(ValueError, match="one height and width"):
+    with pytest.raises(
+        ValueError, match="in_shapes must be images of the same height and width"
+    ):
         PatchGAN([(1, 8, 8), (1, 4, 4)])
 
 

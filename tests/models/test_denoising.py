@@ -282,5 +282,5 @@ def test_what_blocks_refuse():
         TypeError, match="blocks must be modules, such as a Conditional or a Prior, got 3"
     ):
         Blocks(3)
-    with pytest.raises(ValueError, match=r"blocks must be over vectors"):
+    with pytest.raises(ValueError, match=r"blocks must be distributions over vectors"):
         Blocks(Conditional(dist.Normal, MLP(2, []), ()))(torch.zeros(3, 2))

@@ -626,12 +626,12 @@ def test_bad_input():
             half(*arguments, steps=0)
     with pytest.raises(
         ValueError,
-        match=r"x has rows of shape \(1, 6, 4\), but the likelihood draws \(1, 4, 6\)",
+        match=r"x must have rows of .* \(1, 4, 6\), got \(1, 6, 4\)",
     ):
         q(x.mT)
     with pytest.raises(
         ValueError,
-        match=r"x has rows of shape \(1, 6, 4\), but the likelihood draws \(1, 4, 6\)",
+        match=r"x .*rows of .*\(1, 6, 4\)",
     ):
         fit(p, q, x.mT, epochs=1, progress=False)
     p, q = pair(labels=True)
@@ -643,7 +643,7 @@ def test_bad_input():
         with pytest.raises((ValueError, TypeError), match="y"):
             half()
     with pytest.raises(
-        ValueError, match="y must be given: models.ConditionalDRAW describes x given y"
+        ValueError, match=r"y must be given.* models.ConditionalDRAW .* model\(x, y\)"
     ):
         p(x)
     with pytest.raises(TypeError, match="model must paint on a canvas, as models.DRAW does"):

@@ -590,7 +590,9 @@ def test_errors():
         guides.HierarchicalVAE([])
     with pytest.raises(ValueError, match="chain must be 'samples' or 'means', got 'mean'"):
         guides.HierarchicalVAE([Conditional(dist.Normal, MLP(16, [8]), 2)], chain="mean")
-    with pytest.raises(ValueError, match="conditionals one fewer, got 1, 1 and 1"):
+    with pytest.raises(
+        ValueError, match="encoders, posteriors and conditionals must have .* got 1, 1 and 1"
+    ):
         guides.LadderVAE([nn.Identity()], [likelihood], [likelihood])
     p, q = pair("ladder", "Laplace")
     with pytest.raises(ValueError, match="experts must be one or more Normal"):

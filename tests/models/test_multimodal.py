@@ -184,9 +184,7 @@ def test_which_guide_answers_depends_on_what_is_given(double):
         data = toy.only(subset)
         loss = ELBO(analytic_kl=False).loss(toy.joint_model, q, *data)
         assert loss == pytest.approx(-toy.log_p(subset).sum().item(), rel=1e-9)
-    with pytest.raises(
-        ValueError, match=r"posterior does not tell the shapes of its inputs \(in_shapes"
-    ):
+    with pytest.raises(ValueError, match="posterior has no trunk with in_shapes.* give zeros"):
         q(toy.x[0], toy.x[1], None)
 
 
@@ -975,7 +973,7 @@ def test_the_number_of_modalities_is_checked():
     with pytest.raises(InputError, match="grey values"):
         evaluate.impute_modalities(p, q, (0.5 * x, None))
     for half, data in ((q, (None, None)), (pair("JMVAE-zero")[1], (None, None))):
-        with pytest.raises(ValueError, match="infers z from at least one modality, got none"):
+        with pytest.raises(ValueError, match="at least one modality to infer z, got none"):
             half(*data)
     with pytest.raises(ValueError, match="experts must be 'product' or 'mixture', got 'sum'"):
         guides.MVAE([], default_prior(dist.Normal, 2), "sum")
@@ -1083,6 +1081,6 @@ def test_what_cmma_refuses():
     with pytest.raises(ValueError, match=r"prior must be p\(z \| y\), such as Conditional"):
         models.CMMA(default_prior(dist.Normal, 3), likelihood)
     p = models.CMMA(Conditional(dist.Normal, MLP(10, [8]), 3), likelihood)
-    with pytest.raises(ValueError, match="y must be given: models.CMMA describes x given y"):
+    with pytest.raises(ValueError, match=r"y must be given.* models.CMMA .* model\(x, y\)"):
         p(batch_size=3)
     assert p.formula == "p(x, z | y) = p(x | z) p(z | y)"

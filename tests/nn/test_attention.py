@@ -220,9 +220,7 @@ def test_convolutional_cells_by_hand():
     for one, other in zip(cell(x, (h, c)), same(pixels[0], tuple(pixels[1:])), strict=True):
         torch.testing.assert_close(one.movedim(1, -1).flatten(0, 2), other)
     assert cell(x, (h, c))[0].shape == ConvLSTMCell(3, (4, 2, 5), 5)(x, (h, c))[0].shape
-    with pytest.raises(
-        ValueError, match="kernel_size must be odd, so that a map keeps its size, got 4"
-    ):
+    with pytest.raises(ValueError, match="kernel_size must be odd.* got 4"):
         ConvLSTMCell(3, (4, 2, 5), 4)
 
 
@@ -251,8 +249,8 @@ def test_maps_and_vectors_are_laid_over_each_other():
     found = parameters(x).base_dist.loc
     torch.testing.assert_close(found[4], parameters.heads["loc"](x[4]))
     for make, message in {
-        lambda: FeatureMap([3, 4]): "must have maps",
-        lambda: FeatureMap([(3, 2, 5), (3, 4, 5)]): "of one size",
+        lambda: FeatureMap([3, 4]): "in_shapes must have at least one map",
+        lambda: FeatureMap([(3, 2, 5), (3, 4, 5)]): "same height and width",
         lambda: FeatureMap((3, 2, 5), 2): "kernel_size must be odd",
         lambda: Conditional(
             dist.Normal, FeatureMap((3, 2, 5)), 10
@@ -275,7 +273,7 @@ def test_parameters_may_be_what_comes_in():
         learned(logits).mean, logits.flatten(1)
     )
     with pytest.raises(
-        ValueError, match=r"The input of shape \(2, 2, 4\) is no parameter of shape \(15,\)"
+        ValueError, match=r"IdentityTrunk, of shape \(2, 2, 4\), got shape \(15,\)"
     ):
         Conditional(dist.Bernoulli, IdentityTrunk((2, 2, 4)), 15)
 
@@ -324,20 +322,28 @@ def test_a_canvas_adds_what_is_written():
         (
             lambda: Read((28, 28)),
             ValueError,
-            r"shape must be that of an image, \(channels, height, width\), got \(28, 28\)",
+            r"shape must be .* \(channels, height, width\), got \(28, 28\)",
         ),
-        (lambda: Write(4, (784,)), ValueError, "shape must be that of an image"),
+        (
+            lambda: Write(4, (784,)),
+            ValueError,
+            r"shape must be the shape of an image.* got \(784,\)",
+        ),
         (lambda: AttentionRead(4, (1, 5, 5), 0), ValueError, "size must be at least 1, got 0"),
         (
             lambda: AttentionWrite(4, (1, 5, 5), -1),
             ValueError,
             "size must be at least 1, got -1",
         ),
-        (lambda: ConvRead((1, 28, 28), 4, 3), ValueError, "stride must divide the sides"),
+        (
+            lambda: ConvRead((1, 28, 28), 4, 3),
+            ValueError,
+            "stride must divide height and width.* got 3",
+        ),
         (
             lambda: ConvWrite((4, 7, 7), (1, 28, 21)),
             ValueError,
-            "a whole number of times as high and wide",
+            r"same multiple .* got shape \(1, 28, 21\) and in_shape \(4, 7, 7\)",
         ),
         (
             lambda: Canvas(nn.LSTMCell(2, 4), Write(4, (1, 5, 5))),
@@ -347,7 +353,7 @@ def test_a_canvas_adds_what_is_written():
         (
             lambda: Canvas(Recurrence(nn.LSTMCell(2, 4)), nn.Linear(4, 25)),
             TypeError,
-            "the shape of a canvas",
+            "write must be a module with the attribute shape",
         ),
     ],
 )

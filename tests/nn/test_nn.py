@@ -176,5 +176,5 @@ def test_errors():
         ValueError, match=r"\(\*, 1, 28, 28\) or \(\*, 784\), got \(5, 28, 28\)"
     ):
         ConvEncoder((1, 28, 28))(torch.zeros(5, 28, 28))
-    with pytest.raises(ValueError, match="draws images"):
+    with pytest.raises(ValueError, match=r"parameter of shape \(63,\)"):
         ConvDecoder(2, (1, 8, 8)).head((63,))
