@@ -247,7 +247,7 @@ class InverseGamma(FromGammas, TorchDistribution):
         self.gamma = Gamma(
             concentration, rate, boost, reparameterization, validate_args=validate_args
         )
-        self._set_sampler(boost, reparameterization)
+        self._like(self.gamma)
         super().__init__(self.gamma.batch_shape, validate_args=validate_args)
 
     @property

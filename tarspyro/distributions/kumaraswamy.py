@@ -327,11 +327,9 @@ class StickBreakingKumaraswamy(StickBreaking):
     def __init__(
         self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None
     ) -> None:
-        check_parameters(concentration1=concentration1, concentration0=concentration0)
-        self.concentration1, self.concentration0 = broadcast_all(
-            concentration1, concentration0
-        )
         breaks = Kumaraswamy(concentration1, concentration0)
+        self.concentration1 = breaks.concentration1
+        self.concentration0 = breaks.concentration0
         super().__init__(_vectors(breaks), validate_args=validate_args)
 
 
@@ -354,11 +352,10 @@ class StickBreakingBeta(StickBreaking):
     def __init__(
         self, concentration1: Tensor, concentration0: Tensor, validate_args: bool | None = None
     ) -> None:
-        check_parameters(concentration1=concentration1, concentration0=concentration0)
+        breaks = Beta(concentration1, concentration0)
         self.concentration1, self.concentration0 = broadcast_all(
             concentration1, concentration0
         )
-        breaks = Beta(concentration1, concentration0)
         super().__init__(_vectors(breaks), validate_args=validate_args)
 
 

@@ -36,12 +36,14 @@ def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Mo
     for layer in network.modules():
         if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             continue
-        n_in = layer.weight[0].numel()
-        n_out = layer.weight[:, 0].numel()
         if isinstance(layer, nn.ConvTranspose2d):
-            # The weights are transposed here, and an output pixel depends on one input for
-            # each stride only.
-            n_in, n_out = n_out // math.prod(layer.stride), n_in
+            # These weights are transposed, and an output pixel depends on one input for each
+            # stride only.
+            n_in = layer.weight[:, 0].numel() // math.prod(layer.stride)
+            n_out = layer.weight[0].numel()
+        else:
+            n_in = layer.weight[0].numel()
+            n_out = layer.weight[:, 0].numel()
         variance = 2 / n_in if isinstance(activation, _RECTIFIERS) else 2 / (n_in + n_out)
         bound = math.sqrt(3 * variance)
         nn.init.uniform_(layer.weight, -bound, bound)

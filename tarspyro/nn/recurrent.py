@@ -94,7 +94,8 @@ class Recurrence(Configurable):
     def initial(self, batch_size: int) -> State:
         """Returns the state before the first step."""
         count = as_count("batch_size", batch_size)
-        parts = self.start.unsqueeze(1).expand(-1, count, *self.start.shape[1:]).unbind()
+        start = self.start.unsqueeze(1)
+        parts = start.expand(-1, count, *self.start.shape[1:]).unbind()
         return parts if len(parts) > 1 else parts[0]
 
     def hidden(self, state: State) -> Tensor:

@@ -162,7 +162,7 @@ def test_what_random_weights_refuses():
         RandomWeights(3)
     with pytest.raises(ValueError, match="network has lazy layers"):
         RandomWeights(nn.LazyLinear(2))
-    with pytest.raises(ValueError, match="network has no weights: ReLU"):
+    with pytest.raises(ValueError, match="network must have weights, got ReLU"):
         RandomWeights(nn.ReLU())
     function = RandomWeights(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"weights must have shape \(\*, 8\), got \(4, 7\)"):
