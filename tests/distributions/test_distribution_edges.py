@@ -1,6 +1,4 @@
-"""Densities at the edges of supports as torch has them, and entropies, distribution functions,
-means and modes.
-"""
+"""Densities at the edges of supports, and entropies, cdfs, means and modes."""
 
 import math
 
@@ -71,8 +69,8 @@ def test_densities_at_the_edge_are_torchs(ours, theirs, parameters, values, dtyp
 
 
 @pytest.mark.parametrize("ours, theirs, parameters, values", EDGES.values(), ids=EDGES)
-def test_gradients_at_the_edge_are_finite_where_torchs_are(ours, theirs, parameters, values):
-    """One row at a time, so that none hides another's."""
+def test_gradients_at_the_edge_are_finite_like_torchs(ours, theirs, parameters, values):
+    """Row by row, so one row cannot hide another's."""
     rows = [
         [parameter[index] for parameter in parameters] for index in range(len(parameters[0]))
     ]
@@ -112,7 +110,7 @@ def test_slopes_at_the_edge_of_a_finite_density(log_prob, edge, slope):
 
 
 def test_slopes_of_a_dirichlet_at_a_corner():
-    """Along the simplex: what leads off it is nobody's."""
+    """Along the simplex; directions off the simplex do not matter."""
     z = of(1.0, 0.0, 0.0).requires_grad_()
     (found,) = torch.autograd.grad(Dirichlet(of(3.0, 1.0, 1.0)).log_prob(z), z)
     torch.testing.assert_close(found - found.mean(), of(2.0, 0.0, 0.0) - 2 / 3)
@@ -120,7 +118,7 @@ def test_slopes_of_a_dirichlet_at_a_corner():
 
 @pytest.mark.parametrize("a, b", [*zip(ROWS.tolist(), COLUMNS.tolist(), strict=True)])
 def test_kumaraswamy_at_both_edges(a, b):
-    """Torch's is NaN there: a b x^(a - 1) (1 - x^a)^(b - 1) is 0, a b or infinite."""
+    """Torch's density is NaN there; a b x^(a - 1) (1 - x^a)^(b - 1) is 0, a b or infinite."""
     found = Kumaraswamy(of(a), of(b)).log_prob(of(0.0, 1.0))
     for value, power in zip(found.tolist(), (a, b), strict=True):
         assert value == (
@@ -140,8 +138,8 @@ def test_inverse_gamma_has_no_density_at_zero():
     )
 
 
-def test_relaxed_variables_at_a_corner_are_those_of_their_least_draws():
-    """Torch keeps a relaxed bit off its edges, too; draws of ours are kept at 1e-292."""
+def test_relaxed_variables_at_a_corner_equal_the_smallest_draw():
+    """Torch also keeps relaxed bits off the edges; draws of this library are at least 1e-292."""
     logits, corner = of(0.0, 1.0, 2.0).requires_grad_(), of([1.0, 0.0, 0.0], [0.5, 0.5, 0.0])
     kept = torch.finfo(torch.float64).tiny / torch.finfo(torch.float64).eps
     q = GumbelSoftmax(logits, temperature=0.5)
@@ -175,7 +173,7 @@ def test_a_class_that_is_impossible_and_absent_counts_nothing():
 
 
 def test_draws_are_scored_as_before():
-    """What a draw remembers is finite, however small the draw."""
+    """The logarithm that a draw carries is finite, however small the draw."""
     torch.manual_seed(0)
     for q in (
         Gamma(of(1e-3), of(1.0)),
@@ -309,7 +307,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("q", MOMENTS.values(), ids=MOMENTS)
-def test_means_and_variances_are_those_of_draws(q):
+def test_means_and_variances_of_draws(q):
     torch.manual_seed(0)
     draws = q.sample((50_000,))
     assert_within(draws, q.mean, "mean")
@@ -326,7 +324,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("q", MODES.values(), ids=MODES)
-def test_modes_are_where_the_density_is_highest(q):
+def test_modes_have_the_highest_density(q):
     mode = q.mode
     for factor in (0.999, 1.001):
         assert (q.log_prob(mode) > q.log_prob(mode * factor)).all()

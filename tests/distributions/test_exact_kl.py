@@ -1,6 +1,4 @@
-"""Every registered KL against enumeration, quadrature or draws, and what ``exact_kl`` leaves
-out.
-"""
+"""Exact KLs, against enumeration, quadrature or draws; rules that ``exact_kl`` does not use."""
 
 import itertools
 
@@ -69,8 +67,8 @@ def members(family, index, **extra):
 
 
 def truth(q, p):
-    """E_q[log q - log p] by a sum over all values or the trapezoid rule; infinite where q has
-    mass outside p's support.
+    """E_q[log q - log p] by a sum over all values or the trapezoid rule; infinite if q has
+    mass outside of p's support.
     """
     values, log_weights = points_of(q)
     log_q = q.log_prob(values)
@@ -83,8 +81,8 @@ def truth(q, p):
 
 
 def points_of(q):
-    """All values of a discrete variable, or a grid of a continuous one, and log of the weight
-    of each.
+    """All values of a discrete variable, or a grid of a continuous one, with the log weight of
+    each.
     """
     if q.has_enumerate_support:
         return q.enumerate_support(), torch.zeros(())
@@ -108,8 +106,8 @@ def points_of(q):
 
 
 def share_an_edge(q, p):
-    """Whether the supports end at the same place and one of the ends moves: there is no
-    derivative then.
+    """Whether the supports share an end and one of the ends moves, so that there is no
+    derivative.
     """
     shared = torch.zeros(9, dtype=torch.bool)
     if isinstance(q, (td.Uniform, td.Pareto)) or isinstance(p, (td.Uniform, td.Pareto)):
@@ -132,7 +130,7 @@ EACH_RULE = pytest.mark.parametrize(
 
 @EACH_RULE
 def test_of_one_variable_against_its_definition(q, p):
-    """For each of three q and each of three p."""
+    """For three members q and three members p each."""
     exact = truth(members(q, NINE[0]), members(p, NINE[1], validate_args=False))
     torch.testing.assert_close(
         exact_kl(members(q, NINE[0]), members(p, NINE[1])), exact, rtol=1e-5, atol=1e-6
@@ -141,7 +139,7 @@ def test_of_one_variable_against_its_definition(q, p):
 
 @EACH_RULE
 def test_of_one_variable_has_the_gradient_of_its_differences(q, p):
-    """Of both; torch's rule for all exponential families has none for q."""
+    """For both q and p; torch's rule for all exponential families has no gradient for q."""
     nine = members(q, NINE[0]), members(p, NINE[1])
     row, column = NINE[:, exact_kl(*nine).isfinite() & ~share_an_edge(*nine)]
     if not len(row):
@@ -163,7 +161,7 @@ def test_of_one_variable_has_the_gradient_of_its_differences(q, p):
 
 
 def lower(seed, size=3):
-    """A lower triangle whose determinant is not one."""
+    """A lower triangular matrix whose determinant is not one."""
     below = torch.randn(
         size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).tril(-1)
@@ -267,7 +265,7 @@ def test_of_several_variables_against_draws(q, p):
 
 
 class Skewed(dist.Normal):
-    """A density of its own and no rule, as in a user's program."""
+    """A class of the user's with its own density and without a rule."""
 
     def log_prob(self, value):
         return (
@@ -331,12 +329,12 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("q, p", LEFT_OUT.values(), ids=LEFT_OUT)
-def test_none_where_no_rule_is_exact(q, p):
+def test_none_without_an_exact_rule(q, p):
     assert exact_kl(q, p) is None
 
 
 def test_the_rules_that_are_left_out_are_wrong():
-    """Or without a gradient: none is left out that a bound could use."""
+    """Or they have no gradient: no rule is left out that a bound could use."""
     folded = (
         dist.FoldedDistribution(dist.Normal(of(2.0), of(1.0))),
         dist.FoldedDistribution(dist.Normal(of(-2.0), 1.0)),
@@ -355,7 +353,7 @@ def test_a_subclass_with_the_density_of_its_base_has_its_rule():
     torch.testing.assert_close(exact_kl(Renamed(LOC, 1.0), STANDARD), LOC**2 / 2)
 
 
-def test_a_rule_registered_for_a_class_of_ones_own_is_taken():
+def test_a_rule_for_a_class_of_the_user_is_used():
     class Own(Skewed):
         pass
 
@@ -380,7 +378,7 @@ def test_a_density_and_a_probability_do_not_mix():
 
 
 def test_rows_that_broadcast():
-    """Torch's rule for supports that differ has the shape of q alone."""
+    """For different supports, torch's rule returns the shape of q only."""
     assert exact_kl(
         dist.Normal(of(0.0), 1.0), dist.Exponential(torch.ones(2, 3).double())
     ).shape == (2, 3)
@@ -389,7 +387,7 @@ def test_rows_that_broadcast():
 
 
 def test_every_registered_rule_is_compared_or_left_out():
-    """A rule that a later version of torch or Pyro brings is to be looked at."""
+    """This fails if a later version of torch or Pyro adds a rule, which must then be checked."""
     both = [
         *MULTIVARIATE.values(),
         *LEFT_OUT.values(),

@@ -1,5 +1,5 @@
-"""Products and mixtures of Normal experts and blocks side by side, against quadrature,
-enumeration and closed forms.
+"""Products and mixtures of experts and concatenated blocks, against quadrature, enumeration
+and closed forms.
 """
 
 import math
@@ -96,7 +96,7 @@ def test_product_leaves_masked_experts_out_row_by_row():
 @pytest.mark.parametrize("what", ["loc", "scale"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 1e-30, 1e30])
 def test_parameters_of_masked_experts_touch_neither_value_nor_gradient(what, value):
-    """A missing modality's encoder saw nothing, and may return anything."""
+    """The encoder of a missing modality may return anything."""
     parameters = {"loc": numbers(2, 4).float(), "scale": numbers(2, 4, seed=1).exp().float()}
     mask = torch.tensor([[True, True, False, True], [True, False, True, True]])
     parameters[what] = torch.where(mask, parameters[what], value).requires_grad_()
@@ -165,7 +165,7 @@ def test_product_expands_and_has_the_kl_of_a_normal():
 
 @pytest.mark.parametrize("bound", [Trace_ELBO(), ELBO()], ids=["pyro", "ours"])
 def test_gradient_of_a_product_guide_is_exact(bound):
-    """q(z | x, y), each expert its own; z ~ N(0, 1), x | z ~ N(z, 1)."""
+    """The experts of q(z | x, y) are separate; z ~ N(0, 1), x | z ~ N(z, 1)."""
     rows = 20_000
     center = torch.tensor(
         [0.5, -1.0, 0.3, 0.9], dtype=torch.float64
@@ -240,9 +240,7 @@ def test_mixture_draws_have_its_moments_and_its_shapes(event_dim):
 
 
 def test_one_expert_draws_a_whole_row():
-    """Far experts in two coordinates: never one coordinate from one and the other from
-    another.
-    """
+    """The experts are far apart in two coordinates; no draw mixes their coordinates."""
     far = torch.tensor([[-100.0, -100.0], [0.0, 0.0], [100.0, 100.0]], dtype=torch.float64)
     weights = torch.tensor(
         [[0.2, 0.1, 0.0], [0.5, 0.0, 1.0], [0.3, 0.9, 0.0]], dtype=torch.float64
@@ -276,8 +274,8 @@ def test_mixture_expands(per_row):
 
 
 def test_weights_of_a_larger_batch_than_the_experts():
-    """Experts that are the same in every row, weighted differently: the mixture has the rows
-    of its weights.
+    """With the same experts in each row and different weights, the mixture has the rows of its
+    weights.
     """
     weights = numbers(2, 5).softmax(0)
     q = MixtureOfExperts(some_experts(2, 3, event_dim=1), weights=weights)
@@ -420,10 +418,8 @@ def test_density_is_the_sum_of_the_blocks():
     assert_within(q.sample((50_000,)), q.mean, errors=5)
 
 
-def test_draws_keep_what_their_blocks_remember():
-    """A Gamma draw of 1e-300 is zero in single precision; its logarithm is not lost on the
-    way.
-    """
+def test_draws_carry_the_draws_of_their_blocks():
+    """A Gamma draw of 1e-300 is zero in single precision; its logarithm is kept."""
     concentration = torch.full((3,), 1e-3, requires_grad=True)
     blocks = [
         dist.Normal(torch.zeros(2), 1.0).to_event(1),
@@ -508,7 +504,7 @@ def block_moments(name, p):
 @pytest.mark.parametrize("event", [False, True], ids=["", "to_event"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_gradient_of_a_rejection_sampled_and_a_normal_block(name, event, bound):
-    """z = (g, n), x | z ~ N(g + n, 1). Without augmentations, so that a lost score shows."""
+    """z = (g, n), x | z ~ N(g + n, 1). Without augmentations, so a lost score would show."""
     rows = 40_000
     center = torch.tensor([0.05, 0.2, -0.4, -0.5], dtype=torch.float64)
     parameters = center.expand(rows, 4).clone().requires_grad_()
@@ -624,7 +620,7 @@ def test_blocks_out_of_range():
 
 
 def test_the_experts_of_a_conditional_pair():
-    """Two encoders, one of which may be missing: what a multimodal guide writes."""
+    """Two encoders, one of which may be missing, as in a multimodal guide."""
     first, second = (Conditional(dist.Normal, MLP(6, [8]), 3) for _ in range(2))
     x, y = torch.randn(10, 6), torch.randn(10, 6)
     mask = torch.tensor(np.array([[True] * 10, [True] * 5 + [False] * 5]))

@@ -219,7 +219,7 @@ def test_draws_follow_the_distribution(family, how, dtype):
 
 
 @each_family
-def test_boost_is_no_business_of_the_implicit_derivative(family):
+def test_boost_has_no_effect_on_the_implicit_derivative(family):
     make, table = FAMILIES[family]
     parameters = torch.tensor(table)
     draws = []
@@ -266,7 +266,7 @@ def scipy_log_prob(family, p, x):
 
 
 def ordinary_values(family, parameters):
-    """Draws that remember nothing, inside the numbers that scipy can take."""
+    """Values without logarithms, in the range of scipy."""
     make, _ = FAMILIES[family]
     z = make(parameters).rsample((50,)).detach().clone()
     assert recall(z) is None
@@ -291,7 +291,7 @@ def test_log_prob_is_scipys(family):
 
 
 @each_family
-def test_log_prob_keeps_its_digits_in_single_precision(family):
+def test_log_prob_is_accurate_in_single_precision(family):
     """Around the mode of a large concentration, terms of 1e5 cancel: in single precision 1e-2
     is lost.
 
@@ -313,7 +313,7 @@ def test_log_prob_keeps_its_digits_in_single_precision(family):
 
 
 def test_torchs_own_density_loses_digits():
-    """Why there is a density of our own; the day this fails, it is not needed any more."""
+    """The reason for a density of our own; if this fails, torch's can be used."""
     seeded()
     a, rate = torch.tensor(1e4), torch.tensor(1.0)
     z = Gamma(a, rate).rsample((1000,)).detach().clone()
@@ -354,9 +354,9 @@ def test_log_prob_of_a_draw_below_the_floor_uses_its_logarithm(family, dtype):
 
 
 @pytest.mark.parametrize("family", ["Gamma", "Chi2", "Beta", "Dirichlet"])
-def test_the_floor_is_no_wall_to_gradients(family):
-    """A draw that is kept at the floor has the derivative of the true one: of a logarithm,
-    that of the remembered.
+def test_gradients_pass_the_lower_limit_of_draws(family):
+    """A draw at the lower limit has the derivative of the exact one: its logarithm that of the
+    exact logarithm.
     """
     seeded()
     make, _ = FAMILIES[family]
@@ -466,8 +466,8 @@ SAFE += [
 @pytest.mark.parametrize(("concentration", "count", "how"), SAFE, ids=str)
 @each_family
 def test_nothing_overflows_in_single_precision(family, concentration, count, how):
-    """A million Gamma variables where it is hard; every row has parameters, and so a gradient,
-    of its own.
+    """A million Gamma variables at difficult concentrations; each row has its own parameters
+    and gradient.
     """
     seeded()
     make, _ = FAMILIES[family]
@@ -490,8 +490,8 @@ def test_nothing_overflows_in_single_precision(family, concentration, count, how
 @each_sampler
 @each_family
 def test_a_uniform_number_may_be_zero(family, how, monkeypatch):
-    """In single precision one of 17 million is, too few for the test above to meet; its
-    logarithm is infinite.
+    """One in 17 million is in single precision, too few for the test above; its logarithm is
+    infinite.
     """
     for name in ("rand", "rand_like"):
         original = getattr(torch, name)
@@ -527,9 +527,7 @@ def poisson_elbo_gradient(family, concentration, rows=100_000):
 
 @pytest.mark.parametrize("concentration", [0.01, 0.05, 0.1])
 def test_counts_under_small_concentrations(concentration):
-    """5 log z has the derivative 5 / z, which overflows where torch's own Gamma lets z sink to
-    1e-38.
-    """
+    """The derivative 5 / z of 5 log z overflows for torch's Gamma, whose z reaches 1e-38."""
     seeded()
     loss, gradient = poisson_elbo_gradient(Gamma, concentration)
     assert loss.isfinite() and gradient.isfinite().all()
@@ -632,7 +630,7 @@ LARGE = (1.0, 1.5, 10.0)  # where no augmentation is needed, and so where the sc
 @pytest.mark.parametrize("bound", ["Trace_ELBO", "TraceEnum_ELBO", "ELBO, sampled"])
 @pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name != "to_event, expand"])
 def test_no_wrapper_loses_the_score(wrapper, bound):
-    """Without augmentation the pathwise part alone is off by 9 %, which so many rows tell."""
+    """Without augmentation the pathwise part is off by 9 %, which this number of rows shows."""
     seeded()
     gradients = gamma_gradients(gamma_guide(boost=0), wrapper, BOUNDS[bound], LARGE)
     assert_within(gradients, exact_gamma_gradient(LARGE), f"{wrapper}, {bound}", errors=5)
@@ -640,7 +638,7 @@ def test_no_wrapper_loses_the_score(wrapper, bound):
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_score_is_the_score(wrapper):
-    """Exactly that of the plain distribution, for the same random numbers."""
+    """It equals that of the plain distribution for the same random numbers."""
     size = 1 if wrapper == "to_event, expand" else 6
     leaf = torch.linspace(0.5, 2.0, size, dtype=F64).requires_grad_()
     a = leaf.expand(6)
@@ -665,8 +663,8 @@ def test_a_wrapped_score_is_the_score(wrapper):
 
 
 def test_a_mask_leaves_the_score():
-    """Masked rows have no density, but are drawn all the same: what depends on the draw still
-    needs its score.
+    """Masked rows have no density but are sampled, and terms that depend on the draw need its
+    score.
     """
     seeded()
     a = torch.full((4,), 1.5, dtype=F64, requires_grad=True)
@@ -721,9 +719,7 @@ def test_pyros_rejection_sampler_is_biased_in_an_event_and_ours_is_not():
 
 @pytest.mark.parametrize("how", [{"boost": 0}, {"boost": 1}], ids=str)
 def test_the_pathwise_derivative_alone_is_biased(how):
-    """d/da E[log z] = trigamma(a): the pathwise part misses it, its sum with the score does
-    not.
-    """
+    """d/da E[log z] = trigamma(a) needs the pathwise part and the score."""
     seeded()
     a = torch.full((20 * ROWS,), 1.5, dtype=F64, requires_grad=True)
     z, parts = score_parts(Gamma(a, torch.tensor(1.0, dtype=F64), **how))
@@ -814,7 +810,7 @@ def test_dirichlet_gradients_are_the_closed_form(how, bound):
 
 @pytest.mark.parametrize("how", [*SAMPLERS.values(), {"boost": 0}], ids=[*SAMPLERS, "boost 0"])
 @pytest.mark.parametrize("family", ["Chi2", "InverseGamma", "StudentT"])
-def test_gradients_of_the_kin_are_the_closed_form(family, how):
+def test_gradients_of_related_families_are_the_closed_form(family, how):
     """E[log z] of Chi2 and InverseGamma, and E[log(1 + t^2 / df)] of StudentT at a fixed df,
     of 3 (4 of a score).
     """
@@ -840,7 +836,7 @@ def test_gradients_of_the_kin_are_the_closed_form(family, how):
 
 
 @pytest.mark.parametrize("concentration", [0.5, 1.5, 10.0])
-def test_with_eight_augmentations_the_variance_is_that_of_the_implicit_derivative(
+def test_eight_augmentations_have_the_variance_of_the_implicit_derivative(
     concentration,
 ):
     """Within a tenth, give or take 4 standard errors of the ratio, which are 4 % at most."""
@@ -1026,7 +1022,7 @@ def test_the_scores_slope_is_the_derivative_of_the_log_density(dtype):
         )
 
 
-def test_the_scores_slope_is_no_noise_in_single_precision():
+def test_the_scores_slope_is_accurate_in_single_precision():
     """At d = 1e4 the terms are of order 10 and their sum of order 1e-10, at the noise that is
     really drawn.
     """
@@ -1039,7 +1035,7 @@ def test_the_scores_slope_is_no_noise_in_single_precision():
 
 
 def test_the_implicit_slope_is_that_of_scipys_quantile():
-    """To 1e-3: torch's kernel is a fit with about that error between its expansions."""
+    """To 1e-3, about the error of the fit in torch's kernel."""
     checked = 0
     for a in (1e-3, 0.05, 0.5, 1.5, 10.0, 100.0, 1e3):
         for p in (0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
@@ -1093,7 +1089,7 @@ def test_stirlings_remainder(dtype):
 
 
 def surrogate(a, boost=1):
-    """Has the gradient of E[log z] in a, whatever becomes of the parts of a draw on the way."""
+    """Has the gradient of E[log z] in a, through operations that must not lose the score."""
     q = Gamma(a, torch.ones((), dtype=a.dtype), boost=boost, validate_args=False)
     z, parts = score_parts(q)
     return z.log() + z.log().detach() * parts.score_function
@@ -1131,8 +1127,8 @@ TRANSFORMED = {
 
 @pytest.mark.parametrize("how", TRANSFORMED)
 def test_gradients_under_vmap(how):
-    """With the score of a draw; were it taken for a detached value, its whole score would be
-    added: 30 % off.
+    """With the score of a draw. As a detached value it would get its whole log-density, 30 %
+    off.
     """
     seeded()
     a = torch.full((2 * ROWS,), 1.5, dtype=F64, requires_grad=True)
@@ -1143,8 +1139,8 @@ def test_gradients_under_vmap(how):
 @pytest.mark.parametrize("how", [{}, SAMPLERS["implicit"]], ids=str)
 @each_family
 def test_recordings_are_the_run(family, how):
-    """The same seed gives the same value and gradient, for other parameters than those of the
-    recording.
+    """The same seed gives the same value and gradient, also for other parameters than the
+    recorded ones.
     """
     make, _ = FAMILIES[family]
 
@@ -1196,7 +1192,7 @@ def test_compiles_in_one_graph(family):
 @each_sampler
 @each_family
 def test_half_precision(family, how):
-    """Parameters and draws in bfloat16; what lies between, and the log-probability, in single
+    """Parameters and draws are in bfloat16, computations and the log-probability in single
     precision.
     """
     seeded()
@@ -1213,8 +1209,8 @@ def test_half_precision(family, how):
 
 @pytest.mark.parametrize("size", [1000, 50_000])
 def test_shares_of_many_are_on_the_simplex(size):
-    """As validation asks: a sum within 1e-6 of one, in single precision too, as torch's own
-    draws have it.
+    """Validation needs a sum within 1e-6 of one, in single precision too, as with torch's own
+    draws.
     """
     seeded()
     q = Dirichlet(torch.full((size,), 0.1))

@@ -1,6 +1,4 @@
-"""Every closed form of a KL against Monte Carlo or quadrature; shapes, accuracy in single
-precision, and refusals.
-"""
+"""Closed forms of the KL, against Monte Carlo or quadrature; accuracy in single precision."""
 
 import math
 
@@ -42,7 +40,7 @@ def of(*values):
 
 
 def matrix(seed):
-    """A lower triangle whose determinant is not one."""
+    """A lower triangular matrix whose determinant is not one."""
     below = torch.randn(
         3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).tril(-1)
@@ -223,7 +221,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("family, shape, options", DEFAULTS.values(), ids=DEFAULTS)
 def test_of_a_conditional_to_its_default_prior(family, shape, options):
-    """One number a row, summed over the event; what the bound takes for the KL of a pair."""
+    """One number for each row, summed over the event, as a bound uses it."""
     q = Conditional(family, MLP(4, [8]), shape, **options)
     prior, context = default_prior(family, shape, **options), torch.randn(5, 4)
     kl = q.kl(prior, context)
@@ -239,8 +237,8 @@ def test_of_a_conditional_to_its_default_prior(family, shape, options):
     )
 
 
-def test_a_row_keeps_its_own():
-    """Batches stay, events are summed; whatever broadcasts, does."""
+def test_one_number_for_each_row():
+    """Batch dimensions are kept and broadcast, and events are summed."""
     q = Gamma(torch.rand(5, 3).double() + 0.5, torch.rand(3).double() + 0.5)
     p = Gamma(of(1.0), of(1.0))
     kl = kl_divergence(q, p)
@@ -282,9 +280,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_is_never_negative(family):
-    """Random parameters from 0.01 to 100, and close pairs, where it is a small difference of
-    large numbers.
-    """
+    """Random parameters from 0.01 to 100, and close pairs, for which large numbers cancel."""
     parameters = 10 ** (4 * torch.rand(4, 20_000, dtype=torch.float64) - 2)
     parameters[2:, :10_000] = parameters[:2, :10_000] * (
         1 + 1e-3 * torch.rand(2, 10_000, dtype=torch.float64)
@@ -308,7 +304,7 @@ ODDS = np.arange(-60, 60, 0.01)
 
 
 def kumaraswamy_kl(a, b, log_density):
-    """E_q[log q(x) - log p(x)]; log p is told log x and log(1 - x)."""
+    """E_q[log q(x) - log p(x)], with log p computed from log x and log(1 - x)."""
     log_power = -np.logaddexp(0, -ODDS) / b  # log(1 - x^a)
     log = log1mexp(log_power) / a
     # Next to one, 1 - x is (1 - x^a) / a to the last digit.
@@ -379,7 +375,7 @@ def test_kumaraswamy_in_single_precision(prior):
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_kumaraswamy_divergences_are_those_of_differences():
+def test_gradients_of_kumaraswamy_divergences_equal_differences():
     a, b = (
         value.requires_grad_() for value in (of(0.1, 1.0, 3.0, 40.0), of(0.2, 5.0, 0.4, 30.0))
     )
@@ -404,7 +400,7 @@ LARGE = {
 
 @pytest.mark.parametrize("build, ours, theirs", LARGE.values(), ids=LARGE)
 def test_single_precision_at_ten_thousand_is_better_than_torchs(build, ours, theirs):
-    """Neighbours: torch's difference of two lgamma(1e4) = 8e4 leaves noise of 1e-2 where the
+    """For close pairs torch subtracts two lgamma(1e4) = 8e4, which leaves noise of 1e-2; the
     KL may be 1e-2 itself.
     """
     numbers = (1e4 * (1 + 0.1 * torch.rand(4, 1000))).float()
@@ -421,9 +417,7 @@ def test_single_precision_at_ten_thousand_is_better_than_torchs(build, ours, the
 
 @pytest.mark.parametrize("build, ours, theirs", LARGE.values(), ids=LARGE)
 def test_single_precision_at_ten_thousand_against_the_default_prior(build, ours, theirs):
-    """What a confident posterior pays: (a - 1)(digamma(a) - log a) must not lose its digits
-    either.
-    """
+    """The KL of a confident posterior: (a - 1)(digamma(a) - log a) must not cancel either."""
     numbers = (10 ** (2 + 2 * torch.rand(2, 1000))).float()
 
     def divergences(cls, dtype):
@@ -495,7 +489,7 @@ def test_a_bound_refuses_the_mixture_and_samples_the_densities():
     assert terms["kl"] != more["kl"]  # log q - log p of a draw
 
 
-def test_what_has_no_closed_form_says_so():
+def test_without_a_closed_form_it_raises():
     normal = dist.Normal(torch.zeros(3), 1.0)
     full = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
     for q, p in (

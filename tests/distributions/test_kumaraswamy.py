@@ -48,9 +48,7 @@ def numpy_log1mexp(log):
 
 
 def log1m_power(draw, a):
-    """log(1 - x^a) in double precision, from whichever of log x and log(1 - x) a draw
-    remembers better.
-    """
+    """log(1 - x^a) in double precision, from the more accurate of log x and log(1 - x)."""
     log, log1m = draw.log.double().numpy(), draw.log1m.double().numpy()
     # Next to one, where single precision has no log x, 1 - x^a is a (1 - x).
     return np.where(log > -1e-30, log1m + math.log(a), numpy_log1mexp(a * log))
@@ -112,7 +110,7 @@ def test_log1mexp_has_the_exact_slope_and_no_infinite_one(dtype):
 @CONCENTRATION0
 @CONCENTRATION1
 def test_draws_have_the_exact_distribution_function(a, b, dtype):
-    r"""F(x) = 1 - (1 - x^a)^b, of what the draw remembers."""
+    """F(x) = 1 - (1 - x^a)^b, of the logarithms that draws carry."""
     draw = recall(Kumaraswamy(*of(a, b, dtype)).sample((100_000 if b < 0.1 else 20_000,)))
     assert draw.log.isfinite().all() and draw.log1m.isfinite().all()
     uniform = -np.expm1(b * log1m_power(draw, a))
@@ -122,7 +120,7 @@ def test_draws_have_the_exact_distribution_function(a, b, dtype):
 @DTYPES
 @CONCENTRATION0
 @CONCENTRATION1
-def test_draws_are_inside_and_equal_to_what_they_remember(a, b, dtype):
+def test_draws_are_inside_and_equal_their_logarithms(a, b, dtype):
     eps = torch.finfo(dtype).eps
     x = Kumaraswamy(*of(a, b, dtype)).sample((10_000,))
     log, log1m = recall(x).log, recall(x).log1m
@@ -197,8 +195,8 @@ def test_density_of_own_draws_is_the_formula_in_double(a, b, dtype):
 @CONCENTRATION0
 @CONCENTRATION1
 def test_mean_log_density_of_own_draws_is_minus_the_entropy(a, b, dtype):
-    """What a sampled KL needs. At b = 0.05 one draw in 80 has 1 - x^a < exp(-87), less than a
-    single number's tiny.
+    """A sampled KL needs this. At b = 0.05 one draw in 80 has 1 - x^a < exp(-87), below tiny
+    in single precision.
     """
     q = Kumaraswamy(*of(a, b, dtype))
     log_prob = q.log_prob(q.sample((400_000 if b < 0.1 else 50_000,)))
@@ -274,7 +272,7 @@ def test_moments_in_single_precision(a, b):
 
 @pytest.mark.parametrize("a, b", [(0.3, 0.7), (2.0, 3.0), (5.0, 0.4), (0.6, 20.0)])
 def test_pathwise_gradients_of_moments_are_exact(a, b):
-    """E[x], E[log x] and E[log(1 - x)]: those of the remembered logarithms too."""
+    """Those of E[x], E[log x] and E[log(1 - x)], also through the logarithms that draws carry."""
     concentrations = [value.requires_grad_() for value in of(a, b, shape=(200_000,))]
     x = Kumaraswamy(*concentrations).rsample()
     exact = [value.requires_grad_() for value in of(a, b)]
@@ -329,8 +327,8 @@ def test_a_million_draws_and_all_gradients_are_finite(dtype):
 @DTYPES
 @pytest.mark.parametrize("extreme", ["lowest", "highest"])
 def test_the_rarest_uniform_numbers_are_finite(dtype, extreme, monkeypatch):
-    """torch.rand may be exactly zero, once in 17 million single numbers: too rare to be met
-    here by chance.
+    """torch.rand is zero once in 17 million numbers in single precision, too rarely for a
+    random test.
     """
     uniform = 0.0 if extreme == "lowest" else 1 - torch.finfo(dtype).eps / 2
     monkeypatch.setattr(
@@ -353,8 +351,8 @@ def test_the_rarest_uniform_numbers_are_finite(dtype, extreme, monkeypatch):
 
 
 def test_torchs_own_draws_are_zeros_and_ones_at_small_concentrations():
-    """The reason for log space: two draws in five are exactly one there, with an infinite
-    density.
+    """The reason for log space: two of five draws of torch are exactly one there, with an
+    infinite density.
     """
     theirs = torch.distributions.Kumaraswamy(
         *of(0.05, 0.05, torch.float32), validate_args=False
@@ -527,8 +525,8 @@ def test_own_draws_are_scored_as_their_copies(kind):
 @KINDS
 @pytest.mark.parametrize("b", [0.1, 0.3, 0.5, 1.0, 5.0])
 def test_density_of_own_draws_is_that_of_the_breaks_that_made_them(b, kind, dtype):
-    """log p(pi) = sum_k log p(v_k) - sum_k log(stick left before break k), also where a break
-    takes nearly all.
+    """log p(pi) = sum_k log p(v_k) - sum_k log(stick before break k), also if a break takes
+    nearly all.
     """
     q = sticks(kind, *of(2.0, b, dtype, shape=(4,)))
     torch.manual_seed(1)
@@ -646,9 +644,7 @@ def exact_bound(a, b, counts):
     ids=["pyro", "analytic", "particles"],
 )
 def test_gradient_of_beta_sticks_is_unbiased(bound, boost, wrap):
-    """With boost=0 the pathwise gradient alone is far off, so that a score lost on the way
-    shows.
-    """
+    """With boost=0 the pathwise gradient is far off, so a lost score would show."""
     rows = 10_000
     counts = torch.tensor([3.0, 1.0, 0.0, 2.0], dtype=torch.float64)
     center = torch.tensor([[1.2, 1.5, 2.0], [1.3, 1.1, 1.7]], dtype=torch.float64)

@@ -82,8 +82,8 @@ def test_the_nearest_bit_is_the_class(temperature, hard):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_what_a_draw_remembers_has_the_exact_law(temperature, dtype):
-    """T (log y - log(1 - y)) - logit is logistic, also where y itself has run out of digits."""
+def test_the_logarithms_of_draws_have_the_exact_distribution(temperature, dtype):
+    """T (log y - log(1 - y)) - logit is logistic, also if y itself has lost its digits."""
     draw = recall(
         GumbelSigmoid(
             torch.full((50_000,), 0.7, dtype=dtype), temperature=temperature
@@ -101,7 +101,7 @@ def test_what_a_draw_remembers_has_the_exact_law(temperature, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_values_and_what_they_remember_agree(temperature, dtype):
+def test_values_and_their_logarithms_agree(temperature, dtype):
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
     y = GumbelSoftmax(logits_of(20, dtype=dtype), temperature=temperature).sample((1000,))
     log = recall(y).log
@@ -123,9 +123,7 @@ def test_values_and_what_they_remember_agree(temperature, dtype):
 
 
 def test_entries_that_are_kept_from_vanishing_keep_their_gradient():
-    """y = exp(log y) has the derivative y; an entry that is held at the smallest number is no
-    constant.
-    """
+    """y = exp(log y) has the derivative y, also for entries at the lower limit."""
     logits = logits_of(50, dtype=torch.float32).requires_grad_()
     y = GumbelSoftmax(logits, temperature=0.01).rsample((1000,))
     assert (recall(y).log < -100).any()
@@ -193,7 +191,7 @@ def test_density_of_three_classes_integrates_to_one(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2 / 3, 1.0, 3.0])
-def test_density_equals_torchs_where_torch_has_one(temperature):
+def test_density_equals_torchs(temperature):
     logits, tau = logits_of(7, 5), torch.tensor(temperature, dtype=torch.float64)
     ours, theirs = (
         GumbelSoftmax(logits, temperature=temperature),
@@ -257,7 +255,7 @@ def test_a_draw_changed_in_place_is_scored_by_its_value():
 )
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000])
 def test_a_million_entries_are_finite(classes, dtype, entries):
-    """Draws, log-densities and every gradient; the draws pass their own validation."""
+    """Draws, log-densities and gradients are finite, and the draws pass their own validation."""
     for temperature in TEMPERATURES:
         logits = logits_of(1, classes, spread=3.0, dtype=dtype).requires_grad_()
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
@@ -294,8 +292,8 @@ def test_a_million_bits_are_finite(dtype, entries):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("extreme", ["lowest", "highest"])
 def test_the_rarest_uniform_numbers_are_finite(family, dtype, extreme, monkeypatch):
-    """torch.rand may be exactly zero, once in 17 million single numbers: too rare to be met
-    here by chance.
+    """torch.rand is zero once in 17 million numbers in single precision, too rarely for a
+    random test.
     """
     uniform = 0.0 if extreme == "lowest" else 1 - torch.finfo(dtype).eps / 2
     monkeypatch.setattr(
@@ -316,9 +314,7 @@ def test_the_rarest_uniform_numbers_are_finite(family, dtype, extreme, monkeypat
 
 
 def test_gradients_of_a_copy_at_the_smallest_entries_are_finite():
-    """A copy forgets its logarithms; entries are kept large enough that 1 / y does not
-    overflow.
-    """
+    """A copy carries no logarithms, but entries are large enough that 1 / y does not overflow."""
     q = GumbelSoftmax(logits_of(10, dtype=torch.float32), temperature=0.05)
     y = q.sample((10_000,)).clone().requires_grad_()
     log_prob = q.log_prob(y)
@@ -327,7 +323,7 @@ def test_gradients_of_a_copy_at_the_smallest_entries_are_finite():
 
 
 def test_torchs_own_density_is_nan_at_low_temperature():
-    """The reason for log space: torch's draws hold exact zeros, whose log-density is NaN."""
+    """The reason for log space: draws of torch have exact zeros, whose log-density is NaN."""
     logits = logits_of(10, dtype=torch.float32)
     theirs = torch.distributions.RelaxedOneHotCategorical(
         torch.tensor(0.1), logits=logits, validate_args=False
@@ -456,8 +452,8 @@ def test_hard_draws_are_one_hot_and_pass_their_own_validation(temperature):
 
 
 def test_pyros_straight_through_fails_its_own_validation():
-    """It scores the relaxed draw behind the hard one, clamped off the simplex: known fault,
-    the reason for ours.
+    """Pyro scores the relaxed draw behind the hard one, clamped off the simplex. This is the
+    reason for our own class.
     """
     logits = logits_of(1000, 100, dtype=torch.float32, spread=3.0)
     theirs = RelaxedOneHotCategoricalStraightThrough(
@@ -487,7 +483,7 @@ def test_hard_draws_have_the_gradient_of_soft_ones(family):
 
 
 def test_hard_draws_are_scored_by_their_value_alone():
-    """Pyro's straight-through draws carry an attribute that is lost by the first clone."""
+    """Pyro's straight-through draws need an attribute that the first clone loses."""
     logits = logits_of(6, 4)
     q = GumbelSoftmax(logits, hard=True)
     z = q.rsample()
@@ -770,7 +766,7 @@ def test_conditional_scores_each_row(shape, hard):
 
 @KINDS
 def test_a_learned_temperature(family):
-    """A constant of the family that is trained stays positive and gets the gradient of the
+    """A learned constant of the family stays positive and gets the gradient of the
     temperature.
     """
     q = Conditional(family, MLP(6, [8]), (4, 3), temperature=nn.Parameter(torch.tensor(0.7)))
@@ -820,9 +816,9 @@ def test_a_schedule_moves_the_temperature_of_both_halves(family, hard):
 
 
 @pytest.mark.parametrize("options", [{}, {"hard": True}, {"score": "discrete"}], ids=str)
-def test_bounds_of_a_pair_are_what_their_scores_say(options):
-    """Densities: log q - log p of the draw. Discrete scores: the KL between one-hot variables,
-    in closed form.
+def test_bounds_of_a_pair_follow_its_scores(options):
+    """With densities the KL is log q - log p of the draw, with discrete scores that of the
+    one-hot variables in closed form.
     """
     options = {"hard": False, **options}
     model, guide = pair(GumbelSoftmax, **options)
@@ -842,7 +838,7 @@ def test_bounds_of_a_pair_are_what_their_scores_say(options):
 
 
 def test_weights_of_a_relaxed_pair_are_unbiased():
-    """E[w] = p(x) with densities in both halves: the relaxed model is a proper model."""
+    """E[w] = p(x) with densities in both halves: the relaxed model is a proper one."""
     prior = GumbelSigmoid(torch.tensor(-0.4, dtype=torch.float64), temperature=0.6)
     x = torch.tensor([0.9, 0.1, -0.6], dtype=torch.float64)
     guide_logits = torch.tensor([0.8, -0.2, -1.0], dtype=torch.float64)

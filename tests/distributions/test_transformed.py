@@ -1,6 +1,4 @@
-"""Flows: densities against quadrature and Jacobians, and pairs whose posterior or prior is
-one.
-"""
+"""Transformed distributions, against quadrature and Jacobians, and pairs with flows."""
 
 import copy
 
@@ -96,9 +94,7 @@ def double():
 
 
 def by_jacobian(q, x):
-    """The image of a single x and the density there, from autograd's Jacobian of all
-    transforms together.
-    """
+    """The image of one x and its density, from autograd's Jacobian of all transforms together."""
 
     def push(x):
         for transform in q.transforms:
@@ -129,9 +125,7 @@ def test_the_density_of_a_draw_is_that_of_the_jacobian(name, double):
     "name", [*INVERTIBLE, *(name for name in CONDITIONAL if name not in WITHOUT_INVERSE)]
 )
 def test_the_density_of_any_value_is_that_of_its_origin(name, double):
-    """The origin by the inverse, checked by the way there; the density from autograd's
-    Jacobian at it.
-    """
+    """The origin by the inverse, checked forwards; the density from autograd's Jacobian."""
     q = flow(name)(torch.rand(6))
     for value in 2 * torch.randn(3, 2):
         origin = value
@@ -167,7 +161,7 @@ def test_the_density_integrates_to_one(name, double):
 
 @pytest.mark.parametrize("name", WITHOUT_INVERSE)
 def test_own_draws_are_scored_without_an_inverse(name, double):
-    """By the law of large numbers E_q[f / q] is the integral of f, here of a narrow Gaussian."""
+    """By the law of large numbers E_q[f / q] is the integral of f, here a narrow Gaussian."""
     q = flow(name)(torch.rand(6))
     z = q.sample((20_000,))
     target = dist.Normal(z.mean(0), z.std(0) / 2).to_event(1)
@@ -178,9 +172,7 @@ def test_own_draws_are_scored_without_an_inverse(name, double):
 
 @pytest.mark.parametrize("name", [*ONE_WAY, "affine coupling", "conditional planar"])
 def test_every_draw_is_scored_and_not_the_latest_alone(name):
-    """Pyro's transforms remember one call, so that of two draws only the second has a density
-    (or a cheap one).
-    """
+    """Pyro's transforms cache one call, so only the second of two draws has a (cheap) density."""
     q = flow(name)(torch.rand(4, 6))
     first = q.rsample()
     alone = q.log_prob(first)
@@ -200,7 +192,7 @@ def test_every_draw_is_scored_and_not_the_latest_alone(name):
 
 
 def test_a_draw_made_without_gradients_is_scored_with_them(double):
-    """What it remembers was computed without, and would leave the gradient out."""
+    """Its log-determinant was computed without gradients, and must be computed again."""
     made = flow("affine coupling")
     q = made(torch.rand(4, 6))
     z = q.sample()
@@ -233,7 +225,7 @@ def test_particles_and_rows(name):
 
 
 def test_rows_of_a_conditional_flow_have_draws_of_their_own():
-    """The base of all rows is the same, and its draws must not be."""
+    """All rows have the same base, but not the same draws."""
     made = Transformed(
         dist.Normal(torch.zeros(2), 1.0).to_event(1), [T.conditional_planar(2, 6, [8])]
     )
@@ -259,8 +251,8 @@ def test_events_of_more_dimensions(double):
 
 
 def test_the_score_of_a_rejection_sampler_passes_through():
-    """A Gamma base has more gradient than its pathwise one; Pyro's wrapper would leave it out
-    without a word.
+    """A Gamma base has a score beside its pathwise gradient; Pyro's wrapper would drop it
+    silently.
     """
     made = Transformed(
         Conditional(distributions.Gamma, MLP(6, [8]), 2), [T.AffineTransform(0.0, 3.0)]
@@ -328,7 +320,7 @@ def test_a_trunk_makes_the_context_of_conditional_transforms():
     assert two(torch.rand(4, 3), torch.rand(4, 2)).batch_shape == (4,)
 
 
-def test_numbers_of_plain_transforms_go_where_the_module_goes():
+def test_tensors_of_plain_transforms_move_with_the_module():
     made = Transformed(
         dist.Normal(torch.zeros(2), 1.0).to_event(1),
         [
@@ -372,7 +364,7 @@ def test_printing():
         ),
     ],
 )
-def test_errors_say_what_to_do(call, error, message):
+def test_errors_name_a_fix(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
@@ -494,7 +486,9 @@ def test_a_mixture_of_flow_posteriors(double):
 
 
 class Bent(nn.Module):
-    """z ~ N(0, I), x | z ~ N(z_2 - z_1^2, 0.3): a posterior bent to a parabola, for one x."""
+    """z ~ N(0, I), x | z ~ N(z_2 - z_1^2, 0.3): for one x, a posterior in the shape of a
+    parabola.
+    """
 
     out_features = 1
 
@@ -585,7 +579,7 @@ def test_bounds_of_a_flow_lie_below_the_truth():
     )
 
 
-def test_descriptions_of_what_pyro_s_flows_were_built_with():
+def test_descriptions_of_pyros_flows():
     for name, make in ALL.items():
         made = make()
         if isinstance(made, nn.Module):

@@ -1,6 +1,4 @@
-"""The mixture of posteriors as a prior: its density, its draws, what it learns from, and pairs
-that hold it.
-"""
+"""The VampPrior: density, draws, gradients, and pairs with it."""
 
 import math
 
@@ -86,9 +84,7 @@ def test_the_density_is_the_mean_of_the_components(family, lead, double):
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 1e-3])
 def test_five_hundred_narrow_components_keep_their_digits(scale):
-    """Squares that are multiplied out cancel: in single precision this loses 200 nats at a
-    scale of 0.001.
-    """
+    """Expanded squares cancel: in single precision, 200 nats are lost at a scale of 0.001."""
     generator = torch.Generator().manual_seed(0)
     loc = 3 * torch.randn(500, 40, generator=generator)
     scales = scale * (0.5 + torch.rand(500, 40, generator=generator))
@@ -111,9 +107,7 @@ def test_five_hundred_narrow_components_keep_their_digits(scale):
 
 
 def test_draws_too_small_for_a_number_keep_their_logarithm():
-    """At a concentration of 0.001 a Gamma draw is often below every number, and its density is
-    not.
-    """
+    """At a concentration of 0.001 a Gamma draw often underflows, and its log-density does not."""
 
     class Small(nn.Module):
         def forward(self, u):
@@ -147,7 +141,7 @@ def test_a_context_belongs_to_every_component(double):
 
 
 @pytest.mark.parametrize("family", ["Normal", "Gamma", "Dirichlet", "Normal, a matrix"])
-def test_draws_are_those_of_the_mixture(family, double):
+def test_draws_follow_the_mixture(family, double):
     prior = VampPrior(posterior_of(family), torch.rand(3, 6))
     mixture = prior()
     draws = mixture.sample((4000,))
@@ -181,7 +175,7 @@ def test_every_row_draws_a_component_of_its_own():
 
 
 def test_drawing_encodes_the_chosen_pseudo_inputs_alone():
-    """Ten thousand draws of five hundred components each would not fit in memory."""
+    """Ten thousand draws of five hundred components each would need too much memory."""
     seen = []
 
     class Watched(nn.Module):
@@ -196,7 +190,7 @@ def test_drawing_encodes_the_chosen_pseudo_inputs_alone():
 # --- pseudo-inputs
 
 
-def test_pseudo_inputs_start_where_they_are_told():
+def test_initial_pseudo_inputs():
     rows = torch.rand(5, 1, 4, 4)
     posterior = Conditional(dist.Normal, ConvEncoder((1, 4, 4), [2]), 2)
     prior = VampPrior(posterior, rows)
@@ -263,7 +257,7 @@ def test_the_prior_s_term_teaches_pseudo_inputs_and_encoder(double):
 
 
 class Line(nn.Module):
-    """A network of one number, for what quadrature can check."""
+    """A network of one number, for quadrature."""
 
     out_features = 1
 
@@ -272,7 +266,7 @@ class Line(nn.Module):
 
 
 def line_pair():
-    """One latent number and one observed, both real: every integral is one of a grid."""
+    """One latent and one observed number, both real, so each integral is a sum over a grid."""
     posterior = Conditional(dist.Normal, Line(), 1, scale=nn.Parameter(torch.tensor(0.6)))
     with torch.no_grad():
         posterior.heads["loc"].weight.fill_(0.7)
@@ -292,7 +286,7 @@ GRID = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
 
 
 def on_grid(p, q, x):
-    """log p(z), log p(x | z) and log q(z | x) on a grid of z, a row for each data point."""
+    """log p(z), log p(x | z) and log q(z | x) on a grid of z, one row for each data point."""
     likelihood = torch.stack([p.likelihood(GRID).log_prob(row) for row in x])
     guide = torch.stack([q.posterior(row).log_prob(GRID) for row in x])
     return p.prior().log_prob(GRID), likelihood, guide
@@ -327,9 +321,9 @@ def test_bounds_lie_below_the_likelihood(bound, double):
 
 
 @pytest.mark.parametrize("bound", ["ELBO", "ELBO, stl", "IWAE", "IWAE, dreg"])
-def test_gradients_of_shared_weights_are_those_of_quadrature(bound, double):
-    """The encoder stands on both sides: estimators that cut the guide's own score must not cut
-    the prior's.
+def test_gradients_of_shared_weights_equal_quadrature(bound, double):
+    """Both halves hold the encoder: estimators that drop the guide's own score must keep the
+    prior's.
     """
     p, q, x = line_pair()
     loss = {**BOUNDS, "ELBO, stl": lambda: ELBO(gradient="stl")}[bound]()
@@ -349,7 +343,7 @@ def test_gradients_of_shared_weights_are_those_of_quadrature(bound, double):
 
 
 def gradients_of(loss, p, q, x, parameters, repeats=100, copies=50):
-    """Estimates of a loss's gradient, each from so many copies of the data."""
+    """Estimates of a loss's gradient, each from a number of copies of the data."""
     rows = x.repeat(copies, 1)
     with local_parameters():
         draws = [
@@ -391,9 +385,9 @@ def test_recorded_steps_are_the_eager_ones(family, bound):
     assert_same_step(BOUNDS[bound](), p, q, torch.rand(6, 6).round())
 
 
-def test_it_learns_clusters_that_a_standard_normal_does_not_have():
-    """Data in three groups: with one pseudo-input each, the prior's term falls below that of
-    N(0, 1).
+def test_it_learns_clusters():
+    """The data have three groups: with one pseudo-input each, the prior's term falls below
+    that of N(0, 1).
     """
     generator = torch.Generator().manual_seed(0)
     centers = torch.tensor([[1.0, 0, 0, 1, 0, 0], [0.0, 1, 0, 0, 1, 0], [0.0, 0, 1, 0, 0, 1]])
@@ -457,6 +451,6 @@ def test_printing():
         ),
     ],
 )
-def test_errors_say_what_to_do(call, error, message):
+def test_errors_name_a_fix(call, error, message):
     with pytest.raises(error, match=message):
         call(posterior_of())

@@ -1,6 +1,4 @@
-"""Weights as latent variables: networks of drawn weights, and regression against its closed
-forms.
-"""
+"""Bayesian regression and networks with random weights, against closed forms."""
 
 import copy
 import math
@@ -157,7 +155,7 @@ def test_dropout_differs_between_draws():
     assert 0 < dropped.sum() < dropped.numel() and not torch.equal(dropped[0], dropped[1])
 
 
-def test_what_random_weights_refuses():
+def test_random_weights_rejects_invalid_networks():
     with pytest.raises(TypeError, match="network must be a torch.nn.Module, got 3"):
         RandomWeights(3)
     with pytest.raises(ValueError, match="network has lazy layers"):
@@ -266,7 +264,7 @@ def test_bounds_fall_with_alpha(linear):
 
 
 def test_a_batch_stands_for_all_data_inside_the_weight(linear):
-    """log p(w) + N / B sum log p(y | x, w) - log q(w) is the log weight, whatever alpha."""
+    """The log weight is log p(w) + N / B sum log p(y | x, w) - log q(w), for any alpha."""
     p, (q, _) = linear.model(), linear.mean_field()
     x, y = linear.x[:6], linear.y[:6]
     for alpha in (-math.inf, 0.0, 0.5):
@@ -333,7 +331,7 @@ def test_gradients_are_per_data_point_too(linear):
 
 
 class PointMass(nn.Module):
-    """q(w) = delta(w - value): the maximum a posteriori estimate, as a guide of one's own."""
+    """q(w) = delta(w - value), the maximum a posteriori estimate as a guide of the user's."""
 
     def __init__(self, value):
         super().__init__()
@@ -459,7 +457,7 @@ def test_without_targets_the_model_generates(linear):
 
 
 def test_a_classification():
-    """The likelihood is free: three classes."""
+    """The likelihood is arbitrary: here it has three classes."""
     x = torch.randn(30, 2)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
     function = RandomWeights(

@@ -1,6 +1,4 @@
-"""The conditional VAE against a linear Gaussian one and quadrature; conditions, quadrants,
-scores given y.
-"""
+"""The conditional VAE, against a linear Gaussian model and quadrature."""
 
 import contextlib
 import math
@@ -143,8 +141,8 @@ def test_with_the_exact_posterior_every_bound_is_log_p_of_x_given_y(
 @pytest.mark.parametrize("num_particles", [1, 3])
 @either_prior
 def test_elbo_and_gradient_are_the_closed_forms(double, num_particles, conditional):
-    """Several draws of one data point share its y and its KL, which has a row for each data
-    point alone.
+    """Several draws of a data point share its y and its KL, which has one row for each data
+    point.
     """
     toy = Exact(conditional, num=10, shift=0.2, widen=1.3)
     reconstruction, kl = toy.terms()
@@ -198,7 +196,7 @@ def test_conditional_log_likelihood_by_importance_sampling(double, conditional):
 
 
 def test_monte_carlo_from_the_prior_agrees_and_is_noisier(double):
-    """A guide that draws from p(z | y): Sohn et al.'s Monte Carlo estimate, with the same
+    """With p(z | y) as the guide it is the Monte Carlo estimate of Sohn et al., with the same
     mean.
     """
     toy = Exact(num=10)
@@ -221,8 +219,8 @@ def test_monte_carlo_from_the_prior_agrees_and_is_noisier(double):
 
 
 def test_reconstruction_is_its_closed_form_and_no_likelihood(double):
-    """Tars called E_q[log p(x | z, y)] a conditional likelihood; it is optimistic by about the
-    KL.
+    """E_q[log p(x | z, y)], a conditional likelihood in Tars, exceeds log p(x | y) by about
+    the KL.
     """
     toy = Exact(num=20, shift=0.2, widen=1.3)
     reconstruction, kl = (term.detach() for term in toy.terms())
@@ -255,7 +253,7 @@ def test_annealed_importance_sampling_takes_the_condition(double):
     ids=lambda family: family.__name__,
 )
 def test_other_families_against_quadrature(double, family):
-    """One latent degree of freedom: p(x | y) is a sum over a grid."""
+    """With one latent dimension, p(x | y) is a sum over a grid."""
     size = 1 if family is distributions.Gamma else 2
     p = models.ConditionalVAE(
         Conditional(family, MLP(3, []), size),
@@ -285,7 +283,7 @@ def test_other_families_against_quadrature(double, family):
 
 
 def test_a_weight_belongs_to_one_data_point_and_the_loss_to_all(double):
-    """The loss per data point is a mean over all rows, the last, shorter batch included."""
+    """The loss per data point is a mean over all rows, including the last, shorter batch."""
     toy = Exact(num=25)
     guide = guides.ConditionalVAE(toy.posterior)
     assert log_weights(toy.model, guide, toy.x, toy.y, num_particles=7).shape == (7, 25)
@@ -403,7 +401,7 @@ def test_formulas_say_whether_the_prior_depends_on_y():
     ) and "prior: p(z | y) = Normal(loc, scale)" in repr(p)
 
 
-def test_what_has_a_context():
+def test_has_context():
     assert not has_context(as_prior(dist.Normal(0.0, 1.0)))
     assert not has_context(Prior(dist.Normal, 2))  # learned, and still the same for every y
     assert has_context(Conditional(dist.Normal, MLP(3, []), 2)) and has_context(
@@ -502,7 +500,7 @@ def test_a_missing_condition_is_named():
 
 @pytest.mark.parametrize("rows", [10, 20])
 def test_integer_labels_are_refused(rows):
-    """Ten labels would pass for one vector of ten numbers, which all data points share."""
+    """Ten labels would be taken for one vector of ten numbers, shared by all data points."""
     p, q = pair()
     x, labels = binary().x[:rows], digits().train.y[:rows]
     with pytest.raises(
@@ -543,7 +541,7 @@ def test_shuffling_keeps_data_and_condition_together():
     assert torch.equal(seen[:, 0].sort().values, x[:, 0])
 
 
-def test_a_condition_that_the_model_observes_is_no_condition(double):
+def test_an_observed_variable_is_not_a_condition(double):
     def joint(x, y):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -601,7 +599,7 @@ def test_quadrants_are_these(given):
         assert torch.equal(join_quadrants(missing, known), image.flatten(1))
 
 
-def test_what_quadrants_refuse():
+def test_quadrants_reject_invalid_arguments():
     for given in (0, 4, 1.5):
         with pytest.raises(
             (ValueError, TypeError),
@@ -616,7 +614,9 @@ def test_what_quadrants_refuse():
 
 
 def test_quadrants_are_completed_better_than_without_them():
-    """Given three quadrants the fourth is more likely than under a model that is given zeros."""
+    """Given three quadrants, the fourth is more likely than under a model whose inputs are
+    zeros.
+    """
     train, test = (quadrants(part.x.round(), 3) for part in (digits().train, digits().test))
     scores = []
     for use in (1.0, 0.0):

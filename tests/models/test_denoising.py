@@ -1,4 +1,4 @@
-"""Autoencoders that see corrupted inputs, and several decoders of one code."""
+"""Denoising autoencoders, and autoencoders with several decoders."""
 
 import pyro.distributions as dist
 import pytest
@@ -49,7 +49,7 @@ def double():
 # --- the noise
 
 
-def test_masking_noise_keeps_what_it_does_not_mask():
+def test_masking_noise_keeps_other_entries():
     x = 0.5 + torch.rand(200, 50)
     noisy = MaskingNoise(0.3)(x)
     kept = noisy != 0
@@ -70,7 +70,7 @@ def test_evaluation_sees_the_data_itself(noise):
     assert torch.equal(noise().eval()(x), x) and not torch.equal(noise()(x), x)
 
 
-def test_what_noise_refuses():
+def test_noise_rejects_invalid_arguments():
     for p in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=f"p must be from 0 to 1, got {p}"):
             MaskingNoise(p)
@@ -103,9 +103,7 @@ def test_the_guide_sees_corrupted_data_and_the_model_scores_the_data(noise):
 
 @pytest.mark.parametrize("particles", [1, 4])
 def test_elbo_of_a_denoising_vae_is_the_closed_form(particles):
-    """With x + s e for x the posterior's mean Mx has the variance s^2 MM^T more, in both
-    terms.
-    """
+    """For x + s e the variance of the posterior mean Mx is larger by s^2 MM^T, in both terms."""
     toy, scale = LinearGaussian(), 0.4
     spread = scale**2 * toy.map.square().sum(1)
     blur = scale**2 * (toy.weight @ toy.map).square().sum() / (2 * toy.scale**2)
@@ -120,7 +118,7 @@ def test_elbo_of_a_denoising_vae_is_the_closed_form(particles):
 
 
 def test_log_likelihoods_are_unbiased_with_corrupted_proposals(double):
-    """A weight p(x, z) / q(z | x_noisy) estimates p(x) whatever x_noisy is."""
+    """A weight p(x, z) / q(z | x_noisy) is unbiased for p(x) with any x_noisy."""
     toy = LinearGaussian(num=5)
     q = guides.VAE(
         toy.posterior, corruption=lambda x: x + 0.2 * torch.randn_like(x)
@@ -247,8 +245,8 @@ def test_two_decoders_of_a_vae(bound, tmp_path):
 
 
 def test_blocks_are_checked_one_by_one():
-    """Grey pixels are an error in the one block, and accepted where the user says so; labels
-    stay labels.
+    """Grey pixels are an error in the one block, unless the user accepts them; labels are
+    checked as labels.
     """
     q = guides.VAE(Conditional(dist.Normal, MLP(74, [16]), 3))
     x = images_and_labels(binary=False)
@@ -261,7 +259,7 @@ def test_blocks_are_checked_one_by_one():
 
 
 def test_a_posterior_of_blocks():
-    """Side by side a Normal and a Dirichlet code, and a prior in blocks too."""
+    """The code is a Normal block and a Dirichlet block, as is the prior."""
     families = (
         Conditional(dist.Normal, MLP(64, [8]), 2),
         Conditional(dist.Dirichlet, MLP(64, [8]), 3),
@@ -277,7 +275,7 @@ def test_a_posterior_of_blocks():
     assert p(batch_size=3).shape == (3, 64)
 
 
-def test_what_blocks_refuse():
+def test_blocks_reject_invalid_arguments():
     with pytest.raises(
         TypeError, match="blocks must be modules, such as a Conditional or a Prior, got 3"
     ):

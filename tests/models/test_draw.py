@@ -1,6 +1,4 @@
-"""DRAW against its loss written by hand and a linear-Gaussian model; canvases, particles,
-labels, convolutions.
-"""
+"""DRAW, against its loss by hand and a linear Gaussian model."""
 
 import math
 
@@ -74,7 +72,7 @@ def double():
 def pair(
     kind="whole", labels=False, steps=3, family=dist.Normal, likelihood=None, learned=False
 ):
-    """A small pair; encoder and decoder differ in size, so that states cannot be exchanged."""
+    """A small pair. Encoder and decoder differ in size, so their states cannot be confused."""
     given = LABELS if labels else 0
     likelihood = likelihood or Conditional(dist.Bernoulli, IdentityTrunk(SHAPE), SHAPE)
     if kind == "convolutional":
@@ -104,7 +102,7 @@ def pair(
 
 
 def shaken(p, q, seed=0):
-    """Weights of any size, so that what starts at zero counts too."""
+    """Random weights, so parameters that are initialized at zero count too."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters_of(p, q):
@@ -134,7 +132,7 @@ def lstm(cell, inputs, state):
 
 
 def window(placing, size):
-    """Equations 22 to 26, with sums in place of a softmax."""
+    """Equations 22 to 26, with sums instead of a softmax."""
     _, height, width = SHAPE
     x, y, log_variance, log_stride, log_intensity = placing.unbind(1)
     stride = (max(height, width) - 1) / (size - 1) * log_stride.exp()
@@ -156,8 +154,8 @@ def window(placing, size):
 
 
 def by_hand(p, q, x, attention):
-    """The loss of the paper (eqs. 3 to 12) on the images (B, H, W), summed over them: no site,
-    no handler.
+    """The loss of the paper (eqs. 3 to 12) on images (B, H, W), summed over them, without
+    Pyro.
     """
     decoder, encoder, write, read = p.canvas.cell, q.encoder, p.canvas.write, q.read
     start = lambda recurrence: [part.expand(len(x), -1) for part in recurrence.start]  # noqa: E731
@@ -205,8 +203,8 @@ def by_hand(p, q, x, attention):
 
 @pytest.mark.parametrize("kind", ["whole", "attention"])
 def test_the_loss_by_hand(double, kind):
-    """Value and gradient on the same noise, with learned initial states and canvas; the test
-    value is the bound itself.
+    """Value and gradient with the same noise, and with learned initial states and canvas. In
+    evaluation mode the loss is minus the bound.
     """
     p, q = shaken(*pair(kind, learned=True))
     (x,), bound, results = images(), ELBO(), []
@@ -248,8 +246,8 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("learned_prior", [False, True])
 def test_a_linear_draw_meets_its_exact_likelihood(double, learned_prior):
-    """c_T is linear in Gaussian noise, so that p(x) is a Gaussian; the bounds are below it,
-    and converge to it.
+    """c_T is linear in Gaussian noise, so p(x) is Gaussian. The bounds are below it and
+    converge to it.
     """
     torch.manual_seed(0)
     shape, scale = (1, 1, 3), 0.8
@@ -310,7 +308,7 @@ def test_a_linear_draw_meets_its_exact_likelihood(double, learned_prior):
 
 
 def test_the_kl_of_a_step_is_in_closed_form(double):
-    """Of one step it has no noise; of convolutional maps too."""
+    """The KL of one step has no noise, also for convolutional maps."""
     for kind in KINDS:
         p, q = shaken(*pair(kind, steps=1))
         x = images()
@@ -321,7 +319,9 @@ def test_the_kl_of_a_step_is_in_closed_form(double):
 @given_labels
 @each_kind
 def test_particles_are_one_run_each(double, kind, labels):
-    """Given the draws, the densities of all sites are those of the particle alone."""
+    """Given the draws, the densities of all sites equal those of a run with this particle
+    only.
+    """
     p, q = shaken(*pair(kind, labels))
     x = images(labels=labels)
     drawn = pyro.poutine.trace(pyro.plate("particles", 3, dim=-2)(q)).get_trace(*x)
@@ -383,9 +383,9 @@ def test_the_canvas_starts_at_zero_and_is_learned(kind):
 
 
 @each_kind
-def test_the_guide_sees_what_the_canvas_lacks(double, kind):
-    """Once the first canvas is the image itself, the error image is zero, and a draw depends
-    on x alone.
+def test_the_guide_reads_the_error_image(double, kind):
+    """If the initial canvas is the image itself, the error image is zero and a draw depends on
+    x only.
     """
     p, q = pair(kind)
     (x,) = images(1)
@@ -463,7 +463,7 @@ def test_recorded_steps_are_the_eager_ones(kind, labels, bound):
 
 
 def test_recorded_steps_paint_once():
-    """Both halves compute the state; the recording merges the two."""
+    """Both halves compute the state; the recording computes it once."""
     from tarspyro.infer.compilation.recording import record, record_as_it_stands
     from tarspyro.scopes import local_parameters
 
@@ -507,8 +507,10 @@ def test_svi_trains_draw():
 
 
 @pytest.mark.parametrize("kind", ["whole", "convolutional"])
-def test_labels_say_what_is_painted(kind):
-    """Trained on images that the label tells, the model paints the one that is asked for."""
+def test_labels_determine_the_image(kind):
+    """Trained on images that the label determines, the model paints the image of the given
+    label.
+    """
     torch.manual_seed(0)
     p, q = pair(kind, labels=True, steps=2)
     y = torch.eye(LABELS).repeat(40, 1)
@@ -580,7 +582,7 @@ def test_canvases_step_by_step(kind, tmp_path):
         plot.animation(tmp_path / "a.png", p)
 
 
-def test_windows_are_drawn_where_they_are():
+def test_windows_are_plotted_at_their_place():
     p, _ = pair("attention", steps=1)
     with torch.no_grad():
         p.canvas.write.placing.weight.zero_()

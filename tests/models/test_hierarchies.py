@@ -1,6 +1,4 @@
-"""Hierarchies and ladders against a linear Gaussian one, where evidence, posterior and bound
-are known.
-"""
+"""Hierarchical and ladder VAEs, against a linear Gaussian model in closed form."""
 
 import math
 
@@ -106,7 +104,7 @@ class LinearHierarchy:
         )
 
     def guide(self, kind):
-        """A guide that is not the posterior."""
+        """A guide that differs from the posterior."""
         top, bottom = (
             linear([[0.4, -0.3]], [0.1], [0.8]),
             linear([[0.6, 0.1], [-0.2, -0.5]], [0.1, 0.2], [0.7, 0.6]),
@@ -117,7 +115,7 @@ class LinearHierarchy:
         return guides.LadderVAE(encoders, [bottom, top], self.model.conditionals)
 
     def exact_guide(self, kind):
-        """The posterior itself."""
+        """The exact posterior as a guide."""
         gain, shift, covariance = self.posterior
         if kind == "samples":
             below = linear(
@@ -143,7 +141,7 @@ class LinearHierarchy:
         )
 
     def moments(self, q):
-        """Means and covariance of (z_1, z_2) under the guide: a data point a row,
+        """The mean and covariance of (z_1, z_2) under the guide, one row for each data point,
         differentiable.
         """
         (a_weight, a, s1) = of(self.model.conditionals[0])
@@ -167,7 +165,7 @@ class LinearHierarchy:
         )
 
     def elbo(self, q):
-        """The bound and its term E[log p(x | z_1)] in closed form, a number for each data
+        """The bound and its term E[log p(x | z_1)] in closed form, one number for each data
         point.
         """
         mean, covariance = self.moments(q)
@@ -208,8 +206,8 @@ OPTIONS = {
 @each_guide
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_bound_and_its_gradient_are_the_closed_forms(kind, options, double):
-    """Every layer's entropy is in the bound; parameters that both halves share get both
-    halves' gradients.
+    """The bound has the entropy of each layer; shared parameters get the gradients of both
+    halves.
     """
     case, p, q = toy(kind)
     case.x = case.x.repeat(4, 1)
@@ -246,7 +244,7 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence(kind, bound, doubl
 
 @each_guide
 def test_importance_weights_are_unbiased(kind, double):
-    """They were not in Tars, whose densities saw draws where its draws had seen means."""
+    """In Tars they were not: densities were conditioned on draws, and draws on means."""
     case, p, q = toy(kind)
     with torch.no_grad():
         weights = log_weights(p, q, case.x, num_particles=200_000).exp()
@@ -291,9 +289,7 @@ def test_the_doubly_reparameterized_gradient_is_that_of_the_bound(kind, double):
 
 
 @each_guide
-def test_closed_forms_are_taken_where_they_are_exact_and_nowhere_else(
-    kind, double, monkeypatch
-):
+def test_closed_forms_are_used_only_if_exact(kind, double, monkeypatch):
     case, p, q = toy(kind)
     taken = []
 
@@ -309,7 +305,7 @@ def test_closed_forms_are_taken_where_they_are_exact_and_nowhere_else(
 
 
 @each_guide
-def test_sites_are_those_of_the_model(kind, double):
+def test_sites_of_the_model(kind, double):
     case, p, q = toy(kind)
     check_pair(p, q, case.x)
     trace = poutine.trace(q).get_trace(case.x)
@@ -367,7 +363,7 @@ def test_shared_parameters_are_trained_once(double):
 
 
 def test_svi_trains_shared_parameters_as_torch_does(double):
-    """Two names of one parameter in Pyro's store must not be two optimizers' steps."""
+    """A parameter with two names in Pyro's store must not be updated twice in a step."""
     losses, states = [], []
     for pyros in (True, False):
         torch.manual_seed(0)
@@ -537,7 +533,7 @@ def test_batch_normalization_warm_up_and_a_learned_prior():
 
 
 def test_images_and_one_layer():
-    """With one layer the three are the VAE."""
+    """With one layer, all three are the VAE."""
     x = pixels().reshape(-1, 1, 4, 4)
     likelihood = Conditional(dist.Bernoulli, MLP(2, [8]), (1, 4, 4))
     posterior = Conditional(dist.Normal, MLP((1, 4, 4), [8]), 2)
@@ -610,7 +606,7 @@ def test_errors():
 
 
 def noisy_chain():
-    """q(z_1 | x) with much noise, of which q(z_2 | z_1) passes on three quarters."""
+    """q(z_1 | x) with much noise, three quarters of which q(z_2 | z_1) passes on."""
     return guides.HierarchicalVAE(
         [linear([[0.3, -0.2]], [0.5], [1.2]), linear([[0.9], [0.0]], [0.1, 0.2], [0.4, 0.6])]
     )
@@ -674,7 +670,7 @@ def test_independent_layers_have_their_own_means(kind, double):
 
 @each_guide
 def test_codes_are_draws_of_the_marginal_posterior(kind, double):
-    """One draw of the layer below for all draws of a layer would leave its noise out."""
+    """A single draw of the layer below, shared by all draws, would lose its noise."""
     case, _, q = toy(kind)
     mean, covariance = (moment.detach() for moment in case.moments(q))
     for name, columns in (("z_1", slice(0, 2)), ("z_2", slice(2, 3))):
@@ -686,7 +682,7 @@ def test_codes_are_draws_of_the_marginal_posterior(kind, double):
 
 @each_guide
 def test_one_layer_fixed(kind, double):
-    """E[x | z_1] is the likelihood's mean; given z_2, z_1 is drawn."""
+    """E[x | z_1] is the likelihood's mean; given z_2, z_1 is sampled."""
     case, p, _ = toy(kind)
     z1 = torch.randn(4, 2)
     torch.testing.assert_close(

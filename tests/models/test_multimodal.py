@@ -1,6 +1,4 @@
-"""Multimodal pairs against a linear Gaussian one, of which every joint, marginal and
-conditional density is known.
-"""
+"""Multimodal pairs, against a linear Gaussian model with known densities."""
 
 import contextlib
 import itertools
@@ -119,8 +117,8 @@ class Exact:
         return dist.Normal(loc, precision.rsqrt()).to_event(1)
 
     def joint_guide(self):
-        """The exact posterior of all modalities, and of each alone: a JMVAE-kl that is trained
-        to the end.
+        """The exact posteriors of all modalities and of each: a JMVAE-kl after perfect
+        training.
         """
         alone = [
             Function(lambda x, m=m: self.posterior([m], {m: x})) for m in range(self.count)
@@ -176,8 +174,8 @@ def test_with_the_exact_posterior_every_bound_of_every_subset_is_log_p(double, b
         assert loss == pytest.approx(-toy.log_p(subset).sum().item(), rel=1e-9)
 
 
-def test_which_guide_answers_depends_on_what_is_given(double):
-    """An earlier library asked the first modality's guide for every marginal."""
+def test_the_posterior_depends_on_the_given_modalities(double):
+    """An earlier library used the guide of the first modality for every marginal."""
     toy = Exact(3)
     q = toy.joint_guide()
     for subset in [(0,), (1,), (2,), (0, 1, 2)]:
@@ -210,8 +208,8 @@ def test_missing_inputs_are_zeros(double):
 
 @two_or_three
 def test_a_mask_makes_every_row_the_pair_of_its_modalities(double, count):
-    """Rows of all kinds in one batch; what stands in the data where a row lacks a modality
-    does not matter.
+    """Rows of all kinds in one batch; the data behind a false entry of the mask have no
+    effect.
     """
     toy = Exact(count)
     rows = torch.arange(len(toy.x[0]))
@@ -236,7 +234,7 @@ def test_a_mask_makes_every_row_the_pair_of_its_modalities(double, count):
     assert ELBO().loss(toy.model, toy.guide, *toy.x, none) == 0
 
 
-def test_a_mask_of_a_distribution_whose_support_the_rubbish_is_not_in():
+def test_masked_values_may_be_outside_the_support():
     p, q = pair("product")
     x, y = batch(9)
     mask = torch.tensor([[1, 1], [1, 0], [0, 1]]).repeat(3, 1)
@@ -276,8 +274,8 @@ def test_the_mixture_is_that_of_the_experts_that_are_present(double, count):
 
 
 def test_bounds_of_the_mixture_against_a_grid(double):
-    """The ELBO is the mean over both experts, with the density of both; with K draws the bound
-    is tighter.
+    """The ELBO is the mean over both experts, scored by the whole mixture. With K draws the
+    bound is tighter.
     """
     p = models.MVAE(
         default_prior(dist.Normal, 1), [linear(torch.tensor([[w]]), 0.8) for w in (1.0, -0.5)]
@@ -305,9 +303,9 @@ def test_bounds_of_the_mixture_against_a_grid(double):
     assert elbo < -IWAE(5).loss(p, q, *many) / 4000 < exact
 
 
-def test_gradients_of_the_product_and_of_the_mixture_are_those_of_the_bound(double):
-    """By finite differences of the expected bound over the same noise; for the mixture of the
-    exact ELBO on a grid.
+def test_gradients_of_product_and_mixture(double):
+    """Against finite differences of the expected bound with the same noise; for the mixture,
+    of the exact ELBO on a grid.
     """
     for kind in ("product", "mixture"):
         toy = Exact(2, num=1, experts=kind, shift=0.3, widen=1.3)
@@ -407,7 +405,7 @@ def test_the_guide_of_all_modalities_may_serve_a_marginal(double):
 
 
 def test_the_terms_of_a_conditional_log_likelihood_have_draws_of_their_own(double):
-    """Otherwise their errors would not add up."""
+    """With shared draws the errors would not add up."""
     toy = Exact(2, num=8, shift=0.3)
     joint, marginal, conditional = (
         evaluate.multimodal_log_likelihood(
@@ -427,7 +425,7 @@ def test_the_terms_of_a_conditional_log_likelihood_have_draws_of_their_own(doubl
     )
 
 
-def test_what_the_log_likelihoods_refuse():
+def test_log_likelihoods_reject_invalid_arguments():
     p, q = pair("product")
     data = batch(3)
     for options, message in (
@@ -443,7 +441,7 @@ def test_what_the_log_likelihoods_refuse():
 
 @each_guide
 def test_evaluations_leave_dropout_out(kind):
-    """An earlier library drew with dropout on even where it evaluated."""
+    """An earlier library left dropout on in evaluation."""
     p, q = pair(kind, dropout=0.5)
     data = batch(5)
     for given in (data, (data[0], None)):
@@ -460,7 +458,7 @@ def test_evaluations_leave_dropout_out(kind):
 
 @two_or_three
 def test_modality_kl_sums_the_kls_of_the_modalities(double, count):
-    """Summed over modalities and rows, as in the paper; an earlier library averaged over the
+    """It sums over modalities and rows, as in the paper; an earlier library averaged over
     modalities.
     """
     toy = Exact(count)
@@ -498,7 +496,7 @@ def test_modality_kl_of_rows_that_lack_a_modality(double):
     torch.testing.assert_close(terms["modality_kl"], exact)
 
 
-def test_modality_kl_is_sampled_where_there_is_no_closed_form(double):
+def test_modality_kl_is_sampled_without_a_closed_form(double):
     toy = Exact(2, num=3, experts="mixture")
     many = [value.repeat(100, 1) for value in toy.x]
     terms = [
@@ -515,7 +513,7 @@ def test_modality_kl_is_sampled_where_there_is_no_closed_form(double):
 
 
 def test_modality_kl_teaches_the_single_guides_alone_nothing_else(double):
-    """Its gradient is that of the closed form, in the joint guide and in the single ones."""
+    """Its gradient is that of the closed form, in the joint guide and in the single guides."""
     q = guides.JMVAE(
         Conditional(dist.Normal, MLP([4, 3], []), 2), Exact().posteriors(0.2, 1.5)
     )
@@ -599,7 +597,7 @@ def test_schedules_and_terms_reach_the_history():
     assert {"bound", "modality_kl"} <= history.rows[0].keys() and "elbo" not in history.rows[0]
 
 
-def test_what_the_losses_refuse():
+def test_losses_reject_invalid_arguments():
     for make, message in (
         (lambda: ModalityKL(ELBO(), -1.0), "alpha must not be negative, got -1.0"),
         (lambda: ModalitySubsets(ELBO(), -1), "num_subsets must not be negative, got -1"),
@@ -617,8 +615,8 @@ def test_what_the_losses_refuse():
 
 @pytest.mark.parametrize("num_rounds", [0, 3])
 def test_imputed_draws_have_the_law_of_the_chain(double, num_rounds):
-    """With the exact posterior as the guide already the first draw is one from p(x_2 | x_1),
-    and stays one.
+    """With the exact posterior as guide, the first draw already follows p(x_2 | x_1), and
+    later draws too.
     """
     toy = Exact(2, num=2)
     many = toy.x[0].repeat_interleave(5000, 0)
@@ -636,9 +634,9 @@ def test_imputed_draws_have_the_law_of_the_chain(double, num_rounds):
     assert_within(centred.unsqueeze(-1) * centred.unsqueeze(-2), covariance.expand(2, 3, 3))
 
 
-def test_resampling_mends_what_zeros_spoil(double):
-    """The mean after every round of a guide that sees zeros at first is known: a linear
-    recursion to the right one.
+def test_resampling_corrects_the_zeros_of_the_first_round(double):
+    """The guide starts from zeros. Its mean after each round follows a known linear recursion
+    to the exact mean.
     """
     toy = Exact(2, num=1)
     gains = [
@@ -683,7 +681,7 @@ def test_imputed_means_rows_and_arrays(double):
 
 
 def test_coherence_counts_agreement(double):
-    """One dimension, classes by sign: agreement is a quadrant probability, 1/2 +
+    """In one dimension, with classes by sign, agreement is a quadrant probability, 1/2 +
     asin(correlation) / pi.
     """
     weights, scales = (1.0, -2.0), (0.5, 1.0)
@@ -728,9 +726,7 @@ def test_coherence_counts_agreement(double):
 
 @each_guide
 def test_rows_with_nothing_observed_are_draws_of_the_model(kind):
-    """Their log-likelihood is that of nothing, 0; what is imputed for them has the right
-    support.
-    """
+    """Their log-likelihood is 0, and imputed values have the right support."""
     p, q = pair(kind)
     x, y = batch(6)
     mask = torch.tensor([[1, 1], [0, 0], [1, 0]]).bool().repeat(2, 1)
@@ -861,7 +857,7 @@ def test_recorded_steps_are_the_eager_ones(kind, bound):
 @pytest.mark.parametrize(
     "loss", [ModalityKL(ELBO()), ModalitySubsets(IWAE(2), 1)], ids=["KL", "subsets"]
 )
-def test_recorded_steps_take_masks_and_what_is_missing(loss):
+def test_recorded_steps_take_masks_and_missing_modalities(loss):
     p, q = pair("product")
     mask = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat(2, 1)
     assert_same_step(loss, p, q, *batch(6), mask)
@@ -983,7 +979,7 @@ def test_the_number_of_modalities_is_checked():
         pair("product", distributions.Gamma)[1](x, y)
 
 
-def test_what_is_none_is_no_site_and_what_is_given_stays():
+def test_missing_modalities_are_not_sites():
     p, q = pair("product")
     x, y = batch(5)
     before = x.clone(), y.clone()
@@ -1076,7 +1072,7 @@ def test_cmma_trains_and_records(tmp_path, bound):
     assert repr(run.model) == repr(p) and repr(run.guide) == repr(q)
 
 
-def test_what_cmma_refuses():
+def test_cmma_rejects_invalid_arguments():
     likelihood = Conditional(dist.Bernoulli, MLP(3, [16]), 64)
     with pytest.raises(ValueError, match=r"prior must be p\(z \| y\), such as Conditional"):
         models.CMMA(default_prior(dist.Normal, 3), likelihood)

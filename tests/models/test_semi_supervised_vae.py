@@ -1,6 +1,4 @@
-"""Labels that are latent where missing: a linear Gaussian mixture with known values, training,
-batches, classes.
-"""
+"""The semi-supervised VAE, against a linear Gaussian mixture with known values."""
 
 import math
 
@@ -35,8 +33,8 @@ def randn(*shape, seed=0):
 
 
 class Gaussian(nn.Module):
-    """z ~ N(0, I_2), y ~ p(y), x | z, y ~ N(Wz + Ay, s^2 I_4), with the exact posteriors, or
-    others nearby.
+    """z ~ N(0, I_2), y ~ p(y), x | z, y ~ N(Wz + Ay, s^2 I_4), with exact or perturbed
+    posteriors.
     """
 
     def __init__(self, off=0.0):
@@ -61,7 +59,7 @@ class Gaussian(nn.Module):
         return dist.Normal(z @ self.weight.T + y @ self.shift.T, SCALE).to_event(1)
 
     def log_joint(self, x):
-        """log p(x, y) of every label."""
+        """log p(x, y) for each label."""
         means = self.shift.T.unsqueeze(1)
         density = MultivariateNormal(
             means, self.weight @ self.weight.T + SCALE**2 * torch.eye(4)
@@ -77,7 +75,7 @@ class Gaussian(nn.Module):
         return MultivariateNormalOfPyro(loc + self.off, precision.inverse() * (1 + self.off))
 
     def elbo(self, x, y):
-        """The bound given labels, in closed form: all families are Gaussian."""
+        """The bound given labels, in closed form: all distributions are Gaussian."""
         q = self.posterior(x, y)
         prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
         mean = q.loc @ self.weight.T + y @ self.shift.T
@@ -93,7 +91,7 @@ class Gaussian(nn.Module):
         return fit_of_x - kl_divergence(q, prior) + label
 
     def elbo_unlabelled(self, x):
-        """The bound where labels are summed out."""
+        """The bound with labels summed out."""
         log_q = torch.log_softmax(self.classifier(x).logits, -1)
         each = torch.stack(
             [self.elbo(x, label.expand(len(x), K)) for label in torch.eye(K)], -1
@@ -129,7 +127,7 @@ def double():
 
 
 def weighted(given, labelled, unlabelled, sizes):
-    """The sum over the rows that are given, each of which counts as its set's size asks."""
+    """The sum over the given rows, each weighted by the size of its data set."""
     total = 0.0
     if given in ("both", "labelled"):
         total = total + labelled.sum() * (sizes.get("num_labelled", 4) / 4)
@@ -141,9 +139,7 @@ def weighted(given, labelled, unlabelled, sizes):
 @pytest.mark.parametrize("sizes", [{}, SIZES], ids=["rows", "subsamples"])
 @pytest.mark.parametrize("given", GIVEN)
 def test_with_the_exact_posterior_the_bound_is_the_log_likelihood(given, sizes, double):
-    """No noise is left, so that every term counts: p(y) is a probability and no number (Tars
-    adds 0.1).
-    """
+    """There is no noise, so each term counts. p(y) is a probability, to which Tars adds 0.1."""
     toy = Gaussian()
     model, guide = toy.pair(**sizes)
     log_joint = (toy.y * toy.log_joint(toy.x)).sum(-1)
@@ -209,7 +205,7 @@ def test_likelihoods_of_rows_with_and_without_labels(double):
 
 
 def test_labels_are_summed_out_and_not_averaged(double):
-    """The bound holds the classifier's entropy; Tars puts the mean of q(y | x) in place of y."""
+    """The bound has the classifier's entropy; Tars uses the mean of q(y | x) in place of y."""
     toy = Gaussian(off=0.3)
     model, guide = toy.pair()
     plain = evaluate.elbo(model, guide, toy.unlabelled.repeat(300, 1)).elbo.reshape(300, 6)
@@ -225,8 +221,8 @@ def test_labels_are_summed_out_and_not_averaged(double):
     "bound", [ELBO(analytic_kl=False), IWAE(3)], ids=lambda bound: type(bound).__name__
 )
 def test_the_classifier_s_term_is_that_of_the_paper(bound, sizes, given, double):
-    """alpha N times the mean over the labelled rows, of a categorical and no Bernoulli
-    probability (eq. 9).
+    """It is alpha N times the mean over the labelled rows of the categorical log-probability
+    (eq. 9).
     """
     toy = Gaussian()
     arguments = toy.arguments(given)
@@ -268,7 +264,7 @@ def test_the_classifier_s_term_has_a_gradient_that_scales_with_alpha(double):
 
 
 def test_the_history_s_elbo_is_that_of_the_bound():
-    """Whatever alpha is; the classifier's term goes by its own name."""
+    """It does not depend on alpha; the classifier's term has its own name."""
     torch.manual_seed(0)
     p, q = make_pair()
     still = {
@@ -298,8 +294,8 @@ def test_the_history_s_elbo_is_that_of_the_bound():
     assert row["loss"] == pytest.approx(-row["elbo"] - 5 * row["classifier"], rel=1e-5)
 
 
-def test_a_known_label_is_discrete_whatever_the_family():
-    """The density of a relaxed variable at a corner of the simplex says nothing."""
+def test_a_given_label_is_scored_as_discrete():
+    """The density of a relaxed variable at a corner of the simplex has no meaning."""
     toy = make_pair("Normal", GumbelSoftmax)
     x, y = torch.rand(5, 64).round(), torch.eye(10)[:5]
     trace = pyro.poutine.trace(toy[0]).get_trace(x, y)
@@ -404,7 +400,7 @@ def test_recorded_steps_are_the_eager_ones(bound, labels, given):
 
 
 def test_history_is_per_data_point():
-    """Tars and Pixyz average over batches of either kind, whatever the sizes of the data sets."""
+    """Tars and Pixyz average over batches of both kinds, whatever the sizes of the data sets."""
     torch.manual_seed(0)
     p, q = make_pair()
     plain = data.PartlyLabelled(*DIGITS, batch_size=250, labelled_batch_size=50)
@@ -451,7 +447,7 @@ def test_the_classifier_is_trained_on_the_labels():
 
 
 def test_on_the_codes_of_another_pair():
-    """M1 + M2: the same pair on codes."""
+    """M1 + M2: the pair is trained on codes."""
     torch.manual_seed(0)
     first = (
         models.VAE(
@@ -646,7 +642,7 @@ def test_batches_draw_pixels_of_both_kinds():
         ),
     ],
 )
-def test_batches_say_what_is_wrong(call, message):
+def test_invalid_batches_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -682,7 +678,7 @@ def test_class_probabilities(family):
         evaluate.accuracy(guide, logits, y[:3])
 
 
-def test_classes_are_those_of_evaluation_mode():
+def test_classes_use_evaluation_mode():
     torch.manual_seed(0)
     classifier = Conditional(dist.OneHotCategorical, MLP(64, [16], dropout=0.5), 10)
     guide = guides.SemiSupervisedVAE(

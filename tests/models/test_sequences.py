@@ -1,4 +1,4 @@
-"""Pairs over sequences against a Kalman filter; lengths, states, filtering, generation."""
+"""VRNN and deep Markov models, against a Kalman filter."""
 
 import pyro
 import pyro.distributions as dist
@@ -55,7 +55,7 @@ def double():
 
 
 class Last(nn.Module):
-    """A cell whose state is the draw: it makes a state space model of a VRNN."""
+    """A cell whose state is the draw, with which a VRNN is a state space model."""
 
     input_size, hidden_size = 3, 1
 
@@ -64,8 +64,8 @@ class Last(nn.Module):
 
 
 class Kalman:
-    """z_0 ~ N(0, s_0^2), z_t ~ N(a z_{t-1}, s^2), x_t ~ N(z_t c, r^2 I_2), proposed from with
-    a bias of its own.
+    """z_0 ~ N(0, s_0^2), z_t ~ N(a z_{t-1}, s^2), x_t ~ N(z_t c, r^2 I_2), with a biased
+    proposal.
     """
 
     def __init__(self, kind, steps=6, num=3, seed=0):
@@ -152,7 +152,7 @@ def test_importance_sampling_meets_the_kalman_filter(double, kind):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 @either
 def test_the_particle_filter_is_unbiased(double, kind, threshold, resampling):
-    """The mean of the estimates of p(x), not of its logarithm, is p(x) with any number of
+    """The mean of the estimates of p(x), not of log p(x), is exact for any number of
     particles.
     """
     toy = Kalman(kind)
@@ -212,8 +212,8 @@ def test_one_particle_is_the_elbo_and_never_resampling_the_iwae(double, kind):
 
 
 def test_fivo_by_hand(double):
-    """The algorithm written out for the DMM, on the same noise: value and gradient, with
-    resampling in between.
+    """Value and gradient of the algorithm by hand for the DMM, with the same noise and with
+    resampling.
     """
     toy = Kalman("DMM", steps=5, num=4)
     count, num = 4, len(toy.x)
@@ -283,8 +283,8 @@ def test_filtering_means_are_the_kalman_filter_s(double, kind):
 
 
 def test_scores_of_discrete_draws_make_the_gradient_of_a_markov_chain():
-    """With one particle, and with several that are never resampled, the gradient is that of
-    the bound, by enumeration.
+    """With one particle, and with several without resampling, the gradient is that of the
+    bound by enumeration.
     """
     torch.manual_seed(0)
     x = torch.tensor([[0.3, -1.0]])
@@ -366,8 +366,8 @@ def ragged(*lengths):
 @pytest.mark.parametrize("count", [1, 3])
 @either
 def test_a_padded_batch_is_one_sequence_at_a_time(double, kind, count):
-    """Given the draws, every weight is that of the sequence alone; what pads it does not
-    matter.
+    """Given the draws, each weight is that of the sequence by itself; the padding has no
+    effect.
     """
     torch.manual_seed(0)
     p, q = pair(kind=kind)
@@ -404,8 +404,8 @@ def test_a_padded_batch_is_one_sequence_at_a_time(double, kind, count):
         torch.testing.assert_close(one[:, 0], together[:, row], rtol=1e-12, atol=1e-12)
 
 
-def test_the_particle_filter_ends_where_a_sequence_does(double):
-    """With lengths the estimate is one of p(x) of the steps that count, whatever follows them."""
+def test_the_particle_filter_ends_with_the_sequence(double):
+    """With lengths, the estimate is that of p(x) of the steps before the padding."""
     toy = Kalman("VRNN", steps=5, num=1)
     lengths = torch.tensor([5, 1, 3]).repeat(1500)
     x = toy.x.expand(4500, -1, -1) + 9.0 * (torch.arange(5) >= lengths.unsqueeze(1)).unsqueeze(
@@ -419,8 +419,8 @@ def test_the_particle_filter_ends_where_a_sequence_does(double):
 
 
 def test_kl_in_closed_form_under_masks(double):
-    """Masks that are equal, though two tensors, leave the KL in closed form; others add E[(m_q
-    - m_p) log q].
+    """Equal masks in two tensors keep the KL in closed form; other masks add E[(m_q - m_p) log
+    q].
     """
     q = dist.Normal(torch.tensor([0.3, -0.5, 1.0]), 0.7)
     exact = torch.distributions.kl_divergence(q, dist.Normal(0.0, 1.0))
@@ -462,7 +462,7 @@ def test_kl_in_closed_form_under_masks(double):
 
 @each_cell
 def test_the_elbo_of_sequences_has_its_kl_in_closed_form(double, cell):
-    """Of one step the KL is a number without noise, with lengths too."""
+    """The KL of one step has no noise, also with lengths."""
     p, q = pair(cell=cell)
     data = ragged(1, 1)
     kls = {
@@ -490,7 +490,7 @@ def test_features_from_behind_do_not_see_the_padding(double):
 
 @each_cell
 def test_recurrences_are_their_cells(double, cell):
-    """With any leading dimensions, which broadcast."""
+    """With any leading dimensions that broadcast."""
     made = cell(5, 4)
     recurrence = Recurrence(made)
     x, z = torch.randn(3, 2), torch.randn(2, 3, 3)
@@ -582,7 +582,9 @@ def test_recorded_steps_of_other_families_and_cells(family, cell):
 
 
 def test_recorded_steps_run_the_recurrence_once():
-    """Both halves compute the state; the recording merges the two, resampled states included."""
+    """Both halves compute the state; the recording computes it once, also for resampled
+    states.
+    """
     from tarspyro.infer.compilation.recording import record, record_as_it_stands
     from tarspyro.scopes import local_parameters
 
@@ -654,7 +656,7 @@ def test_generation_has_the_model_s_moments(double, kind):
 
 
 @either
-def test_continuations_are_those_of_the_kalman_filter(double, kind):
+def test_continuations_equal_the_kalman_filter(double, kind):
     toy = Kalman(kind, steps=5, num=2)
     found = evaluate.continuations(
         toy.p, toy.q, toy.x, 7, num_samples=2000, num_particles=2000, seed=0
@@ -681,7 +683,7 @@ def test_continuations_are_those_of_the_kalman_filter(double, kind):
 
 
 @either
-def test_the_model_goes_on_from_what_is_known(kind):
+def test_the_model_continues_a_given_sequence(kind):
     p, q = pair(kind=kind)
     x = ragged(3, 3).x
     whole = p(x, length=5)
@@ -786,10 +788,8 @@ def test_formulas():
     assert "p(z_t) p(h_t" in plain.formula
 
 
-def test_samples_of_sequences_are_what_the_model_returns():
-    """With a length, a site is that of every step, side by side: draws, or means given what
-    was drawn before.
-    """
+def test_samples_of_sequences_equal_the_models_result():
+    """With a length, a site has all its steps: draws, or means given the earlier draws."""
     torch.manual_seed(0)
     cell = Recurrence(nn.GRUCell(3 + 2, 4))
     prior = Conditional(dist.Normal, MLP(4, [4]), 2)

@@ -1,6 +1,4 @@
-"""The three choices are independent: trunk, latent family, likelihood and loss change alone,
-one edit each.
-"""
+"""The independence of trunk, latent family, likelihood and loss: each changes by one edit."""
 
 import math
 
@@ -65,7 +63,7 @@ LOSSES = {
 
 
 def run(trunk, family, likelihood, loss):
-    """The one script."""
+    """The one script, with its parts as arguments."""
     torch.manual_seed(0)
     data = digits(flatten=False)
     encoder, decoder = TRUNKS[trunk]()

@@ -1,4 +1,4 @@
-"""Reading and writing through Gaussian filters against loops of numpy; convolutional cells and
+"""Readers and writers with Gaussian filters, against loops in numpy; convolutional cells and
 maps.
 """
 
@@ -39,7 +39,7 @@ def double():
 
 
 def filters(placing, size, shape):
-    """Equations 22 to 26 of the paper as they stand, with pixels and filters counted from one."""
+    """Equations 22 to 26 of the paper, with pixels and filters counted from one."""
     height, width = shape[1:]
     across, down, log_variance, log_stride, log_intensity = placing
     g_x, g_y = (width + 1) / 2 * (across + 1), (height + 1) / 2 * (down + 1)
@@ -59,7 +59,7 @@ def filters(placing, size, shape):
 
 
 def placed(module, placing):
-    """The module with a window in one place whatever the state."""
+    """A module whose window is in one place for every state."""
     with torch.no_grad():
         module.placing.weight.zero_()
         module.placing.bias.copy_(torch.as_tensor(placing))
@@ -90,8 +90,8 @@ def test_reading_and_writing_are_the_papers_loops(shape, size):
 
 
 def test_sharp_filters_on_every_pixel_read_the_image_back():
-    """N filters one pixel apart, with a variance near zero, are the identity; then writing is
-    too.
+    """N filters one pixel apart with a variance near zero are the identity, in reading and
+    writing.
     """
     shape, sharp = (2, 6, 6), [0.0, 0.0, -8.0, 0.0, math.log(3.0)]
     read, write = (
@@ -104,7 +104,7 @@ def test_sharp_filters_on_every_pixel_read_the_image_back():
 
 
 def test_writing_is_the_transpose_of_reading():
-    """<read(x), w> is the sum of x times what w writes, for the same window."""
+    """<read(x), w> = <x, write(w)> for the same window."""
     placing = [0.2, -0.3, 0.5, -0.4, 0.0]
     shape = (3, 5, 8)
     read, write = (
@@ -254,13 +254,13 @@ def test_maps_and_vectors_are_laid_over_each_other():
         lambda: FeatureMap((3, 2, 5), 2): "kernel_size must be odd",
         lambda: Conditional(
             dist.Normal, FeatureMap((3, 2, 5)), 10
-        ): r"got a parameter of \(10,\)",
+        ): r"same height and width, got one of shape \(10,\)",
     }.items():
         with pytest.raises(ValueError, match=message):
             make()
 
 
-def test_parameters_may_be_what_comes_in():
+def test_identity_trunk():
     logits = torch.randn(3, 2, 2, 4)
     for shape in ((2, 2, 4), 16, (4, 4)):
         found = Conditional(dist.Bernoulli, IdentityTrunk((2, 2, 4)), shape)(logits)
@@ -291,7 +291,7 @@ def test_strided_maps_divide_the_sides(stride):
     assert ConvWrite(small, shape)(torch.zeros(5, *small)).shape == (5, *shape)
 
 
-def test_a_canvas_adds_what_is_written():
+def test_a_canvas_adds_the_writers_output():
     canvas = Canvas(
         Recurrence(nn.LSTMCell(2 + 3, 4)),
         Write(4, (1, 2, 3)),

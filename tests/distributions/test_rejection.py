@@ -1,4 +1,4 @@
-"""The estimators and the programs of benchmarks/rsvi are what their papers say."""
+"""The estimators and programs of benchmarks/rsvi, against their papers."""
 
 import importlib
 from pathlib import Path
