@@ -1,13 +1,15 @@
-"""Gamma and its kin: exact laws, densities and gradients, from concentration 1e-4 to 1e4.
+"""Gamma and related distributions, from concentration 1e-4 to 1e4.
 
-Shown, in this order: the draws follow their distributions (their remembered logarithms too,
-where the numbers themselves underflow); densities and moments are scipy's; nothing is ever
-infinite or NaN; gradients of bounds are those of closed forms, through every bound and every
-wrapper of a distribution; what a draw remembers, and when it forgets; the two slopes behind
-the gradients against high precision; torch's transformations; the library around the families.
+In this order, the tests show that
 
-Bounds in standard errors, not tuned: 4 of them, or 5 where dozens of means are compared at
-once.
+- draws, and the logarithms that they carry, follow their distributions, also if values underflow;
+- densities and moments equal those of scipy, and nothing is infinite or NaN;
+- gradients of bounds equal closed forms, for each bound and each wrapper of a distribution;
+- draws carry their logarithm and score until they are changed;
+- both slopes behind the gradients agree with high precision;
+- draws work under torch's function transforms and in the rest of the library.
+
+Tolerances are 4 standard errors, or 5 where dozens of means are compared; they are not tuned.
 """
 
 import copy

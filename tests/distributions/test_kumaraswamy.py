@@ -1,8 +1,7 @@
-"""Kumaraswamy and stick breaking against exact laws: distribution functions, moments and
-gradients; log space holds.
+"""Kumaraswamy and stick breaking, against exact cdfs, moments and gradients.
 
-Concentrations go from 0.05 to 1,000, where draws round to 0 or 1 and only what they remember
-tells them apart.
+Concentrations are from 0.05 to 1,000, where values of draws round to 0 or 1, and the logarithms
+that they carry do not.
 """
 
 import math

@@ -1,8 +1,6 @@
-"""Gumbel-softmax against truth: frequencies, normalized densities, gradients by quadrature;
-finite at every temperature.
+"""Gumbel-softmax, against exact frequencies, normalized densities and gradients by quadrature.
 
-Where torch's and Pyro's relaxations fail, a test says so, so that the reason for having our
-own stays known.
+Tests of torch's and Pyro's relaxations show where those fail, which is the reason for our own.
 """
 
 import math
