@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import tarspyro.nn
 from tarspyro import Conditional
 from tarspyro.nn import (
     AttentionRead,
@@ -360,3 +361,10 @@ def test_a_canvas_adds_the_writers_output():
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_old_name_of_the_identity_trunk():
+    with pytest.warns(DeprecationWarning, match="Unchanged is now tarspyro.nn.IdentityTrunk"):
+        assert tarspyro.nn.Unchanged is IdentityTrunk
+    with pytest.raises(AttributeError, match="has no attribute 'Unchange'"):
+        tarspyro.nn.Unchange  # noqa: B018
