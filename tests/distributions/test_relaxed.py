@@ -359,9 +359,9 @@ def test_binary_gradients_of_an_expectation(temperature, dtype):
     def slope(t, y):  # of f in t
         return (3 * np.cos(3 * y) + 2 * y) * special.expit(t) * special.expit(-t)
 
-    def log_slope(
-        t, y
-    ):  # of log q = log T + log s(l - T t) s(T t - l) - log y - log(1 - y) in t, at fixed l - T t = -g
+    def log_slope(t, y):
+        # The derivative in t of log q = log T + log s(l - T t) s(T t - l) - log y - log(1 - y),
+        # at fixed l - T t = -g.
         return 2 * y - 1
 
     n = 200_000

@@ -423,8 +423,8 @@ def test_it_learns_clusters():
 def test_printing():
     p, _ = pair()
     assert (
-        "prior: p(z) = mixture of 4 posteriors, each Normal(loc, scale) of shape (3,) from MLP(6 -> 8, ReLU)"
-        in repr(p)
+        "prior: p(z) = mixture of 4 posteriors, each Normal(loc, scale) of shape (3,)"
+        " from MLP(6 -> 8, ReLU)" in repr(p)
     )
     assert r"mixture\ of\ 4\ posteriors" in p._repr_latex_()
 

@@ -572,7 +572,10 @@ def test_formulas():
     )
     _, q = pair("ladder")
     assert q.formula == "q(z_3, z_2, z_1 | x) = q(z_3 | x) q(z_2 | z_3, x) q(z_1 | z_2, x)"
-    merged = "posteriors.0 * conditionals.0: q(z_1 | z_2, x) ∝ Normal(loc, scale) of shape (4,) from MLP(8) * "
+    merged = (
+        "posteriors.0 * conditionals.0: q(z_1 | z_2, x) ∝ Normal(loc, scale) of shape (4,)"
+        " from MLP(8) * "
+    )
     assert merged + "Normal(loc, scale) of shape (4,) from MLP(3 -> 6, Tanh)" in repr(q)
     assert (
         r"q(z_{1} \mid z_{2}, x) \propto" in q._repr_latex_()

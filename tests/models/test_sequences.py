@@ -702,9 +702,7 @@ def test_lengths_are_checked():
     p, q = pair()
     x = ragged(3, 3).x
     for lengths, message in {
-        (
-            3,
-        ): r"lengths must be integers of shape \(2,\), one for each sequence, got torch.int64 of shape \(1,\)",
+        (3,): r"lengths must be integers of shape \(2,\), .* got torch.int64 of shape \(1,\)",
         (3.0, 2.0): "got torch.float32",
         (3, 0): "lengths must be at least 1, got 0",
     }.items():
@@ -773,11 +771,12 @@ def test_programs_that_do_not_run_step_by_step():
 def test_formulas():
     p, q = pair()
     assert (
-        p.formula
-        == "p(x_t, z_t, h_t | h_{t-1}) = p(x_t | z_t, h_{t-1}) p(z_t | h_{t-1}) p(h_t | x_t, z_t, h_{t-1})"
+        p.formula == "p(x_t, z_t, h_t | h_{t-1})"
+        " = p(x_t | z_t, h_{t-1}) p(z_t | h_{t-1}) p(h_t | x_t, z_t, h_{t-1})"
     )
     assert q.latex == (
-        r"q(z_{t}, h_{t} \mid x_{t}, h_{t-1}) = q(z_{t} \mid x_{t}, h_{t-1}) \, q(h_{t} \mid x_{t}, z_{t}, h_{t-1})"
+        r"q(z_{t}, h_{t} \mid x_{t}, h_{t-1})"
+        r" = q(z_{t} \mid x_{t}, h_{t-1}) \, q(h_{t} \mid x_{t}, z_{t}, h_{t-1})"
     )
     assert "GRUCell" in p._repr_latex_()
     plain = models.VRNN(
