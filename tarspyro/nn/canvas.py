@@ -93,9 +93,9 @@ class Canvas(Configurable):
     def forward(self, state: tuple[State, Tensor], *inputs: Tensor) -> tuple[State, Tensor]:
         """Returns the next state."""
         before, painted = state
-        after = self.cell(
-            before, *inputs, *([] if self.view is None else [self.view(painted)])
-        )
+        if self.view is not None:
+            inputs = (*inputs, self.view(painted))
+        after = self.cell(before, *inputs)
         return after, painted + self.write(self.cell.hidden(after))
 
     def __repr__(self) -> str:
