@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tarspyro.guides.draw import DRAW
-from tarspyro.sequential import sequential
+from tarspyro.sequences import sequential
 
 
 class ConditionalDRAW(DRAW):

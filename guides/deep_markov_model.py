@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
-from tarspyro.sequential import sequence_plate, sequential
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequence_plate, sequential
 
 
 class DeepMarkovModel(StochasticModule):

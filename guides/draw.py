@@ -13,8 +13,7 @@ from tarspyro.conditional import distribution_mean
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, Recurrence, as_recurrence
-from tarspyro.sequential import sequential
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequential
 
 
 class DRAW(StochasticModule):

@@ -11,8 +11,7 @@ from torch import Tensor
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
-from tarspyro.sequential import sequence_plate, sequential
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequence_plate, sequential
 
 
 class VRNN(StochasticModule):

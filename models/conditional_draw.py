@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tarspyro.models.draw import DRAW
-from tarspyro.nn import Canvas
-from tarspyro.sequential import sequential
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequential
 
 
 class ConditionalDRAW(DRAW):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
-from tarspyro.sequential import sequence_plate, sequence_sizes, sequential, stacked
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequence_plate, sequence_sizes, sequential, stacked
 
 
 class DeepMarkovModel(StochasticModule):

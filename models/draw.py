@@ -12,8 +12,7 @@ from tarspyro.arguments import as_count
 from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, as_recurrence
-from tarspyro.sequential import sequential
-from tarspyro.types import Distribution
+from tarspyro.sequences import sequential
 
 
 class DRAW(StochasticModule):

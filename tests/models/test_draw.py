@@ -38,7 +38,7 @@ from tarspyro.nn import (
     Recurrence,
     Write,
 )
-from tarspyro.sequential import states_of
+from tarspyro.sequences import states_of
 
 from ..infer.test_compiled import assert_same_step
 from ..programs import assert_within

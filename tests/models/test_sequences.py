@@ -20,7 +20,7 @@ from tarspyro.data import Sequences
 from tarspyro.distributions import Prior, default_prior
 from tarspyro.infer import ELBO, FIVO, IWAE, PairError, Renyi, check_pair
 from tarspyro.nn import MLP, Backward, Recurrence
-from tarspyro.sequential import steps_of
+from tarspyro.sequences import steps_of
 
 from ..infer.test_compiled import assert_same_step
 from ..programs import assert_within

@@ -15,7 +15,7 @@ FLOORS = (
     {"_version", "arguments", "formulas", "programs", "types"},
     {"data", "scopes"},
     {"modules", "infer"},
-    {"nn", "runs", "sequential"},
+    {"nn", "runs", "sequences"},
     {"distributions"},
     {"conditional", "inputs", "models", "infer.bounds"},
     {"guides", "evaluate", "infer.games", "infer.compilation"},

@@ -17,7 +17,7 @@ from tarspyro.infer.bounds.reductions import renyi_bound
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, name_of, trace_pair
 from tarspyro.infer.weights import in_plates, weigh
-from tarspyro.sequential import steps_of
+from tarspyro.sequences import steps_of
 from tarspyro.types import Program
 
 _Part = TypeVar("_Part")  # A part of a state, a nest of tuples, that is no tensor.
