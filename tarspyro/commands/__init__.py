@@ -7,16 +7,27 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tarspyro.commands.listing import list_methods
 from tarspyro.commands.methods import METHODS
 from tarspyro.commands.parser import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code, 2 after an error in the user's hands."""
+    """Runs one command. Returns the exit code: 0, 2 after an error that the user can mend, or
+    130 after an interruption.
+    """
     try:
         options = parse(arguments)
-        _import(getattr(options, "modules", ()))
-        options.command(options)
+        if options.command == "list":
+            list_methods()
+            return 0
+
+        _import_modules(getattr(options, "modules", ()))
+
+        # PyTorch is imported here, when the arguments are known to be right.
+        from tarspyro.commands.running import RUN_COMMANDS
+
+        RUN_COMMANDS[options.command](options)
     except (
         ValueError,
         OSError,
@@ -36,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _import(modules: Sequence[str]) -> None:
+def _import_modules(modules: Sequence[str]) -> None:
     if modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # an installed script does not look beside the user
+        # Python looks beside an installed script, not in the folder where the user is.
+        sys.path.insert(0, os.getcwd())
     for module in modules:
         importlib.import_module(module)

@@ -1,135 +1,39 @@
-"""The arguments of the command line."""
+"""The arguments of the command line.
+
+The parser is argparse, filled from the dataclasses of the methods. We weighed two libraries
+that make a command line of dataclasses or functions. tyro does not tell an option that was
+given from its default, which ``--resume`` needs, knows no defaults by data set, and writes an
+error in a box of several lines, without a suggestion for a misspelled method. typer takes a
+function for each command, so that methods could not share settings by inheritance.
+"""
 
 __all__ = ["UsageError", "parse"]
 
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from tarspyro.commands.material import SOURCES, Form, listed
-from tarspyro.commands.methods import METHODS, Method, OneOf
-from tarspyro.commands.running import RUN_COMMANDS, list_methods, train
+from tarspyro.commands.methods import METHODS
+from tarspyro.commands.methods.forms import as_list
+from tarspyro.commands.methods.method import Method
+from tarspyro.commands.methods.settings import DATA, GROUPS, TRAINING, Setting
+from tarspyro.commands.methods.sources import SOURCES
+
+_COMMANDS = ("list", "train", "evaluate", "sample", "plot")
+_FOLDER = "the run folder"
 
 
 class UsageError(ValueError):
-    """A command that cannot be understood."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are raised, as one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
-        wrong = re.match("METHOD: invalid choice: '([^']*)'", message)
-        if wrong:
-            close = difflib.get_close_matches(wrong[1], METHODS, 1)
-            hint = (
-                f"perhaps {close[0]}"
-                if close
-                else "give one of tarspyro list, then its options"
-            )
-            message = f"there is no method {wrong[1]!r}, {hint}"
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def count(text: str) -> int:
-    """Returns a whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """Returns a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-def whole(text: str) -> int:
-    """Returns a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-# Of every setting that a method may have: the group in its help, what its text means, and what
-# it is for.
-_DATA, _PAIR, _BOUND, _TRAINING = "the data", "the pair", "the loss", "the training"
-_REPORT, _FOLDER = "the report", "the run folder"
-_SETTINGS: dict[str, tuple[str, Callable[[str], Any] | None, str]] = {
-    "trunk": (_PAIR, str, "the kind of network"),
-    "hidden": (_PAIR, count, "the sizes of a network's hidden layers, an encoder's first"),
-    "latent": (
-        _PAIR,
-        count,
-        "the number of latent units; of several layers, the one nearest the data first",
-    ),
-    "units": (_PAIR, count, "the hidden units of the recurrence, or the channels of its maps"),
-    "family": (_PAIR, str, "the latent family, such as Normal, Gamma or Dirichlet"),
-    "prior": (_PAIR, str, "the prior of the latent variable"),
-    "posterior": (
-        _PAIR,
-        str,
-        "the posterior, diagonal or sent through an autoregressive flow",
-    ),
-    "chain": (_PAIR, str, "what a layer of the guide passes on"),
-    "experts": (_PAIR, str, "how the posteriors of the modalities are combined"),
-    "steps": (_PAIR, count, "in how many steps an image is painted"),
-    "attention": (_PAIR, None, "whether to read and write through a window"),
-    "read_size": (_PAIR, count, "the filters along a side of the window that reads"),
-    "write_size": (_PAIR, count, "the filters along a side of the window that writes"),
-    "likelihood": (_PAIR, str, "the family of the data; what suits the data set if not given"),
-    "scale": (_PAIR, number, "the scale of the Normal likelihood; learned if not given"),
-    "masking_noise": (
-        _PAIR,
-        number,
-        "hide so large a share of the input from the guide, which makes it denoising",
-    ),
-    "gaussian_noise": (
-        _PAIR,
-        number,
-        "add noise of this standard deviation to the guide's input, likewise",
-    ),
-    "loss": (_BOUND, str, "the bound"),
-    "num_particles": (_BOUND, count, "draws from the guide for each data point"),
-    "beta": (_BOUND, number, "the weight of the ELBO's KL term"),
-    "alpha": (_BOUND, number, "the order of the Renyi bound; 0.5 if not given"),
-    "modality_weight": (
-        _BOUND,
-        number,
-        "the weight of the KLs to the posteriors given one modality",
-    ),
-    "classifier_weight": (
-        _BOUND,
-        number,
-        "the weight of the classifier's own loss, alpha in the paper",
-    ),
-    "divergence": (_BOUND, str, "what the players of the game minimize"),
-    "gamma": (_BOUND, number, "the weight of the similarity in the generator's loss"),
-    "weight": (_BOUND, number, "the weight of the codes beside the reconstruction"),
-    "grey": (_DATA, None, "train on grey pixels instead of binarizing them"),
-    "labels": (_DATA, count, "how many training images keep their labels"),
-    "epochs": (_TRAINING, count, "passes over the data"),
-    "batch_size": (_TRAINING, count, "data points in a step"),
-    "lr": (_TRAINING, number, "the learning rate of Adam"),
-    "clip_norm": (_TRAINING, number, "the largest norm of the gradient"),
-    "patience": (_TRAINING, count, "stop after so many epochs without a better one"),
-    "seed": (_TRAINING, whole, "of the initial weights, the noise and the order of the data"),
-    "compile": (_TRAINING, None, "compile the steps, which pays off in long trainings"),
-    "likelihood_particles": (_REPORT, count, "draws for the log-likelihood at the end"),
-}
+    """Arguments that the command line does not understand."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options of a command, with ``command``, the function that runs it.
+    """Returns the options of a command, and its name as ``command``.
 
     Raises:
-        UsageError: If they cannot be understood.
+        UsageError: If the arguments cannot be understood.
     """
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
@@ -137,112 +41,185 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises its errors, each in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        wrong = re.match("(COMMAND|METHOD): invalid choice: '([^']*)'", message)
+        if wrong:
+            message = _unknown_name(wrong[1].lower(), wrong[2])
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _unknown_name(kind: str, name: str) -> str:
+    """The sentence on a command or a method that does not exist."""
+    if kind == "command":
+        hint = _did_you_mean(name, _COMMANDS) or f": give {as_list(_COMMANDS)}"
+        if name in METHODS:
+            hint = f": did you mean tarspyro train {name}?"
+    else:
+        hint = _did_you_mean(name, METHODS) or ": tarspyro list shows all methods"
+    return f"there is no {kind} {name!r}{hint}"
+
+
 def _unknown(
     unknown: Sequence[str], parser: argparse.ArgumentParser, method: str | None
 ) -> str:
     """The sentence on arguments that a command does not have."""
-    name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[
-        0
-    ]
-    helped = f"(see {parser.prog} --help)"
-    if method is not None and name.lstrip("-").replace("-", "_") in _SETTINGS:
-        applies = ", ".join(_flag(setting) for setting in METHODS[method].options)
-        return f"{name} does not apply to {method}, whose options are {applies} {helped}"
-    close = difflib.get_close_matches(name, re.findall("--[a-z-]+", parser.format_help()), 1)
+    options = (text for text in unknown if text.startswith("-"))
+    name = next(options, unknown[0]).partition("=")[0]
+    see = f"(see {parser.prog} --help)"
+
+    if method is not None and any(
+        name == s.flag for m in METHODS.values() for s in m.settings
+    ):
+        applies = ", ".join(setting.flag for setting in METHODS[method].settings)
+        return f"{name} does not apply to {method}, whose options are {applies} {see}"
+
     kind = "option" if name.startswith("-") else "argument"
-    return f"there is no {kind} {name}{f', perhaps {close[0]}' if close else ''} {helped}"
+    known = re.findall("--[a-z-]+", parser.format_help())
+    return f"there is no {kind} {name}{_did_you_mean(name, known)} {see}"
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    """A question with the name that is the closest; empty if none is close."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+# --- the values of options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def choice(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"must be {as_list(choices)}, got {text!r}{_did_you_mean(text, choices)}"
+            )
+        return text
+
+    return choice
+
+
+def _data_of(method: Method) -> Callable[[str], str]:
+    names = method.form.names
+
+    def data(text: str) -> str:
+        if text in names:
+            return text
+
+        accepted = f"{method.name} takes {method.form.title}: {as_list(names)}"
+        if text in SOURCES:
+            raise argparse.ArgumentTypeError(
+                f"{text} holds {SOURCES[text].kind}, and {accepted}"
+            )
+        hint = _did_you_mean(text, names)
+        raise argparse.ArgumentTypeError(
+            f"there is no data set {text!r}{hint or f', and {accepted}'}"
+        )
+
+    return data
+
+
+# --- parsers
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _new(
-        _Parser,
+    parser = _Parser(
         "tarspyro",
-        "Deep generative models as pairs of Pyro programs: train any method of the library on"
-        " any data it suits.",
-        "tarspyro train vae --data digits --latent 10",
-        "tarspyro sample runs/vae-digits",
+        **_help(
+            "Deep generative models as pairs of Pyro programs: train any method of the library"
+            " on any data it suits.",
+            "tarspyro train vae --data digits --latent 10",
+            "tarspyro sample runs/vae-digits",
+        ),
     )
     commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", title="commands", parser_class=_Parser
+        required=True,
+        metavar="COMMAND",
+        dest="command",
+        title="commands",
+        parser_class=_Parser,
     )
 
     def command(name: str, text: str, *examples: str) -> argparse.ArgumentParser:
-        return _new(commands.add_parser, name, text, *examples, help=text)
+        added: argparse.ArgumentParser = commands.add_parser(
+            name, help=text, **_help(text, *examples)
+        )
+        added.set_defaults(parser=added)
+        return added
 
-    listing = command(
+    command(
         "list", "show the methods with their papers, settings and commands", "tarspyro list"
     )
-    listing.set_defaults(command=list_methods, parser=listing)
-
-    training = command(
-        "train",
-        "train a method; leaves a run folder with its report and pictures",
-        "tarspyro train vae",
-        "tarspyro train gan --data ring --divergence hinge --lr 1e-3",
-        "tarspyro train vae --help      (the options of a method)",
+    _add_training(
+        command(
+            "train",
+            "train a method; leaves a run folder with its report and pictures",
+            "tarspyro train vae",
+            "tarspyro train gan --data ring --divergence hinge --lr 1e-3",
+            "tarspyro train vae --help      (the options of a method)",
+        )
     )
-    methods = training.add_subparsers(
-        required=True, metavar="METHOD", dest="method", title="methods", parser_class=_Parser
+    _add_evaluation(
+        command(
+            "evaluate",
+            "print what a run is worth: bounds, likelihoods, shares of right answers",
+            "tarspyro evaluate runs/vae-digits",
+        )
     )
-    for name, method in METHODS.items():
-        _add_method(methods.add_parser, name, method)
-
-    evaluation = _run_command(
-        command,
-        "evaluate",
-        "print what a run is worth: bounds, likelihoods, shares of right answers",
+    _add_sampling(
+        command(
+            "sample",
+            "draw what the model of a run generates; given labels, a row for each",
+            "tarspyro sample runs/vae-digits",
+        )
     )
-    evaluation.add_argument(
-        "--num-particles",
-        type=count,
-        help="draws for the log-likelihood (default: the training's)",
+    _add_run(
+        command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
-    sampling = _run_command(
-        command,
-        "sample",
-        "draw what the model of a run generates; given labels, a row for each",
-    )
-    sampling.add_argument(
-        "--num", type=count, help="how many (default: what fills the picture)"
-    )
-    sampling.add_argument("--seed", type=whole, default=0, help="of the draws (default: 0)")
-    sampling.add_argument(
-        "--draws", action="store_true", help="draw pixels instead of showing their means"
-    )
-    sampling.add_argument("--out", help="the picture's file (default: samples.png in the run)")
-    _run_command(command, "plot", "draw the pictures of a run again")
     return parser
 
 
-def _new(
-    make: Callable[..., argparse.ArgumentParser],
-    name: str,
-    text: str,
-    *examples: str,
-    **options: Any,
-) -> argparse.ArgumentParser:
-    """A parser with examples below its help."""
+def _help(text: str, *examples: str) -> dict[str, Any]:
+    """Options of a parser, for a help with examples at its end."""
     lines = "\n".join(f"  {example}" for example in examples)
-    named = {"prog": name} if make is _Parser else {}
-    made = make(
-        *([] if named else [name]),
-        **named,
-        description=text,
-        epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        **options,
-    )
-    return made
+    return {
+        "description": text,
+        "epilog": f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
 
 
-def _run_command(command: Callable[..., Any], name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = command(name, text, f"tarspyro {name} runs/vae-digits")
-    parser.set_defaults(command=RUN_COMMANDS[name], parser=parser)
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of all commands on a run."""
     parser.add_argument("run", help="the run folder")
     parser.add_argument(
         "--which",
-        choices=("best", "last"),
+        type=_one_of(("best", "last")),
+        metavar="{best,last}",
         default="best",
         help="the epoch whose weights to use (default: best)",
     )
@@ -259,29 +236,60 @@ def _run_command(command: Callable[..., Any], name: str, text: str) -> argparse.
         help="a module with classes of the run",
         metavar="NAME",
     )
-    return parser
 
 
-def _add_method(make: Callable[..., Any], name: str, method: Method) -> None:
-    names = method.form.names
-    examples = [
-        f"tarspyro train {name}",
-        f"tarspyro train {name} --data {names[-1]} --epochs 5 --lr 0.002",
-    ]
-    parser = _new(make, name, f"{method.title} ({method.paper})", *examples, help=method.title)
-    parser.set_defaults(command=train, parser=parser, method=name, given={})
-    groups = {
-        title: parser.add_argument_group(title)
-        for title in (_DATA, _PAIR, _BOUND, _TRAINING, _REPORT, _FOLDER)
-    }
-    groups[_DATA].add_argument(
-        "--data",
-        type=_data(name, method.form),
-        metavar="NAME",
-        help=f"{listed(names)} (default: {names[0]})",
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--num-particles",
+        type=_count,
+        help="draws for the log-likelihood (default: the training's)",
     )
-    for setting, default in method.options.items():
-        _add_setting(groups, method, setting, default)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--num", type=_count, help="how many (default: what fills the picture)"
+    )
+    parser.add_argument("--seed", type=_whole, default=0, help="of the draws (default: 0)")
+    parser.add_argument(
+        "--draws", action="store_true", help="draw pixels instead of showing their means"
+    )
+    parser.add_argument("--out", help="the picture's file (default: samples.png in the run)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    methods = parser.add_subparsers(
+        required=True, metavar="METHOD", dest="method", title="methods", parser_class=_Parser
+    )
+    for name, method in METHODS.items():
+        last = method.form.names[-1]
+        added = methods.add_parser(
+            name,
+            help=method.title,
+            **_help(
+                f"{method.title} ({method.paper})",
+                f"tarspyro train {name}",
+                f"tarspyro train {name} --data {last} --epochs 5 --lr 0.002",
+            ),
+        )
+        added.set_defaults(parser=added, given={})
+        _add_options(added, method)
+
+
+def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
+    groups = {title: parser.add_argument_group(title) for title in (*GROUPS, _FOLDER)}
+    names = method.form.names
+    groups[DATA].add_argument(
+        "--data",
+        type=_data_of(method),
+        metavar="NAME",
+        help=f"{as_list(names)} (default: {names[0]})",
+    )
+    for setting in method.settings:
+        _add_setting(groups[setting.group], method, setting)
+
     folder = groups[_FOLDER]
     folder.add_argument("--run", help="where it is (default: runs/METHOD-DATA)")
     folder.add_argument(
@@ -292,74 +300,67 @@ def _add_method(make: Callable[..., Any], name: str, method: Method) -> None:
     folder.add_argument(
         "--overwrite", action="store_true", help="replace the run that is there"
     )
-    groups[_TRAINING].add_argument(
+
+    groups[TRAINING].add_argument(
         "--device", default="auto", help="such as cpu or cuda (default: auto)"
     )
-    groups[_TRAINING].add_argument("--quiet", action="store_true", help="no progress bar")
+    groups[TRAINING].add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 class _Given(argparse.Action):
-    """Notes a setting as given, so that the defaults are the method's alone."""
+    """Collects the settings that were given. The defaults are the method's alone."""
 
     def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
     ) -> None:
-        value = self.const if self.nargs == 0 else values
-        if option_string is not None and option_string.startswith("--no-"):
-            value = False
+        value = values
+        if self.nargs == 0:
+            value = option_string is None or not option_string.startswith("--no-")
         namespace.given = {**namespace.given, self.dest: value}
 
 
-def _add_setting(
-    groups: Mapping[str, Any], method: Method, setting: str, default: Any
-) -> None:
-    title, kind, text = _SETTINGS[setting]
-    options: dict[str, Any] = {"action": _Given, "dest": setting, "default": argparse.SUPPRESS}
-    flags = [_flag(setting)]
-    if kind is None:
-        options |= {"nargs": 0, "const": True}
+def _add_setting(group: Any, method: Method, setting: Setting) -> None:
+    default = method.options[setting.name]
+    flags = [setting.flag]
+    options: dict[str, Any] = {
+        "action": _Given,
+        "dest": setting.name,
+        "default": argparse.SUPPRESS,
+    }
+    if setting.kind is bool:
+        options["nargs"] = 0
         if default:
-            flags.append(f"--no-{setting.replace('_', '-')}")
-    elif isinstance(default, OneOf):
-        options["choices"] = default
-        default = default[0]
-    elif setting == "likelihood":
-        options["choices"] = ("Bernoulli", "Normal")
-    elif isinstance(default, list):
-        options |= {"type": kind, "nargs": "+", "metavar": "N"}
-        default = " ".join(map(str, default))
+            flags.append(setting.flag.replace("--", "--no-", 1))
+    elif setting.choices:
+        options["type"] = _one_of(setting.choices)
+        options["metavar"] = f"{{{','.join(setting.choices)}}}"
     else:
-        options |= {
-            "type": kind,
-            "metavar": "NAME" if kind is str else "N" if kind is not number else "X",
-        }
-    if setting == "epochs":
-        default = ", ".join(
-            f"{method.epochs_of(data)} of {data}" for data in method.form.names
-        )
-    told = (
-        ""
-        if default is None or kind is None and not default
-        else f" (default: {'yes' if default is True else default})"
-    )
-    groups[title].add_argument(*flags, help=text + told, **options)
+        options["type"] = {
+            int: _whole if setting.least is None else _count,
+            float: _number,
+        }.get(setting.kind, str)
+        options["metavar"] = {int: "N", float: "X"}.get(setting.kind, "NAME")
+        if setting.several:
+            options["nargs"] = "+"
+
+    group.add_argument(*flags, help=setting.help + _told(method, setting, default), **options)
 
 
-def _data(name: str, form: Form) -> Callable[[str], str]:
-    def data(text: str) -> str:
-        if text in form.names:
-            return text
-        found = (
-            f"{text} holds {SOURCES[text].kind}"
-            if text in SOURCES
-            else f"there is no data set {text!r}"
-        )
-        raise argparse.ArgumentTypeError(
-            f"{found}, and {name} takes {form.what}: {listed(form.names)}"
-        )
-
-    return data
-
-
-def _flag(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
+def _told(method: Method, setting: Setting, default: object) -> str:
+    """The default of a setting, as the help tells it."""
+    if setting.name == "epochs":
+        text = ", ".join(f"{method.epochs_of(data)} of {data}" for data in method.form.names)
+    elif default is None or default is False:
+        return ""
+    elif default is True:
+        text = "yes"
+    elif setting.several:
+        assert isinstance(default, Sequence)
+        text = " ".join(map(str, default))
+    else:
+        text = str(default)
+    return f" (default: {text})"

@@ -1,0 +1,172 @@
+"""``vae`` and ``autoencoder``."""
+
+__all__ = ["VAE", "Autoencoder"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods.forms import IMAGES, PreparedData
+from tarspyro.commands.methods.method import (
+    Built,
+    EarlyStopping,
+    Pixels,
+    Variational,
+)
+from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Denoising:
+    """Methods whose guide may see a corrupted input."""
+
+    masking_noise: float | None = setting(
+        None,
+        PAIR,
+        "hide so large a share of the input from the guide, which makes it denoising",
+    )
+    gaussian_noise: float | None = setting(
+        None, PAIR, "add noise of this standard deviation to the guide's input, likewise"
+    )
+
+    def corruption(self) -> "nn.Module | None":
+        """Returns the noise of the guide's input, if there is any."""
+        from tarspyro.nn import GaussianNoise, MaskingNoise
+
+        if self.masking_noise is not None and self.gaussian_noise is not None:
+            raise ValueError(
+                "--masking-noise and --gaussian-noise are two kinds of corruption: give one of"
+                " them."
+            )
+        if self.masking_noise is not None:
+            return MaskingNoise(self.masking_noise)
+        if self.gaussian_noise is not None:
+            return GaussianNoise(self.gaussian_noise)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAE(_Denoising, Variational):
+    """Variational autoencoder."""
+
+    name = "vae"
+    title = "variational autoencoder, also denoising, with a VampPrior or with flows"
+    paper = "Kingma and Welling 2013, arXiv:1312.6114"
+    pair = "VAE"
+    form = IMAGES
+
+    latent: int = latent_units(2)
+    hidden: Sequence[int] = hidden_layers(256, 256)
+    trunk: Literal["mlp", "conv"] = setting("mlp", PAIR, "the kind of network")
+    family: str = setting(
+        "Normal", PAIR, "the latent family, such as Normal, Gamma or Dirichlet"
+    )
+    prior: Literal["standard", "vamp", "flow"] = setting(
+        "standard", PAIR, "the prior of the latent variable"
+    )
+    posterior: Literal["diagonal", "flow"] = setting(
+        "diagonal", PAIR, "the posterior, diagonal or sent through an autoregressive flow"
+    )
+
+    report = (reports.bound, reports.likelihood_of("x"), reports.active_units)
+    figures = (
+        pictures.reconstructions,
+        pictures.latents,
+        pictures.curves,
+        pictures.manifold,
+    )
+    sampler = staticmethod(pictures.samples)
+
+    def build(self, data: PreparedData) -> Built:
+        from tarspyro import guides, models
+        from tarspyro.commands.methods import networks
+
+        encoder, decoder = networks.trunks(self.trunk, data.shape, self.latent, self.hidden)
+        posterior = self._posterior(encoder)
+        prior = self._prior(data, posterior)
+        return Built(
+            models.VAE(prior, self.observed(data.shape, decoder)),
+            guides.VAE(posterior, self.corruption()),
+            self.bound(),
+        )
+
+    def _posterior(self, encoder: "nn.Module") -> "nn.Module":
+        from pyro.distributions import transforms
+
+        from tarspyro import Conditional, Transformed
+        from tarspyro.commands.methods import networks
+
+        posterior = Conditional(networks.family_named(self.family), encoder, self.latent)
+        if self.posterior == "diagonal":
+            return posterior
+
+        self._check_flow("--posterior flow")
+        flow = [transforms.affine_autoregressive(self.latent, [32]) for _ in range(2)]
+        return Transformed(posterior, flow)
+
+    def _prior(self, data: PreparedData, posterior: "nn.Module") -> "nn.Module":
+        import torch
+        from pyro.distributions import transforms
+
+        from tarspyro import Transformed
+        from tarspyro.commands.methods import networks
+        from tarspyro.distributions import VampPrior, default_prior
+
+        if self.prior == "vamp":
+            assert isinstance(data.batches, tuple)
+            (x,) = data.batches  # grey pixels
+            count = min(100, len(x))
+            noise = 0.02 * torch.randn(count, *data.shape)
+            return VampPrior(posterior, (x.mean(0) + noise).clamp(0.001, 0.999))
+
+        if self.prior == "standard":
+            return default_prior(networks.family_named(self.family), self.latent)
+
+        self._check_flow("--prior flow")
+        swap = transforms.Permute(torch.arange(self.latent).flip(0))
+        first, second, third = (
+            transforms.affine_coupling(self.latent, [32]) for _ in range(3)
+        )
+        flow = [first, swap, second, swap, third]
+        return Transformed(networks.standard_normal(self.latent), flow)
+
+    def _check_flow(self, option: str) -> None:
+        if self.latent < 2 or self.family != "Normal":
+            raise ValueError(
+                f"{option} is for --family Normal and a --latent of 2 or more, got"
+                f" {self.family} and {self.latent}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder(_Denoising, EarlyStopping, Pixels):
+    """Autoencoder, with neither a prior nor noise in its code."""
+
+    name = "autoencoder"
+    title = "autoencoder, also denoising"
+    paper = "Hinton and Salakhutdinov 2006; denoising: Vincent et al. 2008"
+    pair = "Autoencoder"
+    form = IMAGES
+
+    latent: int = latent_units(2)
+    hidden: Sequence[int] = hidden_layers(256, 256)
+    trunk: Literal["mlp", "conv"] = setting("mlp", PAIR, "the kind of network")
+
+    report = (reports.bound,)
+    figures = (pictures.reconstructions, pictures.latents, pictures.curves)
+
+    def build(self, data: PreparedData) -> Built:
+        from tarspyro import Deterministic, guides, models
+        from tarspyro.commands.methods import networks
+        from tarspyro.infer import ELBO
+
+        encoder, decoder = networks.trunks(self.trunk, data.shape, self.latent, self.hidden)
+        return Built(
+            models.Autoencoder(self.observed(data.shape, decoder), self.latent),
+            guides.Autoencoder(Deterministic(encoder, self.latent), self.corruption()),
+            ELBO(),
+        )

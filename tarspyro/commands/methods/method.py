@@ -1,0 +1,237 @@
+"""The base of all methods of the command line, and settings that several of them share."""
+
+__all__ = [
+    "Built",
+    "EarlyStopping",
+    "Loss",
+    "Method",
+    "Pixels",
+    "Sampler",
+    "Variational",
+    "WithBound",
+]
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from tarspyro.commands.methods.forms import Form, PreparedData
+from tarspyro.commands.methods.settings import (
+    BOUND,
+    DATA,
+    PAIR,
+    REPORT,
+    TRAINING,
+    Setting,
+    setting,
+    settings_of,
+)
+from tarspyro.commands.methods.sources import SOURCES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pyro.infer import ELBO
+    from torch import nn
+
+    from tarspyro import Conditional, StochasticModule
+    from tarspyro.commands.methods.pictures import Drawn
+    from tarspyro.commands.methods.reports import Finding, Trained
+    from tarspyro.infer import Game
+    from tarspyro.infer.bounds.base import Bound
+
+
+class Built(NamedTuple):
+    """The model, the guide and the loss of a method; a GAN and a classifier have no guide."""
+
+    model: "StochasticModule"
+    guide: "StochasticModule | None"
+    loss: "ELBO | Game"
+
+
+class Sampler(Protocol):
+    """Draws samples of a trained model."""
+
+    def __call__(self, t: "Trained", num: int | None, seed: int, mean: bool) -> "Figure":
+        """Draws ``num`` samples, or as many as fill the picture; means if ``mean``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of the command line: one dataclass holds its settings, pair, report and
+    pictures.
+
+    The fields made by ``setting`` are the options of ``tarspyro train NAME``. No module of
+    this package imports PyTorch at its top, except ``networks``: help and errors of usage
+    answer at once.
+
+    Attributes:
+        name: The name on the command line.
+        title: The name in a sentence.
+        paper: The source.
+        pair: The class name of its halves in ``tarspyro.models`` and ``tarspyro.guides``.
+        form: The form in which it takes data.
+        report: Functions that describe the trained pair in lines.
+        figures: Functions that draw the trained pair.
+        sampler: Draws samples of the model; None if it does not generate data.
+        optimizer: Further options of the optimizer.
+        epochs_on: The default number of epochs by data set, if it is not the data set's own.
+        site: The name of the observed site.
+        latent_site: The name of the latent site to draw, if there are several.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    pair: ClassVar[str]
+    form: ClassVar[Form]
+    report: "ClassVar[tuple[Callable[[Trained], Iterator[Finding]], ...]]"
+    figures: "ClassVar[tuple[Callable[[Trained], Iterator[Drawn]], ...]]"
+    sampler: "ClassVar[Sampler | None]" = None
+    optimizer: ClassVar[Mapping[str, object]] = {}
+    epochs_on: ClassVar[Mapping[str, int]] = {}
+    site: ClassVar[str] = "x"
+    latent_site: ClassVar[str | None] = None
+
+    epochs: int = setting(0, TRAINING, "passes over the data")  # 0: the data set decides
+    batch_size: int = setting(100, TRAINING, "data points in a step")
+    lr: float = setting(1e-3, TRAINING, "the learning rate of Adam")
+    clip_norm: float | None = setting(None, TRAINING, "the largest norm of the gradient")
+    seed: int = setting(
+        0, TRAINING, "of the initial weights, the noise and the order of the data", least=None
+    )
+    compile: bool = setting(
+        False, TRAINING, "compile the steps, which pays off in long trainings"
+    )
+
+    # Fixed here, and settings of the methods below that can choose.
+    grey: bool = True
+    patience: int | None = None
+    likelihood_particles: int = 1000
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings: of every training first, then the method's own and shared ones."""
+        return settings_of((Method, *type(self).__mro__))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of all settings by name."""
+        return {setting.name: getattr(self, setting.name) for setting in self.settings}
+
+    def epochs_of(self, data: str) -> int:
+        """Returns the default number of epochs on a data set."""
+        return self.epochs_on.get(data, SOURCES[data].epochs)
+
+    def completed(self, data: str, given: Mapping[str, Any]) -> "Method":
+        """Returns the method with the given settings; the data set decides on those that
+        are not given.
+        """
+        method = replace(self, **given)
+        return replace(method, epochs=method.epochs or self.epochs_of(data))
+
+    def build(self, data: PreparedData) -> Built:
+        """Returns the pair and its loss, with new weights."""
+        raise NotImplementedError
+
+
+# --- settings that several methods share. The classes without a base are mixins: they stand
+# before the base in the list of a method's bases, so that their fields replace the base's.
+
+Loss = Literal["elbo", "iwae", "renyi", "fivo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBound:
+    """Methods that maximize a bound of the log-likelihood."""
+
+    loss: Loss = setting("elbo", BOUND, "the bound", choices=("elbo", "iwae", "renyi"))
+    num_particles: int | None = setting(
+        None, BOUND, "draws from the guide for each data point"
+    )
+    beta: float | None = setting(None, BOUND, "the weight of the ELBO's KL term")
+    alpha: float | None = setting(
+        None, BOUND, "the order of the Renyi bound; 0.5 if not given"
+    )
+
+    def bound(self) -> "Bound":
+        """Returns the bound that ``--loss`` names.
+
+        Raises:
+            ValueError: If an option was given that the bound does not have.
+        """
+        from tarspyro import infer
+
+        bounds: dict[str, tuple[Any, tuple[str, ...]]] = {
+            "elbo": (infer.ELBO, ("num_particles", "beta")),
+            "iwae": (infer.IWAE, ("num_particles",)),
+            "renyi": (infer.Renyi, ("alpha", "num_particles")),
+            "fivo": (infer.FIVO, ("num_particles",)),
+        }
+        bound, takes = bounds[self.loss]
+        given = {
+            name: value
+            for name in ("num_particles", "beta", "alpha")
+            if (value := getattr(self, name)) is not None
+        }
+        for name in given:
+            if name not in takes:
+                (other,) = (loss for loss, (_, options) in bounds.items() if name in options)
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is not for --loss {self.loss}: leave it out,"
+                    f" or take --loss {other}."
+                )
+
+        if self.loss == "renyi":
+            given.setdefault("alpha", 0.5)
+        built: Bound = bound(**given)
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """Methods whose loss tells which epoch is the best."""
+
+    patience: int | None = setting(
+        None, TRAINING, "stop after so many epochs without a better one"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Likelihood:
+    likelihood_particles: int = setting(
+        1000, REPORT, "draws for the log-likelihood at the end"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(Method):
+    """Methods whose likelihood is Bernoulli, of binary or grey pixels, or Normal."""
+
+    likelihood: Literal["Bernoulli", "Normal"] | None = setting(
+        None, PAIR, "the family of the data; what suits the data set if not given"
+    )
+    scale: float | None = setting(
+        None, PAIR, "the scale of the Normal likelihood; learned if not given"
+    )
+    grey: bool = setting(False, DATA, "train on grey pixels instead of binarizing them")
+
+    def completed(self, data: str, given: Mapping[str, Any]) -> Method:
+        method = super().completed(data, given)
+        assert isinstance(method, Pixels)
+
+        likelihood = method.likelihood or SOURCES[data].likelihood
+        binary = likelihood == "Bernoulli" and "images" in SOURCES[data].kind
+        return replace(method, likelihood=likelihood, grey=method.grey or not binary)
+
+    def observed(self, shape: tuple[int, ...], trunk: "nn.Module") -> "Conditional":
+        """Returns p(x | inputs of the trunk), of the family that ``--likelihood`` names."""
+        from tarspyro.commands.methods import networks
+
+        if self.likelihood == "Normal":
+            return networks.normal_likelihood(trunk, shape, self.scale)
+        return networks.bernoulli_likelihood(trunk, shape, grey=self.grey)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variational(WithBound, EarlyStopping, _Likelihood, Pixels):
+    """Methods with latent variables, trained by a bound and judged by the log-likelihood."""

@@ -1,0 +1,260 @@
+"""Pictures of a trained pair: functions that yield figures, each with the name of its file."""
+
+__all__ = [
+    "Drawn",
+    "analogies",
+    "canvases",
+    "continuations",
+    "curves",
+    "images_from_labels",
+    "latents",
+    "manifold",
+    "of_each_class",
+    "reconstructions",
+    "regression",
+    "samples",
+    "sequences",
+    "units",
+]
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+import tarspyro
+from tarspyro.commands.methods.reports import (
+    Trained,
+    first_rows,
+    one_hot_labels,
+    predicted,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from tarspyro import models
+
+# The name of a file without its suffix, and the figure.
+Drawn = tuple[str, "Figure"]
+
+
+def curves(t: Trained) -> Iterator[Drawn]:
+    """Draws the learning curves."""
+    yield "curves", tarspyro.plot.curves(t.history)
+
+
+def reconstructions(t: Trained) -> Iterator[Drawn]:
+    """Draws test images and their reconstructions."""
+    figure = tarspyro.plot.reconstructions(
+        t.model,
+        t.guide,
+        t.data.test,
+        site=t.method.site,
+        image_shape=t.data.image_shape,
+    )
+    yield "reconstructions", figure
+
+
+def latents(t: Trained) -> Iterator[Drawn]:
+    """Draws the codes of the test images, unless the family has no mean in closed form."""
+    part = first_rows(t.data.test, 2000)
+    labels = None if t.data.labels is None else t.data.labels[:2000]
+    try:
+        figure = tarspyro.plot.latents(t.guide, part, labels=labels, site=t.method.latent_site)
+    except NotImplementedError:
+        return
+    yield "latents", figure
+
+
+def manifold(t: Trained) -> Iterator[Drawn]:
+    """Draws the images that codes decode to: a grid of two latent units, or one row for each
+    of several.
+    """
+    model = cast("models.VAE", t.model)
+    shape = t.data.image_shape
+    if model.prior().event_shape.numel() == 2:
+        yield "manifold", tarspyro.plot.manifold(model, image_shape=shape)
+    else:
+        figure = tarspyro.plot.traversal(model, site=t.method.site, image_shape=shape)
+        yield "traversal", figure
+
+
+def units(t: Trained) -> Iterator[Drawn]:
+    """Draws the activity of the latent units of each layer."""
+    activity = tarspyro.evaluate.activity(t.guide, t.data.test)
+    yield "active_units", tarspyro.plot.active_units(activity)
+
+
+def canvases(t: Trained) -> Iterator[Drawn]:
+    """Draws the steps in which test images, and images of the model alone, are painted."""
+    import torch
+
+    shape = t.data.image_shape
+    classes = t.data.num_classes
+    given = {"y": torch.eye(classes)[:6]} if classes else None
+    figure = tarspyro.plot.canvases(t.model, t.guide, t.data.test, image_shape=shape)
+    yield "canvases", figure
+    yield "painting", tarspyro.plot.canvases(t.model, given=given, image_shape=shape)
+
+
+def analogies(t: Trained) -> Iterator[Drawn]:
+    """Draws test images, and beside each the images of its code with every label."""
+    import torch
+
+    count = 8
+    classes = t.data.num_classes
+    x = t.data.test[0][:count]
+    z = tarspyro.evaluate.embed(t.guide, (x, one_hot_labels(t, count)))
+    given = {"y": torch.eye(classes).repeat(len(x), 1)}
+    images = tarspyro.evaluate.decode(t.model, z.repeat_interleave(classes, 0), given=given)
+    rows = torch.cat([x[:, None], images.reshape(len(x), classes, *x.shape[1:])], 1)
+    title = "test images, and their codes with every label"
+    yield "analogies", _sheet(t, rows.flatten(0, 1), classes + 1, title)
+
+
+def images_from_labels(t: Trained) -> Iterator[Drawn]:
+    """Draws images given labels, a row for each label."""
+    import torch
+
+    columns = 12
+    labels = torch.eye(t.data.num_classes).repeat_interleave(columns, 0)
+    images = tarspyro.evaluate.impute_modalities(
+        t.model, t.guide, (None, labels), mean=True, seed=0
+    )
+    title = "images from labels, a row for each"
+    yield "images_from_labels", _sheet(t, images["x_1"], columns, title)
+
+
+def continuations(t: Trained) -> Iterator[Drawn]:
+    """Draws continuations of the first half of test sequences."""
+    if t.data.image_shape is None:
+        yield "continuation", _continued_music(t)
+    else:
+        yield "continuations", _continued_images(t)
+
+
+def _continued_music(t: Trained) -> "Figure":
+    import torch
+
+    x, lengths = t.data.test
+    length = int(lengths[0])
+    known = max(1, length // 2)
+    total = length + 1 if length == known else length
+    rest = tarspyro.evaluate.continuations(t.model, t.guide, x[:1, :known], total, seed=0)
+    piece = torch.cat([x[0, :known], rest[0, 0]])
+    title = "a piece, from the line on the model's"
+    return tarspyro.plot.piano_roll(piece, known=known, title=title)
+
+
+def _continued_images(t: Trained) -> "Figure":
+    import torch
+
+    (x,) = t.data.test
+    count = 10
+    length = x.shape[1]
+    beginnings = x[:count, : length // 2]
+    rest = tarspyro.evaluate.continuations(
+        t.model, t.guide, beginnings, length, num_samples=4, seed=0
+    )
+    drawn = torch.cat([beginnings.expand(len(rest), *beginnings.shape), rest], 2)
+    images = torch.cat([x[None, :count], drawn]).flatten(0, 1)
+    title = "test images, and below how their upper halves may go on"
+    return _sheet(t, images, len(beginnings), title)
+
+
+def regression(t: Trained) -> Iterator[Drawn]:
+    """Draws predictions against targets. For classes it draws nothing."""
+    from tarspyro.plot.figures import axes_of
+
+    units = t.data.regression
+    if units is None:
+        return
+
+    _, mean = predicted(t)
+    mean = units.y_mean + units.y_scale * mean
+    y = units.y_mean + units.y_scale * t.data.test[1]
+    figure, ax = axes_of(None, (4.8, 4.8))
+    ax.plot(y.numpy(), mean.numpy(), ".")
+    ax.axline((y.mean().item(), y.mean().item()), slope=1, color="0.7", linewidth=1)
+    ax.set(xlabel="target", ylabel="mean of the prediction", title="test rows")
+    yield "predictions", figure
+
+
+# --- samples of the model
+
+
+def samples(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
+    """Draws a sheet of images, or a cloud of points."""
+    from tarspyro.plot.figures import axes_of
+
+    if t.data.image_shape is not None:
+        return tarspyro.plot.samples(
+            t.model,
+            num=num or 64,
+            seed=seed,
+            mean=mean,
+            site=t.method.site,
+            image_shape=t.data.image_shape,
+        )
+
+    drawn = tarspyro.evaluate.sample(t.model, num or 1000, seed=seed).cpu()
+    figure, ax = axes_of(None, (4.8, 4.8))
+    for points, color in ((t.data.test[0], "0.8"), (drawn, "C0")):
+        ax.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=3, color=color)
+    ax.set(title="samples (data in grey)", aspect="equal")
+    return figure
+
+
+def of_each_class(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
+    """Draws a sheet of images with a row for each class. The number of images is rounded up
+    to fill the rows.
+    """
+    import torch
+
+    classes = t.data.num_classes
+    columns = 10 if num is None else -(-num // classes)
+    figure = tarspyro.plot.samples(
+        t.model,
+        num=classes * columns,
+        given={"y": torch.eye(classes).repeat_interleave(columns, 0)},
+        columns=columns,
+        seed=seed,
+        mean=mean,
+        image_shape=t.data.image_shape,
+    )
+    figure.axes[0].set_ylabel("a row for each class")
+    return figure
+
+
+def sequences(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
+    """Draws a sheet of images, or pieces of music one below the other. Of music the notes are
+    drawn, since a mean is no piece.
+    """
+    length = t.data.test[0].shape[1]
+    if t.data.image_shape is not None:
+        return tarspyro.plot.samples(
+            t.model,
+            num=num or 64,
+            seed=seed,
+            mean=mean,
+            length=length,
+            image_shape=t.data.image_shape,
+        )
+
+    count = num or 4
+    pieces = tarspyro.evaluate.sample(t.model, count, length=min(length, 100), seed=seed)
+    figure = tarspyro.plot.Picture(figsize=(9.0, 2.4 * count), layout="constrained")
+    axes = figure.subplots(count, 1, squeeze=False)[:, 0]
+    for piece, ax in zip(pieces, axes, strict=True):
+        tarspyro.plot.piano_roll(piece, ax=ax)
+    return figure
+
+
+def _sheet(t: Trained, images: "Tensor", columns: int, title: str) -> "Figure":
+    from tarspyro.plot.figures import axes_of, sheet_of, show
+
+    rows = -(-len(images) // columns)
+    figure, ax = axes_of(None, (0.55 * columns, 0.55 * rows + 0.4))
+    show(ax, sheet_of(images, columns, t.data.image_shape))
+    ax.set_title(title, fontsize="medium")
+    return figure
