@@ -15,7 +15,7 @@ from torch import nn
 
 from tarspyro import data, load_run
 from tarspyro.commands import main, running
-from tarspyro.commands.material import SOURCES
+from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.data import Dataset
 from tarspyro.runs.description import describe
 

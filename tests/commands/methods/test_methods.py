@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 
 from tarspyro import data, evaluate, load_run
 from tarspyro.commands import METHODS, main
-from tarspyro.commands.material import SOURCES
-from tarspyro.commands.methods import completed
+from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.data import Dataset, SequenceDataset, Sequences
 
 BOUND = {"nats per image", "log-likelihood", "particles"}
@@ -267,29 +266,27 @@ def test_losses(name, options, loss, tmp_path, called):
 @pytest.mark.filterwarnings(
     "ignore:.*one weight of all data"
 )  # of which batches are subsamples
-@pytest.mark.parametrize(
-    "name", [name for name in METHODS if "loss" in METHODS[name].settings]
-)
+@pytest.mark.parametrize("name", [name for name in METHODS if "loss" in METHODS[name].options])
 def test_every_loss_of_a_method(name):
     """What ``--loss`` may say is finite on a batch, with particles."""
     method, data_name = METHODS[name], METHODS[name].form.names[0]
     tiny_settings = {
-        setting: 6 for setting in ("units", "steps") if setting in method.settings
+        setting: 6 for setting in ("units", "steps") if setting in method.options
     } | {"batch_size": 50}
-    for loss in method.settings["loss"]:
+    (choices,) = (s.choices for s in method.settings if s.name == "loss")
+    for loss in choices:
         torch.manual_seed(0)
-        o = completed(
-            method,
+        chosen = method.completed(
             data_name,
             {"loss": loss, "num_particles": 3, **tiny_settings}
-            | ({"labels": 20} if "labels" in method.settings else {}),
+            | ({"labels": 20} if "labels" in method.options else {}),
         )
-        material = method.form.material(data_name, o)
-        model, guide, bound = method.build(o, material)
+        prepared = method.form.load(data_name, chosen)
+        model, guide, bound = chosen.build(prepared)
         batch = (
-            material.train
-            if isinstance(material.batches, tuple)
-            else next(iter(material.batches))
+            prepared.train
+            if isinstance(prepared.batches, tuple)
+            else next(iter(prepared.batches))
         )
         value = bound.loss(model, guide, *(part[:10] for part in batch))
         assert math.isfinite(value), loss
@@ -495,10 +492,8 @@ def test_a_row_for_each_class(name, tmp_path, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_resumed_run_is_the_uninterrupted_one(name, options, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one(name, options, tmp_path, training_alone):
     """It goes on with its own options, of which none has to be given again."""
-    monkeypatch.setattr("tarspyro.commands.running._report", lambda *args: None)
-    monkeypatch.setattr("tarspyro.commands.running._draw", lambda *args: None)
     assert main([*tiny(name, tmp_path / "whole", *options), "--epochs", "3"]) == 0
     assert main([*tiny(name, tmp_path / "parts", *options), "--epochs", "1"]) == 0
     assert (
@@ -537,9 +532,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, options, tmp_path, monkeyp
     ],
     ids=["method", "data"],
 )
-def test_resuming_another_run(name, options, parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tarspyro.commands.running._report", lambda *args: None)
-    monkeypatch.setattr("tarspyro.commands.running._draw", lambda *args: None)
+def test_resuming_another_run(name, options, parts, tmp_path, training_alone, capsys):
     run = tmp_path / "run"
     assert main(tiny("vae", run)) == 0
     capsys.readouterr()
