@@ -22,7 +22,9 @@ FLOORS = (
     {"infer (its names)", "plot"},
     {"training"},
     {"tarspyro (its names)", "estimators"},
+    {"commands.methods"},
     {"commands"},
+    {"commands (its names)"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import (
@@ -14,6 +15,7 @@ from tarspyro.commands.methods.method import (
     Pixels,
     Variational,
 )
+from tarspyro.commands.methods.networks import family_named, standard_normal, trunks
 from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
 
 if TYPE_CHECKING:
@@ -35,17 +37,15 @@ class _Denoising:
 
     def corruption(self) -> "nn.Module | None":
         """Returns the noise of the guide's input, if there is any."""
-        from tarspyro.nn import GaussianNoise, MaskingNoise
-
         if self.masking_noise is not None and self.gaussian_noise is not None:
             raise ValueError(
                 "--masking-noise and --gaussian-noise are two kinds of corruption: give one of"
                 " them."
             )
         if self.masking_noise is not None:
-            return MaskingNoise(self.masking_noise)
+            return tarspyro.nn.MaskingNoise(self.masking_noise)
         if self.gaussian_noise is not None:
-            return GaussianNoise(self.gaussian_noise)
+            return tarspyro.nn.GaussianNoise(self.gaussian_noise)
         return None
 
 
@@ -73,58 +73,45 @@ class VAE(_Denoising, Variational):
     )
 
     report = (reports.bound, reports.likelihood_of("x"), reports.active_units)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.manifold,
-    )
+    figures = (*pictures.WITH_CODES, pictures.manifold)
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods import networks
-
-        encoder, decoder = networks.trunks(self.trunk, data.shape, self.latent, self.hidden)
+        encoder, decoder = trunks(self.trunk, data.shape, self.latent, self.hidden)
         posterior = self._posterior(encoder)
         prior = self._prior(data, posterior)
         return Built(
-            models.VAE(prior, self.observed(data.shape, decoder)),
-            guides.VAE(posterior, self.corruption()),
+            tarspyro.models.VAE(prior, self.observed(data.shape, decoder)),
+            tarspyro.guides.VAE(posterior, self.corruption()),
             self.bound(),
         )
 
     def _posterior(self, encoder: "nn.Module") -> "nn.Module":
         from pyro.distributions import transforms
 
-        from tarspyro import Conditional, Transformed
-        from tarspyro.commands.methods import networks
-
-        posterior = Conditional(networks.family_named(self.family), encoder, self.latent)
+        posterior = tarspyro.Conditional(family_named(self.family), encoder, self.latent)
         if self.posterior == "diagonal":
             return posterior
 
         self._check_flow("--posterior flow")
         flow = [transforms.affine_autoregressive(self.latent, [32]) for _ in range(2)]
-        return Transformed(posterior, flow)
+        return tarspyro.Transformed(posterior, flow)
 
     def _prior(self, data: PreparedData, posterior: "nn.Module") -> "nn.Module":
         import torch
         from pyro.distributions import transforms
-
-        from tarspyro import Transformed
-        from tarspyro.commands.methods import networks
-        from tarspyro.distributions import VampPrior, default_prior
 
         if self.prior == "vamp":
             assert isinstance(data.batches, tuple)
             (x,) = data.batches  # grey pixels
             count = min(100, len(x))
             noise = 0.02 * torch.randn(count, *data.shape)
-            return VampPrior(posterior, (x.mean(0) + noise).clamp(0.001, 0.999))
+            return tarspyro.distributions.VampPrior(
+                posterior, (x.mean(0) + noise).clamp(0.001, 0.999)
+            )
 
         if self.prior == "standard":
-            return default_prior(networks.family_named(self.family), self.latent)
+            return tarspyro.distributions.default_prior(family_named(self.family), self.latent)
 
         self._check_flow("--prior flow")
         swap = transforms.Permute(torch.arange(self.latent).flip(0))
@@ -132,7 +119,7 @@ class VAE(_Denoising, Variational):
             transforms.affine_coupling(self.latent, [32]) for _ in range(3)
         )
         flow = [first, swap, second, swap, third]
-        return Transformed(networks.standard_normal(self.latent), flow)
+        return tarspyro.Transformed(standard_normal(self.latent), flow)
 
     def _check_flow(self, option: str) -> None:
         if self.latent < 2 or self.family != "Normal":
@@ -160,13 +147,11 @@ class Autoencoder(_Denoising, EarlyStopping, Pixels):
     figures = (pictures.reconstructions, pictures.latents, pictures.curves)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import Deterministic, guides, models
-        from tarspyro.commands.methods import networks
-        from tarspyro.infer import ELBO
-
-        encoder, decoder = networks.trunks(self.trunk, data.shape, self.latent, self.hidden)
+        encoder, decoder = trunks(self.trunk, data.shape, self.latent, self.hidden)
         return Built(
-            models.Autoencoder(self.observed(data.shape, decoder), self.latent),
-            guides.Autoencoder(Deterministic(encoder, self.latent), self.corruption()),
-            ELBO(),
+            tarspyro.models.Autoencoder(self.observed(data.shape, decoder), self.latent),
+            tarspyro.guides.Autoencoder(
+                tarspyro.Deterministic(encoder, self.latent), self.corruption()
+            ),
+            tarspyro.infer.ELBO(),
         )

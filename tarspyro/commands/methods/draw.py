@@ -5,9 +5,11 @@ __all__ = ["DRAW", "ConditionalDRAW", "ConvDRAW"]
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import IMAGES, LABELLED_IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.networks import mlp, normal, standard_normal
 from tarspyro.commands.methods.settings import PAIR, latent_units, setting
 
 if TYPE_CHECKING:
@@ -23,18 +25,14 @@ class _Attention:
     write_size: int = setting(5, PAIR, "the filters along a side of the window that writes")
 
     def _reader(self, units: int, shape: tuple[int, ...]) -> "AttentionRead | Read":
-        from tarspyro.nn import AttentionRead, Read
-
         if self.attention:
-            return AttentionRead(units, shape, size=self.read_size)
-        return Read(shape)
+            return tarspyro.nn.AttentionRead(units, shape, size=self.read_size)
+        return tarspyro.nn.Read(shape)
 
     def _writer(self, units: int, shape: tuple[int, ...]) -> "AttentionWrite | Write":
-        from tarspyro.nn import AttentionWrite, Write
-
         if self.attention:
-            return AttentionWrite(units, shape, size=self.write_size)
-        return Write(units, shape)
+            return tarspyro.nn.AttentionWrite(units, shape, size=self.write_size)
+        return tarspyro.nn.Write(units, shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +61,19 @@ class _Recurrent(_Attention, _Painting):
     def build(self, data: PreparedData) -> Built:
         from torch import nn
 
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import mlp, normal, standard_normal
-        from tarspyro.nn import Canvas, Recurrence, Unchanged
-
         shape = data.shape
         h = self.units
         z = self.latent
         y = data.num_classes  # 0 without labels
         read = self._reader(h, shape)
         write = self._writer(h, shape)
-        canvas = Canvas(Recurrence(nn.LSTMCell(z + y, h)), write)
-        likelihood = self.observed(shape, Unchanged(shape))
-        encoder = Recurrence(nn.LSTMCell(read.out_features + h + y, h))
+        canvas = tarspyro.nn.Canvas(tarspyro.nn.Recurrence(nn.LSTMCell(z + y, h)), write)
+        likelihood = self.observed(shape, tarspyro.nn.Unchanged(shape))
+        encoder = tarspyro.nn.Recurrence(nn.LSTMCell(read.out_features + h + y, h))
         posterior = normal(mlp([], h), z)
 
-        model = getattr(models, self.pair)
-        guide = getattr(guides, self.pair)
+        model = getattr(tarspyro.models, self.pair)
+        guide = getattr(tarspyro.guides, self.pair)
         return Built(
             model(standard_normal(z), canvas, likelihood, self.steps),
             guide(posterior, encoder, read, canvas, likelihood, self.steps),
@@ -123,18 +117,6 @@ class ConvDRAW(_Painting):
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import normal
-        from tarspyro.nn import (
-            Canvas,
-            ConvLSTMCell,
-            ConvRead,
-            ConvWrite,
-            FeatureMap,
-            Recurrence,
-            Unchanged,
-        )
-
         shape = data.shape
         _, height, width = shape
         stride = 4 if min(height, width) > 16 else 2
@@ -142,17 +124,18 @@ class ConvDRAW(_Painting):
         hidden = (self.units, *sides)
         code = (self.latent, *sides)
 
-        read = ConvRead(shape, 16, stride=stride)
-        canvas = Canvas(
-            Recurrence(ConvLSTMCell(self.latent, hidden)), ConvWrite(hidden, shape)
+        read = tarspyro.nn.ConvRead(shape, 16, stride=stride)
+        canvas = tarspyro.nn.Canvas(
+            tarspyro.nn.Recurrence(tarspyro.nn.ConvLSTMCell(self.latent, hidden)),
+            tarspyro.nn.ConvWrite(hidden, shape),
         )
-        encoder = Recurrence(ConvLSTMCell(16 + self.units, hidden))
-        likelihood = self.observed(shape, Unchanged(shape))
-        prior = normal(FeatureMap(hidden), code)
-        posterior = normal(FeatureMap(hidden), code)
+        encoder = tarspyro.nn.Recurrence(tarspyro.nn.ConvLSTMCell(16 + self.units, hidden))
+        likelihood = self.observed(shape, tarspyro.nn.Unchanged(shape))
+        prior = normal(tarspyro.nn.FeatureMap(hidden), code)
+        posterior = normal(tarspyro.nn.FeatureMap(hidden), code)
         return Built(
-            models.ConvDRAW(prior, canvas, likelihood, self.steps),
-            guides.ConvDRAW(posterior, encoder, read, canvas, likelihood, self.steps),
+            tarspyro.models.ConvDRAW(prior, canvas, likelihood, self.steps),
+            tarspyro.guides.ConvDRAW(posterior, encoder, read, canvas, likelihood, self.steps),
             self.bound(),
         )
 

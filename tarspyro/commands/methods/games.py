@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import (
     IMAGES,
@@ -22,6 +23,15 @@ from tarspyro.commands.methods.forms import (
     PreparedData,
 )
 from tarspyro.commands.methods.method import Built, EarlyStopping, Method
+from tarspyro.commands.methods.networks import (
+    bernoulli,
+    decoder,
+    deterministic_pair,
+    encoder,
+    mlp,
+    normal,
+    standard_normal,
+)
 from tarspyro.commands.methods.settings import (
     BOUND,
     PAIR,
@@ -49,13 +59,11 @@ class _Game(Method):
     )
 
     def _divergence(self) -> "infer.Divergence":
-        from tarspyro import infer
-
-        divergences: dict[str, type[infer.Divergence]] = {
-            "jensen-shannon": infer.JensenShannon,
-            "least-squares": infer.LeastSquares,
-            "hinge": infer.Hinge,
-            "wasserstein": infer.Wasserstein,
+        divergences: dict[str, type[tarspyro.infer.Divergence]] = {
+            "jensen-shannon": tarspyro.infer.JensenShannon,
+            "least-squares": tarspyro.infer.LeastSquares,
+            "hinge": tarspyro.infer.Hinge,
+            "wasserstein": tarspyro.infer.Wasserstein,
         }
         return divergences[self.divergence]()
 
@@ -64,18 +72,17 @@ class _Game(Method):
     ) -> "Discriminator":
         from torch import nn
 
-        from tarspyro.commands.methods.networks import mlp
-        from tarspyro.nn import Discriminator
-
         def leaky() -> nn.Module:
             return nn.LeakyReLU(0.2)
 
-        return Discriminator(mlp(self.hidden, *inputs, activation=leaky, dropout=dropout))
+        return tarspyro.nn.Discriminator(
+            mlp(self.hidden, *inputs, activation=leaky, dropout=dropout)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Generating(_Game):
-    """Generative adversarial networks."""
+    """GANs, whose halves are a model and a discriminator."""
 
     latent: int = latent_units(16)
     hidden: Sequence[int] = hidden_layers(128, 128)
@@ -91,19 +98,14 @@ class _Generating(_Game):
         """A network of noise. The values of images are between 0 and 1, points anywhere."""
         from torch import nn
 
-        from tarspyro import Deterministic
-        from tarspyro.commands.methods.networks import decoder, mlp
-
         if data.image_shape is None:
-            return Deterministic(decoder(self.hidden, *inputs), data.shape)
+            return tarspyro.Deterministic(decoder(self.hidden, *inputs), data.shape)
         network = mlp(self.hidden[::-1], *inputs, normalization=nn.BatchNorm1d)
-        return Deterministic(network, data.shape, transform=nn.Sigmoid())
+        return tarspyro.Deterministic(network, data.shape, transform=nn.Sigmoid())
 
     def _loss(self, discriminator: "Discriminator") -> "infer.Adversarial":
-        from tarspyro import infer
-
         every = _CRITIC_STEPS if self.divergence == "wasserstein" else 1
-        return infer.Adversarial(discriminator, self._divergence(), every=every)
+        return tarspyro.infer.Adversarial(discriminator, self._divergence(), every=every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +120,8 @@ class GAN(_Generating):
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import models
-        from tarspyro.commands.methods.networks import standard_normal
-
         generator = self._generator(data, self.latent)
-        model = models.GAN(standard_normal(self.latent), generator)
+        model = tarspyro.models.GAN(standard_normal(self.latent), generator)
         dropout = 0.0 if data.image_shape is None else 0.3
         discriminator = self._discriminator(data.shape, dropout=dropout)
         return Built(model, None, self._loss(discriminator))
@@ -140,11 +139,8 @@ class ConditionalGAN(_Generating):
     sampler = staticmethod(pictures.of_each_class)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import models
-        from tarspyro.commands.methods.networks import standard_normal
-
         generator = self._generator(data, self.latent, data.num_classes)
-        model = models.ConditionalGAN(standard_normal(self.latent), generator)
+        model = tarspyro.models.ConditionalGAN(standard_normal(self.latent), generator)
         discriminator = self._discriminator(data.shape, data.num_classes, dropout=0.3)
         return Built(model, None, self._loss(discriminator))
 
@@ -166,32 +162,18 @@ class VAEGAN(_Game):
 
     optimizer = {"betas": (0.5, 0.999)}
     report = (reports.reconstruction_error, reports.game)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.manifold,
-    )
+    figures = (*pictures.WITH_CODES, pictures.manifold)
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, infer, models
-        from tarspyro.commands.methods.networks import (
-            bernoulli_likelihood,
-            decoder,
-            encoder,
-            normal,
-            standard_normal,
-        )
-
         x = data.shape
         z = self.latent
         posterior = normal(encoder(self.hidden, x), z)
-        likelihood = bernoulli_likelihood(decoder(self.hidden, z), x, grey=True)
-        model = models.VAE(standard_normal(z), likelihood)
+        likelihood = bernoulli(decoder(self.hidden, z), x, grey=True)
+        model = tarspyro.models.VAE(standard_normal(z), likelihood)
         discriminator = self._discriminator(x)
-        loss = infer.VAEGAN(discriminator, self._divergence(), gamma=self.gamma)
-        return Built(model, guides.VAE(posterior), loss)
+        loss = tarspyro.infer.VAEGAN(discriminator, self._divergence(), gamma=self.gamma)
+        return Built(model, tarspyro.guides.VAE(posterior), loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,21 +194,13 @@ class AdversarialAutoencoder(_Game):
     weight: float = setting(5.0, BOUND, "the weight of the codes beside the reconstruction")
 
     report = (reports.reconstruction_error, reports.codes, reports.game)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.manifold,
-    )
+    figures = (*pictures.WITH_CODES, pictures.manifold)
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import infer
-        from tarspyro.commands.methods.networks import deterministic_pair
-
         model, guide = deterministic_pair(data.shape, self.latent, self.hidden, self.scale)
         discriminator = self._discriminator(self.latent)
-        loss = infer.AdversarialAutoencoder(
+        loss = tarspyro.infer.AdversarialAutoencoder(
             discriminator, self._divergence(), weight=self.weight
         )
         return Built(model, guide, loss)
@@ -252,17 +226,9 @@ class WassersteinAutoencoder(EarlyStopping, Method):
     weight: float = setting(100.0, BOUND, "the weight of the codes beside the reconstruction")
 
     report = (reports.reconstruction_error, reports.codes)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.manifold,
-    )
+    figures = (*pictures.WITH_CODES, pictures.manifold)
     sampler = staticmethod(pictures.samples)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import infer
-        from tarspyro.commands.methods.networks import deterministic_pair
-
         pair = deterministic_pair(data.shape, self.latent, self.hidden, self.scale)
-        return Built(*pair, infer.WAE(weight=self.weight))
+        return Built(*pair, tarspyro.infer.WAE(weight=self.weight))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.networks import mlp, normal, standard_normal
 from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
 
 if TYPE_CHECKING:
@@ -27,12 +29,7 @@ class _Layers(Variational):
     form = IMAGES
     latent_site = "z_1"
     report = (reports.bound, reports.likelihood_of("x"), reports.active_units)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.units,
-    )
+    figures = (*pictures.WITH_CODES, pictures.units)
     sampler = staticmethod(pictures.samples)
 
     def _network(self, inputs: int | tuple[int, ...]) -> "MLP":
@@ -41,18 +38,11 @@ class _Layers(Variational):
         """
         from torch import nn
 
-        from tarspyro.commands.methods import networks
-
-        return networks.mlp(self.hidden, inputs, activation=nn.Tanh)
+        return mlp(self.hidden, inputs, activation=nn.Tanh)
 
     def _between(self) -> "list[Conditional]":
         """The distributions p(z_k | z_{k + 1})."""
-        from tarspyro.commands.methods import networks
-
-        return [
-            networks.normal(self._network(above), below)
-            for below, above in pairwise(self.latent)
-        ]
+        return [normal(self._network(above), below) for below, above in pairwise(self.latent)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +61,16 @@ class HierarchicalVAE(_Layers):
     )
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods import networks
-
         inputs: list[int | tuple[int, ...]] = [data.shape, *self.latent[:-1]]
         posteriors = [
-            networks.normal(self._network(x), z)
-            for x, z in zip(inputs, self.latent, strict=True)
+            normal(self._network(x), z) for x, z in zip(inputs, self.latent, strict=True)
         ]
-        model = models.HierarchicalVAE(
-            networks.standard_normal(self.latent[-1]),
+        model = tarspyro.models.HierarchicalVAE(
+            standard_normal(self.latent[-1]),
             self._between(),
             self.observed(data.shape, self._network(self.latent[0])),
         )
-        guide = guides.HierarchicalVAE(posteriors, chain=self.chain)
+        guide = tarspyro.guides.HierarchicalVAE(posteriors, chain=self.chain)
         return Built(model, guide, self.bound())
 
 
@@ -101,17 +87,14 @@ class LadderVAE(_Layers):
     hidden: Sequence[int] = hidden_layers(256)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods import networks
-
         width = self.hidden[-1]
         encoders = [self._network(data.shape)]
         encoders += [self._network(width) for _ in self.latent[1:]]
-        posteriors = [networks.normal(networks.mlp([], width), z) for z in self.latent]
-        model = models.LadderVAE(
-            networks.standard_normal(self.latent[-1]),
+        posteriors = [normal(mlp([], width), z) for z in self.latent]
+        model = tarspyro.models.LadderVAE(
+            standard_normal(self.latent[-1]),
             self._between(),
             self.observed(data.shape, self._network(self.latent[0])),
         )
-        guide = guides.LadderVAE(encoders, posteriors, list(model.conditionals))
+        guide = tarspyro.guides.LadderVAE(encoders, posteriors, list(model.conditionals))
         return Built(model, guide, self.bound())

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import FEW_LABELS, LABELLED_IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.networks import (
+    categorical,
+    decoder,
+    encoder,
+    normal,
+    standard_normal,
+)
 from tarspyro.commands.methods.settings import (
     BOUND,
     DATA,
@@ -36,23 +44,10 @@ class ConditionalVAE(Variational):
     )
 
     report = (reports.bound, reports.likelihood_of("x | y"), reports.active_units)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.analogies,
-    )
+    figures = (*pictures.WITH_CODES, pictures.analogies)
     sampler = staticmethod(pictures.of_each_class)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import (
-            decoder,
-            encoder,
-            normal,
-            standard_normal,
-        )
-
         x = data.shape
         y = data.num_classes
         z = self.latent
@@ -63,8 +58,8 @@ class ConditionalVAE(Variational):
         )
         likelihood = self.observed(x, decoder(self.hidden, z, y))
         return Built(
-            models.ConditionalVAE(prior, likelihood),
-            guides.ConditionalVAE(normal(encoder(self.hidden, x, y), z)),
+            tarspyro.models.ConditionalVAE(prior, likelihood),
+            tarspyro.guides.ConditionalVAE(normal(encoder(self.hidden, x, y), z)),
             self.bound(),
         )
 
@@ -87,17 +82,14 @@ class CMMA(Variational):
     sampler = staticmethod(pictures.of_each_class)
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import decoder, encoder, normal
-
         x = data.shape
         y = data.num_classes
         z = self.latent
         prior = normal(decoder(self.hidden, y), z)
         likelihood = self.observed(x, decoder(self.hidden, z))
         return Built(
-            models.CMMA(prior, likelihood),
-            guides.CMMA(normal(encoder(self.hidden, x, y), z)),
+            tarspyro.models.CMMA(prior, likelihood),
+            tarspyro.guides.CMMA(normal(encoder(self.hidden, x, y), z)),
             self.bound(),
         )
 
@@ -122,44 +114,29 @@ class SemiSupervisedVAE(Variational):
     likelihood_particles: int = 100
 
     report = (reports.bound, reports.likelihood_of("x"), reports.classification)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.analogies,
-    )
+    figures = (*pictures.WITH_CODES, pictures.analogies)
     sampler = staticmethod(pictures.of_each_class)
 
     def build(self, data: PreparedData) -> Built:
         import pyro.distributions as dist
 
-        from tarspyro import Conditional, guides, models
-        from tarspyro.commands.methods.networks import (
-            decoder,
-            encoder,
-            normal,
-            standard_normal,
-        )
-        from tarspyro.distributions import default_prior
-        from tarspyro.infer import SemiSupervised
-
         x = data.shape
         y = data.num_classes
         z = self.latent
         labelled, unlabelled = data.sizes
-        classifier = Conditional(dist.OneHotCategorical, encoder(self.hidden, x), y)
-        model = models.SemiSupervisedVAE(
+        classifier = categorical(encoder(self.hidden, x), y)
+        model = tarspyro.models.SemiSupervisedVAE(
             standard_normal(z),
-            default_prior(dist.OneHotCategorical, y),
+            tarspyro.distributions.default_prior(dist.OneHotCategorical, y),
             self.observed(x, decoder(self.hidden, z, y)),
             num_labelled=labelled,
             num_unlabelled=unlabelled,
         )
-        guide = guides.SemiSupervisedVAE(
+        guide = tarspyro.guides.SemiSupervisedVAE(
             classifier,
             normal(encoder(self.hidden, x, y), z),
             num_labelled=labelled,
             num_unlabelled=unlabelled,
         )
-        loss = SemiSupervised(self.bound(), alpha=self.classifier_weight)
+        loss = tarspyro.infer.SemiSupervised(self.bound(), alpha=self.classifier_weight)
         return Built(model, guide, loss)

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+import tarspyro
 from tarspyro.commands.methods.forms import Form, PreparedData
+from tarspyro.commands.methods.networks import bernoulli, with_scale
 from tarspyro.commands.methods.settings import (
     BOUND,
     DATA,
@@ -61,8 +63,8 @@ class Method:
     pictures.
 
     The fields made by ``setting`` are the options of ``tarspyro train NAME``. No module of
-    this package imports PyTorch at its top, except ``networks``: help and errors of usage
-    answer at once.
+    this package imports PyTorch at its top, so that help and errors of usage answer at once:
+    ``import tarspyro`` is light, and ``tarspyro.models`` loads what it needs when it is used.
 
     Attributes:
         name: The name on the command line.
@@ -159,13 +161,11 @@ class WithBound:
         Raises:
             ValueError: If an option was given that the bound does not have.
         """
-        from tarspyro import infer
-
         bounds: dict[str, tuple[Any, tuple[str, ...]]] = {
-            "elbo": (infer.ELBO, ("num_particles", "beta")),
-            "iwae": (infer.IWAE, ("num_particles",)),
-            "renyi": (infer.Renyi, ("alpha", "num_particles")),
-            "fivo": (infer.FIVO, ("num_particles",)),
+            "elbo": (tarspyro.infer.ELBO, ("num_particles", "beta")),
+            "iwae": (tarspyro.infer.IWAE, ("num_particles",)),
+            "renyi": (tarspyro.infer.Renyi, ("alpha", "num_particles")),
+            "fivo": (tarspyro.infer.FIVO, ("num_particles",)),
         }
         bound, takes = bounds[self.loss]
         given = {
@@ -225,11 +225,9 @@ class Pixels(Method):
 
     def observed(self, shape: tuple[int, ...], trunk: "nn.Module") -> "Conditional":
         """Returns p(x | inputs of the trunk), of the family that ``--likelihood`` names."""
-        from tarspyro.commands.methods import networks
-
         if self.likelihood == "Normal":
-            return networks.normal_likelihood(trunk, shape, self.scale)
-        return networks.bernoulli_likelihood(trunk, shape, grey=self.grey)
+            return with_scale(trunk, shape, self.scale)
+        return bernoulli(trunk, shape, grey=self.grey)
 
 
 @dataclass(frozen=True, kw_only=True)

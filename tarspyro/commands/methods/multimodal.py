@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import LABELLED_IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.networks import (
+    categorical,
+    decoder,
+    encoder,
+    normal,
+    standard_normal,
+)
 from tarspyro.commands.methods.settings import (
     BOUND,
     PAIR,
@@ -31,25 +39,15 @@ class _Multimodal(Variational):
     form = LABELLED_IMAGES
     site = "x_1"
     report = (reports.bound, reports.likelihood_of("x, y"), reports.labels_from_images)
-    figures = (
-        pictures.reconstructions,
-        pictures.latents,
-        pictures.curves,
-        pictures.images_from_labels,
-    )
+    figures = (*pictures.WITH_CODES, pictures.images_from_labels)
     sampler = staticmethod(pictures.samples)
 
     def _modalities(self, data: PreparedData) -> "tuple[list[nn.Module], list[nn.Module]]":
         """The likelihoods of image and label, and the posteriors given one of them."""
-        import pyro.distributions as dist
-
-        from tarspyro import Conditional
-        from tarspyro.commands.methods.networks import decoder, encoder, normal
-
         x = data.shape
         y = data.num_classes
         z = self.latent
-        label = Conditional(dist.OneHotCategorical, decoder(self.hidden, z), y)
+        label = categorical(decoder(self.hidden, z), y)
         given_image = normal(encoder(self.hidden, x), z)
         given_label = normal(encoder(self.hidden, y), z)
         image = self.observed(x, decoder(self.hidden, z))
@@ -72,16 +70,12 @@ class JMVAE(_Multimodal):
     )
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import encoder, normal, standard_normal
-        from tarspyro.infer import ModalityKL
-
         likelihoods, singles = self._modalities(data)
         joint = normal(encoder(self.hidden, data.shape, data.num_classes), self.latent)
         return Built(
-            models.JMVAE(standard_normal(self.latent), likelihoods),
-            guides.JMVAE(joint, singles),
-            ModalityKL(self.bound(), alpha=self.modality_weight),
+            tarspyro.models.JMVAE(standard_normal(self.latent), likelihoods),
+            tarspyro.guides.JMVAE(joint, singles),
+            tarspyro.infer.ModalityKL(self.bound(), alpha=self.modality_weight),
         )
 
 
@@ -106,15 +100,11 @@ class MVAE(_Multimodal):
     )
 
     def build(self, data: PreparedData) -> Built:
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import standard_normal
-        from tarspyro.infer import ModalitySubsets
-
         likelihoods, experts = self._modalities(data)
-        model = models.MVAE(standard_normal(self.latent), likelihoods)
+        model = tarspyro.models.MVAE(standard_normal(self.latent), likelihoods)
         bound = self.bound()
         return Built(
             model,
-            guides.MVAE(experts, model.prior, self.experts),
-            ModalitySubsets(bound) if self.experts == "product" else bound,
+            tarspyro.guides.MVAE(experts, model.prior, self.experts),
+            tarspyro.infer.ModalitySubsets(bound) if self.experts == "product" else bound,
         )

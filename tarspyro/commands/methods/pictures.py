@@ -1,6 +1,7 @@
 """Pictures of a trained pair: functions that yield figures, each with the name of its file."""
 
 __all__ = [
+    "WITH_CODES",
     "Drawn",
     "analogies",
     "canvases",
@@ -64,6 +65,10 @@ def latents(t: Trained) -> Iterator[Drawn]:
     except NotImplementedError:
         return
     yield "latents", figure
+
+
+# The pictures of every method with a code.
+WITH_CODES = (reconstructions, latents, curves)
 
 
 def manifold(t: Trained) -> Iterator[Drawn]:

@@ -2,13 +2,21 @@
 
 __all__ = ["BayesianRegression", "Classifier"]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import LABELLED_IMAGES, TARGETS, PreparedData
 from tarspyro.commands.methods.method import Built, EarlyStopping, Method, WithBound
+from tarspyro.commands.methods.networks import (
+    categorical,
+    encoder,
+    standard_normal,
+    with_scale,
+)
 from tarspyro.commands.methods.settings import hidden_layers
 
 if TYPE_CHECKING:
@@ -31,40 +39,28 @@ class BayesianRegression(WithBound, Method):
     figures = (pictures.regression, pictures.curves)
 
     def build(self, data: PreparedData) -> Built:
-        import math
-
         import pyro.distributions as dist
         import torch
         from torch import nn
 
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import standard_normal
-        from tarspyro.distributions import Prior
-        from tarspyro.nn import RandomWeights
-
-        network = RandomWeights(self._target(data))
+        network = tarspyro.nn.RandomWeights(self._target(data))
         size = network.num_weights
         loc = nn.Parameter(0.1 * torch.randn(size))
         scale = nn.Parameter(torch.full((size,), math.exp(-5)))
-        posterior = Prior(dist.Normal, size, loc=loc, scale=scale)
+        posterior = tarspyro.distributions.Prior(dist.Normal, size, loc=loc, scale=scale)
         return Built(
-            models.BayesianRegression(standard_normal(size), network, len(data.train[0])),
-            guides.BayesianRegression(posterior),
+            tarspyro.models.BayesianRegression(
+                standard_normal(size), network, len(data.train[0])
+            ),
+            tarspyro.guides.BayesianRegression(posterior),
             self.bound(),
         )
 
     def _target(self, data: PreparedData) -> "Conditional":
-        import pyro.distributions as dist
-        import torch
-        from torch import nn
-
-        from tarspyro import Conditional
-        from tarspyro.commands.methods.networks import encoder
-
         trunk = encoder(self.hidden, data.shape)
         if data.num_classes:
-            return Conditional(dist.OneHotCategorical, trunk, data.num_classes)
-        return Conditional(dist.Normal, trunk, (), scale=nn.Parameter(torch.tensor(1.0)))
+            return categorical(trunk, data.num_classes)
+        return with_scale(trunk, (), None, initial=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +80,7 @@ class Classifier(EarlyStopping, Method):
     figures = (pictures.curves,)
 
     def build(self, data: PreparedData) -> Built:
-        import pyro.distributions as dist
-
-        from tarspyro import Conditional, models
-        from tarspyro.commands.methods.networks import encoder
-        from tarspyro.infer import ELBO
 
         trunk = encoder(self.hidden, data.shape)
-        classifier = Conditional(dist.OneHotCategorical, trunk, data.num_classes)
-        return Built(models.Classifier(classifier), None, ELBO())
+        classifier = categorical(trunk, data.num_classes)
+        return Built(tarspyro.models.Classifier(classifier), None, tarspyro.infer.ELBO())

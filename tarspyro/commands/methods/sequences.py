@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import SEQUENCES, PreparedData
 from tarspyro.commands.methods.method import Built, Loss, Variational
+from tarspyro.commands.methods.networks import decoder, encoder, mlp, normal, standard_normal
 from tarspyro.commands.methods.settings import (
     BOUND,
     PAIR,
@@ -75,19 +77,17 @@ class VRNN(_Sequential):
     def build(self, data: PreparedData) -> Built:
         from torch import nn
 
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import decoder, encoder, normal
-        from tarspyro.nn import Recurrence
-
         (x,) = data.shape
         z = self.latent
         h = self.units
-        cell = Recurrence(nn.GRUCell(x + z, h))
+        cell = tarspyro.nn.Recurrence(nn.GRUCell(x + z, h))
         prior = normal(encoder(self.hidden, h), z)
         likelihood = self._steps(data, decoder(self.hidden, z, h))
         posterior = normal(encoder(self.hidden, x, h), z)
         return Built(
-            models.VRNN(cell, prior, likelihood), guides.VRNN(cell, posterior), self.bound()
+            tarspyro.models.VRNN(cell, prior, likelihood),
+            tarspyro.guides.VRNN(cell, posterior),
+            self.bound(),
         )
 
 
@@ -103,25 +103,21 @@ class DeepMarkovModel(_Sequential):
     def build(self, data: PreparedData) -> Built:
         from torch import nn
 
-        from tarspyro import guides, models
-        from tarspyro.commands.methods.networks import decoder, standard_normal
-        from tarspyro.nn import Backward
-
         (x,) = data.shape
         z = self.latent
         h = self.units
-        model = models.DeepMarkovModel(
+        model = tarspyro.models.DeepMarkovModel(
             standard_normal(z),
             self._transition(z),
             self._steps(data, decoder(self.hidden, z)),
         )
-        encoder = Backward(nn.GRU(x, h))
-        guide = guides.DeepMarkovModel(self._transition(h), self._transition(h, z), encoder)
+        encoder = tarspyro.nn.Backward(nn.GRU(x, h))
+        guide = tarspyro.guides.DeepMarkovModel(
+            self._transition(h), self._transition(h, z), encoder
+        )
         return Built(model, guide, self.bound())
 
     def _transition(self, *inputs: int) -> "Conditional":
         from torch import nn
-
-        from tarspyro.commands.methods.networks import mlp, normal
 
         return normal(mlp(self.hidden, *inputs, activation=nn.Tanh), self.latent)
