@@ -323,7 +323,7 @@ class _Given(argparse.Action):
         namespace.given = {**namespace.given, self.dest: value}
 
 
-def _add_setting(group: Any, method: Method, setting: Setting) -> None:
+def _add_setting(group: "argparse._ArgumentGroup", method: Method, setting: Setting) -> None:
     default = method.options[setting.name]
     flags = [setting.flag]
     options: dict[str, Any] = {

@@ -15,7 +15,7 @@ __all__ = [
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import tarspyro
 from tarspyro.commands.methods.sources import SOURCES
@@ -23,6 +23,7 @@ from tarspyro.commands.methods.sources import SOURCES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tarspyro.commands.methods.labels import SemiSupervisedVAE
     from tarspyro.commands.methods.method import Method
     from tarspyro.data import Dataset, Modes, Regression, SequenceDataset, Split
 
@@ -154,7 +155,8 @@ def _labelled_images(name: str, dataset: "Dataset", method: "Method") -> Prepare
     )
 
 
-def _few_labels(name: str, dataset: "Dataset", method: Any) -> PreparedData:
+def _few_labels(name: str, dataset: "Dataset", method: "Method") -> PreparedData:
+    method = cast("SemiSupervisedVAE", method)
     train = _splits(dataset)[0]
     labelled, unlabelled = tarspyro.data.labelled_subset(train, method.labels, method.seed)
     num_classes = 0 if train.y is None else int(train.y.max()) + 1

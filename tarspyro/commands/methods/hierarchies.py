@@ -12,7 +12,7 @@ from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
 from tarspyro.commands.methods.networks import mlp, normal, standard_normal
-from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
+from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_layers, setting
 
 if TYPE_CHECKING:
     from tarspyro import Conditional
@@ -54,7 +54,7 @@ class HierarchicalVAE(_Layers):
     paper = "Burda et al. 2015, arXiv:1509.00519"
     pair = "HierarchicalVAE"
 
-    latent: Sequence[int] = latent_units(16, 8)
+    latent: Sequence[int] = latent_layers(16, 8)
     hidden: Sequence[int] = hidden_layers(256)
     chain: Literal["samples", "means"] = setting(
         "samples", PAIR, "what a layer of the guide passes on"
@@ -83,7 +83,7 @@ class LadderVAE(_Layers):
     paper = "Sonderby et al. 2016, arXiv:1602.02282"
     pair = "LadderVAE"
 
-    latent: Sequence[int] = latent_units(16, 8)
+    latent: Sequence[int] = latent_layers(16, 8)
     hidden: Sequence[int] = hidden_layers(256)
 
     def build(self, data: PreparedData) -> Built:

@@ -9,6 +9,7 @@ __all__ = [
     "TRAINING",
     "Setting",
     "hidden_layers",
+    "latent_layers",
     "latent_units",
     "setting",
     "settings_of",
@@ -82,13 +83,17 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def latent_units(*default: int) -> Any:
-    """Returns the field ``latent``: of one size, or of a size for each layer."""
-    return setting(
-        default if len(default) > 1 else default[0],
-        PAIR,
-        "the number of latent units; of several layers, the one nearest the data first",
-    )
+_LATENT = "the number of latent units; of several layers, the one nearest the data first"
+
+
+def latent_units(default: int) -> int:
+    """Returns the field ``latent`` of methods with one latent variable."""
+    return setting(default, PAIR, _LATENT)
+
+
+def latent_layers(*default: int) -> Sequence[int]:
+    """Returns the field ``latent`` of methods with layers of latent variables."""
+    return setting(default, PAIR, _LATENT)
 
 
 def hidden_layers(*default: int) -> Sequence[int]:
