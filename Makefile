@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test notebooks bench docs lint clean
+.PHONY: demo test check lint notebooks bench docs dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,15 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
+# Before a commit: the tests of what changed since the last one.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $$($(BIN)/python docs/scripts/changed_tests.py)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/execute.py
 
@@ -29,10 +38,20 @@ bench: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+# A release: sdist and wheel in dist/, checked; the quick start runs from the wheel in a clean environment.
+RELEASE := build/release
+
+dist:
+	rm -rf dist $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet "build>=1.2" "twine>=6"
+	$(RELEASE)/tools/bin/python -m build --outdir dist .
+	$(RELEASE)/tools/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)/clean
+	$(RELEASE)/clean/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(RELEASE)/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $(RELEASE) && clean/bin/python ../../docs/scripts/quick_start.py ../../README.md
+	cd $(RELEASE) && clean/bin/tarspyro list > methods.txt
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
