@@ -1,5 +1,5 @@
-"""Every method of the command line, in a tiny form: trained, evaluated, sampled from, drawn,
-and gone on with.
+"""Every method of the command line in a tiny form: training, evaluation, samples, pictures and
+resumed training.
 """
 
 import json
@@ -18,7 +18,7 @@ from tarspyro.data import Dataset, SequenceDataset, Sequences
 
 BOUND = {"nats per image", "log-likelihood", "particles"}
 SEEN = {"reconstructions", "latents"}
-# What each method says and draws, beside the weights, the pixels, the curves and the samples.
+# The entries of each method's report, and its pictures beside curves and samples.
 EXPECTED = {
     "vae": (BOUND | {"active units"}, SEEN | {"manifold"}),
     "autoencoder": ({"nats per image"}, SEEN),
@@ -371,7 +371,7 @@ def test_few_labels(tmp_path, called):
     assert used["validation"][0].shape == (10, 1, 8, 8)
 
 
-def test_two_of_everything(tmp_path, called):
+def test_layers_and_divergences(tmp_path, called):
     model, guide, *_ = called(
         tiny("hierarchical-vae", tmp_path / "run", "--latent", "5", "4", "3")
     )
@@ -401,7 +401,7 @@ def test_the_accuracy_is_that_of_the_test_images(tmp_path):
     assert report(run)["accuracy"] == share > 0.3
 
 
-def test_music_is_told_by_the_step(tmp_path, capsys):
+def test_music_is_reported_by_the_step(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tiny("vrnn", run, "--data", "jsb_chorales")) == 0
     printed, found = capsys.readouterr().out, report(run)
@@ -422,7 +422,7 @@ def test_music_is_told_by_the_step(tmp_path, capsys):
     assert found["log-likelihood"] > 8 * 88 * math.log(0.5) * 0.7
 
 
-def test_a_regression_is_told_in_the_target_s_units(tmp_path, monkeypatch, capsys):
+def test_a_regression_is_reported_in_the_target_s_units(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     assert main(tiny("bayesian-regression", run, "--data", "yacht")) == 0
     first = report(run)
@@ -611,7 +611,7 @@ def test_a_run_without_options(tmp_path, monkeypatch):
         " ".join(value) if isinstance(value, list) and value[0].startswith("--") else ""
     ),
 )
-def test_what_cannot_be_is_a_line(name, options, parts, tmp_path, capsys):
+def test_settings_that_do_not_fit_are_one_line(name, options, parts, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tiny(name, run, *options)) == 2
     errors = capsys.readouterr().err
