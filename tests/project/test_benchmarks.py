@@ -26,6 +26,15 @@ def test_step_time(tmp_path):
         assert {"tarspyro, eager", "tarspyro, compiled", "Pyro SVI", "goals"} <= row.keys()
 
 
+def test_import_time(tmp_path):
+    out = tmp_path / "import_time.json"
+    command = [sys.executable, str(FOLDER / "import_time.py"), "--rounds", "1"]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows["import pyro"]["processor, over import pyro"] == 0
+    assert rows["tarspyro --help"]["processor"] < rows["import pyro"]["processor"]
+
+
 def test_results_are_kept_with_their_commands():
     readme = (FOLDER / "README.md").read_text()
     for script in FOLDER.glob("*.py"):

@@ -79,6 +79,12 @@ class Method:
         epochs_on: The default number of epochs by data set, if it is not the data set's own.
         site: The name of the observed site.
         latent_site: The name of the latent site to draw, if there are several.
+
+    Example:
+        >>> from tarspyro.commands import METHODS
+        >>> vae = METHODS["vae"].completed("digits", {"latent": 10})
+        >>> vae.options["latent"], vae.options["likelihood"], vae.epochs
+        (10, 'Bernoulli', 300)
     """
 
     name: ClassVar[str]
