@@ -95,7 +95,7 @@ class Method:
     report: "ClassVar[tuple[Callable[[Trained], Iterator[Finding]], ...]]"
     figures: "ClassVar[tuple[Callable[[Trained], Iterator[Drawn]], ...]]"
     sampler: "ClassVar[Sampler | None]" = None
-    optimizer: ClassVar[Mapping[str, object]] = {}
+    optimizer: ClassVar[Mapping[str, Any]] = {}
     epochs_on: ClassVar[Mapping[str, int]] = {}
     site: ClassVar[str] = "x"
     latent_site: ClassVar[str | None] = None

@@ -139,6 +139,7 @@ def active_units(t: Trained) -> Iterator[Finding]:
 
 def classification(t: Trained) -> Iterator[Finding]:
     """Reports the accuracy of the guide's classifier."""
+    assert t.data.labels is not None, "the form of the data has labels"
     yield _accuracy(tarspyro.evaluate.accuracy(t.guide, t.data.test, t.data.labels))
 
 
