@@ -1,9 +1,7 @@
-"""What a trained pair is worth: log-likelihoods, bounds and their gaps, posteriors, codes; and
-what it is for.
-"""
+"""Evaluation of trained pairs: log-likelihoods, bounds, posteriors, codes, samples."""
 
 __all__ = [
-    "Bound",
+    "BoundEstimate",
     "Canvases",
     "Coverage",
     "Estimate",
@@ -53,25 +51,18 @@ __all__ = [
     "true_posterior",
 ]
 
+import warnings
+
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
-from tarspyro.evaluate.canvases import Canvases, canvases
-from tarspyro.evaluate.classes import accuracy, classify
-from tarspyro.evaluate.codes import active_units, activity, decode, embed, reconstruct, sample
+from tarspyro.evaluate.classification import accuracy, classify
+from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.densities import LogDensities, log_densities
-from tarspyro.evaluate.generation import (
-    Coverage,
-    PrecisionRecall,
-    agreement,
-    frechet_distance,
-    mode_coverage,
-    precision_recall,
-)
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (
-    Bound,
+    BoundEstimate,
     LogLikelihood,
     conditional_log_likelihood,
     elbo,
@@ -83,7 +74,28 @@ from tarspyro.evaluate.multimodal import (
     impute_modalities,
     multimodal_log_likelihood,
 )
+from tarspyro.evaluate.painting import Canvases, canvases
 from tarspyro.evaluate.parzen import ParzenLogLikelihood, parzen_log_likelihood
 from tarspyro.evaluate.posterior import Estimate, PosteriorKL, posterior_kl, true_posterior
 from tarspyro.evaluate.representation import knn_accuracy, linear_probe
+from tarspyro.evaluate.sample_quality import (
+    Coverage,
+    PrecisionRecall,
+    agreement,
+    frechet_distance,
+    mode_coverage,
+    precision_recall,
+)
+from tarspyro.evaluate.sampling import decode, reconstruct, sample
 from tarspyro.evaluate.sequences import Filtered, continuations, particle_filter
+
+
+def __getattr__(name: str) -> type[BoundEstimate]:
+    if name == "Bound":
+        warnings.warn(
+            "evaluate.Bound is now evaluate.BoundEstimate: import that.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return BoundEstimate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,9 @@
-"""Log-likelihoods by annealed importance sampling: a second opinion that leans less on the
-guide, or not at all.
-"""
+"""Log-likelihoods by annealed importance sampling, which depend little on the guide."""
 
 __all__ = ["annealed_log_likelihood"]
 
 import itertools
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions.util import sum_rightmost
@@ -13,24 +11,29 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from tarspyro.arguments import as_count, check_choice
+from tarspyro.evaluate.batching import ParticleChunks, map_batches
 from tarspyro.evaluate.densities import Densities
-from tarspyro.evaluate.likelihood import from_weights
-from tarspyro.infer.structure import Structure
+from tarspyro.evaluate.likelihood import LogLikelihood, log_mean_exp, num_particles_of
 from tarspyro.infer.traces import PairError, name_of, sum_of
-from tarspyro.types import Program
+from tarspyro.types import Argument, Data, Program
 
-# Chains that only tell how long a step should be. The chains that are weighted never do: a
-# step size that follows their own acceptance would bias the weights.
+# The number of chains that adapt the step size. They carry no weight: if the step size
+# followed the acceptance of the weighted chains, the weights would be biased.
 _PILOTS = 4
+# The acceptance that the step size aims at.
 _ACCEPTANCE = 0.65
 _FIRST_STEP = 0.3
-_ADAPTATION = 0.1  # in log step size, per unit of acceptance
+# The change of the log step size for each unit of acceptance above the target.
+_ADAPTATION = 0.1
+
+# A value for each latent variable, in unconstrained space.
+Position: TypeAlias = dict[str, Tensor]
 
 
 def annealed_log_likelihood(
     model: Program,
     guide: Program,
-    x: Any,
+    x: Data,
     *,
     num_steps: int = 1000,
     num_chains: int = 16,
@@ -40,54 +43,54 @@ def annealed_log_likelihood(
     binarize: bool = False,
     seed: int | None = None,
 ) -> Any:
-    r"""Estimates the log-likelihood of each data point by annealed importance sampling, in
-    nats.
+    r"""Estimates the log-likelihood of each data point by annealed importance sampling.
 
-    A chain starts with a draw of :math:`f_0`, the prior or the guide, and follows a path of
-    densities to the joint,
+    In nats. A chain starts at a draw of :math:`f_0`, the prior or the guide, and follows a
+    path of densities to the joint,
 
-    .. math:: f_\beta(z) = f_0(z)^{1 - \beta} \, p(x, z)^\beta, \qquad 0 = \beta_0 < \dots < \beta_T = 1
+    .. math:: f_\beta(z) = f_0(z)^{1 - \beta} \, p(x, z)^\beta, \qquad
+              0 = \beta_0 < \dots < \beta_T = 1
 
-    moved by a step of Hamiltonian Monte Carlo that leaves :math:`f_{\beta_t}` as it is, after
-    each
-    :math:`\beta_t`. Its weight is unbiased for the likelihood, whatever the number of steps:
+    After each :math:`\beta_t` a step of Hamiltonian Monte Carlo, which leaves
+    :math:`f_{\beta_t}` invariant, moves the chain. The chain's weight is unbiased for the
+    likelihood, whatever the number of steps:
 
-    .. math:: \log w = \sum_{t=1}^T \log f_{\beta_t}(z_{t-1}) - \log f_{\beta_{t-1}}(z_{t-1}), \qquad
+    .. math:: \log w =
+              \sum_{t=1}^T \log f_{\beta_t}(z_{t-1}) - \log f_{\beta_{t-1}}(z_{t-1}), \qquad
               \log p(x) \approx \log \frac{1}{K} \sum_{k=1}^K w_k
 
-    (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, whose sigmoidal schedule and
-    target of 65 % acceptance these are.) Latent variables move in unconstrained space, with
-    the Jacobian of torch's ``biject_to``. Each data point has its own step size, which follows
-    the acceptance of four more chains that carry no weight.
+    (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, with their sigmoidal schedule
+    and target acceptance of 65 %.) Latent variables move in unconstrained space, with the
+    Jacobian of torch's ``biject_to``. Each data point has its own step size, adapted to the
+    acceptance of four more chains that carry no weight.
 
-    In expectation a lower bound, close where the chains keep up with the path. From the prior
-    the estimate owes nothing to the guide: it checks ``log_likelihood``, which misses what the
-    guide misses.
+    In expectation the estimate is a lower bound, which is tight if the chains follow the path
+    closely. From the prior it does not depend on the guide, so it also reaches modes that the
+    guide, and with it ``log_likelihood``, misses.
 
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
-        guide: The guide. With ``start="prior"`` only its latent sites are compared with the
-            model's.
+        guide: The guide. With ``start="prior"`` it only has to have the model's latent sites.
         x: The data, in any form that ``fit`` takes in memory.
         num_steps: T, the number of densities after the first.
         num_chains: K, for each data point.
-        num_leapfrog: The number of leapfrog steps of a move, each of which takes the gradient
-            of the log joint.
-        start: What :math:`f_0` is, ``"prior"`` or ``"guide"``.
+        num_leapfrog: The number of leapfrog steps of a move, each with a gradient of the log
+            joint.
+        start: The density :math:`f_0`, ``"prior"`` or ``"guide"``.
         errors: Whether to return a tuple (log_likelihood, standard_error,
             effective_sample_size), as ``log_likelihood`` does.
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities. The same seed draws the same pixels as in ``log_likelihood``.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a latent site is not continuous or not in the data's plate, the halves
-            differ in their latent sites, or the prior cannot be drawn from.
+        PairError: If a latent site is not continuous or lies outside the plate of the data,
+            if the model and the guide differ in their latent sites, or if the prior cannot be
+            drawn from.
         ValueError: If an argument is out of range.
 
     Example:
@@ -105,34 +108,39 @@ def annealed_log_likelihood(
         tensor(True)
     """
     check_choice("start", start, ("prior", "guide"))
-    for name, number in (
-        ("num_steps", num_steps),
-        ("num_chains", num_chains),
-        ("num_leapfrog", num_leapfrog),
-    ):
-        as_count(name, number)
-    schedule = _sigmoidal(num_steps)
+    num_chains = num_particles_of("num_chains", num_chains, errors)
+    num_leapfrog = as_count("num_leapfrog", num_leapfrog)
+    schedule = _sigmoidal(as_count("num_steps", num_steps))
+    chunks = ParticleChunks(model, guide, num_chains)
 
-    def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        path = _Path(Densities(model, guide, arguments, structure), start)
-        return path.densities.columns(_anneal(path, schedule, count, num_leapfrog))
+    def estimate(*batch: Argument) -> LogLikelihood:
+        log_w = (
+            _anneal(
+                _Path(Densities(model, guide, batch, structure), start),
+                schedule,
+                count,
+                num_leapfrog,
+            )
+            for count, structure in chunks(batch)
+        )
+        return log_mean_exp(log_w, num_chains)
 
-    return from_weights(
-        weights, model, guide, x, num_chains, errors=errors, binarize=binarize, seed=seed
-    )
+    result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
+    return result if errors else result.log_likelihood
 
 
 class _Path:
-    """The path between the densities, in unconstrained space."""
+    """The path from f_0 to the joint f_1, in unconstrained space."""
 
     def __init__(self, densities: Densities, start: str) -> None:
-        self.densities, self.start = densities, start
+        self.densities = densities
+        self.start = start
         self.transforms = {
             name: biject_to(site["fn"].support) for name, site in densities.latent.items()
         }
 
-    def draws(self, count: int) -> dict[str, Tensor]:
-        """Returns draws of the first density."""
+    def draws(self, count: int) -> Position:
+        """Returns draws of f_0."""
         half = self.densities.model if self.start == "prior" else self.densities.guide
         try:
             drawn = self.densities.draws(half, count)
@@ -142,7 +150,7 @@ class _Path:
             ) from None
         return {name: self.transforms[name].inv(value) for name, value in drawn.items()}
 
-    def __call__(self, position: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def __call__(self, position: Position) -> tuple[Tensor, Tensor]:
         """Returns log f_0 and log f_1 - log f_0."""
         values = {name: self.transforms[name](at) for name, at in position.items()}
         volume = sum_of(
@@ -155,64 +163,67 @@ class _Path:
         guide = self.densities.log_guide(values)
         return guide + volume, prior + likelihood - guide
 
-    def at(
-        self, position: dict[str, Tensor], beta: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def at(self, position: Position, beta: float) -> tuple[Tensor, Tensor, Position]:
         """Returns log f_beta, log f_1 - log f_0 and the gradient of log f_beta."""
         position = {name: value.detach().requires_grad_() for name, value in position.items()}
         with torch.enable_grad():
             first, difference = self(position)
             log_density = first + beta * difference
             gradients = torch.autograd.grad(log_density.sum(), list(position.values()))
-        return (
-            log_density.detach(),
-            difference.detach(),
-            dict(zip(position, gradients, strict=True)),
-        )
+        gradient = dict(zip(position, gradients, strict=True))
+        return log_density.detach(), difference.detach(), gradient
 
 
 def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -> Tensor:
-    """Returns the log weights of so many chains."""
+    """Returns the log weights of chains, of shape ``(count, *data points)``."""
     position = path.draws(count + _PILOTS)
     _, difference = path(position)
     log_weights = torch.zeros_like(difference)
     step_size = torch.full_like(difference[:1], _FIRST_STEP)
+
     for previous, beta in itertools.pairwise(schedule):
         log_weights = log_weights + (beta - previous) * difference
         position, difference, acceptance = _move(path, position, beta, step_size, num_leapfrog)
         error = acceptance[count:].mean(0, keepdim=True) - _ACCEPTANCE
         step_size = step_size * (_ADAPTATION * error).exp()
-    return log_weights[:count]
+
+    return path.densities.columns(log_weights[:count])
 
 
 def _move(
-    path: _Path, position: dict[str, Tensor], beta: float, step_size: Tensor, num_leapfrog: int
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Moves each chain by Hamiltonian Monte Carlo; returns where it is, log f_1 - log f_0, and
-    the acceptance.
+    path: _Path, position: Position, beta: float, step_size: Tensor, num_leapfrog: int
+) -> tuple[Position, Tensor, Tensor]:
+    """Moves each chain by a step of Hamiltonian Monte Carlo.
+
+    Returns:
+        The new position, log f_1 - log f_0 there, and the probability of acceptance.
     """
-    sizes = {name: _beside(step_size, path, name) for name in position}
+    sizes = {name: _unsqueezed(step_size, path, name) for name in position}
     momentum = {name: torch.randn_like(value) for name, value in position.items()}
     log_density, difference, gradient = path.at(position, beta)
-    proposal, energy, proposed = position, _kinetic(path, momentum) - log_density, difference
+    energy = _kinetic(path, momentum) - log_density
+    proposal = position
+    proposed = difference
+
     for _ in range(num_leapfrog):
         momentum = {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
         proposal = {name: z + sizes[name] * momentum[name] for name, z in proposal.items()}
         log_density, proposed, gradient = path.at(proposal, beta)
         momentum = {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
+
     log_ratio = energy - _kinetic(path, momentum) + log_density
-    accepted = (
-        torch.rand_like(log_ratio).log() < log_ratio
-    )  # never where a step left the support: that is NaN
+    # Where a step left the support, the ratio is NaN and the comparison false.
+    accepted = torch.rand_like(log_ratio).log() < log_ratio
     moved = {
-        name: torch.where(_beside(accepted, path, name), proposal[name], z)
+        name: torch.where(_unsqueezed(accepted, path, name), proposal[name], z)
         for name, z in position.items()
     }
     acceptance = log_ratio.exp().clamp(max=1).nan_to_num(0.0)
     return moved, torch.where(accepted, proposed, difference), acceptance
 
 
-def _kinetic(path: _Path, momentum: dict[str, Tensor]) -> Tensor:
+def _kinetic(path: _Path, momentum: Position) -> Tensor:
+    """Returns the kinetic energy of each chain and data point."""
     events = {name: transform.domain.event_dim for name, transform in path.transforms.items()}
     return sum_of(
         path.densities.reduce(sum_rightmost(p.square() / 2, events[name]))
@@ -220,13 +231,13 @@ def _kinetic(path: _Path, momentum: dict[str, Tensor]) -> Tensor:
     )
 
 
-def _beside(value: Tensor, path: _Path, name: str) -> Tensor:
-    """Gives a number for each chain and data point the dimensions of a latent variable."""
+def _unsqueezed(value: Tensor, path: _Path, name: str) -> Tensor:
+    """Adds the event dimensions of a latent variable, so that the value broadcasts with it."""
     return value.reshape(value.shape + (1,) * path.transforms[name].domain.event_dim)
 
 
 def _sigmoidal(num_steps: int, spread: float = 4.0) -> list[float]:
-    """Numbers from 0 to 1, close together at both ends."""
+    """Returns increasing numbers from 0 to 1 that lie close together at both ends."""
     levels = torch.linspace(-spread, spread, num_steps + 1, dtype=torch.float64).sigmoid()
     schedule: list[float] = ((levels - levels[0]) / (levels[-1] - levels[0])).tolist()
     return schedule

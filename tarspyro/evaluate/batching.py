@@ -1,20 +1,27 @@
-"""Functions of a batch, over all of the data and over any number of particles, in bounded
-memory.
-"""
+"""Batches of data and chunks of particles, so that evaluation runs in bounded memory."""
 
-__all__ = ["by_batch", "chunks_of", "codes_of", "over_particles", "rows_at_once", "seeded"]
+__all__ = [
+    "Array",
+    "ParticleChunks",
+    "as_codes",
+    "chunk_sizes",
+    "in_memory",
+    "map_batches",
+    "rows_at_once",
+    "seeded",
+]
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers, as_seed
+from tarspyro.arguments import as_count, as_numbers, as_seed, format_value
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
@@ -30,146 +37,159 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
-from tarspyro.types import Program
+from tarspyro.types import Arguments, ArrayLike, Data, Program
 
-# How many rows (data points times particles) are in memory at once.
+# A result: a tensor for data in tensors, an array for data in arrays. Which one depends on what
+# a tuple or a mapping holds, so type checkers take it for a tensor, and Any admits the array.
+Array: TypeAlias = Tensor | Any
+
+# A result, several by name, or a named tuple of them.
+Results = TypeVar("Results")
+
+# The number of rows (data points times particles) that are in memory at once.
 _ROWS = 10_000
 
 
 def rows_at_once(copies: int) -> int:
-    """Returns how many rows may be in memory at once, each of them so many times."""
+    """Returns how many rows fit in memory with so many copies of each."""
     return max(1, _ROWS // copies)
 
 
-def chunks_of(num_particles: int, rows: int) -> Iterator[int]:
-    """Yields how many particles of so many rows each may be in memory together, until there
-    were all.
+def chunk_sizes(num_particles: int, rows: int) -> Iterator[int]:
+    """Yields the sizes of chunks of particles that fit in memory with so many rows.
+
+    Example:
+        >>> list(chunk_sizes(250, rows=100))
+        [100, 100, 50]
     """
     chunk = rows_at_once(rows)
     for start in range(0, num_particles, chunk):
         yield min(chunk, num_particles - start)
 
 
-def over_particles(
-    function: Callable[[tuple[Tensor, ...], int, Structure], Tensor],
-    combine: Callable[[Tensor, Tensor], Tensor],
-    model: Program,
-    guide: Program,
-    num_particles: int,
-) -> Callable[..., Tensor]:
-    """Returns what combines a function of a batch over chunks of particles, so that memory
-    does not grow with them.
+class ParticleChunks:
+    """The particles of a pair in chunks that fit in memory.
+
+    Called with a batch, yields for each chunk the number of its particles and the structure of
+    the pair, which is found once for each shape of a batch.
 
     Arguments:
-        function: Takes the batch, the number of particles of a chunk, and the structure of the
-            pair.
-        combine: Takes the results of two chunks.
         model: The model.
         guide: The guide.
-        num_particles: The number of particles of all chunks.
+        num_particles: The number of particles in all chunks.
     """
-    num_particles = as_count("num_particles", num_particles)
-    structures: dict[Any, Structure] = {}
 
-    def estimate(*arguments: Tensor) -> Tensor:
-        shapes = tuple(None if part is None else part.shape for part in arguments)
-        if shapes not in structures:
-            structures[shapes] = structure_of(
-                model, guide, arguments, {}, particles=num_particles, observed=True
+    def __init__(self, model: Program, guide: Program, num_particles: int) -> None:
+        self.model = model
+        self.guide = guide
+        self.num_particles = as_count("num_particles", num_particles)
+        self._structures: dict[tuple[torch.Size | None, ...], Structure] = {}
+
+    def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:
+        structure = self._structure_of(batch)
+        for count in chunk_sizes(self.num_particles, count_rows(batch)):
+            yield count, structure
+
+    def _structure_of(self, batch: Arguments) -> Structure:
+        shapes = tuple(None if part is None else part.shape for part in batch)
+        if shapes not in self._structures:
+            self._structures[shapes] = structure_of(
+                self.model, self.guide, batch, {}, particles=self.num_particles, observed=True
             )
-        counts = chunks_of(num_particles, count_rows(arguments))
-        return functools.reduce(
-            combine, (function(arguments, count, structures[shapes]) for count in counts)
-        )
-
-    return estimate
+        return self._structures[shapes]
 
 
-def by_batch(
-    function: Callable[..., Any],
-    program: Program | None,
-    like: Program,
-    x: Any,
+def map_batches(
+    function: Callable[..., Results],
+    programs: Sequence[Program],
+    x: Data,
     *,
-    beside: Sequence[Tensor] = (),
+    arguments: Arguments | None = None,
+    extra: Sequence[Tensor] = (),
     binarize: bool = False,
     seed: int | None = None,
     check: bool = False,
     batch_size: int = 100,
-) -> Any:
-    """Applies the function to batches on the device of ``like``; gives arrays for arrays,
-    tensors on their device.
+) -> Results:
+    """Applies a function to batches of the data, in evaluation mode and without gradients.
 
-    The function returns a tensor, or several by name, with a row for each data point. The rows
-    of the tensors ``beside`` the data are its last arguments. With ``check`` the data is
-    compared with the likelihood of ``program`` first, as ``fit`` does.
+    Arguments:
+        function: Takes the parts of a batch; returns tensors with a row for each data point:
+            one, several in a mapping by name, or a named tuple of them.
+        programs: The model and the guide, or one of them. Batches move to the device of the
+            last one.
+        x: The data.
+        arguments: The parts of the data, if they are not what the programs take.
+        extra: Tensors with a row for each data point, which are the function's last arguments.
+        binarize: Whether to draw black and white pixels with the grey values as probabilities.
+        seed: See ``seeded``.
+        check: Whether to compare the data with the likelihood first, as ``fit`` does.
+        batch_size: The number of rows of a batch.
+
+    Returns:
+        What the function returns, for all data: arrays for arrays, tensors for tensors.
     """
-    if program is None or program is like:
-        check_program("model or guide", like)
-    else:
-        check_program("model", program)
-        check_program("guide", like)
-    arguments = (codes_of(x, like),) if program is None else as_arguments(x, program, like)
+    names = ("model", "guide") if len(programs) > 1 else ("model or guide",)
+    for name, program in zip(names, programs, strict=True):
+        check_program(name, program)
     if arguments is None:
-        raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
-    rows = count_rows(arguments)
-    for part in beside:
-        if len(part) != rows:
-            raise ValueError(
-                f"what stands beside the data must have its {rows} rows, got shape"
-                f" {tuple(part.shape)}."
-            )
+        arguments = in_memory(x, *programs)
     if binarize:
         check_binarizable(arguments[0])
-    parameter = next(like.parameters(), None) if isinstance(like, nn.Module) else None
+
     origin = tensors_of(arguments)[0].device
-    device = origin if parameter is None else parameter.device
-    results: list[Any] = []
+    device = _device_of(programs[-1]) or origin
+    results: list[Results] = []
     with (
         seeded(seed),
         pyro.validation_enabled(False),
-        evaluating(program, like),
+        evaluating(*programs),
         local_parameters(),
     ):
-        # The same seed gives the same pixels for every pair, however much randomness a pair
-        # itself consumes.
+        # The pixels have a generator of their own: the same seed gives the same pixels to
+        # every pair, however many random numbers the pair itself draws.
         pixels = torch.Generator(device).manual_seed(
             int(torch.randint(2**62, ())) if seed is None else as_seed(seed)
         )
-        for batch in _split((*arguments, *beside), batch_size):
-            moved = [*each(lambda part: part.to(device), batch)]
-            if binarize:
-                moved[0] = binarized(moved[0], pixels)
-            if check and program is not None and not results:
+        for batch in _split((*arguments, *extra), batch_size):
+            moved = each(lambda part: part.to(device), batch)
+            if binarize and moved[0] is not None:
+                moved = (binarized(moved[0], pixels), *moved[1:])
+            if check and not results:
+                model, guide = programs
                 whole = None if binarize else each(lambda part: part.to(device), arguments)
-                check_inputs(
-                    program,
-                    like,
-                    moved[: len(arguments)],
-                    whole,
-                    pair=None if program is like else "whole",
-                )
-            programs = [half for half in (program, like) if half is not None]
+                check_inputs(model, guide, moved[: len(arguments)], whole)
             with explaining(programs, moved):
                 results.append(function(*moved))
 
-    def joined(parts: list[Any]) -> Any:
-        if isinstance(parts[0], dict):
-            return {name: joined([part[name] for part in parts]) for name in parts[0]}
-        result = torch.cat([part.to(origin) for part in parts])
-        return result.numpy() if _is_array(x) else result
+    def join(parts: Sequence[Tensor]) -> Array:
+        joined = torch.cat([part.to(origin) for part in parts])
+        return joined.numpy() if _has_arrays(x) else joined
 
-    return joined(results)
+    return _joined(results, join)
 
 
-def seeded(seed: int | None) -> Any:
-    """Makes the draws inside those of the seed, if there is one, and leaves the random state
-    as it was.
+def in_memory(x: Data, *programs: Program, name: str = "x") -> Arguments:
+    """Returns the data as the arguments that the programs take; errors call it by the name.
+
+    Raises:
+        ValueError: If the data is a stream of batches.
     """
+    arguments = as_arguments(x, *programs)
+    if arguments is None:
+        raise ValueError(
+            f"{name} must be in memory, got {format_value(x)}: give tensors, arrays, a mapping"
+            " of them or a Split."
+        )
+    return arguments
+
+
+def seeded(seed: int | None) -> AbstractContextManager[None]:
+    """Draws from the seed inside and restores the random state after; does nothing for None."""
     return contextlib.nullcontext() if seed is None else preserved_rng(seed)
 
 
-def codes_of(z: Any, *programs: Program) -> Tensor:
+def as_codes(z: ArrayLike, *programs: Program) -> Tensor:
     """Returns values of a latent variable as a tensor with a row for each.
 
     Raises:
@@ -177,23 +197,39 @@ def codes_of(z: Any, *programs: Program) -> Tensor:
         ValueError: If there are no rows.
     """
     codes = as_float(as_numbers("z", z), *programs)
-    codes = codes if codes.is_floating_point() else codes.to(torch.get_default_dtype())
+    if not codes.is_floating_point():
+        codes = codes.to(torch.get_default_dtype())
     if not codes.dim() or not len(codes):
         raise ValueError(f"z must have a row for each code, got shape {tuple(codes.shape)}.")
     return codes
 
 
-def _split(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
-    count = -(-count_rows(arguments) // size)
-    return zip(
-        *([None] * count if part is None else part.split(size) for part in arguments),
-        strict=True,
-    )
+def _device_of(program: Program) -> torch.device | None:
+    parameter = next(program.parameters(), None) if isinstance(program, nn.Module) else None
+    return None if parameter is None else parameter.device
 
 
-def _is_array(x: Any) -> bool:
-    if isinstance(x, dict):
+def _split(arguments: Arguments, size: int) -> Iterator[Arguments]:
+    for start in range(0, count_rows(arguments), size):
+        rows = slice(start, start + size)
+        yield tuple(None if part is None else part[rows] for part in arguments)
+
+
+def _joined(results: list[Results], join: Callable[[Sequence[Tensor]], Array]) -> Results:
+    """Returns the results of all batches as one."""
+    first = results[0]
+    if isinstance(first, Mapping):
+        by_name = cast("list[Mapping[str, Tensor]]", results)
+        columns = {name: join([result[name] for result in by_name]) for name in first}
+        return cast("Results", columns)
+    if isinstance(first, tuple):
+        fields = zip(*cast("list[tuple[Tensor, ...]]", results), strict=True)
+        return cast("Results", type(first)(*map(join, fields)))
+    return cast("Results", join(cast("list[Tensor]", results)))
+
+
+def _has_arrays(x: Data) -> bool:
+    if isinstance(x, Mapping):
         x = tuple(x.values())
-    return any(
-        isinstance(part, np.ndarray) for part in (x if isinstance(x, (tuple, list)) else [x])
-    )
+    parts = x if isinstance(x, (tuple, list)) else [x]
+    return any(isinstance(part, np.ndarray) for part in parts)

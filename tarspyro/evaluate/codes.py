@@ -1,58 +1,54 @@
-"""Codes of data points, and what the model makes of codes: the data of pictures."""
+"""Codes of data points, and the activity of latent units."""
 
-__all__ = ["active_units", "activity", "decode", "embed", "reconstruct", "sample"]
+__all__ = ["active_units", "activity", "embed"]
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributions import Distribution
 
-from tarspyro.arguments import as_count, as_numbers, check_choice, check_number, format_value
+from tarspyro.arguments import as_count, check_number, format_value
 from tarspyro.conditional import distribution_mean
-from tarspyro.evaluate.batching import by_batch, codes_of, seeded
-from tarspyro.infer.matching import explaining
+from tarspyro.evaluate.batching import Array, map_batches
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    check_program,
+    Site,
     is_factor,
     name_of,
     nesting_of,
     particle_plate,
     sample_sites,
-    trace_pair,
 )
-from tarspyro.inputs import as_float
-from tarspyro.scopes import evaluating, local_parameters, preserved_rng
-from tarspyro.types import Program
+from tarspyro.scopes import preserved_rng
+from tarspyro.types import Argument, Arguments, Data, Program
 
-# How many draws of the other latent variables a posterior mean is averaged over.
+# The number of draws of other latent variables that a posterior mean averages over.
 _DRAWS = 100
 
 
 def embed(
-    guide: Program, x: Any, *, site: str | None = None, num_samples: int | None = None
-) -> Any:
-    r"""Returns the posterior mean of each data point: never a draw, unless asked for.
+    guide: Program, x: Data, *, site: str | None = None, num_samples: int | None = None
+) -> Array:
+    r"""Returns the posterior mean of each data point, or draws if asked for.
 
-    In evaluation mode and without gradients. Where the guide has several latent variables, one
-    of them may hang on draws of others, as in a hierarchy; its posterior is then a mixture,
-    whose mean is estimated by the average of 100 conditional means, with the same noise every
-    time:
+    In evaluation mode and without gradients. If the guide has several latent variables, one
+    of them may depend on draws of others, as in a hierarchy. Its posterior is then a mixture,
+    and its mean is estimated by the average of 100 conditional means, from a fixed seed:
 
-    .. math:: \mathbb{E}_{q(z_2 \mid x)}[z_2] \approx \frac{1}{100} \sum_s \mathbb{E}_{q(z_2 \mid z_1^s)}[z_2],
+    .. math:: \mathbb{E}_{q(z_2 \mid x)}[z_2] \approx
+              \frac{1}{100} \sum_s \mathbb{E}_{q(z_2 \mid z_1^s)}[z_2],
               \qquad z_1^s \sim q(z_1 \mid x)
 
     Arguments:
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
-        site: Which latent variable; not needed if there is one.
-        num_samples: Return so many draws from the posterior in place of its mean.
+        site: The latent variable; not needed if there is one.
+        num_samples: The number of draws of the posterior to return instead of its mean.
 
     Returns:
         Shape ``(N, *event)``, or ``(num_samples, N, *event)``: an array for arrays, a tensor
@@ -62,169 +58,165 @@ def embed(
         NotImplementedError: If the family has no mean in closed form.
         ValueError: If there are several latent variables and ``site`` names none of them.
     """
-    if num_samples is not None:
-        num_samples = as_count("num_samples", num_samples)
     if num_samples is None:
-        (mean,) = _posterior_means(guide, x, site, _DRAWS, several=False)[0].values()
-        return mean
+        (codes,) = _posterior_means(guide, x, site, _DRAWS, several=False).values()
+        return codes[:, 0]
+    num_samples = as_count("num_samples", num_samples)
 
-    def draws(*arguments: Tensor) -> Tensor:
-        (name,) = _chosen(_latent_sites(guide, arguments), site)
-        return _in_many_runs(guide, arguments, num_samples, lambda node: node["value"])[
-            name
-        ].movedim(0, 1)
+    def draws(*batch: Argument) -> Array:
+        (name,) = _chosen(_latent_sites(guide, batch), site)
+        values = _in_many_runs(guide, batch, num_samples, lambda latent: latent["value"])
+        return values[name].movedim(0, 1)
 
-    codes = by_batch(draws, guide, guide, x)
-    return np.moveaxis(codes, 1, 0) if isinstance(codes, np.ndarray) else codes.movedim(1, 0)
+    return map_batches(draws, [guide], x).swapaxes(0, 1)
 
 
 def activity(
-    guide: Program, x: Any, *, site: str | None = None, num_particles: int = 100
+    guide: Program, x: Data, *, site: str | None = None, num_particles: int = 100
 ) -> Any:
-    r"""Returns how much the posterior mean of each latent unit moves with the data.
+    r"""Returns the variance of the posterior mean of each latent unit over the data.
 
     .. math:: A_u = \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big)
 
-    (Burda et al. 2015, arXiv:1509.00519, section 2.) Where u hangs on draws of other latent
+    (Burda et al. 2015, arXiv:1509.00519, section 2.) If u depends on draws of other latent
     variables, its posterior mean is the average of its conditional means given
-    ``num_particles`` draws of them, and the variance that these draws add is taken off, so
-    that the estimate is unbiased; of a unit that is not used it may be below zero.
+    ``num_particles`` draws. The variance due to these draws is subtracted, so that the
+    estimate is unbiased; for an unused unit it may be negative.
 
     Arguments:
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
-        site: Which latent variable; all if not given.
-        num_particles: How many draws of the other latent variables.
+        site: The latent variable; all if not given.
+        num_particles: The number of draws of the other latent variables.
 
     Returns:
         Numbers of the latent variable's event shape, or for several latent variables a mapping
-        from their names, in order, to such: arrays for arrays, tensors for tensors.
+        from their sorted names to such numbers: arrays for arrays, tensors for tensors.
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
-        ValueError: If ``site`` is none of the latent variables, or ``num_particles`` below 2.
+        ValueError: If ``site`` is not a latent variable, or ``num_particles`` is below 2.
     """
     num_particles = as_count("num_particles", num_particles, 2)
-    means, errors = _posterior_means(guide, x, site, num_particles, several=True)
-    moved = {}
-    for name, mean in sorted(means.items()):
-        total = mean.var(0, ddof=1) if isinstance(mean, np.ndarray) else mean.var(0)
-        moved[name] = total - errors[name].mean(0)
-    return moved if len(moved) > 1 else next(iter(moved.values()))
+    estimates = _posterior_means(guide, x, site, num_particles, several=True)
+    activities = {}
+    for name, columns in sorted(estimates.items()):
+        mean = columns[:, 0]
+        squared_error = columns[:, 1]
+        variance = mean.var(0, ddof=1) if isinstance(mean, np.ndarray) else mean.var(0)
+        activities[name] = variance - squared_error.mean(0)
+    return activities if len(activities) > 1 else next(iter(activities.values()))
 
 
 def active_units(
     guide: Program,
-    x: Any,
+    x: Data,
     *,
     site: str | None = None,
     threshold: float = 0.01,
     num_particles: int = 100,
 ) -> Any:
-    r"""Returns which latent units the guide uses.
+    r"""Returns which latent units are active.
 
-    .. math:: \mathrm{active}_u \iff \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big) > 0.01
+    .. math:: \mathrm{active}_u \iff
+              \mathrm{Var}_x\big(\mathbb{E}_{q(u \mid x)}[u]\big) > 0.01
 
     (Burda et al. 2015, section 2.) Their number is ``active_units(...).sum()``.
 
     Arguments:
         guide: The guide.
         x: The data, in any form that ``fit`` takes in memory.
-        site: Which latent variable; all if not given.
+        site: The latent variable; all if not given.
         threshold: The variance above which a unit is active.
         num_particles: See ``activity``.
 
     Returns:
         Booleans of the latent variable's event shape, or for several latent variables a
-        mapping from their names to
-        such: arrays for arrays, tensors for tensors.
+        mapping from their names to booleans: arrays for arrays, tensors for tensors.
     """
     check_number("threshold", threshold)
     found = activity(guide, x, site=site, num_particles=num_particles)
-    return (
-        {n: part > threshold for n, part in found.items()}
-        if isinstance(found, dict)
-        else found > threshold
-    )
+    if isinstance(found, dict):
+        return {name: part > threshold for name, part in found.items()}
+    return found > threshold
 
 
-def _latent_sites(guide: Program, arguments: tuple[Tensor, ...]) -> dict[str, Any]:
-    trace = poutine.trace(guide).get_trace(*arguments)
-    observed = sorted(
-        name
-        for name, node in sample_sites(trace)
-        if node["is_observed"] and not is_factor(node)
-    )
-    if observed:
-        raise PairError(
-            f"{name_of(guide)} observes {observed}, as a model does: codes are the guide's,"
-            " give that."
-        )
-    return {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
+def _posterior_means(
+    guide: Program, x: Data, site: str | None, num_draws: int, several: bool
+) -> dict[str, Array]:
+    """Returns by site the posterior means and the squared standard errors of their estimates.
 
-
-def _check_rows(
-    guide: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Any]
-) -> None:
-    """Raises if x is one row, whose numbers the plate takes for rows: then all of them have
-    the code of the row.
+    In two columns: shape ``(N, 2, *event)``.
     """
-    x, *others = arguments
-    if (
-        others
-        or not torch.is_tensor(x)
-        or x.dim() != 1
-        or len(x) < 2
-        or not x.is_floating_point()
-    ):
-        return
-    codes = {
-        name: distribution_mean(node["fn"])
-        for name, node in latent.items()
-        if _has_mean(node["fn"])
-    }
-    if not codes or not all(bool((code == code[:1]).all()) for code in codes.values()):
-        return
-    try:
-        with preserved_rng():
-            whole = _latent_sites(guide, (x.unsqueeze(0),))
-            other = _latent_sites(guide, (x + 1,))
-    except (RuntimeError, ValueError, TypeError):
-        return  # it takes no rows of more numbers
-    depends = any(
-        bool((distribution_mean(other[name]["fn"]) != code).any())
-        for name, code in codes.items()
-    )
-    if depends and all(node["value"].shape[:1] == (1,) for node in whole.values()):
-        raise InputError(
-            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension,"
-            " x.unsqueeze(0)."
-        )
+
+    def estimate(*batch: Argument) -> dict[str, Array]:
+        latent = _latent_sites(guide, batch)
+        chosen = _chosen(latent, site, several)
+        _check_rows(guide, batch, latent)
+        if len(latent) == 1:  # its mean depends on no draws: two equal ones have no error
+            (only,) = latent.values()
+            mean = distribution_mean(only["fn"]).expand(2, *only["value"].shape)
+            means = {chosen[0]: mean}
+        else:
+            means = _in_many_runs(
+                guide, batch, num_draws, lambda latent: distribution_mean(latent["fn"])
+            )
+        return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
+
+    with preserved_rng(seed=0):
+        return map_batches(estimate, [guide], x)
 
 
-def _has_mean(distribution: Any) -> bool:
-    try:
-        return bool(distribution_mean(distribution).dim())
-    except NotImplementedError:
-        return False
+def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean over the first dimension and its squared standard error."""
+    # Differences to the first value keep a mean of equal values exact.
+    shifted = values - values[0]
+    return values[0] + shifted.mean(0), shifted.var(0) / len(values)
 
 
 def _in_many_runs(
-    guide: Program, arguments: tuple[Tensor, ...], num_runs: int, read: Callable[[Any], Tensor]
+    guide: Program, batch: Arguments, num_runs: int, read: Callable[[Site], Tensor]
 ) -> dict[str, Tensor]:
-    """What is read off each latent site in so many runs at once: shape ``(num_runs, N,
-    *event)``.
+    """Returns what a function reads off each latent site in many runs at once.
+
+    The shapes are ``(num_runs, N, *event)``.
     """
-    trace = poutine.trace(guide).get_trace(*arguments)
-    shapes = {name: node["value"].shape for name, node in sample_sites(trace)}
+    trace = poutine.trace(guide).get_trace(*batch)
+    shapes = {name: site["value"].shape for name, site in sample_sites(trace)}
     runs = particle_plate(guide, num_runs, nesting_of(trace))
     return {
-        name: read(node).reshape(-1, *shapes[name])
-        for name, node in _latent_sites(runs, arguments).items()
+        name: read(site).reshape(-1, *shapes[name])
+        for name, site in _latent_sites(runs, batch).items()
     }
 
 
-def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) -> list[str]:
+def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
+    """Returns the latent sites of a run of the guide.
+
+    Raises:
+        PairError: If it observes something, as a model does.
+    """
+    sites = dict(sample_sites(poutine.trace(guide).get_trace(*batch)))
+    observed = [
+        name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
+    ]
+    if observed:
+        raise PairError(
+            f"{name_of(guide)} observes {sorted(observed)}, as a model does: give the guide,"
+            " which draws the codes."
+        )
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def _chosen(latent: Mapping[str, Site], site: str | None, several: bool = False) -> list[str]:
+    """Returns the latent variables that ``site`` names, all if it is None.
+
+    Raises:
+        PairError: If there are no latent variables.
+        TypeError: If ``site`` is not a name.
+        ValueError: If it is the name of no latent variable, or if it does not name one of
+            several where only one may be chosen.
+    """
     if not latent:
         raise PairError("The guide has no latent variables: it draws nothing.")
     if not isinstance(site, str | None):
@@ -237,214 +229,43 @@ def _chosen(latent: Mapping[str, Any], site: str | None, several: bool = False) 
     return chosen
 
 
-def _posterior_means(
-    guide: Program, x: Any, site: str | None, num_draws: int, several: bool
-) -> Any:
-    """By site the posterior means, and the squared standard errors of their estimates."""
+def _check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) -> None:
+    """Raises if x is a single row of data without the dimension of rows.
 
-    def moments(*arguments: Tensor) -> dict[str, Tensor]:
-        latent = _latent_sites(guide, arguments)
-        chosen = _chosen(latent, site, several)
-        _check_rows(guide, arguments, latent)
-        if len(latent) == 1:  # its mean hangs on no draws
-            means = {
-                chosen[0]: (
-                    distribution_mean(latent[chosen[0]]["fn"]).expand(
-                        2, *latent[chosen[0]]["value"].shape
-                    )
-                )
-            }
-        else:
-            means = _in_many_runs(
-                guide, arguments, num_draws, lambda node: distribution_mean(node["fn"])
-            )
-        return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
-
-    with preserved_rng(seed=0):  # where draws matter, they are the same every time
-        both = by_batch(moments, guide, guide, x)
-    return tuple({name: values[:, part] for name, values in both.items()} for part in (0, 1))
-
-
-def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    # From differences to the first, so that means which are all the same stay exactly as they
-    # are.
-    moved = values - values[0]
-    return values[0] + moved.mean(0), moved.var(0) / len(values)
-
-
-def reconstruct(model: Program, guide: Program, x: Any, *, site: str = "x") -> Any:
-    """Returns the mean of the likelihood at a draw of the posterior, for each data point.
-
-    Arguments:
-        model: The model.
-        guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
-        site: The observed site to reconstruct.
+    The plate then takes each number for a row, and all of them get the code of the one row.
 
     Raises:
-        ValueError: If the model has no such site.
+        InputError: If so.
     """
-
-    def mean(*arguments: Tensor) -> Tensor:
-        model_trace, _ = trace_pair(model, guide, arguments, {})
-        return distribution_mean(_named(model_trace, site)["fn"])
-
-    return by_batch(mean, model, guide, x)
-
-
-def decode(
-    model: Program,
-    z: Any,
-    *,
-    given: Mapping[str, Any] | None = None,
-    latent: str = "z",
-    site: str = "x",
-) -> Any:
-    """Returns the mean of the likelihood given values of a latent variable; the model draws
-    the others.
-
-    Arguments:
-        model: A model that generates with ``batch_size``, as those of the library do.
-        z: Values of the latent variable, with shape ``(N, *event)``.
-        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a
-            ``ConditionalVAE``, with a row for each code, or one row for all.
-        latent: The name of the latent variable.
-        site: The observed site to decode.
-
-    Raises:
-        PairError: If the model does not generate.
-        ValueError: If something given has another number of rows or is nothing that the model
-            takes, or ``latent`` or ``site`` is none of the model's sites.
-    """
-
-    def mean(values: Tensor, *rows: Tensor) -> Tensor:
-        conditioned = poutine.trace(poutine.condition(model, {latent: values}))
-        trace = conditioned.get_trace(
-            batch_size=len(values), **dict(zip(others, rows, strict=True))
-        )
-        check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
-        return distribution_mean(_named(trace, site)["fn"])
-
-    _check_generates(model)
-    for name, value in (("latent", latent), ("site", site)):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be the name of a site, got {format_value(value)}.")
-    others = _rows(model, given, len(codes_of(z)))
-    with preserved_rng():  # the model draws what it is not asked for
-        return by_batch(mean, None, model, z, beside=list(others.values()))
-
-
-def sample(
-    model: Program,
-    num_samples: int,
-    *,
-    given: Mapping[str, Any] | None = None,
-    site: str | Sequence[str] = "x",
-    length: int | None = None,
-    mean: bool = False,
-    seed: int | None = None,
-) -> Any:
-    """Generates from the model, by ancestral sampling.
-
-    Arguments:
-        model: A model that generates with ``batch_size``, as those of the library do.
-        num_samples: How many to generate.
-        given: What else the model needs, by the names of its arguments: ``{"y": y}`` for a
-            ``ConditionalVAE``, with a row for each sample, or one row for all.
-        site: The site to return; or several, which are returned in a mapping by their names.
-        length: The number of steps of a model of sequences, whose sites are named before their
-            step: ``"x"`` for ``x_0``, ``x_1``, ..., of shape ``(num_samples, length,
-                *event)``.
-        mean: Return the mean of the site's distribution in place of a draw from it: what
-            papers show of Bernoulli likelihoods.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
-
-    Raises:
-        PairError: If the model does not generate, or has no prior that can be drawn from.
-        ValueError: If something given has another number of rows or is nothing that the model
-            takes, or ``site`` is none of the model's sites.
-    """
-    _check_generates(model)
-    num_samples = as_count("num_samples", num_samples)
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = None if parameter is None else parameter.device
-    others: dict[str, Any] = {
-        name: value.to(device) for name, value in _rows(model, given, num_samples).items()
+    x, *others = batch
+    if others or x is None or x.dim() != 1 or len(x) < 2 or not x.is_floating_point():
+        return
+    codes = {
+        name: distribution_mean(site["fn"])
+        for name, site in latent.items()
+        if _has_mean(site["fn"])
     }
-    if length is not None:
-        others["length"] = as_count("length", length)
-    with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
-        try:
-            with explaining([model], list(others.values())):
-                trace = poutine.trace(model).get_trace(batch_size=num_samples, **others)
-        except NotImplementedError:
-            raise PairError(
-                f"{name_of(model)} has no prior that can be drawn from: decode codes instead."
-            ) from None
-    if not isinstance(site, str | Sequence):
-        raise TypeError(
-            f"site must be the name of a site, or a list of names, got {format_value(site)}."
-        )
-    wanted = [site] if isinstance(site, str) else site
-
-    def value(name: str) -> Tensor:
-        node = _named(trace, name)
-        return distribution_mean(node["fn"]) if mean else node["value"]
-
-    def steps(name: str) -> Tensor:
-        return torch.stack([value(f"{name}_{t}") for t in range(length or 0)], 1)
-
-    values = {name: value(name) if length is None else steps(name) for name in wanted}
-    return values[site] if isinstance(site, str) else values
-
-
-def _named(trace: Any, site: str) -> Any:
-    sites = dict(sample_sites(trace))
-    check_choice("site", site, sorted(sites))
-    return sites[site]
-
-
-def _rows(model: Program, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
-    """What is given, with so many rows."""
-    if not isinstance(given, Mapping | None):
-        raise TypeError(
-            "given must be a mapping from the names of the model's arguments, got"
-            f" {format_value(given)}."
-        )
-    parameters, rows = _parameters(model), {}
-    open_ended = any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
-    for name, value in (given or {}).items():
-        if name not in parameters and not open_ended:
-            raise ValueError(
-                f"given has {name!r}, which {name_of(model)} does not take: it takes"
-                f" {list(parameters)}."
-            )
-        part = as_float(as_numbers(f"given[{name!r}]", value), model)
-        if not part.dim() or len(part) not in (1, count):
-            raise ValueError(
-                f"given[{name!r}] must have {count} rows or one row for all, got"
-                f" {len(part) if part.dim() else 'none'}."
-            )
-        rows[name] = part.expand(count, *part.shape[1:])
-    return rows
-
-
-def _check_generates(model: Program) -> None:
-    check_program("model", model)
-    if "batch_size" not in _parameters(model):
-        raise PairError(
-            f"{name_of(model)} cannot generate without data: give it an argument batch_size,"
-            " as models.VAE has."
-        )
-
-
-def _parameters(model: Program) -> Mapping[str, inspect.Parameter]:
+    if not codes or not all(bool((code == code[:1]).all()) for code in codes.values()):
+        return
     try:
-        return inspect.signature(
-            model.forward if isinstance(model, nn.Module) else model
-        ).parameters
-    except ValueError:  # a builtin does not tell
-        return {}
+        with preserved_rng():
+            as_row = _latent_sites(guide, (x.unsqueeze(0),))
+            shifted = _latent_sites(guide, (x + 1,))
+    except (RuntimeError, ValueError, TypeError):
+        return  # the guide takes no rows of several numbers
+    depends = any(
+        bool((distribution_mean(shifted[name]["fn"]) != code).any())
+        for name, code in codes.items()
+    )
+    if depends and all(site["value"].shape[:1] == (1,) for site in as_row.values()):
+        raise InputError(
+            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension,"
+            " x.unsqueeze(0)."
+        )
+
+
+def _has_mean(distribution: Distribution) -> bool:
+    try:
+        return bool(distribution_mean(distribution).dim())
+    except NotImplementedError:
+        return False

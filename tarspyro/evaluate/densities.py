@@ -1,13 +1,10 @@
-"""The densities of a pair at given values of its latent variables, for each particle and each
-data point.
-"""
+"""Densities of a pair at given values of its latent variables."""
 
 __all__ = ["Densities", "LogDensities", "latent_sites", "log_densities"]
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import torch
 from pyro import poutine
 from pyro.distributions import Delta, Independent
 from pyro.distributions.util import scale_and_mask
@@ -15,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.arguments import as_numbers, format_value
-from tarspyro.evaluate.batching import by_batch, rows_at_once
+from tarspyro.evaluate.batching import Array, in_memory, map_batches, rows_at_once
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
@@ -30,27 +27,27 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.inputs import as_float
+from tarspyro.inputs import as_float, count_rows
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Program
+from tarspyro.types import Arguments, ArrayLike, Data, Program
 
-Values = Mapping[str, Tensor]
+# The values of latent variables by name.
+Values: TypeAlias = Mapping[str, Tensor]
 
 
 class LogDensities(NamedTuple):
-    """log p(x, z) and log q(z | x) at given z, in nats, with shape ``(N, num_samples)``."""
+    """log p(x, z) and log q(z | x) at given z, in nats, of shape ``(N, num_samples)``."""
 
-    model: Any
-    guide: Any
+    model: Array
+    guide: Array
 
 
 def log_densities(
-    model: Program, guide: Program, x: Any, z: Mapping[str, Any]
+    model: Program, guide: Program, x: Data, z: Mapping[str, ArrayLike]
 ) -> LogDensities:
-    """Returns log p(x, z) and log q(z | x) at values of the latent variables that the caller
-    chose.
+    """Returns log p(x, z) and log q(z | x) at given values of the latent variables.
 
-    Such as draws of the true posterior, or the points of a grid.
+    For example at draws of the true posterior, or at the points of a grid.
 
     Arguments:
         model: The model.
@@ -63,8 +60,10 @@ def log_densities(
         arrays, tensors for tensors.
 
     Raises:
-        PairError: If the halves differ in their latent sites, or one is not continuous or not
-            in the data's plate.
+        PairError: If the model and the guide differ in their latent sites, or if one of the
+            sites is not continuous or lies outside the plate of the data.
+        TypeError: If ``z`` is not a mapping of numbers.
+        ValueError: If ``z`` lacks a latent site, or has a shape that does not match x.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -84,110 +83,123 @@ def log_densities(
             "z must be a mapping from the latent sites to their values, got"
             f" {format_value(z)}."
         )
-    names, values = (
-        list(z),
-        [
-            as_float(as_numbers(f"z[{name!r}]", value), model, guide)
-            for name, value in z.items()
-        ],
-    )
-    if (
-        min(value.dim() for value in values) < 2
-        or len({value.shape[:2] for value in values}) > 1
-    ):
-        shapes = [tuple(value.shape) for value in values]
-        raise ValueError(
-            "z must hold values of shape (N, num_samples, *event) for one N, got shapes"
-            f" {shapes}."
-        )
-    num_samples = values[0].shape[1]
+    values = {
+        name: as_float(as_numbers(f"z[{name!r}]", value), model, guide)
+        for name, value in z.items()
+    }
+    num_samples = _check_samples(values, count_rows(in_memory(x, model, guide)))
 
-    def evaluated(*rows: Tensor) -> Tensor:
-        arguments, rows = rows[: -len(names)], rows[-len(names) :]
-        structure = structure_of(
-            model, guide, arguments, {}, particles=num_samples, observed=True
-        )
-        densities = Densities(model, guide, arguments, structure)
-        if set(names) != densities.latent.keys():
+    def evaluated(*columns: Tensor) -> LogDensities:
+        batch = columns[: -len(values)]
+        drawn = dict(zip(values, columns[-len(values) :], strict=True))
+        structure = structure_of(model, guide, batch, {}, particles=num_samples, observed=True)
+        densities = Densities(model, guide, batch, structure)
+        if drawn.keys() != densities.latent.keys():
             raise ValueError(
                 f"z must hold values of {sorted(densities.latent)}, got those of"
-                f" {sorted(names)}."
+                f" {sorted(drawn)}."
             )
-        data_dim = densities.data_dim
         at = {
-            name: value.movedim(0, data_dim - densities.latent[name]["fn"].event_dim)
-            for name, value in zip(names, rows, strict=True)
+            name: value.movedim(0, densities.data_dim - densities.latent[name]["fn"].event_dim)
+            for name, value in drawn.items()
         }
-        both = torch.stack([densities.log_joint(at), densities.log_guide(at)])
-        return both.reshape(2, num_samples, -1).permute(2, 1, 0)
+        log_joint = densities.log_joint(at).reshape(num_samples, -1).T
+        log_guide = densities.log_guide(at).reshape(num_samples, -1).T
+        return LogDensities(log_joint, log_guide)
 
-    with preserved_rng():  # the pair draws before it is told its values
-        result = by_batch(
-            evaluated, model, guide, x, beside=values, batch_size=rows_at_once(num_samples)
+    with preserved_rng():  # the pair draws before the values replace its draws
+        return map_batches(
+            evaluated,
+            (model, guide),
+            x,
+            extra=list(values.values()),
+            batch_size=rows_at_once(num_samples),
         )
-    return LogDensities(result[..., 0], result[..., 1])
+
+
+def _check_samples(values: Mapping[str, Tensor], rows: int) -> int:
+    """Returns the number of samples of values of shape ``(rows, samples, *event)``."""
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    if min(map(len, shapes.values())) < 2 or len({shape[:2] for shape in shapes.values()}) > 1:
+        raise ValueError(
+            "z must hold values of shape (N, num_samples, *event) for one N, got shapes"
+            f" {list(shapes.values())}."
+        )
+    found, num_samples = next(iter(shapes.values()))[:2]
+    if found != rows:
+        raise ValueError(
+            f"z must have a row for each of the {rows} rows of x, got {found} rows."
+        )
+    return num_samples
 
 
 class Densities:
-    r"""log p(z), log p(x | z) and log q(z | x) as functions of z, for continuous latent
-    variables of data points.
+    r"""log p(z), log p(x | z) and log q(z | x) of a batch as functions of z.
 
-    Values and densities have the particles on the left of the pair's plates, as inside
-    ``particle_plate``; the densities keep the dimensions of the particles and of the plates
-    that hold all sites, the data points', and have size one in others. Scales do not enter,
-    masks do, as in ``log_weights``.
+    The latent variables are continuous and belong to data points. Values and densities have
+    the dimension of the particles to the left of the pair's plates, as inside
+    ``particle_plate``. Densities keep the dimensions of the particles and of the plates that
+    hold all sites, which are the data points', and have size one in others. They include masks
+    and leave out scales, as ``log_weights`` does.
 
     Arguments:
         model: The model.
         guide: The guide.
-        arguments: A batch.
+        batch: The arguments of both.
         structure: The structure of the pair.
 
     Raises:
-        PairError: If the halves differ in their latent sites, or one is not continuous or not
-            in the data's plate, or they cannot take a plate of particles.
+        PairError: If the model and the guide differ in their latent sites, if one of the sites
+            is not continuous or lies outside the plate of the data, or if the pair cannot run
+            in a plate of particles.
     """
 
     def __init__(
-        self, model: Program, guide: Program, arguments: Sequence[Tensor], structure: Structure
+        self, model: Program, guide: Program, batch: Arguments, structure: Structure
     ) -> None:
-        nesting = structure.nesting
-        self.model, self.guide, self.arguments, self.nesting = model, guide, arguments, nesting
+        self.model = model
+        self.guide = guide
+        self.batch = batch
+        self.nesting = structure.nesting
         with preserved_rng():
             model_trace, guide_trace = trace_pair(
-                particle_plate(model, 1, nesting),
-                particle_plate(guide, 1, nesting),
-                arguments,
+                particle_plate(model, 1, self.nesting),
+                particle_plate(guide, 1, self.nesting),
+                batch,
                 {},
             )
         self.latent, _ = latent_sites(model, model_trace)
-        guided = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
-        if guided != self.latent.keys():
+        drawn = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+        if drawn != self.latent.keys():
             raise PairError(
-                f"{name_of(guide)} draws {sorted(guided)} and {name_of(model)}"
-                f" {sorted(self.latent)}: the density of one at the other's draws needs the"
-                " same latent sites in both."
+                f"{name_of(guide)} draws {sorted(drawn)} and {name_of(model)} draws"
+                f" {sorted(self.latent)}: give both the same latent sites, so that each has a"
+                " density at the other's draws."
             )
         check_local(model, structure)
         if structure.vectorized is False:
             raise PairError(
-                f"{name_of(model)} cannot take its particles in a plate of their own, as"
-                " densities at given values do."
+                f"{name_of(model)} or {name_of(guide)} does not run inside a plate of"
+                " particles, which densities at given values need: let its shapes broadcast"
+                " on the left."
             )
-        self.dims = [*structure.groups[0].dims, -nesting - 1]
+        self.dims = [*structure.groups[0].dims, -self.nesting - 1]
 
     @property
     def data_dim(self) -> int:
-        """The dimension of the data points, counted from the right."""
+        """The dimension of the data points, counted from the right.
+
+        Raises:
+            PairError: If data points lie in several nested plates.
+        """
         return one_dim(self.model, self.dims[:-1])
 
     def log_model(self, values: Values) -> tuple[Tensor, Tensor]:
         """Returns log p(z) and log p(x | z)."""
         sites = dict(sample_sites(self.run(self.model, values)))
-        return (
-            self._sum(site for name, site in sites.items() if name in values),
-            self._sum(site for name, site in sites.items() if name not in values),
-        )
+        prior = self._sum(site for name, site in sites.items() if name in values)
+        likelihood = self._sum(site for name, site in sites.items() if name not in values)
+        return prior, likelihood
 
     def log_joint(self, values: Values) -> Tensor:
         """Returns log p(x, z)."""
@@ -196,30 +208,34 @@ class Densities:
 
     def log_guide(self, values: Values) -> Tensor:
         """Returns log q(z | x)."""
-        return self._sum(
-            dict(sample_sites(self.run(self.guide, values)))[name] for name in values
-        )
+        sites = dict(sample_sites(self.run(self.guide, values)))
+        return self._sum(sites[name] for name in values)
 
     def draws(self, half: Program, count: int) -> dict[str, Tensor]:
-        """Returns values of the latent variables as the model or the guide draws them."""
+        """Returns draws of the latent variables from the model or the guide."""
         sites = dict(sample_sites(self.run(half, {}, count)))
         return {name: sites[name]["value"] for name in self.latent}
 
     def reduce(self, value: Tensor) -> Tensor:
-        """Sums over all dimensions but the particles' and the data points'."""
+        """Sums over all dimensions except the particles' and the data points'."""
         return reduce_to(value, self.dims)
 
     def columns(self, value: Tensor) -> Tensor:
-        """Brings densities into the shape ``(particles, *sizes of the data's plates)``."""
+        """Returns densities in the shape ``(particles, *sizes of the data's plates)``."""
         return value.reshape([value.shape[dim] for dim in sorted(self.dims)])
 
     def run(self, half: Program, values: Values, count: int | None = None) -> Trace:
-        """Returns a run of the model or the guide with latent variables of the given values,
-        the others drawn.
+        """Runs the model or the guide, with latent variables of given values or drawn.
+
+        Arguments:
+            half: The model or the guide.
+            values: The given values.
+            count: The number of particles; that of the values if not given.
         """
-        count = len(next(iter(values.values()))) if count is None else count
+        if count is None:
+            count = len(next(iter(values.values())))
         program = poutine.condition(particle_plate(half, count, self.nesting), dict(values))
-        return poutine.trace(program).get_trace(*self.arguments)
+        return poutine.trace(program).get_trace(*self.batch)
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
         return sum_of(
@@ -228,18 +244,18 @@ class Densities:
 
 
 def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[int]]:
-    """Returns the latent sites of a run of the model and the dimensions of the data points'
-    plates.
+    """Returns the latent sites of a run and the dimensions of the plates of the data points.
 
     Raises:
-        PairError: If there is no latent site, or one is not continuous or not in the plates
-            that hold all others.
+        PairError: If there is no latent site, or if one of them is not continuous or lies
+            outside the plates that hold all others.
     """
     sites = dict(sample_sites(trace))
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     if not latent:
         raise PairError(
-            f"{name_of(model)} has no latent variable: its log-likelihood needs no estimate."
+            f"{name_of(model)} has no latent variable: compute its exact log-likelihood from"
+            " the log_prob of its sites."
         )
     plates = common_dims(sites.values())
     for name, site in latent.items():
@@ -248,8 +264,8 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
             base = base.base_dist
         if isinstance(base, Delta) or base.support.is_discrete:
             raise PairError(
-                f"{name!r} is {type(base).__name__}, and only continuous latent variables move"
-                " along gradients: take log_likelihood for discrete ones."
+                f"{name!r} is {type(base).__name__}, and gradients need continuous latent"
+                " variables: take log_likelihood for discrete ones."
             )
         if not plates and not common_dims([site]):
             raise PairError(
@@ -267,10 +283,14 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
 
 
 def one_dim(model: Program, plates: Sequence[int]) -> int:
-    """Returns the dimension of the one plate that holds the data points."""
+    """Returns the dimension of the plate that holds the data points.
+
+    Raises:
+        PairError: If there are several.
+    """
     if len(plates) != 1:
         raise PairError(
-            f"{name_of(model)} has {len(plates)} plates around all sites, and a row of x needs"
-            " to be one."
+            f"{name_of(model)} has {len(plates)} plates around all sites: put a row of x"
+            " inside a single plate."
         )
     return plates[0]

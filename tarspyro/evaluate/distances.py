@@ -1,6 +1,4 @@
-"""Distances between rows, from differences: by matrix products they are wrong by what the rows
-have in common.
-"""
+"""Euclidean distances between rows, exact also far from the origin."""
 
 __all__ = ["distances"]
 
@@ -9,10 +7,10 @@ from torch import Tensor
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Returns the Euclidean distances of the rows of x and of y, of shape (N, M).
+    """Returns the Euclidean distances between the rows of x and of y, of shape (N, M).
 
-    Torch's default subtracts squared norms: equal distances then come out unequal, and data
-    that lie far from the origin lose all their digits.
+    Torch's default subtracts squared norms. Equal distances may then come out unequal, and
+    those of data far from the origin lose all their digits.
 
     Example:
         >>> distances(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]]))

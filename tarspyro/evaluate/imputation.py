@@ -1,30 +1,37 @@
-"""Missing elements of data points: drawn given the observed ones, and the log-likelihood of
-what they truly were.
-"""
+"""Imputation of missing elements, and the log-likelihood of their true values."""
 
 __all__ = ["imputation_log_likelihood", "impute"]
 
-import functools
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
 from tarspyro.arguments import as_count, as_numbers, as_seed, check_choice
-from tarspyro.evaluate.batching import by_batch, chunks_of, rows_at_once
+from tarspyro.evaluate.batching import (
+    Array,
+    chunk_sizes,
+    in_memory,
+    map_batches,
+    rows_at_once,
+)
 from tarspyro.evaluate.likelihood import (
     LogLikelihood,
-    from_moments,
-    given_by,
+    difference,
     log_likelihood,
-    moments_of,
+    log_mean_exp,
+    num_particles_of,
 )
-from tarspyro.evaluate.missing import Missing, expanded, log_noise, trust_of
+from tarspyro.evaluate.missing import (
+    Incomplete,
+    MissingElements,
+    as_trust,
+    expanded,
+    log_noise,
+)
 from tarspyro.infer.traces import check_program
-from tarspyro.inputs import as_arguments, count_rows, each
-from tarspyro.types import Program
+from tarspyro.types import ArrayLike, Data, Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
 
@@ -32,8 +39,8 @@ _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
 def impute(
     model: Program,
     guide: Program,
-    x: Any,
-    mask: Any,
+    x: Data,
+    mask: ArrayLike,
     *,
     method: str = "pseudo-gibbs",
     num_rounds: int = 20,
@@ -42,63 +49,62 @@ def impute(
     mean: bool = False,
     site: str = "x",
     seed: int | None = None,
-) -> Any:
+) -> Array:
     r"""Draws the missing elements of data points given the observed ones.
 
-    What is missing is drawn first given a code of the prior, chosen among 50 by the likelihood
-    of what is observed, and then in rounds from what was drawn the round before:
+    The missing elements are first drawn given a code of the prior, chosen among 50 by the
+    likelihood of the observed elements, and then in rounds, each from the result of the
+    previous one:
 
-    - ``"pseudo-gibbs"``: :math:`z \sim q(z \mid x_o, x_m)`, then :math:`x_m \sim p(x_m \mid
-      z)`. Exact in the limit where the guide is the posterior. (Rezende et al. 2014,
-      arXiv:1401.4082, appendix F.)
-    - ``"metropolis-within-gibbs"``: the code is a proposal, taken with probability
+    - ``"pseudo-gibbs"``: :math:`z \sim q(z \mid x_o, x_m)`, then
+      :math:`x_m \sim p(x_m \mid z)`. Exact in the limit if the guide is the posterior.
+      (Rezende et al. 2014, arXiv:1401.4082, appendix F.)
+    - ``"metropolis-within-gibbs"``: the code is a proposal, accepted with probability
 
-      .. math:: \min\left(1, \frac{p(x, z') \, q(z \mid x)}{p(x, z) \, q(z' \mid x)}\right), \qquad x = (x_o, x_m),
+      .. math:: \min\left(1, \frac{p(x, z') \, q(z \mid x)}{p(x, z) \, q(z' \mid x)}\right),
+                \qquad x = (x_o, x_m),
 
-      which makes the law of the rounds tend to :math:`p(x_m \mid x_o)` with any guide that
-      reaches all likely codes. The first fifth of the rounds takes every proposal. (Mattei and
+      which makes the distribution tend to :math:`p(x_m \mid x_o)` with any guide that reaches
+      all likely codes. The first fifth of the rounds accepts every proposal. (Mattei and
       Frellsen 2018, arXiv:1802.04826, algorithm 1.)
-    - ``"importance"``: codes of ``num_particles`` draws, of which one is chosen with
-      probability proportional to its weight (see ``imputation_log_likelihood``). Exact in the
-      limit of many of them.
+    - ``"importance"``: one of ``num_particles`` codes is chosen with probability proportional
+      to its weight (see ``imputation_log_likelihood``). Exact in the limit of many particles.
 
     Inpainting, super-resolution and denoising are one call each, with another mask:
-    ``data.lower_half``, ``data.random_pixels`` or ``data.off_grid``, and probabilities in the
-    place of booleans. Of binary elements they say how likely each is what it was; otherwise a
-    fair coin has taken its place:
+    ``data.lower_half``, ``data.random_pixels`` or ``data.off_grid``, or probabilities instead
+    of booleans. A probability :math:`m_d` is that of an unchanged binary element; otherwise a
+    fair coin has replaced it:
 
     .. math:: p(\tilde{x}_d \mid x_d) = m_d \, [\tilde{x}_d = x_d] + (1 - m_d) / 2
 
     Arguments:
         model: The model, whose likelihood of x factorizes over its elements.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory; its first part is x. What is
-            missing may hold anything, NaN too, and is not looked at.
+        x: The data, in any form that ``fit`` takes in memory; its first part is x. Missing
+            elements may have any value, such as NaN, and are ignored.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
             probabilities.
         method: See above.
-        num_rounds: The number of rounds. Where little is observed a round forgets little of
-            the start, which is nearly right there; where much is observed, a few rounds forget
-            all of it.
-        num_particles: The number of codes to choose from, of ``"importance"`` alone.
-        num_samples: Return so many imputations of each data point; ``"importance"`` chooses
+        num_rounds: The number of rounds. With few observed elements a round forgets little of
+            the start, which is then nearly right; with many, a few rounds forget all of it.
+        num_particles: The number of codes to choose from, for ``"importance"`` alone.
+        num_samples: The number of imputations of each data point; ``"importance"`` chooses
             with replacement.
-        mean: Return the mean of x given the observed elements, estimated from the likelihood's
-            means at the codes of ``num_samples`` chains, or of all particles by their weights;
-            then without a dimension of samples.
+        mean: Whether to return the mean of x given the observed elements, estimated from the
+            likelihood's means at the codes of ``num_samples`` chains, or at all particles by
+            their weights; then without a dimension of samples.
         site: The name of the observed site.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
-        Shape ``(N, *event)``, or ``(num_samples, N, *event)``, with observed elements as they
-        were: an array for arrays, a tensor for tensors.
+        Shape ``(N, *event)``, or ``(num_samples, N, *event)``, with observed elements
+        unchanged: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If an observed element does not fit the likelihood.
-        NotImplementedError: If a mean is asked for that has no closed form.
-        PairError: If the likelihood does not factorize, the model has no such site, or its
-            prior cannot be drawn from.
+        NotImplementedError: If ``mean`` is true and the mean has no closed form.
+        PairError: If the likelihood does not factorize, if the model has no such site, or if
+            its prior cannot be drawn from.
         ValueError: If an argument is out of range.
 
     Example:
@@ -106,97 +112,100 @@ def impute(
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z.unsqueeze(-1).expand(-1, 2), 0.1).to_event(1), obs=x)
+        ...         both = z.unsqueeze(-1).expand(-1, 2)
+        ...         pyro.sample("x", dist.Normal(both, 0.1).to_event(1), obs=x)
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(200 * x.mean(-1) / 201, 201**-0.5))
-        >>> x, mask = torch.tensor([[1.0, torch.nan], [torch.nan, -1.0]]), torch.tensor([[1, 0], [0, 1]])
-        >>> impute(model, guide, x, mask, mean=True, num_samples=1000, seed=0).round(decimals=1)
+        >>> x = torch.tensor([[1.0, torch.nan], [torch.nan, -1.0]])
+        >>> mask = torch.tensor([[1, 0], [0, 1]])
+        >>> mean = impute(model, guide, x, mask, mean=True, num_samples=1000, seed=0)
+        >>> mean.round(decimals=1)
         tensor([[ 1.,  1.],
                 [-1., -1.]])
     """
     check_program("model", model)
     check_program("guide", guide)
     check_choice("method", method, _METHODS)
-    for name, number in (
-        ("num_particles", num_particles),
-        ("num_samples", 1 if num_samples is None else num_samples),
-    ):
-        as_count(name, number)
+    num_particles = as_count("num_particles", num_particles)
+    copies = 1 if num_samples is None else as_count("num_samples", num_samples)
     weighted = method == "importance"
-    task = Missing(
+    pair = MissingElements(
         model, guide, site, num_rounds, metropolis=method == "metropolis-within-gibbs"
     )
 
-    def imputed(*arguments: Tensor) -> Tensor:
-        *data, trust = arguments
-        data[0] = data[0].where(trust > 0, 0)
-        task.check(data, trust)
+    def imputed(x: Tensor, *columns: Tensor) -> Array:
+        *others, trust = columns
+        batch = Incomplete(x.where(trust > 0, 0), tuple(others), trust)
+        pair.check(batch)
         if weighted:
-            trace, log_w = task.weighed(data, trust, num_particles)
-            filled = task.filled(trace, data[0], trust, mean=mean)
+            trace, log_w = pair.weighed(batch, num_particles)
+            filled = pair.filled(trace, batch, mean=mean)
         else:
-            rows = [
-                *each(lambda part: part.repeat_interleave(num_samples or 1, 0), (*data, trust))
-            ]
-            filled = task.filled(
-                task.chain(rows[:-1], rows[-1])[0], rows[0], rows[-1], mean=mean
-            )
-            filled = filled.unflatten(0, (len(trust), -1)).movedim(1, 0)
+            repeated = batch.repeated(copies)
+            model_trace, _ = pair.chain(repeated)
+            filled = pair.filled(model_trace, repeated, mean=mean)
+            filled = filled.unflatten(0, (len(trust), copies)).movedim(1, 0)
             log_w = filled.new_zeros(filled.shape[:2])
+
         if mean:
             weights = log_w.softmax(0)
-            return (weights.reshape(*weights.shape, *[1] * (filled.dim() - 2)) * filled).sum(0)
+            weights = weights.reshape(*weights.shape, *[1] * (filled.dim() - 2))
+            return (weights * filled).sum(0)
         if weighted:
-            chosen = Categorical(logits=log_w.T).sample((num_samples or 1,))
+            chosen = Categorical(logits=log_w.T).sample((copies,))
             filled = filled[chosen, torch.arange(len(trust), device=chosen.device)]
-        return filled.movedim(0, 1) if num_samples else filled.squeeze(0)
+        return filled.movedim(0, 1)
 
-    size = min(100, rows_at_once(num_particles if weighted else num_samples or 1))
-    result = by_batch(
-        imputed, model, guide, x, beside=[trust_of(x, model, mask)], seed=seed, batch_size=size
+    result = map_batches(
+        imputed,
+        (model, guide),
+        x,
+        extra=[as_trust(x, model, mask)],
+        seed=seed,
+        batch_size=min(100, rows_at_once(num_particles if weighted else copies)),
     )
-    if mean or num_samples is None:
+    if mean:
         return result
-    return (
-        np.moveaxis(result, 1, 0) if isinstance(result, np.ndarray) else result.movedim(1, 0)
-    )
+    return result[:, 0] if num_samples is None else result.swapaxes(0, 1)
 
 
 def imputation_log_likelihood(
     model: Program,
     guide: Program,
-    x: Any,
-    mask: Any,
+    x: Data,
+    mask: ArrayLike,
     *,
-    corrupted: Any = None,
+    corrupted: ArrayLike | None = None,
     num_particles: int = 1000,
     num_rounds: int = 20,
     errors: bool = False,
     site: str = "x",
     seed: int | None = None,
 ) -> Any:
-    r"""Estimates the log-likelihood of what is missing given what is observed, by importance
-    sampling, in nats.
+    r"""Estimates the log-likelihood of missing elements given the observed ones, in nats.
 
-    .. math:: \log p(x_m \mid x_o) = \log p(x) - \log p(x_o), \qquad p(x_o) \approx \frac{1}{K} \sum_{k=1}^K w_k,
-              \qquad w = p(x_o, z) \Big/ \frac{1}{C + 1} \Big(p(z) + \sum_{c=1}^C q(z \mid x_o,
-              u_c)\Big)
+    By importance sampling:
 
-    The codes :math:`z_k` come in equal parts from the prior and from the guide, which sees the
-    missing elements
-    :math:`u_c` of C chains of pseudo-Gibbs in turn, and never the true ones. The guide alone
-    believes in what it sees, and is too sure of itself; with the prior beside it the weights
-    are bounded (Hesterberg 1995; Owen and Zhou 2000).
+    .. math:: \log p(x_m \mid x_o) = \log p(x) - \log p(x_o), \qquad
+              p(x_o) \approx \frac{1}{K} \sum_{k=1}^K w_k, \qquad
+              w = p(x_o, z) \Big/ \frac{1}{C + 1}
+              \Big(p(z) + \sum_{c=1}^C q(z \mid x_o, u_c)\Big)
 
-    Both likelihoods are exact in expectation, and so their logarithms too low on average; the
-    difference is no bound, since what the second lacks is added to it. It tends to the truth
+    The codes :math:`z_k` come in equal parts from the prior and from the guide. The guide sees
+    in turn the missing elements :math:`u_c` of C chains of pseudo-Gibbs, never the true ones.
+    The guide alone takes what it sees for true, and is overconfident; with the prior in the
+    mixture the weights are bounded (Hesterberg 1995; Owen and Zhou 2000).
+
+    Both likelihoods are unbiased, so their logarithms are too low on average. The difference
+    is not a bound, because the error of the second term is added. It tends to the true value
     with many particles.
 
     With probabilities as the mask and a ``corrupted`` x (see ``impute``) it is the
     log-likelihood of the uncorrupted x,
 
-    .. math:: \log p(x \mid \tilde{x}) = \log p(x) + \log p(\tilde{x} \mid x) - \log p(\tilde{x}).
+    .. math:: \log p(x \mid \tilde{x}) =
+              \log p(x) + \log p(\tilde{x} \mid x) - \log p(\tilde{x}).
 
     Arguments:
         model: The model, whose likelihood of x factorizes over its elements.
@@ -205,66 +214,61 @@ def imputation_log_likelihood(
             x.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
             probabilities.
-        corrupted: What was observed of x in place of it, if the mask holds probabilities; of
-            the shape of x or of one row of it.
+        corrupted: The observed x, if the mask holds probabilities; of the shape of x or of one
+            row of it.
         num_particles: K, the number of draws for each data point, in both terms.
         num_rounds: The number of rounds of the chains, of which there are 20, or fewer with
             fewer particles.
         errors: Whether to return a tuple (log_likelihood, standard_error,
             effective_sample_size), with the smaller of the two terms' effective sample sizes.
         site: The name of the observed site.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If the likelihood does not factorize, the model has no such site, or its
-            prior cannot be drawn from.
+        PairError: If the likelihood does not factorize, if the model has no such site, or if
+            its prior cannot be drawn from.
         ValueError: If an argument is out of range.
     """
-    num_particles = as_count("num_particles", num_particles, 1 + errors)
-    task, trust = Missing(model, guide, site, num_rounds), trust_of(x, model, mask)
+    num_particles = num_particles_of("num_particles", num_particles, errors)
+    pair = MissingElements(model, guide, site, num_rounds)
+    trust = as_trust(x, model, mask)
     if (trust.dtype != torch.bool) != (corrupted is not None):
         raise ValueError(
-            "corrupted is what was observed in place of x where the mask holds probabilities:"
-            " give both."
+            "corrupted and probabilities in mask must be given together, got"
+            f" {'no probabilities' if trust.dtype == torch.bool else 'no corrupted'}: give"
+            " booleans alone, or probabilities and the x that was observed."
         )
-    first = (as_arguments(x, model) or ())[0]
-    seen = (
-        first
-        if corrupted is None
-        else expanded("corrupted", as_numbers("corrupted", corrupted, first.dtype), first)
-    )
+    observed = torch.as_tensor(in_memory(x, model)[0])
+    if corrupted is not None:
+        numbers = as_numbers("corrupted", corrupted, observed.dtype)
+        observed = expanded("corrupted", numbers, observed)
 
-    def of_observed(*arguments: Tensor) -> Tensor:
-        *data, observed, trust = arguments
-        noise = log_noise(data[0], observed, trust)
-        data[0] = observed.where(trust > 0, 0)
-        task.check(data, trust)
-
-        def moments(count: int) -> Tensor:
-            return moments_of(task.weighed(data, trust, count)[1])
-
-        counts = chunks_of(num_particles, count_rows(data))
-        columns = from_moments(
-            functools.reduce(torch.logaddexp, map(moments, counts)), num_particles
+    def of_observed(x: Tensor, *columns: Tensor) -> LogLikelihood:
+        *others, seen, trust = columns
+        noise = log_noise(x, seen, trust)
+        batch = Incomplete(seen.where(trust > 0, 0), tuple(others), trust)
+        pair.check(batch)
+        log_w = (
+            pair.weighed(batch, count)[1] for count in chunk_sizes(num_particles, len(trust))
         )
-        columns[..., 0] -= noise
-        return columns
+        estimate = log_mean_exp(log_w, num_particles)
+        return estimate._replace(log_likelihood=estimate.log_likelihood - noise)
 
     complete = log_likelihood(
         model, guide, x, num_particles=num_particles, errors=True, seed=seed
     )
-    # Other draws than those of the first term, so that the errors are independent and add up.
-    other = None if seed is None else as_seed(seed) + 1
-    size = min(100, rows_at_once(num_particles))
-    columns = by_batch(
-        of_observed, model, guide, x, beside=[seen, trust], seed=other, batch_size=size
+    incomplete = map_batches(
+        of_observed,
+        (model, guide),
+        x,
+        extra=[observed, trust],
+        # Another seed makes the two estimates independent, so that their variances add up.
+        seed=None if seed is None else as_seed(seed) + 1,
+        batch_size=min(100, rows_at_once(num_particles)),
     )
-    result = given_by(
-        complete, LogLikelihood(columns[..., 0], columns[..., 1], columns[..., 2])
-    )
+    result = difference(complete, incomplete)
     return result if errors else result.log_likelihood

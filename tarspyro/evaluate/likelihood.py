@@ -1,20 +1,20 @@
-"""Log-likelihoods by importance sampling, and the bound in its terms."""
+"""Log-likelihoods by importance sampling, the ELBO and its two terms."""
 
 __all__ = [
-    "Bound",
+    "BoundEstimate",
     "LogLikelihood",
     "conditional_log_likelihood",
+    "difference",
     "elbo",
-    "from_moments",
-    "from_weights",
-    "given_by",
     "log_likelihood",
-    "moments_of",
+    "log_mean_exp",
+    "num_particles_of",
     "reconstruction",
 ]
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,50 +22,35 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count
-from tarspyro.evaluate.batching import by_batch, over_particles
+from tarspyro.evaluate.batching import Array, ParticleChunks, in_memory, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, name_of, sample_sites, trace_pair
-from tarspyro.inputs import as_arguments, each
+from tarspyro.infer.traces import PairError, name_of, sample_sites, sum_of, trace_pair
+from tarspyro.inputs import each
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Program
+from tarspyro.types import Argument, ArrayLike, Data, Program
 
 
-class Bound(NamedTuple):
-    """The ELBO and its two terms, in nats, one number for each data point."""
+class BoundEstimate(NamedTuple):
+    """An estimate of the ELBO and its two terms, in nats, a number for each data point."""
 
-    elbo: Any
-    reconstruction: Any
-    kl: Any
+    elbo: Array
+    reconstruction: Array
+    kl: Array
 
 
 class LogLikelihood(NamedTuple):
-    """An estimate of log p(x), in nats, and how far to trust it; one number for each data
-    point.
-    """
+    """An estimate of log p(x), in nats, and its precision, a number for each data point."""
 
-    log_likelihood: Any
-    standard_error: Any
-    effective_sample_size: Any
-
-
-def given_by(joint: LogLikelihood, condition: LogLikelihood) -> LogLikelihood:
-    """Returns log p(a | b) = log p(a, b) - log p(b) of two independent estimates: their errors
-    add up.
-    """
-    smaller: Any = torch.minimum if torch.is_tensor(joint.log_likelihood) else np.minimum
-    return LogLikelihood(
-        joint.log_likelihood - condition.log_likelihood,
-        (joint.standard_error**2 + condition.standard_error**2) ** 0.5,
-        smaller(joint.effective_sample_size, condition.effective_sample_size),
-    )
+    log_likelihood: Array
+    standard_error: Array
+    effective_sample_size: Array
 
 
 def log_likelihood(
     model: Program,
     guide: Program,
-    x: Any,
+    x: Data,
     *,
     num_particles: int = 1000,
     errors: bool = False,
@@ -75,12 +60,12 @@ def log_likelihood(
     r"""Estimates the log-likelihood of each data point by importance sampling, in nats.
 
     .. math:: \log p(x_n) \approx \log \frac{1}{K} \sum_{k=1}^K w_{nk}, \qquad
-              w_{nk} = \frac{p(x_n, z_{nk})}{q(z_{nk} \mid x_n)}, \qquad z_{nk} \sim q(z \mid
-              x_n)
+              w_{nk} = \frac{p(x_n, z_{nk})}{q(z_{nk} \mid x_n)}, \qquad
+              z_{nk} \sim q(z \mid x_n)
 
-    In expectation a lower bound that grows with K (Burda et al. 2015, arXiv:1509.00519, eq.
-    8). Computed in chunks, so that memory does not grow with the number of particles, in
-    evaluation mode and without gradients.
+    In expectation this is a lower bound that grows with K (Burda et al. 2015,
+    arXiv:1509.00519, eq. 8). Particles are drawn in chunks, so that memory does not grow with
+    their number, in evaluation mode and without gradients.
 
     With ``errors``, also the effective sample size (Kong 1992) and the standard error that
     follows from it by the delta method,
@@ -88,8 +73,7 @@ def log_likelihood(
     .. math:: \mathrm{ESS}_n = \frac{(\sum_k w_{nk})^2}{\sum_k w_{nk}^2}, \qquad
               \sigma_n = \sqrt{1 / \mathrm{ESS}_n - 1 / K}
 
-    Both are themselves estimates, from the weights that were drawn: where the guide misses a
-    mode, neither shows it.
+    Both are estimates from the same weights: neither shows a mode that the guide misses.
 
     Arguments:
         model: The model.
@@ -100,17 +84,16 @@ def log_likelihood(
             effective_sample_size).
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without weights of
-            their own.
-        ValueError: If there are too few particles.
+        PairError: If data points have no weights of their own, because a site lies outside
+            the plate of the data.
+        ValueError: If ``num_particles`` is below 1, or below 2 with ``errors``.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist
@@ -118,64 +101,120 @@ def log_likelihood(
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
+        >>> def exact_posterior(x):  # its weights are constant, so the estimate has no noise
         ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the exact posterior: no noise at all
-        >>> log_likelihood(model, guide, np.array([0.0, 2.0]), num_particles=10).round(4)
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = np.array([0.0, 2.0])
+        >>> log_likelihood(model, exact_posterior, x, num_particles=10).round(4)
         array([-1.2655, -2.2655])
-        >>> log_likelihood(model, guide, np.array([0.0]), num_particles=10, errors=True).effective_sample_size.round(2)
-        array([10.])
+        >>> estimate = log_likelihood(model, exact_posterior, x, num_particles=10, errors=True)
+        >>> estimate.effective_sample_size.round(2)
+        array([10., 10.])
     """
+    num_particles = num_particles_of("num_particles", num_particles, errors)
+    chunks = ParticleChunks(model, guide, num_particles)
 
-    def weights(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        return log_weights(model, guide, *arguments, num_particles=count, structure=structure)
+    def estimate(*batch: Argument) -> LogLikelihood:
+        log_w = (
+            log_weights(model, guide, *batch, num_particles=count, structure=structure)
+            for count, structure in chunks(batch)
+        )
+        return log_mean_exp(log_w, num_particles)
 
-    return from_weights(
-        weights, model, guide, x, num_particles, errors=errors, binarize=binarize, seed=seed
+    result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
+    return result if errors else result.log_likelihood
+
+
+def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:
+    r"""Returns the logarithm of the mean weight of each data point, and its precision.
+
+    .. math:: \log \frac{1}{K} \sum_{k=1}^K w_{nk}
+
+    Arguments:
+        log_w: The log weights in chunks of shape ``(particles, *data points)``.
+        num_particles: K, the number of particles in all chunks.
+    """
+    sums = (torch.stack([chunk.logsumexp(0), (2 * chunk).logsumexp(0)]) for chunk in log_w)
+    log_sum, log_sum_of_squares = functools.reduce(torch.logaddexp, sums)
+
+    log_mean = log_sum - math.log(num_particles)
+    effective = (2 * log_sum - log_sum_of_squares).exp()
+    # Rounding takes the variance of equal weights below zero.
+    error = (1 / effective - 1 / num_particles).clamp(min=0).sqrt()
+    return LogLikelihood(log_mean, error, effective)
+
+
+def num_particles_of(name: str, value: int, errors: bool) -> int:
+    """Returns a number of particles, of which standard errors need two.
+
+    Raises:
+        TypeError: If it is not a whole number.
+        ValueError: If it is too small.
+    """
+    count = as_count(name, value)
+    if errors and count < 2:
+        raise ValueError(f"{name} must be at least 2 for errors=True, got {count}.")
+    return count
+
+
+def difference(joint: LogLikelihood, condition: LogLikelihood) -> LogLikelihood:
+    r"""Returns :math:`\log p(a \mid b) = \log p(a, b) - \log p(b)` of independent estimates.
+
+    The squares of their standard errors add up; the smaller effective sample size counts.
+    """
+    sizes = (joint.effective_sample_size, condition.effective_sample_size)
+    return LogLikelihood(
+        joint.log_likelihood - condition.log_likelihood,
+        (joint.standard_error**2 + condition.standard_error**2) ** 0.5,
+        _minimum(*sizes),
     )
+
+
+def _minimum(a: Array, b: Array) -> Array:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.minimum(a, b)
+    return np.minimum(a, b)
 
 
 def conditional_log_likelihood(
     model: Program,
     guide: Program,
-    x: Any,
-    y: Any,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     num_particles: int = 1000,
     errors: bool = False,
     binarize: bool = False,
     seed: int | None = None,
 ) -> Any:
-    r"""Estimates log p(x | y) of each data point by importance sampling, in nats:
-    ``log_likelihood`` given y.
+    r"""Estimates log p(x | y) of each data point by importance sampling, in nats.
 
     .. math:: \log p(x_n \mid y_n) \approx \log \frac{1}{K} \sum_{k=1}^K
-              \frac{p(x_n, z_{nk} \mid y_n)}{q(z_{nk} \mid x_n, y_n)}, \qquad z_{nk} \sim q(z
-              \mid x, y)
+              \frac{p(x_n, z_{nk} \mid y_n)}{q(z_{nk} \mid x_n, y_n)}, \qquad
+              z_{nk} \sim q(z \mid x_n, y_n)
 
-    (Sohn et al. 2015, section 4.1, "importance sampling".) The model is one of x given y, as
-    ``ConditionalVAE`` is. A guide that draws from the prior p(z | y) gives the paper's Monte
-    Carlo estimate, whose noise is larger.
+    This is ``log_likelihood`` given y (Sohn et al. 2015, section 4.1, "importance sampling").
+    The model is one of x given y, such as ``ConditionalVAE``. A guide that draws from the
+    prior p(z | y) gives the paper's Monte Carlo estimate, which has more noise.
 
     Arguments:
         model: The model, called with x and y.
         guide: The guide, likewise.
-        x: The data, one row a data point.
+        x: The data, with a row for each data point.
         y: The condition, likewise.
         num_particles: K, the number of draws for each data point.
         errors: See ``log_likelihood``.
         binarize: Whether to draw black and white pixels of x, once, with the grey values as
             probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If the model observes y, so that its weights are those of p(x, y).
-        ValueError: If there are too few particles.
+        PairError: If the model observes y, because its weights are then those of p(x, y).
+        ValueError: If ``num_particles`` is below 1, or below 2 with ``errors``.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -183,31 +222,22 @@ def conditional_log_likelihood(
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(y, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x, y):
+        >>> def exact_posterior(x, y):
         ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5))  # the exact posterior: no noise at all
+        ...         pyro.sample("z", dist.Normal((x + y) / 2, 0.5**0.5))
         >>> x, y = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])
-        >>> conditional_log_likelihood(model, guide, x, y, num_particles=10)
+        >>> conditional_log_likelihood(model, exact_posterior, x, y, num_particles=10)
         tensor([-1.5155, -1.2655])
         >>> dist.Normal(y, 2.0**0.5).log_prob(x)
         tensor([-1.5155, -1.2655])
     """
-
-    def given(*arguments: Tensor) -> Tensor:
-        for name, site in sample_sites(trace_pair(model, guide, arguments, {})[0]):
-            if site["value"] is arguments[1]:
-                raise PairError(
-                    f"{name_of(model)} observes y at the site {name!r}, so that its weights"
-                    " are those of p(x, y): take log_likelihood, and subtract log p(y)."
-                )
-        return arguments[0]
-
-    arguments = as_arguments((x, y), model)
-    if arguments is None:
-        raise ValueError("x and y must be in memory: tensors or arrays.")
+    first_row = each(lambda part: part[:1], in_memory((x, y), model))
     with preserved_rng():
-        by_batch(
-            given, model, guide, each(lambda part: part[:1], arguments), check=not binarize
+        map_batches(
+            functools.partial(_check_condition, model, guide),
+            (model, guide),
+            first_row,
+            check=not binarize,
         )
     return log_likelihood(
         model,
@@ -220,67 +250,32 @@ def conditional_log_likelihood(
     )
 
 
-def from_weights(
-    weights: Callable[[tuple[Tensor, ...], int, Structure], Tensor],
-    model: Program,
-    guide: Program,
-    x: Any,
-    num_particles: int,
-    *,
-    errors: bool,
-    binarize: bool,
-    seed: int | None,
-) -> Any:
-    """Estimates log p(x) by the mean of weights of which log w, one row a particle, is a
-    function of a batch.
-    """
-    if as_count("num_particles", num_particles) < 2 and errors:
-        raise ValueError(
-            f"errors=True needs at least 2 particles or chains, got {num_particles}."
-        )
-
-    def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        return moments_of(weights(arguments, count, structure))
-
-    total = over_particles(moments, torch.logaddexp, model, guide, num_particles)
-
-    def estimates(*arguments: Tensor) -> Tensor:
-        return from_moments(total(*arguments), num_particles)
-
-    columns = by_batch(estimates, model, guide, x, binarize=binarize, seed=seed, check=True)
-    result = LogLikelihood(columns[..., 0], columns[..., 1], columns[..., 2])
-    return result if errors else result.log_likelihood
-
-
-def moments_of(log_w: Tensor) -> Tensor:
-    """Returns the logarithms of the sums of weights and of their squares over the first
-    dimension, in a last one.
-    """
-    return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)], -1)
-
-
-def from_moments(moments: Tensor, num_particles: int) -> Tensor:
-    """Returns the three columns of a ``LogLikelihood``, in a last dimension, for
-    ``moments_of`` so many weights.
-    """
-    log_sum, log_sum_of_squares = moments.unbind(-1)
-    effective = (2 * log_sum - log_sum_of_squares).exp()
-    # Rounding takes equal weights below zero.
-    error = (1 / effective - 1 / num_particles).clamp(min=0).sqrt()
-    return torch.stack([log_sum - math.log(num_particles), error, effective], -1)
+def _check_condition(model: Program, guide: Program, x: Tensor, y: Tensor) -> Tensor:
+    """Raises if the model observes y."""
+    model_trace, _ = trace_pair(model, guide, (x, y), {})
+    for name, site in sample_sites(model_trace):
+        if site["value"] is y:
+            raise PairError(
+                f"{name_of(model)} observes y at the site {name!r}, so that its weights are"
+                " those of p(x, y): take log_likelihood, and subtract log p(y)."
+            )
+    return x
 
 
 def elbo(
     model: Program,
     guide: Program,
-    x: Any,
+    x: Data,
     *,
     num_particles: int = 1,
     analytic_kl: bool = True,
     binarize: bool = False,
     seed: int | None = None,
-) -> Bound:
-    """Estimates the ELBO of each data point and its two terms, in nats.
+) -> BoundEstimate:
+    r"""Estimates the ELBO of each data point and its two terms, in nats.
+
+    .. math:: \mathcal{L}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] -
+              \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
     Arguments:
         model: The model.
@@ -291,8 +286,7 @@ def elbo(
             ``ELBO`` does.
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         A tuple (elbo, reconstruction, kl) with elbo = reconstruction - kl: arrays for arrays,
@@ -300,44 +294,40 @@ def elbo(
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without a bound of
-            their own.
+        PairError: If data points have no bounds of their own, because a site lies outside the
+            plate of the data.
     """
     bound = ELBO(analytic_kl=analytic_kl)
+    chunks = ParticleChunks(model, guide, num_particles)
 
-    def terms(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        return bound.terms_per_point(
-            model, guide, arguments, num_particles=count, structure=structure
+    def estimate(*batch: Argument) -> BoundEstimate:
+        terms = sum_of(
+            bound.terms_per_point(
+                model, guide, batch, num_particles=count, structure=structure
+            )
+            for count, structure in chunks(batch)
         )
+        likelihood, kl = terms / num_particles
+        return BoundEstimate(likelihood - kl, likelihood, kl)
 
-    total = over_particles(terms, torch.add, model, guide, num_particles)
-    both = by_batch(
-        lambda *a: (total(*a) / num_particles).movedim(0, -1),
-        model,
-        guide,
-        x,
-        binarize=binarize,
-        seed=seed,
-        check=True,
-    )
-    return Bound(both[..., 0] - both[..., 1], both[..., 0], both[..., 1])
+    return map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
 
 
 def reconstruction(
     model: Program,
     guide: Program,
-    x: Any,
+    x: Data,
     *,
     num_particles: int = 1,
     binarize: bool = False,
     seed: int | None = None,
-) -> Any:
+) -> Array:
     r"""Estimates the reconstruction term of each data point's ELBO, in nats.
 
     .. math:: \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)]
 
-    It says how well the code keeps a data point, and is no likelihood: without the KL term it
-    pays nothing for the information in the code, and mostly exceeds log p(x) by far.
+    It measures how well the code preserves a data point. It is not a likelihood: without the
+    KL term the information in the code costs nothing, and it usually exceeds log p(x) by far.
 
     Arguments:
         model: The model.
@@ -347,16 +337,15 @@ def reconstruction(
         num_particles: The number of draws for each data point.
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         One number for each data point: an array for arrays, a tensor for tensors.
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a site outside the data's plate leaves data points without a bound of
-            their own.
+        PairError: If data points have no bounds of their own, because a site lies outside the
+            plate of the data.
     """
     return elbo(
         model, guide, x, num_particles=num_particles, binarize=binarize, seed=seed

@@ -1,12 +1,11 @@
-"""A pair of which some elements of the data are missing: chains, weighted codes, and the
-likelihood of the rest.
-"""
+"""Pairs of which some elements of x are missing: chains, weighted codes, likelihoods."""
 
-__all__ = ["Missing", "expanded", "log_noise", "trust_of"]
+__all__ = ["Incomplete", "MissingElements", "as_trust", "expanded", "log_noise"]
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from pyro import poutine
@@ -14,10 +13,12 @@ from pyro.distributions import Bernoulli, Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, as_numbers
 from tarspyro.conditional import distribution_mean
-from tarspyro.evaluate.densities import one_dim
+from tarspyro.evaluate.batching import in_memory
+from tarspyro.evaluate.densities import Values, one_dim
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
@@ -31,25 +32,66 @@ from tarspyro.infer.traces import (
     trace_pair,
     with_values,
 )
-from tarspyro.inputs import as_arguments, check_inputs, each
-from tarspyro.types import Program
+from tarspyro.inputs import check_inputs, each
+from tarspyro.types import Arguments, ArrayLike, Data, Program
 
-# How many sets of missing elements the guide is shown for its weighted codes.
+# The number of chains whose missing elements the guide sees for its weighted codes.
 _CHAINS = 20
-# Among how many codes of the prior a chain chooses its start.
+# The number of codes of the prior among which a chain chooses its start.
 _STARTS = 50
-# The share of the rounds that forget the start before Metropolis' rule holds on to a code.
+# The share of the rounds that accept every proposal, before Metropolis' rule applies.
 _WARM_UP = 0.2
-_COIN = math.log(0.5)  # what takes the place of a binary element that is not what it was
+# The log-probability of a corrupted binary element, which a fair coin replaced.
+_COIN = math.log(0.5)
 
-Traces = tuple[Trace, Trace]
+# The traces of the model and of the guide.
+Traces: TypeAlias = tuple[Trace, Trace]
 
 
-class Missing:
-    """A pair, of whose observed site some elements are missing.
+@dataclass(frozen=True)
+class Incomplete:
+    """A batch of which some elements of x are missing.
 
-    ``data`` are the arguments of the pair with x first and numbers where x is missing,
-    ``trust`` is the mask in the shape of x. ``check`` comes first.
+    Arguments:
+        x: The observed elements, with any numbers in the places of the missing ones.
+        others: The further arguments of the pair.
+        trust: The mask, of the shape of x: booleans, or probabilities of unchanged elements.
+    """
+
+    x: Tensor
+    others: Arguments
+    trust: Tensor
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments of the pair."""
+        return (self.x, *self.others)
+
+    def completed(self, x: Tensor) -> Arguments:
+        """Returns the arguments of the pair with a complete x."""
+        return (x, *self.others)
+
+    def repeated(self, copies: int) -> "Incomplete":
+        """Returns a batch with so many copies of each row, one after another."""
+        x, trust, *others = each(
+            lambda part: part.repeat_interleave(copies, 0),
+            (self.x, self.trust, *self.others),
+        )
+        assert x is not None and trust is not None
+        return Incomplete(x, tuple(others), trust)
+
+
+class MissingElements:
+    """A pair of whose observed site some elements are missing.
+
+    ``check`` has to be called first.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        site: The observed site.
+        num_rounds: The number of rounds of a chain.
+        metropolis: Whether the rounds accept codes by Metropolis' rule.
     """
 
     def __init__(
@@ -61,30 +103,34 @@ class Missing:
         *,
         metropolis: bool = False,
     ) -> None:
-        num_rounds = as_count("num_rounds", num_rounds, 0)
-        self.model, self.guide, self.site, self.num_rounds = model, guide, site, num_rounds
-        self.metropolis, self.nesting, self.dim = metropolis, 0, -1
+        self.model = model
+        self.guide = guide
+        self.site = site
+        self.num_rounds = as_count("num_rounds", num_rounds, 0)
+        self.metropolis = metropolis
+        # The number of plates of the pair and the dimension of the data points' plate.
+        self.nesting = 0
+        self.dim = -1
 
-    def check(self, data: Sequence[Any], trust: Tensor) -> None:
-        """Compares a batch, with what is missing drawn from the model, with the likelihood.
+    def check(self, batch: Incomplete) -> None:
+        """Compares a batch, completed by draws of the model, with the likelihood.
 
         Raises:
             InputError: If an observed element does not fit it.
-            PairError: If it does not factorize, there is no such site, or the prior cannot be
-                drawn from.
+            PairError: If it does not factorize, if there is no such site, or if the prior
+                cannot be drawn from.
             ValueError: If the mask holds probabilities and the elements are not binary.
         """
-        start = self._start(data)
-        if trust.dtype != torch.bool:
-            binary = isinstance(
-                _elements(self.model, _site(start, self.site)["fn"]), Bernoulli
-            )
-            if not binary or bool((data[0] * (1 - data[0]))[trust > 0].any()):
+        start = self._prior_run(batch)
+        if batch.trust.dtype != torch.bool:
+            elements = _elements(self.model, _site(start, self.site)["fn"])
+            grey = (batch.x * (1 - batch.x))[batch.trust > 0]
+            if not isinstance(elements, Bernoulli) or bool(grey.any()):
                 raise ValueError(
                     f"mask holds probabilities, which are for a Bernoulli {self.site!r} of"
                     " zeros and ones: give booleans."
                 )
-        complete = (self.filled(start, data[0], trust), *data[1:])
+        complete = batch.completed(self.filled(start, batch))
         check_inputs(self.model, self.guide, complete)
         structure = structure_of(
             self.model, self.guide, complete, {}, particles=2, observed=True
@@ -93,185 +139,174 @@ class Missing:
         self.nesting = structure.nesting
         self.dim = one_dim(self.model, structure.groups[0].dims)
 
-    def chain(self, data: Sequence[Any], trust: Tensor) -> Traces:
-        """Returns a run of both halves after all rounds."""
-        complete = self.filled(self._near(data, trust), data[0], trust)
-        traces = trace_pair(self.model, self.guide, (complete, *data[1:]), {})
+    def chain(self, batch: Incomplete) -> Traces:
+        """Returns the traces of both programs after all rounds."""
+        complete = batch.completed(self.filled(self._start(batch), batch))
+        traces = trace_pair(self.model, self.guide, complete, {})
         for index in range(self.num_rounds):
-            complete = self.filled(traces[0], data[0], trust)
-            proposed = trace_pair(self.model, self.guide, (complete, *data[1:]), {})
-            metropolis = self.metropolis and index >= _WARM_UP * self.num_rounds
-            traces = (
-                self._accepted(traces, proposed, (complete, *data[1:]))
-                if metropolis
-                else proposed
-            )
+            complete = batch.completed(self.filled(traces[0], batch))
+            proposed = trace_pair(self.model, self.guide, complete, {})
+            if self.metropolis and index >= _WARM_UP * self.num_rounds:
+                traces = self._accepted(traces, proposed, complete)
+            else:
+                traces = proposed
         return traces
 
-    def filled(
-        self, model_trace: Trace, x: Tensor, trust: Tensor, *, mean: bool = False
-    ) -> Tensor:
-        """Returns x with what is missing drawn at the code of a run, or its mean."""
-        elements: Any = _elements(self.model, _site(model_trace, self.site)["fn"])
+    def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
+        """Returns x with its missing elements drawn at the code of a trace, or their means."""
+        elements = _elements(self.model, _site(model_trace, self.site)["fn"])
         other = distribution_mean(elements) if mean else elements.sample()
-        if trust.dtype == torch.bool:
-            return torch.where(trust, x, other)
-        kept = (trust.logit() + elements.log_prob(x) - _COIN).sigmoid()
-        return (
-            kept * x + (1 - kept) * other
-            if mean
-            else torch.where(torch.bernoulli(kept).bool(), x, other)
-        )
+        if batch.trust.dtype == torch.bool:
+            return torch.where(batch.trust, batch.x, other)
+        unchanged = (batch.trust.logit() + elements.log_prob(batch.x) - _COIN).sigmoid()
+        if mean:
+            return unchanged * batch.x + (1 - unchanged) * other
+        return torch.where(torch.bernoulli(unchanged).bool(), batch.x, other)
 
-    def weighed(
-        self, data: Sequence[Any], trust: Tensor, num_particles: int
-    ) -> tuple[Trace, Tensor]:
-        """Returns a run of the model at codes of the guide and of the prior, and their log
-        weights.
+    def weighed(self, batch: Incomplete, num_particles: int) -> tuple[Trace, Tensor]:
+        r"""Returns a trace of the model at codes of the prior and the guide, with log weights.
 
-        The particles come first, then the rows.
+        .. math:: \log w = \log p(x_o, z) -
+                  \log \Big(\pi_0 \, p(z) + \pi_1 \sum_{c=1}^C q(z \mid x_o, u_c)\Big)
+
+        with the shares :math:`\pi_0` of particles of the prior and :math:`\pi_1` of each
+        chain. The weights have the shape ``(particles, rows)``.
         """
         chains = min(_CHAINS, num_particles - 1)
-        from_guide = num_particles // (chains + 1)
-        from_prior = num_particles - chains * from_guide  # its part, and what is left over
-        sites = _latent(self._run(self.model, data, from_prior))
-        codes = {name: site["value"] for name, site in sites.items()}
-        # Where a row stands in a code, counted from the right.
+        of_chain = num_particles // (chains + 1)
+        of_prior = num_particles - chains * of_chain
+        sites = _latent(self._run(self.model, batch.arguments, of_prior))
+        codes: dict[str, Tensor] = {name: site["value"] for name, site in sites.items()}
+        # The dimension of the rows in a code, counted from the right.
         dims = {name: self.dim - site["fn"].event_dim for name, site in sites.items()}
-        seen: tuple[Any, ...] = ()
+
+        seen: Arguments = ()
         if chains:
-            rows = [*each(lambda part: part.repeat_interleave(chains, 0), (*data, trust))]
-            seen = (_site(self.chain(rows[:-1], rows[-1])[0], self.site)["value"], *rows[1:-1])
-            for name, site in _latent(self._run(self.guide, seen, from_guide)).items():
-                by_chain = (
-                    site["value"].unflatten(dims[name], (-1, chains)).movedim(dims[name], 1)
-                )
+            repeated = batch.repeated(chains)
+            model_trace, _ = self.chain(repeated)
+            seen = repeated.completed(_site(model_trace, self.site)["value"])
+            for name, site in _latent(self._run(self.guide, seen, of_chain)).items():
+                dim = dims[name]
+                by_chain = site["value"].unflatten(dim, (-1, chains)).movedim(dim, 1)
                 codes[name] = torch.cat([codes[name], by_chain.flatten(0, 1)])
-        run = self._run(self.model, data, num_particles, codes)
+
+        run = self._run(self.model, batch.arguments, num_particles, codes)
         prior = self._density(_site(run, name) for name in codes)
-        proposals = [prior.unsqueeze(-1) + math.log(from_prior / num_particles)]
+        proposals = [prior.unsqueeze(-1) + math.log(of_prior / num_particles)]
         if chains:
             under_all = {
                 name: value.repeat_interleave(chains, dims[name])
                 for name, value in codes.items()
             }
             guided = self._run(self.guide, seen, num_particles, under_all)
-            density = self._density(_site(guided, name) for name in codes).unflatten(
-                1, (-1, chains)
-            )
-            proposals.append(density + math.log(from_guide / num_particles))
-        joint = self._observed(run, data[0], trust)
+            density = self._density(_site(guided, name) for name in codes)
+            by_row = density.unflatten(1, (-1, chains))
+            proposals.append(by_row + math.log(of_chain / num_particles))
+
+        joint = self._observed(run, batch)
         return run, joint - torch.cat(proposals, -1).logsumexp(-1)
 
-    def _observed(self, trace: Trace, x: Tensor, trust: Tensor) -> Tensor:
+    def _observed(self, trace: Trace, batch: Incomplete) -> Tensor:
         """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row."""
         sites = dict(sample_sites(trace))
-        part = {
-            **sites[self.site],
-            "fn": _Observed(self.model, sites[self.site]["fn"], x, trust),
-        }
-        return self._density({**sites, self.site: part}.values())
+        likelihood = _Observed(self.model, sites[self.site]["fn"], batch)
+        observed = {**sites[self.site], "fn": likelihood}
+        return self._density({**sites, self.site: observed}.values())
 
     def _run(
-        self,
-        half: Program,
-        data: Sequence[Any],
-        count: int,
-        codes: dict[str, Tensor] | None = None,
+        self, program: Program, arguments: Arguments, count: int, codes: Values | None = None
     ) -> Trace:
-        """Returns a run in a plate of particles, with codes drawn or given."""
-        program = particle_plate(half, count, self.nesting)
-        return poutine.trace(
-            program if codes is None else poutine.condition(program, codes)
-        ).get_trace(*data)
+        """Runs a program in a plate of particles, with codes drawn or given."""
+        particles = particle_plate(program, count, self.nesting)
+        if codes is not None:
+            particles = poutine.condition(particles, dict(codes))
+        return poutine.trace(particles).get_trace(*arguments)
 
     def _density(self, sites: Iterable[Site]) -> Tensor:
-        """Returns the log density of some sites of a run, of each particle and row."""
+        """Returns the log-density of some sites of a run, of each particle and row."""
         dims = [-self.nesting - 1, self.dim]
-        terms = (
+        total = sum_of(
             reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), dims)
             for site in sites
         )
-        total = sum_of(terms)
         return total.reshape(-1, total.shape[self.dim])
 
-    def _start(self, data: Sequence[Any]) -> Trace:
-        """A run of the model on codes of its own."""
+    def _prior_run(self, batch: Incomplete) -> Trace:
+        """Runs the model on codes of its prior.
+
+        Raises:
+            InputError: If the data does not fit the model.
+            PairError: If the prior cannot be drawn from, or if the model has no such site.
+        """
         try:
-            trace = poutine.trace(self.model).get_trace(*data)
+            trace = poutine.trace(self.model).get_trace(*batch.arguments)
         except NotImplementedError:
             raise PairError(
-                f"{name_of(self.model)} has no prior that can be drawn from, as the start"
-                " needs."
+                f"{name_of(self.model)} has no prior that can be drawn from, which imputation"
+                " starts from: give it a proper prior."
             ) from None
         except (RuntimeError, ValueError, TypeError):
-            check_inputs(self.model, self.guide, data)  # says what is wrong
+            # This raises an error that names the reason, unless there is another reason.
+            check_inputs(self.model, self.guide, batch.arguments)
             raise
         sites = {name: site for name, site in sample_sites(trace) if site["is_observed"]}
         if self.site not in sites:
             if not sites:
-                check_inputs(self.model, self.guide, data)
+                check_inputs(self.model, self.guide, batch.arguments)
             raise PairError(
                 f"{name_of(self.model)} observes {sorted(sites)} and no {self.site!r}: name"
                 " one, site=..."
             )
-        if (
-            sites[self.site]["value"].shape
-            != _elements(self.model, sites[self.site]["fn"]).batch_shape
-        ):
-            check_inputs(self.model, self.guide, data)
+        observed = sites[self.site]
+        if observed["value"].shape != _elements(self.model, observed["fn"]).batch_shape:
+            check_inputs(self.model, self.guide, batch.arguments)
         return trace
 
-    def _near(self, data: Sequence[Any], trust: Tensor) -> Trace:
-        """A run of the model on codes of its prior, each chosen among several by the
-        likelihood of what is observed.
+    def _start(self, batch: Incomplete) -> Trace:
+        """Runs the model on codes of its prior, chosen by the likelihood of observed elements.
 
-        Little that is observed says little of the code, and then the rounds forget their start
-        slowly; but then many codes of the prior are likely ones.
+        Where few elements are observed, the rounds forget their start slowly; but then many
+        codes of the prior are likely.
         """
-        values: dict[str, Tensor] = {}
+        codes: dict[str, Tensor] = {}
         highest = torch.full((), -math.inf)
         for _ in range(_STARTS):
-            trace = self._start(data)
+            trace = self._prior_run(batch)
             sites = _latent(trace)
-            log_w = (self._observed(trace, data[0], trust) - self._density(sites.values()))[0]
-            # The highest of the log weights with Gumbel noise is a choice in proportion to the
+            log_w = (self._observed(trace, batch) - self._density(sites.values()))[0]
+            # The maximum of log weights with Gumbel noise is a choice in proportion to the
             # weights.
             score = log_w - torch.empty_like(log_w).exponential_().log()
             chosen = score > highest.to(score)
-            if values:
-                values = {
-                    name: self._of_rows(chosen, site, values[name])
-                    for name, site in sites.items()
-                }
-            else:
-                values = {name: site["value"] for name, site in sites.items()}
+            codes = {
+                name: self._where(chosen, site, codes[name]) if codes else site["value"]
+                for name, site in sites.items()
+            }
             highest = torch.maximum(score, highest.to(score))
-        return poutine.trace(poutine.condition(self.model, values)).get_trace(*data)
+        return poutine.trace(poutine.condition(self.model, codes)).get_trace(*batch.arguments)
 
-    def _of_rows(self, chosen: Tensor, site: Site, other: Tensor) -> Tensor:
-        """The site's value in the rows that are chosen, the other one elsewhere."""
+    def _where(self, chosen: Tensor, site: Site, other: Tensor) -> Tensor:
+        """Returns the site's value in the chosen rows, and the other one elsewhere."""
+        value: Tensor = site["value"]
         rows = chosen.reshape(-1, *[1] * (site["fn"].event_dim - self.dim - 1))
-        value: Tensor = site["value"].where(rows, other)
-        return value
+        return value.where(rows, other)
 
-    def _accepted(
-        self, current: Traces, proposed: Traces, arguments: tuple[Any, ...]
-    ) -> Traces:
-        """A run at the proposed codes of the rows that accept them, and at the current ones of
-        the others.
+    def _accepted(self, current: Traces, proposed: Traces, complete: Arguments) -> Traces:
+        """Returns the traces of a Metropolis step.
+
+        They have the proposed codes in the rows that accept them, else the current ones.
         """
-        before = trace_pair(
-            self.model, poutine.replay(self.guide, trace=current[1]), arguments, {}
-        )
+        replayed = poutine.replay(self.guide, trace=current[1])
+        before = trace_pair(self.model, replayed, complete, {})
         log_ratio = self._log_weights(proposed) - self._log_weights(before)
-        accepted, old = torch.rand_like(log_ratio).log() < log_ratio, _latent(before[1])
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        old = _latent(before[1])
         values = {
-            name: self._of_rows(accepted, site, old[name]["value"])
+            name: self._where(accepted, site, old[name]["value"])
             for name, site in _latent(proposed[1]).items()
         }
         merged = with_values(proposed[1], values)
-        return trace_pair(self.model, poutine.replay(self.guide, trace=merged), arguments, {})
+        return trace_pair(self.model, poutine.replay(self.guide, trace=merged), complete, {})
 
     def _log_weights(self, traces: Traces) -> Tensor:
         """Returns log p(x, z) - log q(z | x) of each row."""
@@ -280,83 +315,107 @@ class Missing:
 
 
 class _Observed:
-    """The likelihood of what is observed, in the place of that of all elements."""
+    """The likelihood of the observed elements, which replaces that of all elements."""
 
-    def __init__(self, model: Program, fn: Any, x: Tensor, trust: Tensor) -> None:
-        self.elements, self.fn, self.x, self.trust = _elements(model, fn), fn, x, trust
+    def __init__(self, model: Program, fn: Distribution, batch: Incomplete) -> None:
+        self.elements = _elements(model, fn)
+        self.fn = fn
+        self.batch = batch
 
     def log_prob(self, _: Tensor) -> Tensor:
         """Returns log p(x_o | z), or log p(corrupted x | z), in nats."""
-        each = self.elements.log_prob(self.x)
-        if self.trust.dtype == torch.bool:
-            each = torch.where(self.trust, each, 0)
+        trust = self.batch.trust
+        log_probs = self.elements.log_prob(self.batch.x)
+        if trust.dtype == torch.bool:
+            log_probs = torch.where(trust, log_probs, 0)
         else:
-            each = torch.logaddexp(self.trust.log() + each, (1 - self.trust).log() + _COIN)
-        density: Tensor = sum_rightmost(self._masked(each), self.fn.event_dim)
-        return density
+            log_probs = torch.logaddexp(trust.log() + log_probs, (1 - trust).log() + _COIN)
+        total: Tensor = sum_rightmost(self._masked(log_probs), len(self.fn.event_shape))
+        return total
 
-    def _masked(self, each: Tensor) -> Tensor:
-        """Without the elements that the likelihood itself leaves out."""
-        fn: Any = self.fn
+    def _masked(self, log_probs: Tensor) -> Tensor:
+        """Returns the log-probabilities, with zeros where the likelihood has a mask."""
+        fn = self.fn
         while isinstance(fn, (Independent, MaskedDistribution)):
             if isinstance(fn, MaskedDistribution):
-                mask = torch.as_tensor(fn._mask, device=each.device)
-                each = torch.where(mask.reshape(*mask.shape, *[1] * fn.event_dim), each, 0)
+                mask = torch.as_tensor(fn._mask, device=log_probs.device)
+                mask = mask.reshape(*mask.shape, *[1] * len(fn.event_shape))
+                log_probs = torch.where(mask, log_probs, 0)
             fn = fn.base_dist
-        return each
+        return log_probs
 
 
 def log_noise(x: Tensor, observed: Tensor, trust: Tensor) -> Tensor:
-    """Returns log p(observed | x) of each row: 0 where all that is observed is as it was."""
+    """Returns log p(observed | x) of each row, which is 0 for a mask of booleans."""
     if trust.dtype == torch.bool:
         return x.new_zeros(len(x))
     return (trust * (x == observed) + (1 - trust) / 2).log().flatten(1).sum(1)
 
 
-def trust_of(x: Any, model: Program, mask: Any) -> Tensor:
-    """The mask in the shape of x: booleans, or probabilities if some are neither 0 nor 1."""
-    arguments, given = as_arguments(x, model), as_numbers("mask", mask)
-    if arguments is None:
-        raise ValueError("x must be in memory: tensors, arrays, a mapping of them or a Split.")
-    if arguments[0] is None:
+def as_trust(x: Data, model: Program, mask: ArrayLike) -> Tensor:
+    """Returns the mask in the shape of x.
+
+    It holds booleans, or probabilities if some are neither 0 nor 1.
+
+    Raises:
+        ValueError: If x is None, or if the mask has another shape or other numbers.
+    """
+    first = in_memory(x, model)[0]
+    if first is None:
         raise ValueError(
-            "x must not be None, its elements may be missing: whole modalities are for"
-            " impute_modalities."
+            "x must not be None, only its elements may be missing: take impute_modalities for"
+            " whole modalities."
         )
-    given = expanded("mask", given, arguments[0])
+    given = expanded("mask", as_numbers("mask", mask), first)
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError(
-            "mask must hold booleans, or probabilities from 0 to 1: true where an element is"
-            " observed."
+            "mask must hold booleans, true where an element is observed, or probabilities from"
+            f" 0 to 1, got numbers from {given.min():g} to {given.max():g}."
         )
     whole = (given == 0) | (given == 1)
-    return given.bool() if bool(whole.all()) else given.to(arguments[0].dtype)
+    return given.bool() if bool(whole.all()) else given.to(first.dtype)
 
 
 def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
-    """The value, or a row of it for all, in the shape of x."""
+    """Returns the value in the shape of x, expanded if it is one row.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
     try:
         return value.expand(x.shape)
     except RuntimeError:
-        shapes = f"{tuple(x.shape)}, or of a row, got {tuple(value.shape)}"
-        raise ValueError(f"{argument} must be of the shape of x, {shapes}.") from None
+        raise ValueError(
+            f"{argument} must be of the shape of x, {tuple(x.shape)}, or of a row, got"
+            f" {tuple(value.shape)}."
+        ) from None
 
 
-def _site(trace: Trace, name: str) -> Any:
-    if name not in trace.nodes:
+def _site(trace: Trace, name: str) -> Site:
+    """Returns a site of a trace.
+
+    Raises:
+        PairError: If there is none of the name.
+    """
+    sites = dict(sample_sites(trace))
+    if name not in sites:
         raise PairError(
             f"The model and the guide do not have the same sites: {name!r} is missing in one"
             " of them."
         )
-    return trace.nodes[name]
+    return sites[name]
 
 
 def _latent(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
-def _elements(model: Program, fn: Any) -> Any:
-    """The distribution of the single elements, of the batch shape of all of them."""
+def _elements(model: Program, fn: Distribution) -> Distribution:
+    """Returns the distribution of single elements, with all of them in its batch shape.
+
+    Raises:
+        PairError: If the likelihood does not factorize over its elements.
+    """
     while isinstance(fn, (Independent, MaskedDistribution)):
         fn = fn.base_dist
     if len(fn.event_shape) > 0:

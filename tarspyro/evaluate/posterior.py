@@ -1,9 +1,9 @@
-"""The true posterior of single data points, and how far the guide is from it."""
+"""Draws from the true posterior of single data points, and the guide's KL to it."""
 
 __all__ = ["Estimate", "PosteriorKL", "posterior_kl", "true_posterior"]
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from tarspyro.arguments import as_count
-from tarspyro.evaluate.batching import by_batch, over_particles, seeded
-from tarspyro.evaluate.densities import latent_sites, log_densities, one_dim
+from tarspyro.arguments import as_count, format_value
+from tarspyro.evaluate.batching import Array, ParticleChunks, map_batches, seeded
+from tarspyro.evaluate.densities import LogDensities, latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as importance_sampled
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -33,43 +32,46 @@ from tarspyro.infer.traces import (
     sum_of,
 )
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Program
+from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
-_STARTS = 1000  # draws of the prior
+# The number of draws of the prior among which a chain chooses its start.
+_STARTS = 1000
 
 
 class Estimate(NamedTuple):
-    """An estimate and its standard error, one number for each data point."""
+    """An estimate and its standard error, a number for each data point."""
 
-    value: Any
-    standard_error: Any
+    value: Array
+    standard_error: Array
 
 
 class PosteriorKL(NamedTuple):
-    """The two divergences between the guide and the true posterior, in nats, as estimates for
-    each data point.
+    """Estimates of the KL between the guide and the true posterior in both directions, in nats.
+
+    ``guide_to_posterior`` is KL(q(z | x) || p(z | x)), which equals log p(x) - ELBO, and
+    ``posterior_to_guide`` is KL(p(z | x) || q(z | x)).
     """
 
-    guide_to_posterior: Estimate  # KL(q(z | x) || p(z | x)), which is log p(x) - ELBO
-    posterior_to_guide: Estimate  # KL(p(z | x) || q(z | x))
+    guide_to_posterior: Estimate
+    posterior_to_guide: Estimate
 
 
 def true_posterior(
     model: Program,
-    x: Any,
+    x: Data,
     *,
     num_samples: int = 1000,
     warmup: int = 500,
     num_chains: int = 1,
     seed: int | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """Draws from the true posterior p(z | x) of each data point, by Pyro's No-U-Turn sampler.
 
-    Each data point has chains of its own, one after another: for a few data points. The
-    model's parameters stay as they are. (Hoffman and Gelman 2014, arXiv:1111.4246.)
+    (Hoffman and Gelman 2014, arXiv:1111.4246.) Each data point has its own chains, which run
+    one after another: this is for a few data points. The model's parameters stay as they are.
 
-    A chain starts with one of a thousand draws of the prior, chosen in proportion to their
+    A chain starts at one of a thousand draws of the prior, chosen in proportion to their
     likelihoods. It may stay in the mode where it started: several chains show whether there
     are others.
 
@@ -77,10 +79,9 @@ def true_posterior(
         model: The model. Its latent variables are continuous and in the data's plate.
         x: A few data points, in any form that ``fit`` takes in memory.
         num_samples: The number of draws of a chain.
-        warmup: The number of draws before, which adapt the sampler and are thrown away.
-        num_chains: The number of chains, each from a start of its own.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        warmup: The number of first draws, which adapt the sampler and are discarded.
+        num_chains: The number of chains of a data point.
+        seed: The seed of the draws; the global random state then stays unchanged.
         progress: Whether to show Pyro's progress bars.
 
     Returns:
@@ -89,8 +90,8 @@ def true_posterior(
         correlated.
 
     Raises:
-        PairError: If a latent site is not continuous or not in the data's plate, or the prior
-            cannot be drawn from.
+        PairError: If a latent site is not continuous or lies outside the plate of the data, or
+            if the prior cannot be drawn from.
         ValueError: If a number is out of range.
 
     Example:
@@ -99,27 +100,27 @@ def true_posterior(
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> true_posterior(model, torch.tensor([0.0, 2.0]), num_samples=5, warmup=5, seed=0)["z"].shape
+        >>> x = torch.tensor([0.0, 2.0])
+        >>> true_posterior(model, x, num_samples=5, warmup=5, seed=0)["z"].shape
         torch.Size([2, 5])
     """
-    for name, number, least in (
-        ("num_samples", num_samples, 1),
-        ("num_chains", num_chains, 1),
-        ("warmup", warmup, 0),
-    ):
-        as_count(name, number, least)
+    num_samples = as_count("num_samples", num_samples)
+    num_chains = as_count("num_chains", num_chains)
+    warmup = as_count("warmup", warmup, 0)
 
-    def draws(*arguments: Tensor) -> dict[str, Tensor]:
+    def draws(*row: Argument) -> dict[str, Array]:
         try:
-            trace = poutine.trace(model).get_trace(*arguments)
+            trace = poutine.trace(model).get_trace(*row)
         except NotImplementedError:
             raise PairError(
-                f"{name_of(model)} has no prior that can be drawn from, where chains start."
+                f"{name_of(model)} has no prior that can be drawn from, which chains start"
+                " from: give it a proper prior."
             ) from None
         latent, plates = latent_sites(model, trace)
         data_dim = one_dim(model, plates)
+
         chains = []
-        for start in _starts(model, arguments, latent, num_chains):
+        for start in _starts(model, row, latent, num_chains):
             sampler = MCMC(
                 NUTS(model, init_strategy=init_to_value(values=start)),
                 num_samples,
@@ -127,53 +128,48 @@ def true_posterior(
                 disable_progbar=not progress,
             )
             with torch.enable_grad():
-                sampler.run(*arguments)
+                sampler.run(*row)
             chains.append(sampler.get_samples())
+
+        joined = {name: torch.cat([chain[name] for chain in chains]) for name in latent}
         return {
-            name: (
-                torch.cat([chain[name] for chain in chains]).movedim(
-                    data_dim - site["fn"].event_dim, 0
-                )
-            )
+            name: joined[name].movedim(data_dim - site["fn"].event_dim, 0)
             for name, site in latent.items()
         }
 
-    result: dict[str, Any] = by_batch(draws, model, model, x, seed=seed, batch_size=1)
-    return result
+    return map_batches(draws, [model], x, seed=seed, batch_size=1)
 
 
 def posterior_kl(
     model: Program,
     guide: Program,
-    x: Any,
-    draws: Mapping[str, Any],
+    x: Data,
+    draws: Mapping[str, ArrayLike],
     *,
     num_particles: int = 1000,
     log_likelihood: LogLikelihood | None = None,
     seed: int | None = None,
 ) -> PosteriorKL:
-    r"""Estimates how far the guide is from the true posterior of each data point, in both
-    directions, in nats.
+    r"""Estimates the KL between the guide and the true posterior, in both directions, in nats.
 
     .. math:: \mathrm{KL}(q \,\|\, p) &= \log p(x) - \mathbb{E}_{q(z \mid x)}[\log w], \qquad
               w = \frac{p(x, z)}{q(z \mid x)} \\
               \mathrm{KL}(p \,\|\, q) &= \mathbb{E}_{p(z \mid x)}[\log w] - \log p(x)
 
-    The first expectation is over draws of the guide, the second over draws of the true
-    posterior, whose standard error counts by their effective sample size. A guide that misses
-    a mode has a small first and a large second one.
+    The first expectation is over draws of the guide. The second is over draws of the true
+    posterior; its standard error takes their effective sample size into account. A guide that
+    misses a mode has a small first KL and a large second one.
 
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data points, as ``true_posterior`` got them.
-        draws: What ``true_posterior`` returned.
+        x: The data points, as given to ``true_posterior``.
+        draws: The result of ``true_posterior``.
         num_particles: The number of draws of the guide, for each data point.
-        log_likelihood: log p(x) with its standard errors, such as what
-            ``annealed_log_likelihood(..., errors=True)`` returned; if not given, by importance
-            sampling with as many draws.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        log_likelihood: log p(x) with standard errors, for example the result of
+            ``annealed_log_likelihood(..., errors=True)``. If not given, it is estimated by
+            importance sampling with as many draws.
+        seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
         A tuple (guide_to_posterior, posterior_to_guide) of tuples (value, standard_error):
@@ -181,10 +177,10 @@ def posterior_kl(
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If the halves differ in their latent sites, or one is not continuous or not
-            in the data's plate.
+        PairError: If the model and the guide differ in their latent sites, or if one of the
+            sites is not continuous or lies outside the plate of the data.
         TypeError: If ``log_likelihood`` has no standard errors.
-        ValueError: If there are too few particles.
+        ValueError: If ``num_particles`` is below 2.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -197,54 +193,63 @@ def posterior_kl(
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the exact posterior
         >>> x = torch.tensor([0.0, 2.0])
         >>> draws = true_posterior(model, x, num_samples=10, warmup=10, seed=0)
-        >>> bool((posterior_kl(model, guide, x, draws, seed=0).posterior_to_guide.value.abs() < 1e-5).all())
+        >>> kl = posterior_kl(model, guide, x, draws, seed=0)
+        >>> bool((kl.posterior_to_guide.value.abs() < 1e-5).all())
         True
     """
-    num_particles = as_count("num_particles", num_particles, 2)  # for a standard error
+    num_particles = as_count("num_particles", num_particles, 2)  # for a variance
     if not isinstance(log_likelihood, LogLikelihood | None):
         raise TypeError(
-            "log_likelihood must come with its standard errors: give what errors=True"
-            " returned."
+            "log_likelihood must be a LogLikelihood with standard errors, got"
+            f" {format_value(log_likelihood)}: give the result of errors=True."
         )
+    chunks = ParticleChunks(model, guide, num_particles)
 
-    def moments(arguments: tuple[Tensor, ...], count: int, structure: Structure) -> Tensor:
-        log_w = log_weights(
-            model, guide, *arguments, num_particles=count, structure=structure
-        ).double()
-        return torch.stack([log_w.sum(0), log_w.square().sum(0)], -1)
+    def elbo(*batch: Argument) -> dict[str, Array]:
+        log_w = (
+            log_weights(model, guide, *batch, num_particles=count, structure=structure)
+            for count, structure in chunks(batch)
+        )
+        doubles = (chunk.double() for chunk in log_w)
+        sums = sum_of(torch.stack([w.sum(0), w.square().sum(0)]) for w in doubles)
+        mean, mean_square = sums / num_particles
+        variance = (mean_square - mean**2).clamp(min=0)
+        return {"value": mean, "squared_error": variance / num_particles}
 
     with seeded(seed):
         if log_likelihood is None:
             log_likelihood = importance_sampled(
                 model, guide, x, num_particles=num_particles, errors=True
             )
-        total = over_particles(moments, torch.add, model, guide, num_particles)
-        sums = by_batch(total, model, guide, x, check=True) / num_particles
-    bound, variance = sums[..., 0], sums[..., 1] - sums[..., 0] ** 2
-    at = log_densities(model, guide, x, draws)
-    log_w = torch.as_tensor(at.model - at.guide)
-    # Constant weights have no autocorrelation to estimate, and no error either.
-    effective = effective_sample_size(log_w.T[None]).nan_to_num(log_w.shape[1])
-    mean, error = (
-        value.numpy() if isinstance(at.model, np.ndarray) else value
-        for value in (log_w.mean(1), (log_w.var(1) / effective).sqrt())
-    )
-    log_p, log_p_variance = log_likelihood[0], log_likelihood[1] ** 2
+        bound = map_batches(elbo, (model, guide), x, check=True)
+    mean, error = _mean_of_draws(log_densities(model, guide, x, draws))
+
+    log_p, log_p_error, _ = log_likelihood
     return PosteriorKL(
-        Estimate(
-            log_p - bound, (log_p_variance + variance.clip(min=0) / num_particles) ** 0.5
-        ),
-        Estimate(mean - log_p, (log_p_variance + error**2) ** 0.5),
+        Estimate(log_p - bound["value"], (log_p_error**2 + bound["squared_error"]) ** 0.5),
+        Estimate(mean - log_p, (log_p_error**2 + error**2) ** 0.5),
     )
+
+
+def _mean_of_draws(at: LogDensities) -> Estimate:
+    """Returns the mean log weight over the draws of Markov chains."""
+    log_w = torch.as_tensor(at.model - at.guide)
+    # The autocorrelation of constant weights is NaN, and their mean has no error.
+    effective = effective_sample_size(log_w.T[None]).nan_to_num(log_w.shape[1])
+    mean = log_w.mean(1)
+    error = (log_w.var(1) / effective).sqrt()
+    if isinstance(at.model, np.ndarray):
+        return Estimate(mean.numpy(), error.numpy())
+    return Estimate(mean, error)
 
 
 def _starts(
-    model: Program, arguments: tuple[Tensor, ...], latent: Mapping[str, Site], count: int
+    model: Program, row: Arguments, latent: Mapping[str, Site], count: int
 ) -> list[dict[str, Tensor]]:
     """Returns draws of the prior, chosen in proportion to their likelihoods."""
     with preserved_rng():
-        nesting = nesting_of(poutine.trace(model).get_trace(*arguments))
-    trace = poutine.trace(particle_plate(model, _STARTS, nesting)).get_trace(*arguments)
+        nesting = nesting_of(poutine.trace(model).get_trace(*row))
+    trace = poutine.trace(particle_plate(model, _STARTS, nesting)).get_trace(*row)
     sites = dict(sample_sites(trace))
     observed = [
         scale_and_mask(log_prob(site), mask=site["mask"])
@@ -253,11 +258,10 @@ def _starts(
     ]
     log_likelihood = sum_of(reduce_to(value, [-nesting - 1]) for value in observed).flatten()
     chosen = torch.multinomial(log_likelihood.softmax(0), count, replacement=True)
-    values = {name: sites[name]["value"][chosen] for name in latent}
     return [
         {
-            name: value[index].reshape(latent[name]["value"].shape)
-            for name, value in values.items()
+            name: sites[name]["value"][index].reshape(site["value"].shape)
+            for name, site in latent.items()
         }
-        for index in range(count)
+        for index in chosen
     ]

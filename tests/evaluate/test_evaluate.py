@@ -336,7 +336,9 @@ def test_errors():
     model, guide = vae()
     with pytest.raises(ValueError, match="num_particles"):
         evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=0)
-    with pytest.raises(ValueError, match="errors=True needs at least 2"):
+    with pytest.raises(
+        ValueError, match="num_particles must be at least 2 for errors=True, got 1"
+    ):
         evaluate.log_likelihood(model, guide, torch.zeros(2, 64), num_particles=1, errors=True)
     with pytest.raises(ValueError, match="num_particles"):
         evaluate.elbo(model, guide, torch.zeros(2, 64), num_particles=0)

@@ -408,7 +408,7 @@ ERRORS = {
     "range": (
         {"mask": 2 * torch.ones(5)},
         ValueError,
-        "mask must hold booleans, or probabilities",
+        "mask must hold booleans, .*probabilities.*got numbers from 2 to 2",
     ),
     "noise": (
         {"mask": torch.full((5,), 0.5)},
@@ -419,7 +419,7 @@ ERRORS = {
     "NaN in the mask": (
         {"mask": torch.full((5,), torch.nan)},
         ValueError,
-        "mask must hold booleans, or probabilities",
+        "mask must hold booleans, .*probabilities.*got numbers from 2 to 2",
     ),
     "NaN": ({"x": torch.full((6, 5), torch.nan, dtype=torch.float64)}, InputError, "NaN"),
     "size": (
