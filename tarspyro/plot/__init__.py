@@ -1,6 +1,7 @@
-"""Pictures. Every function returns the figure; no display is needed.
+"""Pictures of data, latent spaces, training and inference.
 
-What is a single picture is drawn into ``ax`` if one is given.
+Every function returns its figure; no display is needed. A single picture is drawn on the axes
+``ax``, if they are given.
 """
 
 __all__ = [
@@ -24,19 +25,30 @@ __all__ = [
     "traversal",
 ]
 
-from tarspyro.plot.canvases import animation, canvases
+from typing import TYPE_CHECKING
+
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
-from tarspyro.plot.figures import Picture
-from tarspyro.plot.graph import graph
+from tarspyro.plot.generation import reconstructions, samples
 from tarspyro.plot.inference import gaps, posteriors
-from tarspyro.plot.learning import curves
-from tarspyro.plot.pictures import (
+from tarspyro.plot.latent_space import (
     active_units,
     interpolation,
     latents,
     manifold,
-    reconstructions,
-    samples,
     traversal,
 )
+from tarspyro.plot.learning_curves import curves
+from tarspyro.plot.painting import animation, canvases
+from tarspyro.plot.program_graph import graph
 from tarspyro.plot.sequences import piano_roll
+
+if TYPE_CHECKING:
+    from tarspyro.plot.picture import Picture
+
+
+def __getattr__(name: str) -> "type[Picture]":
+    if name == "Picture":  # imported when it is used, because its module imports Matplotlib
+        from tarspyro.plot.picture import Picture
+
+        return Picture
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

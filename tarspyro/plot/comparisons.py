@@ -1,53 +1,55 @@
-"""Pictures of what a trained pair is for: imputations, nearest neighbours, sums and
-differences of codes.
-"""
+"""Images side by side: imputations, nearest neighbours, attribute vectors."""
+
+from __future__ import annotations
 
 __all__ = ["arithmetic", "imputations", "neighbours"]
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tarspyro import evaluate
 from tarspyro.arguments import as_count, as_numbers
+from tarspyro.data import Split
 from tarspyro.evaluate.missing import expanded
-from tarspyro.plot.figures import Shape, as_images, axes_of, sheet_of, show
+from tarspyro.plot.figures import ImageShape, as_images, axes_of, sheet_of, show
+from tarspyro.types import ArrayLike, Program
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def imputations(
-    x: Any,
-    mask: Any,
-    imputed: Any,
+    x: ArrayLike | Split,
+    mask: ArrayLike,
+    imputed: ArrayLike,
     *,
     num: int = 12,
-    image_shape: Shape = None,
+    image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws images in the upper row, below them what is observed of each, and below that what
-    was imputed.
+    """Draws true images, below them their observed elements, and below these the imputations.
+
+    Missing elements are grey in the second row, which shows probabilities as shades.
 
     Arguments:
         x: The true images.
-        mask: See ``evaluate.impute``; what is missing is grey in the second row, which shows
-            probabilities as shades.
-        imputed: What ``evaluate.impute`` returned, one image for each or ``num_samples`` of
-            them.
-        num: How many images.
+        mask: The mask that ``evaluate.impute`` got.
+        imputed: The result of ``evaluate.impute``, with one image for each or with
+            ``num_samples``.
+        num: The number of images.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
 
     Raises:
         ValueError: If the images and their imputations differ in shape.
     """
-    num, truth, filled = (
-        as_count("num", num),
-        as_images("x", x),
-        as_numbers("imputed", imputed).cpu(),
-    )
-    filled = filled if filled.dim() > truth.dim() else filled.unsqueeze(0)
+    num = as_count("num", num)
+    truth = as_images("x", x)
+    filled = as_numbers("imputed", imputed).cpu()
+    if filled.dim() <= truth.dim():
+        filled = filled.unsqueeze(0)
     if filled.shape[1:] != truth.shape:
         raise ValueError(
             f"imputed must be of the shape of x, {tuple(truth.shape)}, got"
@@ -64,24 +66,23 @@ def imputations(
 
 
 def neighbours(
-    guide: Callable[..., Any],
-    x: Any,
-    among: Any,
+    guide: Program,
+    x: ArrayLike | Split,
+    among: ArrayLike | Split,
     *,
     num: int = 10,
     site: str | None = None,
-    image_shape: Shape = None,
+    image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws images on the left, and beside each those whose codes are nearest to its own, the
-    nearest first.
+    """Draws each query on the left, followed by the images with the nearest codes.
 
     Arguments:
         guide: The guide.
-        x: The images to look for.
-        among: The images to look among.
-        num: How many neighbours of each.
-        site: Which latent variable; not needed if there is one.
+        x: The queries.
+        among: The images to search.
+        num: The number of neighbours of each query.
+        site: The latent variable; not needed if there is one.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
@@ -98,42 +99,42 @@ def neighbours(
 
 
 def arithmetic(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    a: Any,
-    b: Any,
-    c: Any,
+    model: Program,
+    guide: Program,
+    a: ArrayLike | Split,
+    b: ArrayLike | Split,
+    c: ArrayLike | Split,
     *,
     latent: str = "z",
     site: str = "x",
-    image_shape: Shape = None,
+    image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws a row for each image of c: the means of a and b, c, and what c becomes along the
-    way from b to a.
+    """Draws images of c as the difference between the mean codes of a and b is added to them.
 
-    The last four columns are c decoded as it is, and after a half, the whole and one and a
-    half of the difference between the mean codes of a and b. See ``evaluate.arithmetic``.
+    A row has the mean images of a and b, the image of c, and c decoded after adding 0, 1/2, 1
+    and 3/2 of the difference. See ``evaluate.arithmetic``.
 
     Arguments:
         model: A model that generates with ``batch_size``.
         guide: The guide.
         a: Images with an attribute.
         b: Images without it.
-        c: Images to give it to.
+        c: Images to add it to.
         latent: The name of the latent variable.
         site: The observed site to draw.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
     third = as_images("c", c)
-    first, second = as_images("a", a, third), as_images("b", b, third)
-    decoded = [
-        evaluate.arithmetic(
+    first = as_images("a", a, third)
+    second = as_images("b", b, third)
+    decoded = []
+    for scale in (0.0, 0.5, 1.0, 1.5):
+        moved = evaluate.arithmetic(
             model, guide, first, second, third, latent=latent, site=site, scale=scale
-        ).cpu()
-        for scale in (0.0, 0.5, 1.0, 1.5)
-    ]
+        )
+        decoded.append(moved.cpu())
     as_images("c", third, decoded[0])
     means = (part.mean(0, keepdim=True).expand_as(third) for part in (first, second))
     columns = torch.stack([*means, third, *decoded], 1)

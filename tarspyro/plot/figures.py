@@ -1,57 +1,74 @@
-"""Figures, axes and sheets of images: what all pictures are made of."""
+"""Figures, axes and sheets of images, which the pictures are made of."""
 
-__all__ = ["Picture", "Shape", "as_array", "as_images", "axes_of", "sheet_of", "show"]
+from __future__ import annotations
 
-import io
+__all__ = ["ImageShape", "as_array", "as_images", "axes_of", "sheet_of", "show"]
+
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from torch import Tensor
 
 from tarspyro.arguments import as_numbers, as_sizes, format_value
 from tarspyro.data import Split
 from tarspyro.inputs import as_float
+from tarspyro.types import ArrayLike
 
-Shape = Sequence[int] | None
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+# The shape of an image, (height, width) or (channels, height, width); None to read it off.
+ImageShape: TypeAlias = Sequence[int] | None
 
-class Picture(Figure):
-    """A figure that notebooks show by itself, without pyplot's global state."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-        return buffer.getvalue()
+# The shapes of images that are not square, by their number of pixels: Frey Face.
+_KNOWN_SHAPES = {560: (28, 20)}
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """Returns the axes with their figure, of a new figure if there are none."""
-    if not isinstance(ax, Axes | None):
+    """Returns the given axes with their figure, or those of a new figure.
+
+    Arguments:
+        ax: The axes, if any.
+        size: The width and height of a new figure, in inches.
+
+    Raises:
+        TypeError: If ``ax`` is something else.
+    """
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tarspyro.plot.picture import Picture
+
+    if ax is None:
+        picture = Picture(figsize=size, layout="constrained")
+        return picture, picture.add_subplot()
+    if not isinstance(ax, Axes):
         raise TypeError(f"ax must be axes of Matplotlib, got {format_value(ax)}.")
-    if ax is not None:
-        figure = ax.figure.figure  # the figure of a subfigure too
-        assert isinstance(figure, Figure)
-        return figure, ax
-    figure = Picture(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
+    figure = ax.figure.figure  # also that of axes in a subfigure
+    assert isinstance(figure, Figure)
+    return figure, ax
 
 
-def as_array(values: Any, name: str = "values") -> np.ndarray:
-    """Returns tensors and sequences of numbers as arrays, of which ``name`` is the argument."""
+def as_array(values: ArrayLike, name: str = "values") -> np.ndarray:
+    """Returns numbers as an array; errors call them by the name."""
     return as_numbers(name, values).detach().cpu().numpy()
 
 
-def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns images, those of a ``Split`` too, with rows as another set has them, if there is
-    one.
+def as_images(name: str, data: ArrayLike | Split, like: Tensor | None = None) -> Tensor:
+    """Returns images as a tensor of floating-point numbers, also those of a ``Split``.
+
+    Arguments:
+        name: The name of the argument, for errors.
+        data: The images.
+        like: Images whose rows have the same number of pixels, if any.
 
     Raises:
-        TypeError: If they are no numbers.
-        ValueError: If they have no rows, as a single image, or rows of another shape.
+        TypeError: If they are not numbers.
+        ValueError: If they have no rows, such as a single image, or rows of another shape.
     """
     images = as_float(as_numbers(name, data.x if isinstance(data, Split) else data)).cpu()
     if not images.is_floating_point():
@@ -69,27 +86,17 @@ def as_images(name: str, data: Any, like: torch.Tensor | None = None) -> torch.T
     return images
 
 
-def _image_shape(shape: Sequence[int], image_shape: Shape) -> tuple[int, ...]:
-    if image_shape is not None:
-        sizes = as_sizes("image_shape", image_shape)
-        if len(sizes) not in (2, 3) or math.prod(sizes) != math.prod(shape):
-            raise ValueError(
-                f"image_shape must be (height, width) of images of shape {tuple(shape)}, got"
-                f" {sizes}."
-            )
-        return sizes
-    if len(shape) in (2, 3):
-        return tuple(shape)
-    known = {560: (28, 20)}  # Frey Face
-    size = math.prod(shape)
-    side = math.isqrt(size)
-    if side * side != size and size not in known:
-        raise ValueError(f"image_shape is needed: {size} pixels are no square.")
-    return known.get(size, (side, side))
+def sheet_of(images: Tensor, columns: int, image_shape: ImageShape) -> np.ndarray:
+    """Returns a sheet of images side by side, with a white line between them.
 
+    Arguments:
+        images: The images, of shape ``(N, *x)``.
+        columns: The number of images in a row.
+        image_shape: The shape of an image, if it cannot be read off x.
 
-def sheet_of(images: torch.Tensor, columns: int, image_shape: Shape) -> np.ndarray:
-    """Puts images side by side, with a line of white between them."""
+    Raises:
+        ValueError: If the shape is needed, or does not fit.
+    """
     array = as_array(images)
     shape = _image_shape(array.shape[1:], image_shape)
     array = array.reshape(len(array), *shape)
@@ -97,15 +104,45 @@ def sheet_of(images: torch.Tensor, columns: int, image_shape: Shape) -> np.ndarr
         array = np.moveaxis(array, 1, -1)
     height, width = array.shape[1:3]
     rows = math.ceil(len(array) / columns)
+
     sheet = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, *array.shape[3:]))
     for index, image in enumerate(array):
-        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
+        row, column = divmod(index, columns)
+        top = row * (height + 1) + 1
+        left = column * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
-    return sheet.squeeze(-1) if sheet.ndim == 3 and sheet.shape[-1] == 1 else sheet
+    return sheet.squeeze(-1) if sheet.shape[2:] == (1,) else sheet
+
+
+def _image_shape(shape: Sequence[int], image_shape: ImageShape) -> tuple[int, ...]:
+    """Returns the shape of an image: the given one, or the one that x has.
+
+    Raises:
+        ValueError: If the given shape does not fit, or if the pixels make no square.
+    """
+    size = math.prod(shape)
+    if image_shape is not None:
+        sizes = as_sizes("image_shape", image_shape)
+        if len(sizes) not in (2, 3) or math.prod(sizes) != size:
+            raise ValueError(
+                f"image_shape must be (height, width) of images of shape {tuple(shape)}, got"
+                f" {sizes}."
+            )
+        return sizes
+    if len(shape) in (2, 3):
+        return tuple(shape)
+    if size in _KNOWN_SHAPES:
+        return _KNOWN_SHAPES[size]
+    side = math.isqrt(size)
+    if side * side != size:
+        raise ValueError(
+            f"image_shape is needed: {size} pixels make no square, so give (height, width)."
+        )
+    return (side, side)
 
 
 def show(ax: Axes, sheet: np.ndarray) -> None:
-    """Draws a sheet of images, without axes around it."""
+    """Draws a sheet of images in grey or colour, without ticks and spines."""
     ax.imshow(np.clip(sheet, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():

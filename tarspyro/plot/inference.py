@@ -1,35 +1,38 @@
-"""Pictures of inference: where the bound loses, and the guide beside the true posterior."""
+"""Pictures of inference gaps and of posteriors."""
+
+from __future__ import annotations
 
 __all__ = ["gaps", "posteriors"]
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from torch import Tensor
 
 from tarspyro import evaluate
 from tarspyro.arguments import format_value
 from tarspyro.data import Split
-from tarspyro.plot.figures import Picture, as_array, axes_of
+from tarspyro.plot.figures import as_array, axes_of
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import ArrayLike, Program
 
-# Of a density in two dimensions, the part of its mass that each contour of a Gaussian holds:
-# one and two sigmas.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The shares of the mass of a two-dimensional Gaussian within two and one standard deviations.
 _LEVELS = (0.8647, 0.3935)
 
 
 def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figure:
-    """Draws how far the ELBO of each pair is below log p(x), and which part of it is whose
-    fault.
+    """Draws the gap between log p(x) and the ELBO of each pair, split in two.
 
-    Bars are means over the data points, with their standard errors over the data points.
+    Bars are means over the data points, with their standard errors.
 
     Arguments:
-        pairs: For each name, what ``evaluate.gaps`` returned.
+        pairs: For each name the result of ``evaluate.gaps``.
         ax: Where to draw.
 
     Raises:
@@ -44,12 +47,7 @@ def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figur
     for kind, color in (("approximation", "C0"), ("amortization", "C1")):
         parts = [as_array(getattr(pair, kind)).astype(float) for pair in pairs.values()]
         means = np.array([part.mean() for part in parts])
-        errors = np.array(
-            [
-                part.std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else np.nan
-                for part in parts
-            ]
-        )
+        errors = np.array([_standard_error(part) for part in parts])
         ax.bar(
             list(pairs),
             means,
@@ -71,12 +69,16 @@ def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figur
     return figure
 
 
+def _standard_error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+
+
 def posteriors(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Any,
+    model: Program,
+    guide: Program,
+    x: ArrayLike | Split,
     *,
-    draws: Mapping[str, Any] | None = None,
+    draws: Mapping[str, ArrayLike] | None = None,
     site: str | None = None,
     units: tuple[int, int] = (0, 1),
     num_grid: int = 60,
@@ -84,102 +86,109 @@ def posteriors(
     seed: int = 0,
     **options: Any,
 ) -> Figure:
-    """Draws the true posterior beside the guide's, for a few data points side by side.
+    """Draws the true posterior and the guide's, for a few data points side by side.
 
-    Dots are draws of the true posterior by the No-U-Turn sampler. Of a latent variable of two
-    dimensions, lines are the contours of the guide's density and of the true posterior's,
-    which hold 39 % and 86 % of their mass (one and two standard deviations of a Gaussian). Of
-    one with more dimensions, the chosen two are drawn, with draws of the guide in place of
-    contours: a density's projection is not its slice.
+    Grey dots are draws of the true posterior by the No-U-Turn sampler. For a single latent
+    variable of two dimensions, lines are contours of the guide's density and of the true
+    posterior's that hold 39 % and 86 % of the mass, as one and two standard deviations of a
+    Gaussian do. In other cases two dimensions are drawn, with draws of the guide instead of
+    contours, because the projection of a density is not its slice.
 
     Arguments:
         model: The model.
         guide: The guide.
         x: A few data points.
-        draws: What ``evaluate.true_posterior`` returned; drawn here if not given.
-        site: Which latent variable; not needed if there is one.
-        units: Which two of its dimensions.
+        draws: The result of ``evaluate.true_posterior``; drawn here if not given.
+        site: The latent variable; not needed if there is one.
+        units: The two dimensions to draw.
         num_grid: The number of points along each side of the grid of the contours.
         names: The titles of the data points.
-        seed: Of the draws.
-        options: Passed on to ``evaluate.true_posterior``.
+        seed: The seed of the draws.
+        options: Options of ``evaluate.true_posterior``.
 
     Raises:
         ValueError: If there are several latent variables and ``site`` names none of them, or
             ``units`` are not two of its dimensions.
     """
+    from matplotlib.lines import Line2D
+
+    from tarspyro.plot.picture import Picture
+
     x = torch.as_tensor(x.x if isinstance(x, Split) else x)
     if draws is None:
         draws = evaluate.true_posterior(model, x, seed=seed, **options)
-    chosen = site if site is not None else next(iter(draws)) if len(draws) == 1 else None
+    chosen = next(iter(draws)) if site is None and len(draws) == 1 else site
     if chosen is None or chosen not in draws:
         raise ValueError(f"site must be one of {sorted(draws)}, got {format_value(site)}.")
-    true = as_array(draws[chosen]).reshape(len(x), np.shape(draws[chosen])[1], -1)
+    num_draws = np.shape(draws[chosen])[1]
+    true = as_array(draws[chosen]).reshape(len(x), num_draws, -1)
     size = true.shape[2]
     if size < 2 or max(units) >= size or min(units) < 0:
         raise ValueError(
             f"units must be two of the {size} dimensions of {chosen}, got {units}."
         )
     with preserved_rng(seed):
-        ours = evaluate.embed(guide, x, site=chosen, num_samples=true.shape[1])
-    guided = np.moveaxis(as_array(ours).reshape(true.shape[1], len(x), -1), 1, 0)
+        codes = evaluate.embed(guide, x, site=chosen, num_samples=num_draws)
+    guided = np.moveaxis(as_array(codes).reshape(num_draws, len(x), -1), 1, 0)
+    with_contours = size == 2 and len(draws) == 1
+
     figure = Picture(figsize=(3.2 * len(x), 3.6), layout="constrained")
     for index, ax in enumerate(figure.subplots(1, len(x), squeeze=False)[0]):
-        dots, others = true[index][:, units], guided[index][:, units]
+        dots = true[index][:, units]
+        others = guided[index][:, units]
         ax.scatter(*dots.T, s=4, color="0.6", linewidths=0, zorder=1)
-        if size == 2 and len(draws) == 1:
+        if with_contours:
             both = np.concatenate([dots, others])
-            low, high = both.min(0), both.max(0)
-            _contours(
-                ax, model, guide, x[index : index + 1], chosen, low, high, units, num_grid
+            grid = _Grid(both.min(0), both.max(0), units, num_grid)
+            at = evaluate.log_densities(
+                model, guide, x[index : index + 1], {chosen: grid.points[None]}
             )
+            grid.contour(ax, at.model[0], "C0")
+            grid.contour(ax, at.guide[0], "C1")
         else:
             ax.scatter(*others.T, s=4, color="C1", linewidths=0, alpha=0.5, zorder=2)
         ax.set(xlabel=f"{chosen}[{units[0]}]", ylabel=f"{chosen}[{units[1]}]")
         ax.set_title(f"data point {index}" if names is None else names[index])
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color="0.6", label="draws of p(z | x) (NUTS)")
-    ]
-    if size == 2 and len(draws) == 1:
-        handles += [
-            Line2D([], [], color="C0", label="p(z | x)"),
-            Line2D([], [], color="C1", label="q(z | x)"),
-        ]
+
+    dot: dict[str, Any] = {"marker": "o", "linestyle": ""}
+    handles = [Line2D([], [], color="0.6", label="draws of p(z | x) (NUTS)", **dot)]
+    if with_contours:
+        handles.append(Line2D([], [], color="C0", label="p(z | x)"))
+        handles.append(Line2D([], [], color="C1", label="q(z | x)"))
     else:
-        handles += [
-            Line2D([], [], marker="o", linestyle="", color="C1", label="draws of q(z | x)")
-        ]
+        handles.append(Line2D([], [], color="C1", label="draws of q(z | x)", **dot))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
     )
     return figure
 
 
-def _contours(
-    ax: Axes,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: torch.Tensor,
-    site: str,
-    low: np.ndarray,
-    high: np.ndarray,
-    units: tuple[int, int],
-    num_grid: int,
-) -> None:
-    """Draws the contours of both densities on a grid between the given corners."""
-    sides = [
-        torch.linspace(float(a), float(b), num_grid) for a, b in zip(low, high, strict=True)
-    ]
-    grid = torch.cartesian_prod(*sides)[:, list(np.argsort(units))]
-    at = evaluate.log_densities(model, guide, x, {site: grid[None]})
-    for log_density, color in ((at.model, "C0"), (at.guide, "C1")):
-        density = (
-            as_array((log_density[0] - log_density[0].max()).exp())
-            .reshape(num_grid, num_grid)
-            .T
-        )
+class _Grid:
+    """A grid over two dimensions of a latent variable, on which densities have contours.
+
+    Arguments:
+        low: The lower corner, in the order of the axes.
+        high: The upper corner.
+        units: The dimensions of the latent variable on the axes.
+        num: The number of points along each side.
+    """
+
+    def __init__(
+        self, low: np.ndarray, high: np.ndarray, units: tuple[int, int], num: int
+    ) -> None:
+        self.num = num
+        self.sides = [
+            torch.linspace(float(a), float(b), num) for a, b in zip(low, high, strict=True)
+        ]
+        # The points as values of the latent variable, of shape (num * num, 2).
+        self.points = torch.cartesian_prod(*self.sides)[:, list(np.argsort(units))]
+
+    def contour(self, ax: Axes, log_density: Tensor, color: str) -> None:
+        """Draws the contours of a density that is given at the points."""
+        density = as_array((log_density - log_density.max()).exp())
+        density = density.reshape(self.num, self.num).T
         ax.contour(
-            *(as_array(side) for side in sides),
+            *map(as_array, self.sides),
             density,
             levels=_levels(density),
             colors=color,
@@ -188,7 +197,7 @@ def _contours(
 
 
 def _levels(density: np.ndarray) -> list[float]:
-    """The heights above which a density holds the given parts of its mass."""
+    """Returns the heights above which a density holds the shares ``_LEVELS`` of its mass."""
     ordered = np.sort(density, axis=None)[::-1]
     mass = ordered.cumsum() / ordered.sum()
     return sorted({float(ordered[np.searchsorted(mass, level)]) for level in _LEVELS})

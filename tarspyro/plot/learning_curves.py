@@ -1,38 +1,42 @@
-"""Learning curves, of bounds and of games."""
+"""Learning curves of bounds and games."""
+
+from __future__ import annotations
 
 __all__ = ["curves"]
 
 from collections.abc import Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING
 
 from tarspyro.arguments import format_value
-from tarspyro.plot.figures import Picture, axes_of
+from tarspyro.plot.figures import axes_of
 from tarspyro.runs import History
 
-# What the history of a game holds about its players, by the ends of the names.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The panels of a game by the suffixes of its measures.
 _PANELS = {"_loss": "loss", "_gradient": "norm of the gradient"}
 
 
 def curves(
     history: History, *, names: Sequence[str] = ("elbo", "loss"), ax: Axes | None = None
 ) -> Figure:
-    """Draws the learning curves: the first of the names that was measured, in training and on
-    held-out data.
+    """Draws learning curves on training and held-out data.
 
-    Of a game, where none of the names was measured, it draws the players' losses, the
-    discriminator's mean outputs on real data and on fakes, and the norms of the players'
-    gradients, side by side; into ``ax`` the losses alone.
+    The curve of a bound is that of the first name that was measured. A game, for which none of
+    the names was measured, has panels for the players' losses, the discriminator's mean
+    outputs on real and generated data, and the norms of the players' gradients; ``ax`` gets
+    the losses alone.
 
     Arguments:
-        history: What ``fit`` returned.
-        names: What to draw, by order of preference.
+        history: The history that ``fit`` returned.
+        names: The measures to draw, by order of preference.
         ax: Where to draw.
 
     Raises:
-        ValueError: If none of the names was measured, and no player's loss either.
+        TypeError: If ``history`` is not a history.
+        ValueError: If neither one of the names nor the loss of a player was measured.
     """
     if not isinstance(history, History):
         raise TypeError(f"history must be what fit returned, got {format_value(history)}.")
@@ -51,14 +55,13 @@ def curves(
 
 
 def _game(history: History, names: Sequence[str], ax: Axes | None) -> Figure:
-    measured = [
-        name
-        for name in (history.rows[-1] if history.rows else ())
-        if not name.startswith("validation_")
-    ]
+    from tarspyro.plot.picture import Picture
+
+    last = history.rows[-1] if history.rows else {}
+    measured = [name for name in last if not name.startswith("validation_")]
     panels = {
-        title: [name for name in measured if name.endswith(end)]
-        for end, title in _PANELS.items()
+        title: [name for name in measured if name.endswith(suffix)]
+        for suffix, title in _PANELS.items()
     }
     panels["mean output of the discriminator"] = [
         name for name in ("real", "fake") if name in measured
@@ -68,17 +71,16 @@ def _game(history: History, names: Sequence[str], ax: Axes | None) -> Figure:
             f"names must hold something measured, got {list(names)}: the history has"
             f" {len(history)} epochs."
         )
-    chosen = {
-        title: found
-        for title, found in panels.items()
-        if found and (ax is None or title == "loss")
-    }
+
     if ax is None:
-        figure: Figure = Picture(figsize=(4.4 * len(chosen), 3.4), layout="constrained")
-        axes = figure.subplots(1, len(chosen), squeeze=False)[0]
+        panels = {title: found for title, found in panels.items() if found}
+        figure: Figure = Picture(figsize=(4.4 * len(panels), 3.4), layout="constrained")
+        axes = list(figure.subplots(1, len(panels), squeeze=False)[0])
     else:
-        figure, axes = axes_of(ax, (4.4, 3.4))[0], [ax]
-    for place, (title, found) in zip(axes, chosen.items(), strict=True):
+        panels = {"loss": panels["loss"]}
+        figure, ax = axes_of(ax, (4.4, 3.4))
+        axes = [ax]
+    for place, (title, found) in zip(axes, panels.items(), strict=True):
         for name in found:
             label = name.removesuffix("_loss").removesuffix("_gradient")
             _line(place, history, name, label)
@@ -88,14 +90,16 @@ def _game(history: History, names: Sequence[str], ax: Axes | None) -> Figure:
 
 
 def _line(ax: Axes, history: History, key: str, label: str) -> None:
-    if history[key]:
-        epochs = [
-            row["epoch"] for row in history.rows if key in row
-        ]  # a resumed run may measure more
-        ax.plot(epochs, history[key], label=label, marker="." if len(history) < 30 else None)
+    if not history[key]:
+        return
+    # A resumed run may measure more than the epochs before did.
+    epochs = [row["epoch"] for row in history.rows if key in row]
+    ax.plot(epochs, history[key], label=label, marker="." if len(history) < 30 else None)
 
 
 def _finish(ax: Axes, ylabel: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.legend(frameon=False)

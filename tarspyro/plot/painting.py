@@ -1,56 +1,58 @@
-"""Pictures of canvases that a model paints, step by step, and an animation of them."""
+"""Pictures and animations of the canvases of a model such as DRAW."""
+
+from __future__ import annotations
 
 __all__ = ["animation", "canvases"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.animation import PillowWriter
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tarspyro import evaluate
 from tarspyro.arguments import as_count
-from tarspyro.inputs import as_arguments
-from tarspyro.plot.figures import Picture, Shape, axes_of, sheet_of, show
+from tarspyro.evaluate.batching import in_memory
+from tarspyro.plot.figures import ImageShape, axes_of, sheet_of, show
+from tarspyro.types import ArrayLike, Data, Program
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def canvases(
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None = None,
-    data: Any = None,
+    model: Program,
+    guide: Program | None = None,
+    data: Data | None = None,
     *,
     num: int = 6,
-    given: Mapping[str, Any] | None = None,
+    given: Mapping[str, ArrayLike] | None = None,
     columns: int = 12,
     boxes: bool = True,
     seed: int = 0,
-    image_shape: Shape = None,
+    image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws how a model paints: one row an image, one column a step, with the window that the
-    step wrote through.
+    """Draws how a model paints images: a row for each image and a column for each step.
 
-    With a guide and data, the images that it reconstructs, with the data at the right;
-    without, ones that it generates.
+    With a guide and data, the model reconstructs the data, which is drawn at the right;
+    without them, it generates images. Red boxes are the windows that each step wrote through.
 
     Arguments:
         model: The model, such as a ``DRAW``.
         guide: The guide.
-        data: The data to reconstruct, in any form that ``fit`` takes in memory; the first
+        data: The data to reconstruct, in any form that ``fit`` takes in memory; its first
             ``num`` rows are drawn.
-        num: How many images.
-        given: What else the model needs to generate, by name: ``{"y": y}`` for a
+        num: The number of images.
+        given: More arguments of a model that generates, by name: ``{"y": y}`` for a
             ``ConditionalDRAW``, with a row for each image.
-        columns: How many steps to draw at most, in equal distances, the last one among them.
+        columns: The largest number of steps to draw; they are equally spaced, and the last
+            one is among them.
         boxes: Whether to draw the windows of attention, if the model has it.
-        seed: Makes the draws those of this seed, and leaves the caller's random state as it
-            was.
+        seed: The seed of the draws; the global random state then stays unchanged.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
 
@@ -61,62 +63,68 @@ def canvases(
     columns = as_count("columns", columns, 2)
     painted = evaluate.canvases(model, guide, data, num=num, given=given, seed=seed)
     last = painted.images.shape[1] - 1
-    shown = sorted(
-        {round(step) for step in torch.linspace(0, last, min(columns, last + 1)).tolist()}
-    )
-    images, edge = painted.images[:, shown], []
+    equally_spaced = torch.linspace(0, last, min(columns, last + 1)).tolist()
+    steps = sorted({round(step) for step in equally_spaced})
+    rows = painted.images[:, steps]
+    windows = [_windows(painted, step) if boxes else [] for step in steps]
+    title = f"canvases after steps {', '.join(map(str, steps))}"
     if data is not None:
-        x = (as_arguments(data, model) or (torch.as_tensor(data),))[0][: len(images)]
-        edge = [x.reshape(images[:, :1].shape).to(images)]
-    rows = torch.cat([images, *edge], 1)
-    figure, ax = axes_of(ax, (0.7 * rows.shape[1], 0.7 * len(rows) + 0.4))
-    windows = [
-        painted.boxes[row, step - 1] if boxes and painted.boxes is not None and step else None
-        for row in range(len(rows))
-        for step in (*shown, *[0] * len(edge))
-    ]
-    _draw(ax, rows.flatten(0, 1), windows, rows.shape[1], image_shape)
-    ax.set_title(
-        f"canvases after steps {', '.join(map(str, shown))}"
-        + (", and the data" if edge else "")
-    )
+        x = torch.as_tensor(in_memory(data, model, name="data")[0])[: len(rows)]
+        rows = torch.cat([rows, x.reshape(rows[:, :1].shape).to(rows)], 1)
+        windows.append([])
+        title += ", and the data"
+
+    count = rows.shape[1]
+    figure, ax = axes_of(ax, (0.7 * count, 0.7 * len(rows) + 0.4))
+    placed = {
+        row * count + column: window
+        for column, of_step in enumerate(windows)
+        for row, window in enumerate(of_step)
+    }
+    _draw(ax, rows.flatten(0, 1), placed, count, image_shape)
+    ax.set_title(title)
     return figure
 
 
 def animation(
     path: str | Path,
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None = None,
-    data: Any = None,
+    model: Program,
+    guide: Program | None = None,
+    data: Data | None = None,
     *,
     num: int = 36,
-    given: Mapping[str, Any] | None = None,
+    given: Mapping[str, ArrayLike] | None = None,
     boxes: bool = True,
     seed: int = 0,
     frames_per_second: int = 5,
-    image_shape: Shape = None,
+    image_shape: ImageShape = None,
 ) -> Path:
-    """Writes a GIF of how a model paints, one frame a step; it rests on the last one, and
-    begins again.
+    """Writes an animated GIF of a model that paints images, with a frame for each step.
+
+    The last frame stays for two seconds, and the animation starts again.
 
     Arguments:
-        path: The file, whose name ends in ``.gif``.
+        path: The file, with the suffix ``.gif``.
         model: See ``canvases``.
         guide: See ``canvases``.
         data: See ``canvases``.
-        num: How many images are painted side by side, in a square if they fill one.
+        num: The number of images, which are painted side by side.
         given: See ``canvases``.
         boxes: See ``canvases``.
         seed: See ``canvases``.
-        frames_per_second: How many steps are shown in a second.
+        frames_per_second: The number of steps in a second.
         image_shape: See ``canvases``.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the name of the file ends otherwise.
+        ValueError: If the file has another suffix.
     """
+    from matplotlib.animation import PillowWriter
+
+    from tarspyro.plot.picture import Picture
+
     path = Path(path)
     if path.suffix != ".gif":
         raise ValueError(f"path must end in .gif, got {path.name!r}.")
@@ -128,11 +136,7 @@ def animation(
     with writer.saving(figure, str(path), dpi=80):
         for step in range(painted.images.shape[1]):
             ax.clear()
-            windows = (
-                list(painted.boxes[:, step - 1])
-                if boxes and painted.boxes is not None and step
-                else []
-            )
+            windows = dict(enumerate(_windows(painted, step))) if boxes else {}
             _draw(ax, painted.images[:, step], windows, side, image_shape)
             writer.grab_frame()
         for _ in range(2 * frames_per_second):
@@ -140,33 +144,44 @@ def animation(
     return path
 
 
+def _windows(painted: evaluate.Canvases, step: int) -> Sequence[Tensor]:
+    """Returns the windows that led to the canvases after a step; none before the first one."""
+    if painted.boxes is None or step == 0:
+        return []
+    return painted.boxes[:, step - 1].unbind()
+
+
 def _draw(
     ax: Axes,
     images: Tensor,
-    windows: Sequence[Tensor | None],
+    windows: Mapping[int, Tensor],
     columns: int,
-    image_shape: Shape,
+    image_shape: ImageShape,
 ) -> None:
-    """Draws a sheet of images, and of those that have one the window, as far as it is on its
-    image.
+    """Draws a sheet of images with windows on some of them, clipped at the image.
+
+    Arguments:
+        ax: The axes.
+        images: The images.
+        windows: For the indices of some images the centre, width and scale of the window.
+        columns: The number of images in a row.
+        image_shape: The shape of an image.
     """
+    from matplotlib.patches import Rectangle
+
     sheet = sheet_of(images, columns, image_shape)
     show(ax, sheet)
-    width, height = (
-        (sheet.shape[1] - 1) // columns,
-        (sheet.shape[0] - 1) // math.ceil(len(images) / columns),
-    )
-    for index, window in enumerate(windows):
-        if window is None:
-            continue
-        left, top = index % columns * width + 0.5, index // columns * height + 0.5
+    width = (sheet.shape[1] - 1) // columns
+    height = (sheet.shape[0] - 1) // math.ceil(len(images) / columns)
+    for index, window in windows.items():
+        row, column = divmod(index, columns)
+        left = column * width + 0.5
+        top = row * height + 0.5
         x, y, side, _ = window.tolist()
-        # The window reaches from the centre of one pixel to that of another, and the image
+        # The window reaches from the centre of a pixel to that of another one, and the image
         # from edge to edge.
-        corner = left + 0.5 + x - side / 2, top + 0.5 + y - side / 2
-        patch = ax.add_patch(
-            Rectangle(corner, side, side, fill=False, edgecolor="C3", linewidth=0.9)
-        )
-        patch.set_clip_path(
-            Rectangle((left, top), width - 1, height - 1, transform=ax.transData)
-        )
+        corner = (left + 0.5 + x - side / 2, top + 0.5 + y - side / 2)
+        box = Rectangle(corner, side, side, fill=False, edgecolor="C3", linewidth=0.9)
+        ax.add_patch(box)
+        image = Rectangle((left, top), width - 1, height - 1, transform=ax.transData)
+        box.set_clip_path(image)

@@ -1,37 +1,41 @@
-"""Pictures of sequences."""
+"""Piano rolls of music."""
+
+from __future__ import annotations
 
 __all__ = ["piano_roll"]
 
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from tarspyro.plot.figures import as_array, axes_of
+from tarspyro.types import ArrayLike
 
-_LOWEST = 21  # the MIDI number of the lowest of 88 keys
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The MIDI number of the lowest of a piano's 88 keys.
+_LOWEST = 21
 
 
 def piano_roll(
-    x: Any,
+    x: ArrayLike,
     *,
     known: int | None = None,
     lowest: int = _LOWEST,
     title: str = "",
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws one piece of music as a piano roll: time to the right, notes upwards, black where
-    one sounds.
+    """Draws a piece of music as a piano roll: time to the right, notes upwards, sound in black.
 
     Arguments:
         x: The notes at each step, of shape ``(T, notes)``: 0 and 1, or probabilities.
-        known: After how many steps to draw a line, behind which the music is the model's.
+        known: The number of steps before a line, after which the model continues.
         lowest: The MIDI number of the first note; 21 is A0, the lowest of a piano's 88 keys.
-        title: What to write above it.
+        title: The title.
         ax: Where to draw.
 
     Raises:
-        ValueError: If x is not one piece.
+        ValueError: If x is not a single piece.
     """
     roll = as_array(x, "x")
     if roll.ndim != 2:
@@ -51,7 +55,7 @@ def piano_roll(
     octaves = [note for note in range(lowest, lowest + roll.shape[1]) if note % 12 == 0]
     ax.set_yticks(octaves, [f"C{note // 12 - 1}" for note in octaves])
     sounding = roll.max(0, initial=0).nonzero()[0]
-    if len(sounding):  # an octave holds twelve notes: leave half of one around what sounds
+    if len(sounding):  # leave half an octave, six notes, around the sounding ones
         ax.set_ylim(
             max(edges[2], lowest + sounding[0] - 6.5),
             min(edges[3], lowest + sounding[-1] + 6.5),

@@ -166,7 +166,7 @@ def test_the_same_picture_again(draw, pair, held_out):
 def test_image_shape_is_needed_where_no_square_fits(draw, held_out):
     pair = make_pair(image=60)
     data = held_out.x[:, :60]
-    with pytest.raises(ValueError, match=r"image_shape is needed: 60 pixels are no square\."):
+    with pytest.raises(ValueError, match="image_shape is needed: 60 pixels .*give"):
         draw(pair, data)
     height, width = 6, 10
     sheet = pixels(draw(pair, data, image_shape=(height, width)))

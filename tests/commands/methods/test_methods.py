@@ -465,8 +465,8 @@ def test_a_row_for_each_class(name, tmp_path, monkeypatch):
         return (given["y"].argmax(1) / 10)[:, None].expand(num, 64)
 
     sheets = []
-    monkeypatch.setattr("tarspyro.plot.pictures.evaluate.sample", sample)
-    monkeypatch.setattr("tarspyro.plot.pictures.show", lambda ax, sheet: sheets.append(sheet))
+    monkeypatch.setattr("tarspyro.plot.generation.evaluate.sample", sample)
+    monkeypatch.setattr("tarspyro.plot.generation.show", lambda ax, sheet: sheets.append(sheet))
     assert main(["sample", str(run), "--num", "25", "--out", str(tmp_path / "out.png")]) == 0
     assert drawn == [30] and sheets[0].shape == (10 * 9 + 1, 3 * 9 + 1)
     for label in range(10):
