@@ -21,7 +21,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers, as_seed, format_value
+from tarspyro.arguments import as_count, as_numbers, as_seed
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
@@ -178,7 +178,7 @@ def in_memory(x: Data, *programs: Program, name: str = "x") -> Arguments:
     arguments = as_arguments(x, *programs)
     if arguments is None:
         raise ValueError(
-            f"{name} must be in memory, got {format_value(x)}: give tensors, arrays, a mapping"
+            f"{name} must be in memory, got {type(x).__name__}: give tensors, arrays, a mapping"
             " of them or a Split."
         )
     return arguments

@@ -66,7 +66,7 @@ def log_densities(
         ValueError: If ``z`` lacks a latent site, or has a shape that does not match x.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

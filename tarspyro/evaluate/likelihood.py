@@ -134,7 +134,8 @@ def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:
         log_w: The log weights in chunks of shape ``(particles, *data points)``.
         num_particles: K, the number of particles in all chunks.
     """
-    sums = (torch.stack([chunk.logsumexp(0), (2 * chunk).logsumexp(0)]) for chunk in log_w)
+    # A map lets go of a chunk before it asks for the next one.
+    sums = map(_log_sums, log_w)
     log_sum, log_sum_of_squares = functools.reduce(torch.logaddexp, sums)
 
     log_mean = log_sum - math.log(num_particles)
@@ -142,6 +143,11 @@ def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:
     # Rounding takes the variance of equal weights below zero.
     error = (1 / effective - 1 / num_particles).clamp(min=0).sqrt()
     return LogLikelihood(log_mean, error, effective)
+
+
+def _log_sums(log_w: Tensor) -> Tensor:
+    """Returns the logarithms of the sums of the weights and of their squares."""
+    return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)])
 
 
 def num_particles_of(name: str, value: int, errors: bool) -> int:

@@ -210,9 +210,7 @@ def posterior_kl(
             log_weights(model, guide, *batch, num_particles=count, structure=structure)
             for count, structure in chunks(batch)
         )
-        doubles = (chunk.double() for chunk in log_w)
-        sums = sum_of(torch.stack([w.sum(0), w.square().sum(0)]) for w in doubles)
-        mean, mean_square = sums / num_particles
+        mean, mean_square = sum_of(map(_sums, log_w)) / num_particles
         variance = (mean_square - mean**2).clamp(min=0)
         return {"value": mean, "squared_error": variance / num_particles}
 
@@ -229,6 +227,12 @@ def posterior_kl(
         Estimate(log_p - bound["value"], (log_p_error**2 + bound["squared_error"]) ** 0.5),
         Estimate(mean - log_p, (log_p_error**2 + error**2) ** 0.5),
     )
+
+
+def _sums(log_w: Tensor) -> Tensor:
+    """Returns the sums of the log weights and of their squares, in double precision."""
+    log_w = log_w.double()
+    return torch.stack([log_w.sum(0), log_w.square().sum(0)])
 
 
 def _mean_of_draws(at: LogDensities) -> Estimate:

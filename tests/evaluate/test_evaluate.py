@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
-from tarspyro.evaluate import batching, likelihood
 from tarspyro.infer import PairError, log_weights
 from tarspyro.infer.traces import InputError
 from tarspyro.nn import MLP
@@ -71,23 +70,17 @@ def test_many_particles_reach_the_closed_form(toy):
     assert ((estimate - exact).abs() < 5 * spread / math.sqrt(20) + 1e-9).all()
 
 
-def test_chunks_change_nothing_but_memory(toy, monkeypatch):
+def test_chunks_change_nothing_but_memory(toy):
+    x = toy.x.repeat(2, 1)  # a batch of 100
     sizes = []
-    original = likelihood.log_weights
 
-    def spy(*args, num_particles, **kwargs):
-        sizes.append(num_particles)
-        return original(*args, num_particles=num_particles, **kwargs)
+    def guide(x):
+        trace = pyro.poutine.trace(toy.exact_posterior_guide).get_trace(x)
+        sizes.append(len(trace.nodes["z"]["value"]))
 
-    monkeypatch.setattr(likelihood, "log_weights", spy)
-    monkeypatch.setattr(batching, "_ROWS", 500)
-    estimate = evaluate.log_likelihood(
-        toy.model, toy.exact_posterior_guide, toy.x, num_particles=23
-    )
-    assert sizes == [10, 10, 3], (
-        "every particle that was asked for is drawn, in chunks of bounded size"
-    )
-    torch.testing.assert_close(estimate, toy.log_likelihood(toy.x).detach())
+    estimate = evaluate.log_likelihood(toy.model, guide, x, num_particles=230)
+    assert sizes[-3:] == [100, 100, 30], "all particles are drawn, in chunks of bounded size"
+    torch.testing.assert_close(estimate, toy.log_likelihood(x).detach())
 
 
 def test_the_standard_error_is_that_of_the_mean_weight(toy):
@@ -358,3 +351,10 @@ def test_errors():
 
     with pytest.raises(PairError, match="observes nothing"):
         evaluate.log_likelihood(Bare(), Bare(), torch.zeros(2, 64))
+
+
+def test_the_old_name_of_a_bounds_estimate_warns():
+    with pytest.warns(DeprecationWarning, match="evaluate.BoundEstimate"):
+        assert evaluate.Bound is evaluate.BoundEstimate
+    with pytest.raises(AttributeError, match="has no attribute 'Bond'"):
+        evaluate.Bond  # noqa: B018

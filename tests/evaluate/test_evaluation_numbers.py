@@ -213,7 +213,7 @@ def test_gaps_refuse_what_cannot_be_made_again():
 
     normal, interval = dist.Normal(0.0, 1.0), dist.Uniform(-1.0, 1.0)
     refused = {
-        "do not say what it was made of": (normal, lambda x: Kept(x, wide=True)),
+        "cannot be rebuilt from its attributes": (normal, lambda x: Kept(x, wide=True)),
         "no free parameters": (interval, lambda x: dist.Uniform(0 * x - 1, 1.0)),
         "does not keep its experts": (
             normal,

@@ -419,7 +419,7 @@ ERRORS = {
     "NaN in the mask": (
         {"mask": torch.full((5,), torch.nan)},
         ValueError,
-        "mask must hold booleans, .*probabilities.*got numbers from 2 to 2",
+        "mask must hold booleans, .*probabilities.*got numbers from nan to nan",
     ),
     "NaN": ({"x": torch.full((6, 5), torch.nan, dtype=torch.float64)}, InputError, "NaN"),
     "size": (
@@ -500,7 +500,9 @@ def test_errors_of_the_likelihood():
     with pytest.raises(PairError, match="OneHotCategorical does not factorize"):
         evaluate.impute(p, q, x, torch.ones(16))
     p, q = pair()
-    with pytest.raises(ValueError, match="give both"):
+    with pytest.raises(
+        ValueError, match="corrupted and probabilities in mask must be given together"
+    ):
         evaluate.imputation_log_likelihood(p, q, x, torch.full((16,), 0.5), num_particles=2)
     with pytest.raises(InputError, match="grey values"):
         evaluate.impute(p, q, 0.5 * x, torch.ones(16))
