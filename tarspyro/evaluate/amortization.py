@@ -190,11 +190,7 @@ class _BestMember:
             self.masks[name] = sites[name]["mask"]
 
     def _member(self, name: str, site: Site) -> "_Member":
-        """Returns the free distribution of a site.
-
-        Raises:
-            PairError: If it has no free parameters of its own.
-        """
+        """Returns the free distribution of a site."""
         q = site["fn"]
         try:
             member = _Member(q)
@@ -411,9 +407,6 @@ def _constructor_arguments(
     """Returns the arguments that would make the distribution, from its attributes.
 
     Of parameters with several spellings, such as logits and probs, one is returned.
-
-    Raises:
-        ValueError: If an attribute is missing that the constructor needs.
     """
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(family.__init__).parameters.items():

@@ -21,7 +21,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, as_numbers, as_seed
+from tarspyro.arguments import as_numbers, as_seed
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
@@ -82,7 +82,7 @@ class ParticleChunks:
     def __init__(self, model: Program, guide: Program, num_particles: int) -> None:
         self.model = model
         self.guide = guide
-        self.num_particles = as_count("num_particles", num_particles)
+        self.num_particles = num_particles
         self._structures: dict[tuple[torch.Size | None, ...], Structure] = {}
 
     def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:

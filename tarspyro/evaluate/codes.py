@@ -191,11 +191,7 @@ def _in_many_runs(
 
 
 def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
-    """Returns the latent sites of a run of the guide.
-
-    Raises:
-        PairError: If it observes something, as a model does.
-    """
+    """Returns the latent sites of a run of the guide."""
     sites = dict(sample_sites(poutine.trace(guide).get_trace(*batch)))
     observed = [
         name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
@@ -209,14 +205,7 @@ def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
 
 
 def _chosen(latent: Mapping[str, Site], site: str | None, several: bool = False) -> list[str]:
-    """Returns the latent variables that ``site`` names, all if it is None.
-
-    Raises:
-        PairError: If there are no latent variables.
-        TypeError: If ``site`` is not a name.
-        ValueError: If it is the name of no latent variable, or if it does not name one of
-            several where only one may be chosen.
-    """
+    """Returns the latent variables that ``site`` names, all if it is None."""
     if not latent:
         raise PairError("The guide has no latent variables: it draws nothing.")
     if not isinstance(site, str | None):
@@ -233,9 +222,6 @@ def _check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) ->
     """Raises if x is a single row of data without the dimension of rows.
 
     The plate then takes each number for a row, and all of them get the code of the one row.
-
-    Raises:
-        InputError: If so.
     """
     x, *others = batch
     if others or x is None or x.dim() != 1 or len(x) < 2 or not x.is_floating_point():

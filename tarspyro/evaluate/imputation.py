@@ -30,7 +30,6 @@ from tarspyro.evaluate.missing import (
     expanded,
     log_noise,
 )
-from tarspyro.infer.traces import check_program
 from tarspyro.types import ArrayLike, Data, Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
@@ -124,8 +123,6 @@ def impute(
         tensor([[ 1.,  1.],
                 [-1., -1.]])
     """
-    check_program("model", model)
-    check_program("guide", guide)
     check_choice("method", method, _METHODS)
     num_particles = as_count("num_particles", num_particles)
     copies = 1 if num_samples is None else as_count("num_samples", num_samples)

@@ -303,6 +303,7 @@ def elbo(
         PairError: If data points have no bounds of their own, because a site lies outside the
             plate of the data.
     """
+    num_particles = as_count("num_particles", num_particles)
     bound = ELBO(analytic_kl=analytic_kl)
     chunks = ParticleChunks(model, guide, num_particles)
 

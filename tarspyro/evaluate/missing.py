@@ -232,12 +232,7 @@ class MissingElements:
         return total.reshape(-1, total.shape[self.dim])
 
     def _prior_run(self, batch: Incomplete) -> Trace:
-        """Runs the model on codes of its prior.
-
-        Raises:
-            InputError: If the data does not fit the model.
-            PairError: If the prior cannot be drawn from, or if the model has no such site.
-        """
+        """Runs the model on codes of its prior."""
         try:
             trace = poutine.trace(self.model).get_trace(*batch.arguments)
         except NotImplementedError:
@@ -392,11 +387,7 @@ def expanded(argument: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def _site(trace: Trace, name: str) -> Site:
-    """Returns a site of a trace.
-
-    Raises:
-        PairError: If there is none of the name.
-    """
+    """Returns a site of a trace."""
     sites = dict(sample_sites(trace))
     if name not in sites:
         raise PairError(
@@ -411,11 +402,7 @@ def _latent(trace: Trace) -> dict[str, Site]:
 
 
 def _elements(model: Program, fn: Distribution) -> Distribution:
-    """Returns the distribution of single elements, with all of them in its batch shape.
-
-    Raises:
-        PairError: If the likelihood does not factorize over its elements.
-    """
+    """Returns the distribution of single elements, with all of them in its batch shape."""
     while isinstance(fn, (Independent, MaskedDistribution)):
         fn = fn.base_dist
     if len(fn.event_shape) > 0:

@@ -95,11 +95,7 @@ def parzen_log_likelihood(
 
 
 def _rows(name: str, values: ArrayLike) -> Tensor:
-    """Returns rows of numbers in double precision.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Returns rows of numbers in double precision."""
     rows = as_numbers(name, values).detach().double()
     if rows.dim() < 2 or not rows.numel():
         raise ValueError(
@@ -110,11 +106,7 @@ def _rows(name: str, values: ArrayLike) -> Tensor:
 
 
 def _log_densities(windows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
-    """Returns the log-density of each point for each scale, of shape ``(scales, N)``.
-
-    Raises:
-        ValueError: If samples and data differ in the length of a row.
-    """
+    """Returns the log-density of each point for each scale, of shape ``(scales, N)``."""
     size = windows.shape[1]
     if size != points.shape[1]:
         raise ValueError(

@@ -232,12 +232,7 @@ def _rounding(*sets: ArrayLike) -> float:
 
 
 def _checked(at_least: int = 2, **sets: ArrayLike) -> list[Tensor]:
-    """Returns two sets of vectors in double precision, which are given by name.
-
-    Raises:
-        ValueError: If a set has too few rows or is not finite, or if they differ in the number
-            of columns.
-    """
+    """Returns two sets of vectors in double precision, which are given by name."""
     tensors = {name: as_numbers(name, rows).detach().double() for name, rows in sets.items()}
     (first, x), (second, y) = tensors.items()
     for name, rows in tensors.items():

@@ -167,11 +167,7 @@ def sample(
 
 
 def _site(trace: Trace, name: str) -> Site:
-    """Returns a site of a trace.
-
-    Raises:
-        ValueError: If there is none of the name.
-    """
+    """Returns a site of a trace."""
     sites = dict(sample_sites(trace))
     check_choice("site", name, sorted(sites))
     return sites[name]
@@ -180,12 +176,7 @@ def _site(trace: Trace, name: str) -> Site:
 def _rows(
     model: Program, given: Mapping[str, ArrayLike] | None, count: int
 ) -> dict[str, Tensor]:
-    """Returns the given arguments of a model, with a row for each sample.
-
-    Raises:
-        TypeError: If ``given`` is not a mapping of numbers.
-        ValueError: If it has a name that the model does not take or a wrong number of rows.
-    """
+    """Returns the given arguments of a model, with a row for each sample."""
     if not isinstance(given, Mapping | None):
         raise TypeError(
             "given must be a mapping from the names of the model's arguments, got"
@@ -213,12 +204,7 @@ def _rows(
 
 
 def _check_generates(model: Program) -> None:
-    """Raises unless the model takes ``batch_size``.
-
-    Raises:
-        PairError: If it does not.
-        TypeError: If it is not a program.
-    """
+    """Raises unless the model takes ``batch_size``."""
     check_program("model", model)
     if "batch_size" not in _parameters(model):
         raise PairError(

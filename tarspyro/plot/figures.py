@@ -115,11 +115,7 @@ def sheet_of(images: Tensor, columns: int, image_shape: ImageShape) -> np.ndarra
 
 
 def _image_shape(shape: Sequence[int], image_shape: ImageShape) -> tuple[int, ...]:
-    """Returns the shape of an image: the given one, or the one that x has.
-
-    Raises:
-        ValueError: If the given shape does not fit, or if the pixels make no square.
-    """
+    """Returns the shape of an image: the given one, or the one that x has."""
     size = math.prod(shape)
     if image_shape is not None:
         sizes = as_sizes("image_shape", image_shape)

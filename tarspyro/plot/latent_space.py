@@ -391,10 +391,6 @@ def _draws(
     """Returns draws of a latent variable, whose quantiles make grids.
 
     They come from the prior alone, if the variable is the prior's, else from the whole model.
-
-    Raises:
-        TypeError: If ``latent`` is not a name.
-        ValueError: If the prior cannot be drawn from.
     """
     if not isinstance(latent, str):
         raise TypeError(
