@@ -155,8 +155,8 @@ def manifold(
     draws = _draws(model, given)
     if draws[0].numel() != 2:
         raise ValueError(
-            "manifold needs a latent variable of two dimensions, got"
-            f" {draws[0].numel()} of them: take traversal."
+            f"manifold needs a latent variable of two dimensions, got one of {draws[0].numel()}:"
+            " take traversal."
         )
     if extent is None:
         levels = (torch.arange(num) + 0.5) / num

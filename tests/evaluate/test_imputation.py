@@ -1,6 +1,4 @@
-"""Missing elements against the conditionals of a linear Gaussian model and the sums of a
-binary one.
-"""
+"""Imputation against conditional Gaussians and enumeration."""
 
 import math
 
@@ -51,8 +49,6 @@ def assert_has_law(drawn, law):
 
 
 # --- imputations have the right law
-
-
 def test_pseudo_gibbs_with_the_exact_posterior():
     toy = LinearGaussian()
     x = toy.x[:2].where(MASK, torch.nan)  # what is missing is not there to be looked at
@@ -144,8 +140,6 @@ def test_the_start_is_near_and_the_rounds_forget_it():
 
 
 # --- a model of binary elements, of which everything can be summed
-
-
 class Binary:
     """One of two prototypes of four binary elements; the guide is a poor one."""
 
@@ -238,8 +232,6 @@ def test_log_likelihood_of_the_truth_against_enumeration(trust):
 
 
 # --- the log-likelihood of the truth
-
-
 def test_log_likelihood_of_the_truth_of_a_linear_gaussian():
     toy = LinearGaussian(shift=0.1)
     exact = conditional_normal(toy, toy.x).log_prob(toy.x[:, ~MASK])
@@ -324,8 +316,6 @@ def test_nothing_and_everything_missing():
 
 
 # --- any pair
-
-
 def pair(family=dist.Normal, likelihood=dist.Bernoulli, event=(16,)):
     torch.manual_seed(0)
     size = math.prod(event)
@@ -535,8 +525,6 @@ def test_errors_of_the_likelihood():
 
 
 # --- a trained pair
-
-
 @pytest.mark.parametrize(
     "loss",
     [ELBO(), IWAE(3), Renyi(0.5, 3), IWAE(3, gradient="dreg")],
@@ -570,8 +558,6 @@ def test_trained_pairs_impute_better_than_the_mean_image(loss, tmp_path):
 
 
 # --- masks
-
-
 def test_masks_of_images():
     flat, image = torch.zeros(3, 784), torch.zeros(3, 1, 28, 28)
     for mask in (data.lower_half, lambda x: data.off_grid(x, 4)):
@@ -599,3 +585,39 @@ def test_masks_of_images():
         data.off_grid(flat, 29)
     with pytest.raises(ValueError, match="missing must be from 0 to 1, got 1.5"):
         data.random_pixels(flat, 1.5)
+
+
+# Imputation.
+@pytest.mark.parametrize("observed", range(5))
+def test_imputation_is_right_where_little_is_observed(observed, double):
+    """One element of five: a round keeps 0.97 of what was off before, and 20 of them 0.5. So
+    the start must be right.
+    """
+    toy, mask = LinearGaussian(), torch.arange(5) == observed
+    x = toy.x[:2].where(mask, torch.nan)
+    drawn = evaluate.impute(
+        toy.model, toy.exact_posterior_guide, x, mask, num_samples=4000, seed=0
+    )[..., ~mask]
+    covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
+    gain = covariance[~mask][:, mask] / covariance[mask][:, mask]
+    assert_within(drawn, toy.x[:2, mask] @ gain.T, "mean")
+    centred = drawn - toy.x[:2, mask] @ gain.T
+    spread = covariance[~mask][:, ~mask] - gain @ covariance[mask][:, ~mask]
+    assert_within(
+        centred.unsqueeze(-1) * centred.unsqueeze(-2), spread.expand(2, 4, 4), "covariance"
+    )
+
+
+def test_imputation_of_nothing_that_is_observed_draws_from_the_model(double):
+    toy = LinearGaussian()
+    drawn = evaluate.impute(
+        toy.model,
+        toy.exact_posterior_guide,
+        toy.x[:1],
+        torch.zeros(5),
+        num_samples=4000,
+        seed=0,
+    )
+    covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
+    assert_within(drawn, torch.zeros(1, 5), "mean")
+    assert_within(drawn.unsqueeze(-1) * drawn.unsqueeze(-2), covariance[None], "covariance")

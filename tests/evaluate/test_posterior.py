@@ -1,6 +1,4 @@
-"""Gaps and true posteriors against closed forms of a linear-Gaussian pair and of conjugate
-ones.
-"""
+"""True posteriors and the KL to them against closed forms."""
 
 import numpy as np
 import pyro
@@ -11,10 +9,10 @@ from pyro.ops.stats import effective_sample_size
 from torch.distributions import kl_divergence
 
 from tarspyro import evaluate
-from tarspyro.distributions import Gamma
 from tarspyro.infer import PairError
 
-from ..programs import LinearGaussian, assert_within
+from ..programs import assert_within
+from .correlated import Correlated
 
 
 @pytest.fixture(autouse=True)
@@ -23,42 +21,6 @@ def _double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(default)
-
-
-class Correlated(LinearGaussian):
-    """A linear-Gaussian pair whose posterior is correlated, so that no factorized guide is
-    exact.
-    """
-
-    def __init__(self, num=50):
-        super().__init__(num=num)
-        with torch.no_grad():
-            self.weight.copy_(
-                torch.tensor([[1.0, 0.8], [0.5, 0.6], [-0.3, -0.2], [0.2, 0.3], [1.0, 1.1]])
-            )
-        self.precision = (
-            torch.eye(2) + self.weight.detach().T @ self.weight.detach() / self.scale**2
-        )
-        self.posterior_covariance = self.precision.inverse()
-        with torch.no_grad():
-            self.map.copy_(self.posterior_covariance @ self.weight.T / self.scale**2)
-            # Wider than the posterior, so that importance weights are bounded.
-            self.log_scale.copy_((1.4 * self.posterior_covariance.diagonal().sqrt()).log())
-
-    def truth(self, x):
-        return dist.MultivariateNormal((x @ self.map.T).detach(), self.posterior_covariance)
-
-    def as_multivariate(self, x):
-        q = self.posterior(x).base_dist
-        return dist.MultivariateNormal(
-            q.loc.detach(), torch.diag_embed(q.variance.detach().expand(q.loc.shape))
-        )
-
-    def approximation(self):
-        """KL(q* || p) of the best factorized Gaussian, whose precisions are the diagonal of
-        the posterior's.
-        """
-        return 0.5 * (self.precision.diagonal().log().sum() - self.precision.logdet())
 
 
 @pytest.fixture
@@ -71,147 +33,6 @@ def within(estimate, truth, errors=4.0):
         estimate,
         truth,
     )
-
-
-class TestGaps:
-    def test_of_a_factorized_guide(self, toy):
-        found = evaluate.gaps(toy.model, toy.guide, toy.x, seed=0)
-        kl = kl_divergence(toy.as_multivariate(toy.x), toy.truth(toy.x))
-        assert toy.approximation() > 0.5
-        assert_within(found.approximation, toy.approximation())
-        assert_within(found.amortization - (kl - toy.approximation()), 0.0)
-        assert_within((found.log_likelihood - toy.log_likelihood(toy.x).detach()).exp(), 1.0)
-        assert_within(found.elbo - toy.elbo(toy.x).detach(), 0.0)
-        torch.testing.assert_close(
-            found.approximation + found.amortization,
-            found.log_likelihood - found.elbo,
-            atol=1e-12,
-            rtol=0,
-        )
-
-    def test_of_a_full_covariance_there_is_no_approximation(self, toy):
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample(
-                    "z",
-                    dist.MultivariateNormal(
-                        toy.truth(x).loc + 0.3, scale_tril=0.4 * torch.eye(2)
-                    ),
-                )
-
-        truth = toy.log_likelihood(toy.x).detach()
-        found = evaluate.gaps(toy.model, guide, toy.x, log_likelihood=truth, seed=0)
-        assert found.log_likelihood is truth
-        with_errors = evaluate.LogLikelihood(truth, 0 * truth, 0 * truth)
-        again = evaluate.gaps(
-            toy.model, guide, toy.x, num_steps=1, num_particles=2, log_likelihood=with_errors
-        )
-        assert again.log_likelihood is truth
-        shifted = dist.MultivariateNormal(toy.truth(toy.x).loc + 0.3, 0.16 * torch.eye(2))
-        kl = kl_divergence(shifted, toy.truth(toy.x))
-        # The best one has equal weights and no noise left but that of the search.
-        assert (found.approximation.abs() < 0.01 * kl).all()
-        assert_within(found.elbo - (truth - kl), 0.0)
-
-    def test_the_log_likelihood_does_not_miss_what_the_guide_misses(self):
-        """A narrow guide far away has importance weights that fall short of p(x) by more than
-        the gap.
-        """
-        toy = LinearGaussian()
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(x @ toy.map.T + 3.0, 0.1).to_event(1))
-
-        found = evaluate.gaps(toy.model, guide, toy.x, num_steps=1500, seed=0)
-        weighted = evaluate.log_likelihood(toy.model, guide, toy.x, seed=0)
-        assert (weighted < found.best_elbo).all()
-        assert_within((found.log_likelihood - toy.log_likelihood(toy.x).detach()).exp(), 1.0)
-
-    @pytest.mark.parametrize("family", [dist.Gamma, Gamma], ids=["implicit", "rejection"])
-    def test_of_a_positive_latent_variable(self, family):
-        """z ~ Gamma(2, 1), x ~ Poisson(z): the posterior Gamma(2 + x, 2) is in the family."""
-
-        def model(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Poisson(pyro.sample("z", dist.Gamma(2.0, 1.0))), obs=x)
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", family(3.0 + 0 * x, 1.0 + 0 * x))
-
-        x = torch.tensor([0.0, 1.0, 5.0])
-        truth = dist.NegativeBinomial(2.0, probs=torch.tensor(0.5)).log_prob(x)
-        found = evaluate.gaps(
-            model, guide, x, log_likelihood=truth, num_steps=1000, num_draws=50, lr=0.1, seed=0
-        )
-        kl = kl_divergence(dist.Gamma(3.0, 1.0), dist.Gamma(2.0 + x, 2.0))
-        assert (found.approximation.abs() < 0.01 * kl).all(), (found, kl)
-
-    def test_of_two_sites(self):
-        """Two latent variables, each with a site of its own: the guide's families are those of
-        the sites.
-        """
-
-        def model(x):
-            with pyro.plate("data", len(x)):
-                a = pyro.sample("a", dist.Normal(0.0, 1.0))
-                b = pyro.sample("b", dist.Normal(a, 1.0))
-                pyro.sample("x", dist.Normal(b, 1.0), obs=x)
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("b", dist.Normal(0.0 * x, 1.0))
-                pyro.sample("a", dist.Normal(0.5 * x, 0.5))
-
-        def chained(x):
-            with pyro.plate("data", len(x)):
-                b = pyro.sample("b", dist.Normal(0.0 * x, 1.0))
-                pyro.sample("a", dist.Normal(0.5 * b, 0.5))
-
-        x = torch.linspace(-1, 1, 50)
-        precision = torch.tensor([[2.0, -1.0], [-1.0, 2.0]])
-        found = evaluate.gaps(model, guide, x, seed=0)
-        assert_within(
-            found.approximation, 0.5 * (precision.diagonal().log().sum() - precision.logdet())
-        )
-        with pytest.raises(PairError, match="'a' of chained depends on another site's draw"):
-            evaluate.gaps(model, chained, x)
-
-    def test_leaves_everything_as_it_was(self, toy):
-        state = torch.get_rng_state()
-        before = {name: value.detach().clone() for name, value in toy.named_parameters()}
-        first, again = (
-            evaluate.gaps(toy.model, toy.guide, toy.x[:3], num_steps=3, seed=1)
-            for _ in range(2)
-        )
-        assert torch.equal(first.best_elbo, again.best_elbo)
-        assert torch.equal(state, torch.get_rng_state())
-        for name, value in toy.named_parameters():
-            assert torch.equal(value, before[name]) and value.grad is None
-        arrays = evaluate.gaps(toy.model, toy.guide, toy.x[:3].numpy(), num_steps=3, seed=1)
-        np.testing.assert_array_equal(arrays.amortization, first.amortization.numpy())
-
-    def test_errors(self, toy):
-        for name in ("num_steps", "num_draws"):
-            with pytest.raises(ValueError, match=f"{name} must be at least 1"):
-                evaluate.gaps(toy.model, toy.guide, toy.x, **{name: 0})
-
-        def model(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample(
-                    "x", dist.Normal(pyro.sample("z", dist.Uniform(-1.0, 1.0)), 1.0), obs=x
-                )
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Uniform(0 * x - 1, 1.0))
-
-        with pytest.raises(
-            PairError,
-            match="'z' is Uniform.*whose parameters cannot be optimized: it has no free",
-        ):
-            evaluate.gaps(model, guide, torch.zeros(3))
 
 
 @pytest.fixture(scope="module")

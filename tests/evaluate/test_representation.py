@@ -1,14 +1,13 @@
-"""What codes are worth to a classifier, and pictures of walks through the latent space."""
+"""Accuracies of classifiers of codes."""
 
 import math
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, evaluate, fit, guides, models, plot
+from tarspyro import Conditional, evaluate, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
@@ -25,8 +24,6 @@ def clusters(n, scale, dimensions=3, classes=4):
 
 
 # --- accuracies
-
-
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_nearest_neighbours_are_those_of_all_distances(k):
     x, y = clusters(120, 1.5)
@@ -149,94 +146,3 @@ def test_options_are_checked():
         evaluate.linear_probe(x, y, x, y, penalty=0)
     with pytest.raises(ValueError, match="labels must hold two different ones or more"):
         evaluate.linear_probe(x, 0 * y, x, y)
-
-
-# --- walks
-
-
-def watching(seen, latent=3, pixels=4):
-    """A pair whose codes are what the data say, and a decoder that writes down what it gets."""
-
-    def likelihood(z):
-        seen.append(z)
-        return dist.Bernoulli(
-            logits=z.sum(-1, keepdim=True).expand(*z.shape[:-1], pixels)
-        ).to_event(1)
-
-    model = models.VAE(default_prior(dist.Normal, latent), likelihood)
-    guide = guides.VAE(lambda x: dist.Normal(10 * x[..., :latent], 1.0).to_event(1))
-    return model, guide
-
-
-def test_interpolation_runs_straight_between_the_posterior_means():
-    seen = []
-    model, guide = watching(seen)
-    a, b = torch.rand(2, 4), torch.rand(2, 4)
-    figure = plot.interpolation(model, guide, a, b, num=5)
-    codes = seen[0].reshape(2, 5, 3)
-    for row in range(2):
-        for step in range(5):
-            expected = 10 * (a[row, :3] + (b[row, :3] - a[row, :3]) * step / 4)
-            torch.testing.assert_close(codes[row, step], expected)
-    sheet = np.asarray(figure.axes[0].images[0].get_array())
-    assert sheet.shape == (2 * 3 + 1, 7 * 3 + 1)  # the data at both ends
-    np.testing.assert_allclose(sheet[1:3, 1:3], a[0].reshape(2, 2), rtol=1e-6)
-    np.testing.assert_allclose(sheet[4:6, -3:-1], b[1].reshape(2, 2), rtol=1e-6)
-    np.testing.assert_allclose(sheet[1, 4], torch.sigmoid(codes[0, 0].sum()), rtol=1e-5)
-
-
-def test_interpolation_is_between_as_many_data_points():
-    model, guide = watching([])
-    with pytest.raises(
-        ValueError,
-        match=r"a and b must have the same shape \(N, \*x\), got \[\(2, 4\), \(1, 4\)\]",
-    ):
-        plot.interpolation(model, guide, torch.rand(2, 4), torch.rand(1, 4))
-    with pytest.raises(ValueError, match="num must be at least 2, got 1"):
-        plot.interpolation(model, guide, torch.rand(2, 4), torch.rand(2, 4), num=1)
-
-
-def test_traversal_begins_with_the_most_active_units():
-    seen = []
-    model, _ = watching(seen)
-    codes = torch.tensor([0.1, 3.0, 1.0]) * torch.randn(200, 3)
-    figure = plot.traversal(model, codes=codes, num=3)
-    assert figure.axes[0].get_ylabel() == "units 1, 2, 0"
-    rows = seen[0].reshape(3, 3, 3)
-    assert (rows.std(1).argmax(1) == torch.tensor([1, 2, 0])).all()
-    chosen = plot.traversal(model, codes=codes, units=[0], num=3)
-    assert chosen.axes[0].get_ylabel() == "units 0"
-    with pytest.raises(ValueError, match="codes must have 3 units as 'z' has, got 2"):
-        plot.traversal(model, codes=codes[:, :2])
-
-
-def hierarchy(x=None, *, batch_size=1):
-    with pyro.plate("data", batch_size if x is None else len(x)):
-        top = pyro.sample("z_2", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-        z = pyro.sample(
-            "z_1", dist.Normal(5.0 + top.expand(*top.shape[:-1], 2), 0.1).to_event(1)
-        )
-        pyro.sample("label", dist.Bernoulli(logits=z[..., 0]))
-        return pyro.sample(
-            "image",
-            dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 4)).to_event(1),
-            obs=x,
-        )
-
-
-def test_traversal_of_a_hierarchy():
-    figure = plot.traversal(hierarchy, latent="z_1", site="image", num=3)
-    sheet = np.asarray(figure.axes[0].images[0].get_array())
-    # z_1 has the mean 5 and the variance 1.01 under the model, and the other unit stays at its
-    # median
-    quantiles = 5 + math.sqrt(1.01) * dist.Normal(0.0, 1.0).icdf(
-        torch.tensor([0.02, 0.5, 0.98])
-    )
-    expected = torch.sigmoid(5 + quantiles)
-    for row in range(2):
-        np.testing.assert_allclose(sheet[1 + 3 * row, 1::3], expected, atol=2e-4)
-    assert figure.axes[0].get_ylabel() == "units 0, 1"
-    assert (
-        plot.traversal(hierarchy, latent="z_2", site="image", num=3).axes[0].get_ylabel()
-        == "units 0"
-    )

@@ -1,6 +1,4 @@
-"""Judges of samples against closed forms, and the mixtures of Gaussians that they are tried
-on.
-"""
+"""Measures of samples against closed forms, and the mixtures of Gaussians that they are tried on."""
 
 import math
 
@@ -8,7 +6,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from scipy.stats import gaussian_kde
 
 from tarspyro import Conditional, data, evaluate, fit, models
 from tarspyro.nn import MLP
@@ -33,8 +30,6 @@ def covariance(seed, size=4):
 
 
 # --- the Frechet distance
-
-
 def test_the_frechet_distance_of_gaussians():
     means, covariances = torch.randn(2, 4, dtype=torch.float64), [covariance(1), covariance(2)]
     x, y = (
@@ -68,8 +63,6 @@ def test_the_frechet_distance_of_fewer_rows_than_features():
 
 
 # --- precision and recall
-
-
 def by_hand(x, y, k):
     """Equation 2 of the paper, point by point."""
     among = 0
@@ -112,67 +105,7 @@ def test_precision_and_recall_tell_what_is_wrong():
     assert evaluate.precision_recall(ring.x, ring.x) == (1.0, 1.0)
 
 
-# --- Parzen windows
-
-
-def test_parzen_windows_are_scipys():
-    samples, x = (
-        torch.randn(50, 1, dtype=torch.float64),
-        torch.linspace(-3, 3, 230, dtype=torch.float64)[:, None],
-    )
-    kde = gaussian_kde(samples[:, 0].numpy())
-    found = evaluate.parzen_log_likelihood(
-        samples, x, scales=float(kde.factor * samples.std())
-    )
-    expected = torch.as_tensor(kde.logpdf(x[:, 0].numpy()))
-    torch.testing.assert_close(found.log_likelihood, expected)
-    assert found.mean == pytest.approx(expected.mean().item())
-    assert found.standard_error == pytest.approx(expected.std().item() / 230**0.5)
-
-
-def test_parzen_windows_are_a_mixture_in_any_shape():
-    samples, x = torch.rand(7, 1, 4, 4), torch.rand(5, 1, 4, 4)
-    components = dist.Normal(samples.flatten(1), 0.3).to_event(1)
-    mixture = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(torch.ones(7)), components
-    )
-    found = evaluate.parzen_log_likelihood(samples, x, scales=0.3)
-    torch.testing.assert_close(found.log_likelihood.float(), mixture.log_prob(x.flatten(1)))
-
-
-def test_the_window_is_chosen_on_validation_data():
-    """Of draws of N(0, I), the window that fits other draws best is known: by the mean over
-    samples and points.
-    """
-    torch.manual_seed(0)
-    samples, held_out, x = torch.randn(300, 2), torch.randn(500, 2), 10 + torch.randn(20, 2)
-    scales = [0.05, 0.2, 0.4, 1.0, 3.0]
-    found = evaluate.parzen_log_likelihood(samples, x, validation=held_out, scales=scales)
-    means = [
-        evaluate.parzen_log_likelihood(samples, held_out, scales=scale).mean
-        for scale in scales
-    ]
-    assert found.scale == scales[max(range(5), key=means.__getitem__)] and found.scale in (
-        0.2,
-        0.4,
-    )
-    # x itself would have chosen another: it is far away, and was not asked.
-    assert (
-        max(
-            scales,
-            key=lambda scale: evaluate.parzen_log_likelihood(samples, x, scales=scale).mean,
-        )
-        == 3.0
-    )
-    torch.testing.assert_close(
-        found.log_likelihood,
-        evaluate.parzen_log_likelihood(samples, x, scales=found.scale).log_likelihood,
-    )
-
-
 # --- labels and modes
-
-
 def test_agreement_is_with_the_asked_labels():
     split = data.digits().one_hot()
     p = models.Classifier(Conditional(dist.OneHotCategorical, MLP(64, [32]), 10))
@@ -255,3 +188,66 @@ def test_what_cannot_be_judged_is_said():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+# Distances.
+GRID = torch.randint(0, 10, (300, 2), generator=torch.Generator().manual_seed(0))
+
+
+WIDER = torch.randint(0, 12, (300, 2), generator=torch.Generator().manual_seed(1))
+
+
+AS_FEATURES = {
+    "integers": lambda grid: grid,
+    "far away": lambda grid: grid.double() + 1e6 + 0.3,
+    "tenths": lambda grid: 0.1 * grid.double(),
+    "tenths in single precision": lambda grid: (0.1 * grid).float(),
+    "ninths, far away, in single precision": lambda grid: (grid / 9 + 100).float(),
+}
+
+
+@pytest.mark.parametrize("features", AS_FEATURES.values(), ids=AS_FEATURES)
+def test_ties_of_precision_and_recall_are_those_of_the_integers(features):
+    """On a grid most of the distances are equal to others, by matrix products only nearly."""
+
+    def share(x, y):
+        squares = (x[:, None] - x[None]).square().sum(-1)
+        radii = squares.kthvalue(4, dim=1).values
+        return ((y[:, None] - x[None]).square().sum(-1) <= radii).any(1).double().mean().item()
+
+    found = evaluate.precision_recall(features(GRID), features(WIDER))
+    assert 0.5 < share(GRID, WIDER) < 0.9
+    assert found == (share(GRID, WIDER), share(WIDER, GRID))
+
+
+def test_a_point_beside_a_neighbourhood_is_not_in_it():
+    data, samples = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.00001], [1.99999]])
+    assert evaluate.precision_recall(data, samples, k=1).precision == 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_numbers_far_from_the_origin_have_the_distances_that_they_have(offset):
+    """Every sum is exact here: the same numbers, moved."""
+    torch.manual_seed(0)
+    x, y = (torch.randint(-8, 8, (50, 20)).double() / 8 for _ in range(2))
+    moved, other = x + offset, y + offset
+    found = evaluate.parzen_log_likelihood(moved, other, scales=0.5).log_likelihood
+    torch.testing.assert_close(
+        found, evaluate.parzen_log_likelihood(x, y, scales=0.5).log_likelihood
+    )
+    assert evaluate.mode_coverage(moved, moved[:5], scale=1e-9) == (5, 0.1)
+    labels = (x[:, 0] > 0).long()
+    own = evaluate.knn_accuracy(moved, labels, moved + 1 / 64, labels, k=1)
+    assert own == 1.0
+
+
+def test_the_density_of_narrow_modes_is_exact():
+    modes = data.ring(100, scale=1e-3, seed=0)
+    at = (
+        modes.means.repeat(10, 1) + 1e-3
+    )  # more than 25 rows, from which on torch multiplies matrices
+    expected = -1.0 - math.log(len(modes.means) * 2 * math.pi * 1e-6)
+    # The points themselves are rounded, by 1e-4 of the scale.
+    torch.testing.assert_close(
+        modes.log_prob(at), torch.full((len(at),), expected), rtol=0, atol=1e-3
+    )

@@ -1,14 +1,14 @@
-"""Numbers of ``evaluate`` against truth: gaps, distances, imputation."""
+"""Gaps against closed forms of a linear-Gaussian pair, conjugate pairs and exact guides."""
 
-import math
-
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import distributions as td
+from torch.distributions import kl_divergence
 
-from tarspyro import data, evaluate
+from tarspyro import evaluate
 from tarspyro.distributions import (
     Beta,
     Chi2,
@@ -27,6 +27,7 @@ from tarspyro.distributions import (
 from tarspyro.infer import PairError
 
 from ..programs import LinearGaussian, assert_within
+from .correlated import Correlated
 
 
 @pytest.fixture
@@ -36,15 +37,32 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-# Gaps.
+@pytest.fixture
+def toy(double):
+    return Correlated()
 
+
+# Gaps.
 ROWS = torch.tensor([0.5, 1.0, 2.0])
+
+
 VECTORS = torch.stack([ROWS, ROWS.flip(0), 0.3 * ROWS], -1)
+
+
 LOGITS = VECTORS.log()
+
+
 NORMAL = dist.Normal(VECTORS, 0.5).to_event(1)
+
+
 MASK = torch.tensor([True, False, True])
+
+
 FACTOR = torch.tensor([[0.5, 0.0, 0.0], [0.3, 1.0, 0.0], [0.2, -0.4, 2.0]])
+
+
 UNITS = {"scale": 0.5, "loc": 0.1}
+
 
 # Distributions of three data points, with options that are not their families' defaults.
 FAMILIES = {
@@ -225,99 +243,143 @@ def test_gaps_refuse_what_cannot_be_made_again():
             evaluate.gaps(*pair(prior, q), torch.zeros(3), num_steps=1)
 
 
-# Distances.
+@pytest.mark.usefixtures("double")
+class TestGaps:
+    def test_of_a_factorized_guide(self, toy):
+        found = evaluate.gaps(toy.model, toy.guide, toy.x, seed=0)
+        kl = kl_divergence(toy.as_multivariate(toy.x), toy.truth(toy.x))
+        assert toy.approximation() > 0.5
+        assert_within(found.approximation, toy.approximation())
+        assert_within(found.amortization - (kl - toy.approximation()), 0.0)
+        assert_within((found.log_likelihood - toy.log_likelihood(toy.x).detach()).exp(), 1.0)
+        assert_within(found.elbo - toy.elbo(toy.x).detach(), 0.0)
+        torch.testing.assert_close(
+            found.approximation + found.amortization,
+            found.log_likelihood - found.elbo,
+            atol=1e-12,
+            rtol=0,
+        )
 
-GRID = torch.randint(0, 10, (300, 2), generator=torch.Generator().manual_seed(0))
-WIDER = torch.randint(0, 12, (300, 2), generator=torch.Generator().manual_seed(1))
-AS_FEATURES = {
-    "integers": lambda grid: grid,
-    "far away": lambda grid: grid.double() + 1e6 + 0.3,
-    "tenths": lambda grid: 0.1 * grid.double(),
-    "tenths in single precision": lambda grid: (0.1 * grid).float(),
-    "ninths, far away, in single precision": lambda grid: (grid / 9 + 100).float(),
-}
+    def test_of_a_full_covariance_there_is_no_approximation(self, toy):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample(
+                    "z",
+                    dist.MultivariateNormal(
+                        toy.truth(x).loc + 0.3, scale_tril=0.4 * torch.eye(2)
+                    ),
+                )
 
+        truth = toy.log_likelihood(toy.x).detach()
+        found = evaluate.gaps(toy.model, guide, toy.x, log_likelihood=truth, seed=0)
+        assert found.log_likelihood is truth
+        with_errors = evaluate.LogLikelihood(truth, 0 * truth, 0 * truth)
+        again = evaluate.gaps(
+            toy.model, guide, toy.x, num_steps=1, num_particles=2, log_likelihood=with_errors
+        )
+        assert again.log_likelihood is truth
+        shifted = dist.MultivariateNormal(toy.truth(toy.x).loc + 0.3, 0.16 * torch.eye(2))
+        kl = kl_divergence(shifted, toy.truth(toy.x))
+        # The best one has equal weights and no noise left but that of the search.
+        assert (found.approximation.abs() < 0.01 * kl).all()
+        assert_within(found.elbo - (truth - kl), 0.0)
 
-@pytest.mark.parametrize("features", AS_FEATURES.values(), ids=AS_FEATURES)
-def test_ties_of_precision_and_recall_are_those_of_the_integers(features):
-    """On a grid most of the distances are equal to others, by matrix products only nearly."""
+    def test_the_log_likelihood_does_not_miss_what_the_guide_misses(self):
+        """A narrow guide far away has importance weights that fall short of p(x) by more than
+        the gap.
+        """
+        toy = LinearGaussian()
 
-    def share(x, y):
-        squares = (x[:, None] - x[None]).square().sum(-1)
-        radii = squares.kthvalue(4, dim=1).values
-        return ((y[:, None] - x[None]).square().sum(-1) <= radii).any(1).double().mean().item()
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ toy.map.T + 3.0, 0.1).to_event(1))
 
-    found = evaluate.precision_recall(features(GRID), features(WIDER))
-    assert 0.5 < share(GRID, WIDER) < 0.9
-    assert found == (share(GRID, WIDER), share(WIDER, GRID))
+        found = evaluate.gaps(toy.model, guide, toy.x, num_steps=1500, seed=0)
+        weighted = evaluate.log_likelihood(toy.model, guide, toy.x, seed=0)
+        assert (weighted < found.best_elbo).all()
+        assert_within((found.log_likelihood - toy.log_likelihood(toy.x).detach()).exp(), 1.0)
 
+    @pytest.mark.parametrize("family", [dist.Gamma, Gamma], ids=["implicit", "rejection"])
+    def test_of_a_positive_latent_variable(self, family):
+        """z ~ Gamma(2, 1), x ~ Poisson(z): the posterior Gamma(2 + x, 2) is in the family."""
 
-def test_a_point_beside_a_neighbourhood_is_not_in_it():
-    data, samples = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.00001], [1.99999]])
-    assert evaluate.precision_recall(data, samples, k=1).precision == 0.5
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Poisson(pyro.sample("z", dist.Gamma(2.0, 1.0))), obs=x)
 
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", family(3.0 + 0 * x, 1.0 + 0 * x))
 
-@pytest.mark.parametrize("offset", [0.0, 1e8])
-def test_numbers_far_from_the_origin_have_the_distances_that_they_have(offset):
-    """Every sum is exact here: the same numbers, moved."""
-    torch.manual_seed(0)
-    x, y = (torch.randint(-8, 8, (50, 20)).double() / 8 for _ in range(2))
-    moved, other = x + offset, y + offset
-    found = evaluate.parzen_log_likelihood(moved, other, scales=0.5).log_likelihood
-    torch.testing.assert_close(
-        found, evaluate.parzen_log_likelihood(x, y, scales=0.5).log_likelihood
-    )
-    assert evaluate.mode_coverage(moved, moved[:5], scale=1e-9) == (5, 0.1)
-    labels = (x[:, 0] > 0).long()
-    own = evaluate.knn_accuracy(moved, labels, moved + 1 / 64, labels, k=1)
-    assert own == 1.0
+        x = torch.tensor([0.0, 1.0, 5.0])
+        truth = dist.NegativeBinomial(2.0, probs=torch.tensor(0.5)).log_prob(x)
+        found = evaluate.gaps(
+            model, guide, x, log_likelihood=truth, num_steps=1000, num_draws=50, lr=0.1, seed=0
+        )
+        kl = kl_divergence(dist.Gamma(3.0, 1.0), dist.Gamma(2.0 + x, 2.0))
+        assert (found.approximation.abs() < 0.01 * kl).all(), (found, kl)
 
+    def test_of_two_sites(self):
+        """Two latent variables, each with a site of its own: the guide's families are those of
+        the sites.
+        """
 
-def test_the_density_of_narrow_modes_is_exact():
-    modes = data.ring(100, scale=1e-3, seed=0)
-    at = (
-        modes.means.repeat(10, 1) + 1e-3
-    )  # more than 25 rows, from which on torch multiplies matrices
-    expected = -1.0 - math.log(len(modes.means) * 2 * math.pi * 1e-6)
-    # The points themselves are rounded, by 1e-4 of the scale.
-    torch.testing.assert_close(
-        modes.log_prob(at), torch.full((len(at),), expected), rtol=0, atol=1e-3
-    )
+        def model(x):
+            with pyro.plate("data", len(x)):
+                a = pyro.sample("a", dist.Normal(0.0, 1.0))
+                b = pyro.sample("b", dist.Normal(a, 1.0))
+                pyro.sample("x", dist.Normal(b, 1.0), obs=x)
 
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("b", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("a", dist.Normal(0.5 * x, 0.5))
 
-# Imputation.
+        def chained(x):
+            with pyro.plate("data", len(x)):
+                b = pyro.sample("b", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("a", dist.Normal(0.5 * b, 0.5))
 
+        x = torch.linspace(-1, 1, 50)
+        precision = torch.tensor([[2.0, -1.0], [-1.0, 2.0]])
+        found = evaluate.gaps(model, guide, x, seed=0)
+        assert_within(
+            found.approximation, 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+        )
+        with pytest.raises(PairError, match="'a' of chained depends on another site's draw"):
+            evaluate.gaps(model, chained, x)
 
-@pytest.mark.parametrize("observed", range(5))
-def test_imputation_is_right_where_little_is_observed(observed, double):
-    """One element of five: a round keeps 0.97 of what was off before, and 20 of them 0.5. So
-    the start must be right.
-    """
-    toy, mask = LinearGaussian(), torch.arange(5) == observed
-    x = toy.x[:2].where(mask, torch.nan)
-    drawn = evaluate.impute(
-        toy.model, toy.exact_posterior_guide, x, mask, num_samples=4000, seed=0
-    )[..., ~mask]
-    covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
-    gain = covariance[~mask][:, mask] / covariance[mask][:, mask]
-    assert_within(drawn, toy.x[:2, mask] @ gain.T, "mean")
-    centred = drawn - toy.x[:2, mask] @ gain.T
-    spread = covariance[~mask][:, ~mask] - gain @ covariance[mask][:, ~mask]
-    assert_within(
-        centred.unsqueeze(-1) * centred.unsqueeze(-2), spread.expand(2, 4, 4), "covariance"
-    )
+    def test_leaves_everything_as_it_was(self, toy):
+        state = torch.get_rng_state()
+        before = {name: value.detach().clone() for name, value in toy.named_parameters()}
+        first, again = (
+            evaluate.gaps(toy.model, toy.guide, toy.x[:3], num_steps=3, seed=1)
+            for _ in range(2)
+        )
+        assert torch.equal(first.best_elbo, again.best_elbo)
+        assert torch.equal(state, torch.get_rng_state())
+        for name, value in toy.named_parameters():
+            assert torch.equal(value, before[name]) and value.grad is None
+        arrays = evaluate.gaps(toy.model, toy.guide, toy.x[:3].numpy(), num_steps=3, seed=1)
+        np.testing.assert_array_equal(arrays.amortization, first.amortization.numpy())
 
+    def test_errors(self, toy):
+        for name in ("num_steps", "num_draws"):
+            with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+                evaluate.gaps(toy.model, toy.guide, toy.x, **{name: 0})
 
-def test_imputation_of_nothing_that_is_observed_draws_from_the_model(double):
-    toy = LinearGaussian()
-    drawn = evaluate.impute(
-        toy.model,
-        toy.exact_posterior_guide,
-        toy.x[:1],
-        torch.zeros(5),
-        num_samples=4000,
-        seed=0,
-    )
-    covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
-    assert_within(drawn, torch.zeros(1, 5), "mean")
-    assert_within(drawn.unsqueeze(-1) * drawn.unsqueeze(-2), covariance[None], "covariance")
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample(
+                    "x", dist.Normal(pyro.sample("z", dist.Uniform(-1.0, 1.0)), 1.0), obs=x
+                )
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Uniform(0 * x - 1, 1.0))
+
+        with pytest.raises(
+            PairError,
+            match="'z' is Uniform.*whose parameters cannot be optimized: it has no free",
+        ):
+            evaluate.gaps(model, guide, torch.zeros(3))

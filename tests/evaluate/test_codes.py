@@ -1,0 +1,133 @@
+"""Codes that are never stale, noisy or of the wrong mode; samples and decoded means."""
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+
+from tarspyro import Conditional, embed, evaluate, guides, models
+from tarspyro.data import Split
+from tarspyro.distributions import default_prior
+from tarspyro.infer import PairError
+from tarspyro.nn import MLP
+
+from ..programs import LinearGaussian
+
+
+@pytest.fixture
+def toy():
+    toy = LinearGaussian()
+    yield toy
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(default)
+
+
+def vae(dropout=0.0):
+    model = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64)
+    )
+    return model, guides.VAE(Conditional(dist.Normal, MLP(64, [8], dropout=dropout), 2))
+
+
+def test_embed_is_the_posterior_mean_in_evaluation_mode():
+    _, guide = vae(dropout=0.5)
+    x = torch.rand(250, 64).round()
+    guide.train()
+    codes = embed(guide, x)
+    assert guide.training and not codes.requires_grad
+    torch.testing.assert_close(codes, guide.eval().posterior(x).mean.detach())
+    torch.testing.assert_close(codes, embed(guide, x))
+
+
+def test_means_leave_the_random_state_as_it_was():
+    model, guide = vae()
+    state = torch.get_rng_state()
+    embed(guide, torch.rand(5, 64, generator=torch.Generator().manual_seed(0)))
+    evaluate.decode(model, torch.zeros(3, 2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_embed_is_never_stale():
+    """Pixyz returns the old codes of the same tensor after a step (known fault)."""
+    _, guide = vae()
+    x = torch.rand(5, 64)
+    before = embed(guide, x)
+    with torch.no_grad():
+        guide.posterior.heads["loc"].bias += 1.0
+    torch.testing.assert_close(embed(guide, x), before + 1.0)
+
+
+def test_embed_gives_draws_when_asked():
+    _, guide = vae()
+    x = torch.rand(150, 64)
+    draws = embed(guide, x, num_samples=2000)
+    assert draws.shape == (2000, 150, 2)
+    posterior = guide.posterior(x)
+    error = posterior.stddev.detach() / 2000**0.5
+    assert ((draws.mean(0) - posterior.mean.detach()).abs() < 5 * error).all()
+
+
+def test_arrays_in_arrays_out():
+    model, guide = vae()
+    x = np.random.default_rng(0).random((5, 64)).round()
+    results = {
+        "embed": (embed(guide, x), (5, 2)),
+        "draws": (embed(guide, x, num_samples=3), (3, 5, 2)),
+        "log_likelihood": (evaluate.log_likelihood(model, guide, x, num_particles=3), (5,)),
+        "effective_sample_size": (
+            evaluate.log_likelihood(model, guide, x, num_particles=3, errors=True)[2],
+            (5,),
+        ),
+        "elbo": (evaluate.elbo(model, guide, x).elbo, (5,)),
+        "active_units": (evaluate.active_units(guide, x), (2,)),
+        "reconstruct": (evaluate.reconstruct(model, guide, x), (5, 64)),
+        "decode": (evaluate.decode(model, np.zeros((4, 2))), (4, 64)),
+    }
+    for name, (result, shape) in results.items():
+        assert isinstance(result, np.ndarray) and result.shape == shape, name
+    assert isinstance(embed(guide, torch.as_tensor(x)), torch.Tensor)
+    assert embed(guide, Split(torch.as_tensor(x))).shape == (5, 2)
+
+
+def test_active_units_have_means_that_move():
+    _, guide = vae()
+    with torch.no_grad():
+        guide.posterior.heads["loc"].weight[1].zero_()
+    assert evaluate.active_units(guide, torch.rand(50, 64) * 10).tolist() == [True, False]
+
+
+def test_generation_and_seeds():
+    model, _ = vae()
+    state = torch.get_rng_state()
+    assert torch.equal(evaluate.sample(model, 5, seed=1), evaluate.sample(model, 5, seed=1))
+    assert torch.equal(state, torch.get_rng_state())
+    means = evaluate.sample(model, 5, mean=True)
+    assert ((means > 0) & (means < 1)).all()
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(evaluate.decode(model, z), model.likelihood.mean(z).detach())
+
+
+def test_it_works_on_any_program(toy):
+    assert embed(toy.guide, toy.x).shape == (50, 2)
+    torch.testing.assert_close(embed(toy.guide, toy.x), toy.posterior(toy.x).mean.detach())
+    with pytest.raises(PairError, match="batch_size"):
+        evaluate.sample(toy.model, 3)
+
+
+def test_errors():
+    _, guide = vae()
+    with pytest.raises(ValueError, match="site must be one of"):
+        embed(guide, torch.zeros(2, 64), site="w")
+    autoencoder = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [8]), 64), 2)
+    with pytest.raises(PairError, match="decode codes instead"):
+        evaluate.sample(autoencoder, 3)
+    with pytest.raises(NotImplementedError, match="num_samples"):
+        embed(
+            guides.VAE(Conditional(dist.RelaxedBernoulli, MLP(64, [8]), 2)), torch.zeros(2, 64)
+        )

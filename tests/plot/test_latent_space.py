@@ -1,0 +1,363 @@
+"""Pictures of the latent space draw the codes that they say."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from tarspyro import Conditional, Deterministic, guides, models, plot
+from tarspyro.data import Split
+from tarspyro.distributions import default_prior
+from tarspyro.nn import MLP
+
+from .pictures import make_pair, points, tiles
+
+
+def test_latents_are_the_posterior_means(pair, held_out):
+    figure = plot.latents(pair[1], held_out.x)
+    pair[1].eval()
+    with torch.no_grad():
+        means = pair[1].posterior.mean(held_out.x)
+    np.testing.assert_allclose(points(figure), means, rtol=1e-5)
+    assert figure.axes[0].get_legend() is None
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z[0]", "z[1]")
+
+
+@pytest.mark.parametrize("form", ["split", "tensor and labels", "array and labels"])
+def test_latents_by_label(form, pair, held_out):
+    if form == "split":
+        figure = plot.latents(pair[1], held_out)
+    elif form == "tensor and labels":
+        figure = plot.latents(pair[1], held_out.x, labels=held_out.y)
+    else:
+        figure = plot.latents(pair[1], held_out.x.numpy(), labels=held_out.y.tolist())
+    ax = figure.axes[0]
+    labels = sorted(set(held_out.y.tolist()))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        str(label) for label in labels
+    ]
+    pair[1].eval()
+    with torch.no_grad():
+        means = pair[1].posterior.mean(held_out.x).numpy()
+    for label, collection in zip(labels, ax.collections, strict=True):
+        np.testing.assert_allclose(
+            collection.get_offsets(), means[held_out.y.numpy() == label], rtol=1e-5
+        )
+    assert len({tuple(collection.get_facecolor()[0]) for collection in ax.collections}) == len(
+        labels
+    )
+
+
+def test_latents_of_data_without_labels(pair, held_out):
+    figure = plot.latents(pair[1], Split(held_out.x))
+    assert len(figure.axes[0].collections) == 1 and figure.axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.tensor, np.array, list], ids=["tensor", "array", "list"]
+)
+def test_latents_of_codes(kind):
+    codes = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    np.testing.assert_array_equal(points(plot.latents(kind(codes))), codes)
+    assert len(plot.latents(kind(codes), labels=kind([0, 1, 0])).axes[0].collections) == 2
+    # those of a split are taken with codes as well
+    assert (
+        len(
+            plot.latents(kind(codes), Split(torch.zeros(3, 1), torch.tensor([1, 2, 3])))
+            .axes[0]
+            .collections
+        )
+        == 3
+    )
+
+
+def test_latents_of_one_dimension(held_out):
+    figure = plot.latents(make_pair(latent=1)[1], held_out)
+    assert len(points(figure)) == 60 and figure.axes[0].get_xlabel() == "z"
+    np.testing.assert_array_equal(
+        points(plot.latents(np.array([5.0, 7.0]))), [[5.0, 0.0], [7.0, 1.0]]
+    )
+
+
+def test_latents_of_many_dimensions_by_principal_components():
+    """A plane in five dimensions is found again, up to a rotation."""
+    plane = np.random.default_rng(0).normal(size=(40, 2)) * [3.0, 1.0]
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 2)))[0]
+    figure = plot.latents((plane @ basis.T).reshape(40, 5, 1))
+    distances = [
+        np.linalg.norm(p[:, None] - p[None], axis=-1) for p in (points(figure), plane)
+    ]
+    np.testing.assert_allclose(*distances, atol=1e-6)
+    shares = np.sort(np.linalg.eigvalsh(np.cov(plane.T)))[::-1] / np.cov(plane.T).trace()
+    assert figure.axes[0].get_xlabel() == f"PC 1 ({shares[0]:.0%} of variance)"
+    assert figure.axes[0].get_ylabel() == f"PC 2 ({shares[1]:.0%} of variance)"
+
+
+def test_latents_of_a_guide_with_many_dimensions(held_out):
+    figure = plot.latents(make_pair(latent=4)[1], held_out)
+    assert points(figure).shape == (60, 2) and figure.axes[0].get_xlabel().startswith("PC 1")
+
+
+def test_latents_of_many_dimensions_by_neighborhoods():
+    rng = np.random.default_rng(0)
+    codes = np.concatenate([rng.normal(size=(12, 4)), rng.normal(size=(12, 4)) + 100.0])
+    figure = plot.latents(codes, method="tsne")
+    assert figure.axes[0].get_xlabel() == "t-SNE 1"
+    found = points(figure)
+    centers = found[:12].mean(0), found[12:].mean(0)
+    spread = max(
+        np.linalg.norm(found[:12] - centers[0], axis=1).max(),
+        np.linalg.norm(found[12:] - centers[1], axis=1).max(),
+    )
+    assert np.linalg.norm(centers[0] - centers[1]) > spread
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_latents_of_a_collapsed_posterior(method):
+    figure = plot.latents(np.ones((20, 5)), method=method)
+    assert (points(figure) == 0).all() and figure.axes[0].get_xlabel() == "no variance"
+
+
+def test_latents_of_a_deterministic_guide(held_out):
+    guide = guides.Autoencoder(Deterministic(MLP(64, [8]), 2))
+    np.testing.assert_allclose(
+        points(plot.latents(guide, held_out.x)),
+        guide.encoder.mean(held_out.x).detach(),
+        rtol=1e-5,
+    )
+
+
+def test_latents_of_a_chosen_site():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z_1", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("z_2", dist.Normal(-x, 1.0).to_event(1))
+
+    x = torch.rand(5, 2)
+    np.testing.assert_array_equal(points(plot.latents(guide, x, site="z_2")), -x)
+    with pytest.raises(ValueError, match="site must be one of"):
+        plot.latents(guide, x)
+
+
+def test_latents_method_is_checked():
+    with pytest.raises(ValueError, match="method must be 'pca' or 'tsne', got 'umap'"):
+        plot.latents(np.zeros((3, 2)), method="umap")
+
+
+def test_manifold_runs_through_equally_likely_steps():
+    model = models.VAE(
+        default_prior(dist.Normal, 2),
+        lambda z: dist.Normal(dist.Normal(0, 1).cdf(z), 1.0).to_event(1),
+    )
+    sheet = tiles(plot.manifold(model, num=4, image_shape=(1, 2)), 4, 4, 1, 2)
+    levels = [1 / 8, 3 / 8, 5 / 8, 7 / 8]
+    # z[0] grows to the right, z[1] upwards
+    expected = [[[first, second]] for second in levels[::-1] for first in levels]
+    np.testing.assert_allclose(sheet, expected, atol=0.02)
+
+
+def test_manifold_of_equal_steps():
+    model = models.VAE(
+        default_prior(dist.Normal, 2), lambda z: dist.Normal(z / 8 + 0.5, 1.0).to_event(1)
+    )
+    sheet = tiles(plot.manifold(model, num=3, extent=4.0, image_shape=(1, 2)), 3, 3, 1, 2)
+    expected = [[[first, second]] for second in (1.0, 0.5, 0.0) for first in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(sheet, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "family", [dist.Normal, dist.Gamma, dist.Beta, dist.MultivariateNormal, dist.LogNormal]
+)
+def test_manifold_of_a_family(family):
+    figure = plot.manifold(make_pair(family)[0], num=3)
+    assert figure.axes[0].get_title() == "decoder manifold"
+    assert np.ptp(np.stack(tiles(figure, 3, 3)), axis=0).max() > 0
+
+
+def test_manifold_of_positive_codes_stays_in_their_support():
+    seen = []
+
+    def likelihood(z):
+        seen.append(z)
+        return dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 4)).to_event(1)
+
+    plot.manifold(models.VAE(default_prior(dist.Gamma, 2), likelihood), num=5)
+    assert len(seen) == 1 and seen[0].shape == (25, 2) and (seen[0] > 0).all()
+
+
+def test_manifold_of_the_simplex_is_a_line():
+    seen = []
+
+    def likelihood(z):
+        seen.append(z)
+        return dist.Normal(z, 1.0).to_event(1)
+
+    figure = plot.manifold(
+        models.VAE(default_prior(dist.Dirichlet, 2), likelihood), num=4, image_shape=(1, 2)
+    )
+    torch.testing.assert_close(seen[0].sum(1), torch.ones(4))
+    assert figure.axes[0].get_title() == "decoder along the simplex"
+    # Dir(1, 1) is uniform on the line
+    np.testing.assert_allclose(
+        np.stack(tiles(figure, 1, 4, 1, 2))[:, 0, 0], [1 / 8, 3 / 8, 5 / 8, 7 / 8], atol=0.02
+    )
+
+
+def test_manifold_of_an_event_of_another_shape():
+    model = models.VAE(
+        default_prior(dist.Normal, (1, 2)),
+        lambda z: dist.Normal(z.flatten(1), 1.0).to_event(1),
+    )
+    assert len(tiles(plot.manifold(model, num=3, image_shape=(1, 2)), 3, 3, 1, 2)) == 9
+
+
+def test_manifold_of_a_function():
+    def model(batch_size=1):
+        with pyro.plate("data", batch_size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return pyro.sample(
+                "x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 4)).to_event(1)
+            )
+
+    first, *_, last = tiles(plot.manifold(model, num=3), 3, 3, 2, 2)
+    np.testing.assert_allclose(first + last, 1.0, atol=0.03)  # (-z, z) and (z, -z)
+    assert not pyro.get_param_store().keys()
+
+
+@pytest.mark.parametrize("latent", [1, 3])
+def test_manifold_needs_two_dimensions(latent):
+    with pytest.raises(
+        ValueError, match=f"two dimensions, got one of {latent}: take traversal"
+    ):
+        plot.manifold(make_pair(latent=latent)[0])
+
+
+def test_manifold_needs_a_prior():
+    model = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [8]), 64), 2)
+    with pytest.raises(ValueError, match=r"Autoencoder has no prior that can be drawn from"):
+        plot.manifold(model)
+
+
+def test_traversal_changes_one_unit_a_row():
+    seen = []
+
+    def likelihood(z):
+        seen.append(z)
+        return dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 4)).to_event(1)
+
+    model = models.VAE(default_prior(dist.Normal, 3), likelihood)
+    figure = plot.traversal(model, [1.0, 2.0, 3.0], units=[2, 0], num=5)
+    codes = seen[0].reshape(2, 5, 3)
+    quantiles = dist.Normal(0.0, 1.0).icdf(torch.linspace(0.02, 0.98, 5))
+    torch.testing.assert_close(codes[0, :, 2], quantiles, atol=0.1, rtol=0)
+    torch.testing.assert_close(codes[1, :, 0], quantiles, atol=0.1, rtol=0)
+    assert (codes[0, :, :2] == torch.tensor([1.0, 2.0])).all() and (
+        codes[1, :, 1:] == torch.tensor([2.0, 3.0])
+    ).all()
+    assert len(tiles(figure, 2, 5, 2, 2)) == 10
+    assert figure.axes[0].get_ylabel() == "units 2, 0"
+
+
+def test_traversal_of_many_units_starts_at_the_median():
+    seen = []
+
+    def likelihood(z):
+        seen.append(z)
+        return dist.Bernoulli(logits=z[:, :1].expand(-1, 4)).to_event(1)
+
+    model = models.VAE(default_prior(dist.Gamma, 12), likelihood)
+    assert len(tiles(plot.traversal(model, num=3), 10, 3, 2, 2)) == 30
+    codes = seen[0].reshape(10, 3, 12)
+    assert (codes > 0).all()
+    assert codes[0, 0, 5] == pytest.approx(np.log(2), abs=0.05)  # the median of Gamma(1, 1)
+
+
+def watching(seen, latent=3, pixels=4):
+    """A pair whose codes are what the data say, and a decoder that writes down what it gets."""
+
+    def likelihood(z):
+        seen.append(z)
+        return dist.Bernoulli(
+            logits=z.sum(-1, keepdim=True).expand(*z.shape[:-1], pixels)
+        ).to_event(1)
+
+    model = models.VAE(default_prior(dist.Normal, latent), likelihood)
+    guide = guides.VAE(lambda x: dist.Normal(10 * x[..., :latent], 1.0).to_event(1))
+    return model, guide
+
+
+def test_interpolation_runs_straight_between_the_posterior_means():
+    seen = []
+    model, guide = watching(seen)
+    a, b = torch.rand(2, 4), torch.rand(2, 4)
+    figure = plot.interpolation(model, guide, a, b, num=5)
+    codes = seen[0].reshape(2, 5, 3)
+    for row in range(2):
+        for step in range(5):
+            expected = 10 * (a[row, :3] + (b[row, :3] - a[row, :3]) * step / 4)
+            torch.testing.assert_close(codes[row, step], expected)
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    assert sheet.shape == (2 * 3 + 1, 7 * 3 + 1)  # the data at both ends
+    np.testing.assert_allclose(sheet[1:3, 1:3], a[0].reshape(2, 2), rtol=1e-6)
+    np.testing.assert_allclose(sheet[4:6, -3:-1], b[1].reshape(2, 2), rtol=1e-6)
+    np.testing.assert_allclose(sheet[1, 4], torch.sigmoid(codes[0, 0].sum()), rtol=1e-5)
+
+
+def test_interpolation_is_between_as_many_data_points():
+    model, guide = watching([])
+    with pytest.raises(
+        ValueError,
+        match=r"a and b must have the same shape \(N, \*x\), got \[\(2, 4\), \(1, 4\)\]",
+    ):
+        plot.interpolation(model, guide, torch.rand(2, 4), torch.rand(1, 4))
+    with pytest.raises(ValueError, match="num must be at least 2, got 1"):
+        plot.interpolation(model, guide, torch.rand(2, 4), torch.rand(2, 4), num=1)
+
+
+def test_traversal_begins_with_the_most_active_units():
+    seen = []
+    model, _ = watching(seen)
+    codes = torch.tensor([0.1, 3.0, 1.0]) * torch.randn(200, 3)
+    figure = plot.traversal(model, codes=codes, num=3)
+    assert figure.axes[0].get_ylabel() == "units 1, 2, 0"
+    rows = seen[0].reshape(3, 3, 3)
+    assert (rows.std(1).argmax(1) == torch.tensor([1, 2, 0])).all()
+    chosen = plot.traversal(model, codes=codes, units=[0], num=3)
+    assert chosen.axes[0].get_ylabel() == "units 0"
+    with pytest.raises(ValueError, match="codes must have 3 units as 'z' has, got 2"):
+        plot.traversal(model, codes=codes[:, :2])
+
+
+def hierarchy(x=None, *, batch_size=1):
+    with pyro.plate("data", batch_size if x is None else len(x)):
+        top = pyro.sample("z_2", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        z = pyro.sample(
+            "z_1", dist.Normal(5.0 + top.expand(*top.shape[:-1], 2), 0.1).to_event(1)
+        )
+        pyro.sample("label", dist.Bernoulli(logits=z[..., 0]))
+        return pyro.sample(
+            "image",
+            dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 4)).to_event(1),
+            obs=x,
+        )
+
+
+def test_traversal_of_a_hierarchy():
+    figure = plot.traversal(hierarchy, latent="z_1", site="image", num=3)
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    # z_1 has the mean 5 and the variance 1.01 under the model, and the other unit stays at its
+    # median
+    quantiles = 5 + math.sqrt(1.01) * dist.Normal(0.0, 1.0).icdf(
+        torch.tensor([0.02, 0.5, 0.98])
+    )
+    expected = torch.sigmoid(5 + quantiles)
+    for row in range(2):
+        np.testing.assert_allclose(sheet[1 + 3 * row, 1::3], expected, atol=2e-4)
+    assert figure.axes[0].get_ylabel() == "units 0, 1"
+    assert (
+        plot.traversal(hierarchy, latent="z_2", site="image", num=3).axes[0].get_ylabel()
+        == "units 0"
+    )
