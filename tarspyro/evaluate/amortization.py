@@ -213,12 +213,12 @@ class _BestMember:
         return member
 
     def distributions(self, count: int) -> dict[str, Distribution]:
-        """Returns the distribution of each site, expanded to so many particles."""
+        """Returns the distribution of each site, expanded to ``count`` particles."""
         single = {name: member.distribution() for name, member in self.members.items()}
         return {name: q.expand((count, *q.batch_shape[1:])) for name, q in single.items()}
 
     def draws(self, count: int) -> dict[str, Tensor]:
-        """Returns so many draws of each site."""
+        """Returns ``count`` draws of each site."""
         return {name: q.sample() for name, q in self.distributions(count).items()}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:

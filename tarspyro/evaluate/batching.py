@@ -51,12 +51,12 @@ _ROWS = 10_000
 
 
 def rows_at_once(copies: int) -> int:
-    """Returns how many rows fit in memory with so many copies of each."""
+    """Returns the number of rows that fit in memory, if each has a number of copies."""
     return max(1, _ROWS // copies)
 
 
 def chunk_sizes(num_particles: int, rows: int) -> Iterator[int]:
-    """Yields the sizes of chunks of particles that fit in memory with so many rows.
+    """Yields the sizes of chunks of particles, which fit in memory with a number of rows each.
 
     Example:
         >>> list(chunk_sizes(250, rows=100))
@@ -119,7 +119,7 @@ def map_batches(
         programs: The model and the guide, or one of them. Batches move to the device of the
             last one.
         x: The data.
-        arguments: The parts of the data, if they are not what the programs take.
+        arguments: The data as tensors, if it is not that of the programs' own arguments.
         extra: Tensors with a row for each data point, which are the function's last arguments.
         binarize: Whether to draw black and white pixels with the grey values as probabilities.
         seed: See ``seeded``.
@@ -127,7 +127,7 @@ def map_batches(
         batch_size: The number of rows of a batch.
 
     Returns:
-        What the function returns, for all data: arrays for arrays, tensors for tensors.
+        The results of the function for all data: arrays for arrays, tensors for tensors.
     """
     names = ("model", "guide") if len(programs) > 1 else ("model or guide",)
     for name, program in zip(names, programs, strict=True):

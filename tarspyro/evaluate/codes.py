@@ -177,7 +177,7 @@ def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
 def _in_many_runs(
     guide: Program, batch: Arguments, num_runs: int, read: Callable[[Site], Tensor]
 ) -> dict[str, Tensor]:
-    """Returns what a function reads off each latent site in many runs at once.
+    """Returns a function of each latent site, in many runs at once.
 
     The shapes are ``(num_runs, N, *event)``.
     """

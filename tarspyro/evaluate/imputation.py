@@ -191,8 +191,8 @@ def imputation_log_likelihood(
 
     The codes :math:`z_k` come in equal parts from the prior and from the guide. The guide sees
     in turn the missing elements :math:`u_c` of C chains of pseudo-Gibbs, never the true ones.
-    The guide alone takes what it sees for true, and is overconfident; with the prior in the
-    mixture the weights are bounded (Hesterberg 1995; Owen and Zhou 2000).
+    The guide alone takes the drawn elements for observed, and is overconfident; with the prior
+    in the mixture the weights are bounded (Hesterberg 1995; Owen and Zhou 2000).
 
     Both likelihoods are unbiased, so their logarithms are too low on average. The difference
     is not a bound, because the error of the second term is added. It tends to the true value

@@ -72,7 +72,7 @@ class Incomplete:
         return (x, *self.others)
 
     def repeated(self, copies: int) -> "Incomplete":
-        """Returns a batch with so many copies of each row, one after another."""
+        """Returns a batch with copies of each row, one after another."""
         x, trust, *others = each(
             lambda part: part.repeat_interleave(copies, 0),
             (self.x, self.trust, *self.others),

@@ -134,8 +134,8 @@ def impute_modalities(
     .. math:: z \sim q(z \mid x_{\text{given}}), \quad
               x_{\text{missing}} \sim p(x_{\text{missing}} \mid z)
 
-    With ``num_rounds`` the drawn modalities go back into the guide, and code and modalities
-    are drawn again, so many times. This is for guides that need every modality, such as
+    In each of ``num_rounds`` rounds the drawn modalities go back into the guide, and code and
+    modalities are drawn again. This is for guides that need every modality, such as
     ``guides.JMVAE`` with one posterior, which sees zeros at first. If the guide is the true
     posterior, the rounds are a Gibbs sampler, whose distribution tends to
     p(x_missing | x_given). (Rezende et al. 2014, arXiv:1401.4082.)

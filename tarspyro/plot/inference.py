@@ -40,7 +40,7 @@ def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figur
     """
     if not pairs:
         raise ValueError(
-            "pairs must hold what evaluate.gaps returned under at least one name, got none."
+            "pairs must hold at least one result of evaluate.gaps by its name, got none."
         )
     figure, ax = axes_of(ax, (3.5 + 1.5 * len(pairs), 4.0))
     bottom = np.zeros(len(pairs))

@@ -350,7 +350,7 @@ def active_units(
     layers = activities if isinstance(activities, Mapping) else {"z": activities}
     if not layers:
         raise ValueError(
-            "activities must hold what evaluate.activity returned under at least one name, got"
+            "activities must hold at least one result of evaluate.activity by its name, got"
             " none."
         )
     figure, ax = axes_of(ax, (6.4, 4.0))

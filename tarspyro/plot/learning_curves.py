@@ -39,7 +39,9 @@ def curves(
         ValueError: If neither one of the names nor the loss of a player was measured.
     """
     if not isinstance(history, History):
-        raise TypeError(f"history must be what fit returned, got {format_value(history)}.")
+        raise TypeError(
+            f"history must be a History, as fit returns it, got {format_value(history)}."
+        )
     name = next((name for name in names if history[name]), None)
     if name is None:
         return _game(history, names, ax)
