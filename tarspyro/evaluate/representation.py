@@ -110,7 +110,7 @@ def _as_arrays(
 
 def _codes(name: str, values: ArrayLike) -> np.ndarray:
     codes = as_numbers(name, values).detach().cpu().numpy()
-    if not codes.size:
+    if not codes.ndim or not codes.size:
         raise ValueError(f"{name} must have rows, got shape {codes.shape}.")
     if not np.isfinite(codes).all():
         raise ValueError(

@@ -223,8 +223,8 @@ def _formula(name: str) -> str:
     r"""Returns a site's name as a formula, with an index and upright words.
 
     Example:
-        >>> _formula("z_1"), _formula("hidden_1_2")
-        ('$z_{1}$', '$\\mathrm{hidden}_{1,2}$')
+        >>> _formula("z_1"), _formula("hidden_1")
+        ('$z_{1}$', '$\\mathrm{hidden}_{1}$')
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         return name
