@@ -121,8 +121,10 @@ def _codes(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _labels(name: str, values: ArrayLike, codes: np.ndarray) -> np.ndarray:
-    # Labels may be words, which are not numbers.
-    labels = values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
+    if torch.is_tensor(values):
+        labels = as_numbers(name, values).detach().cpu().numpy()
+    else:
+        labels = np.asarray(values)  # they may be words
     if labels.shape != codes.shape[:1]:
         raise ValueError(
             f"{name} must have one label for each of {len(codes)} codes, got shape"
