@@ -1,19 +1,9 @@
 """Type aliases of the arguments that users give: programs, data, devices, shapes."""
 
-__all__ = [
-    "ArrayLike",
-    "Argument",
-    "Arguments",
-    "Data",
-    "Device",
-    "Distribution",
-    "Program",
-    "Shape",
-    "Size",
-]
+__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Program", "Rows", "Size"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +21,19 @@ Arguments: TypeAlias = tuple[Argument, ...]
 # Numbers that ``torch.as_tensor`` takes.
 ArrayLike: TypeAlias = Tensor | np.ndarray | float | Sequence[Any]
 
+
+class Rows(Protocol):
+    """Data with rows by index, such as a ``Split``, ``Sequences`` or a data set of torch."""
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+
+    def __getitem__(self, index: Any, /) -> object:
+        """Returns some of the rows."""
+
+
 # Data as users give it: tensors and arrays, parts by position or by name, data sets, batches.
-Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any]
+Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any] | Rows
 
 # A distribution of tensors that Pyro can sample from, such as ``pyro.distributions.Normal``.
 Distribution: TypeAlias = TorchDistributionMixin
