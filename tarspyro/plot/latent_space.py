@@ -60,7 +60,7 @@ def latents(
     codes = as_array(given, "guide")
     if not codes.size or not codes.ndim:
         raise ValueError(
-            f"guide must be one, or codes of shape (N, *event), got {format_value(guide)}."
+            f"guide must be a program, or codes of shape (N, *event), got {format_value(guide)}."
         )
     if not np.isfinite(codes).all():
         raise ValueError(
