@@ -1,6 +1,6 @@
 """Type aliases of the arguments that users give: programs, data, devices, shapes."""
 
-__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Program", "Rows", "Size"]
+__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Json", "Program", "Size"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.utils.data import Dataset
 
 # A Pyro program: a function or a module that samples from sites. It takes the data, and may
 # return anything.
@@ -33,10 +34,7 @@ class Rows(Protocol):
 
 
 # Data as users give it: tensors and arrays, parts by position or by name, data sets, batches.
-Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any] | Rows
-
-# A distribution of tensors that Pyro can sample from, such as ``pyro.distributions.Normal``.
-Distribution: TypeAlias = TorchDistributionMixin
+Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any] | Dataset[Any]
 
 Device: TypeAlias = str | torch.device
 
@@ -45,3 +43,6 @@ Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 # The shape of an event: a size or several.
 Size: TypeAlias = int | Sequence[int] | torch.Size
+
+# A value that JSON can hold.
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"

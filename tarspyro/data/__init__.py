@@ -22,6 +22,7 @@ __all__ = [
     "SequenceDataset",
     "Sequences",
     "Split",
+    "Stream",
     "digits",
     "frey_face",
     "grid",
@@ -52,3 +53,4 @@ from tarspyro.data.masks import (
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
+from tarspyro.data.streams import Stream

@@ -1,4 +1,4 @@
-"""Run folders: what a training leaves, and how it is read back."""
+"""Run folders: written by ``fit``, read by ``load_run``."""
 
 __all__ = ["History", "LoadedRun", "Run", "RunError", "load_run"]
 

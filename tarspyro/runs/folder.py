@@ -1,9 +1,6 @@
-"""Run folders: configuration, metrics, weights and the state of a training."""
+"""Run folders: the configuration, history, weights and checkpoints of a training."""
 
-__all__ = [
-    "Run",
-    "RunError",
-]
+__all__ = ["Run", "RunError"]
 
 import contextlib
 import hashlib
@@ -18,7 +15,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import as_count, format_value
 from tarspyro.runs.description import with_public_paths
 from tarspyro.runs.history import States, rank
 
@@ -26,41 +23,99 @@ FORMAT = 2
 
 
 class RunError(OSError):
-    """A run folder exists already, is missing, or holds something that cannot be read."""
+    """A run folder exists already, is missing, or has a file that cannot be read."""
 
 
 class Run:
-    """A folder that a training writes: ``config.json``, ``metrics.jsonl``, weights and the
-    state to go on from.
+    """A run folder: ``config.json``, ``metrics.jsonl``, weights and checkpoints of a training.
+
+    ``fit(..., folder="runs/a")`` starts a new run. A ``Run`` says more about it:
+    ``fit(..., folder=Run("runs/a", resume=True))``.
 
     Arguments:
-        folder: Where it is.
+        folder: The path of the folder.
+        resume: Whether to resume the run in the folder where it stopped, also in the middle of
+            an epoch. ``"auto"`` resumes it, or starts a new run if there is none. On a CPU and
+            without ``compile`` the finished run is then bit by bit what it would have been
+            without the stop, provided that the randomness of the data, such as that of a
+            loader, is torch's.
+        overwrite: Whether a new run replaces the run in the folder.
+        checkpoint_steps: Write a checkpoint every so many steps, in addition to the one after
+            every epoch.
+        keep_checkpoints: How many checkpoints to keep: ``state.safetensors``, and before it
+            ``state-1.safetensors``, ....
+        settings: More entries for ``config.json``.
 
     Raises:
-        RunError: If a file is missing or cannot be read.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> run = Run("runs/vae", resume="auto", checkpoint_steps=1000)
+        >>> run
+        Run('runs/vae', resume='auto', checkpoint_steps=1000)
+        >>> run.exists
+        False
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        resume: bool | str = False,
+        overwrite: bool = False,
+        checkpoint_steps: int | None = None,
+        keep_checkpoints: int = 1,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         if not isinstance(folder, str | Path):
             raise TypeError(
                 f"folder must be the path of a run folder, got {format_value(folder)}."
             )
+        if not (isinstance(resume, bool) or resume == "auto"):
+            raise ValueError(
+                f"resume must be True, False or 'auto', got {format_value(resume)}."
+            )
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(
+                f"settings must be a mapping by name, got {format_value(settings)}."
+            )
+        if checkpoint_steps is not None:
+            checkpoint_steps = as_count("checkpoint_steps", checkpoint_steps)
         self.folder = Path(folder)
+        self.resume = resume
+        self.overwrite = overwrite
+        self.checkpoint_steps = checkpoint_steps
+        self.keep_checkpoints = as_count("keep_checkpoints", keep_checkpoints)
+        self.settings = dict(settings or {})
 
-    def create(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Makes the folder and writes the configuration; an existing run is kept unless
-        ``overwrite``.
+    def __repr__(self) -> str:
+        defaults = vars(Run(self.folder))
+        shown = [
+            f", {name}={value!r}"
+            for name, value in vars(self).items()
+            if value != defaults[name]
+        ]
+        return f"Run({str(self.folder)!r}{''.join(shown)})"
+
+    def create(self, config: Mapping[str, object]) -> None:
+        """Creates the folder and writes the configuration.
+
+        Raises:
+            RunError: If it holds a run already, which ``overwrite`` does not allow to replace,
+                or cannot be written.
         """
-        if self.exists and not overwrite:
+        if self.exists and not self.overwrite:
+            folder = str(self.folder)
             raise RunError(
-                f"{self.folder} holds a run already: give another folder, go on with"
-                " resume=True, or overwrite=True."
+                f"{folder} holds a run already: give another folder, or Run({folder!r},"
+                f" resume=True) to go on with it, or Run({folder!r}, overwrite=True) to replace"
+                " it."
             )
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file: give the name of a folder.")
-        content = json.dumps(
-            {"format": FORMAT, **config}, indent=1
-        ).encode()  # may fail: before anything is deleted
+        # The configuration may not be writable as JSON, so it is made before files are deleted.
+        content = json.dumps({"format": FORMAT, **config}, indent=1).encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "best.safetensors", "last.safetensors"):
@@ -97,19 +152,26 @@ class Run:
                 f"{self.folder} has format {config['format']!r}, this version of tarspyro"
                 f" reads format {FORMAT}."
             )
-        with contextlib.suppress(RecursionError):  # whoever builds from it says so
+        # A configuration that is nested too deeply gets its error where it is built.
+        with contextlib.suppress(RecursionError):
             for part in {"model", "guide", "loss"} & config.keys():
                 config[part] = with_public_paths(config[part])
         return config
 
     def save_weights(self, which: str, states: States, *, epoch: int = 0) -> None:
-        """Writes the ``"best"`` or ``"last"`` weights, those after an epoch."""
+        """Writes the ``"best"`` or ``"last"`` weights.
+
+        Arguments:
+            which: ``"best"`` or ``"last"``.
+            states: The weights.
+            epoch: The epoch after which they are the weights.
+        """
         flat = {
             f"{half}.{name}": tensor
             for half, state in states.items()
             for name, tensor in state.items()
         }
-        self._save(f"{which}.safetensors", flat, {"epoch": epoch})
+        self._write(f"{which}.safetensors", self._packed(flat, {"epoch": epoch}))
 
     def load_weights(self, which: str) -> States:
         """Reads the ``"best"`` or ``"last"`` weights."""
@@ -120,70 +182,59 @@ class Run:
         return {half: state for half, state in states.items() if state}
 
     def epoch_of(self, which: str) -> int | None:
-        """Returns after which epoch the ``"best"`` or ``"last"`` weights are; None if there
-        are none.
-        """
+        """Returns the epoch of the ``"best"`` or ``"last"`` weights; None if there are none."""
         name = f"{which}.safetensors"
         return self._load(name)[1].get("epoch") if (self.folder / name).exists() else None
 
-    def save_state(
-        self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, keep: int = 1
-    ) -> None:
-        """Writes what a training needs to go on exactly, in one file: tensors, and values as
-        JSON.
+    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
+        """Writes a checkpoint, one file with tensors and with values as JSON.
 
-        The files before it are kept as ``state-1.safetensors``, the last one, and so on, so
-        that there are ``keep``.
+        It keeps ``keep_checkpoints`` of them: the one before becomes ``state-1.safetensors``,
+        and so on.
         """
         content = self._packed(tensors, values)
-        files = [
-            self.folder / "state.safetensors",
-            *(self.folder / f"state-{age}.safetensors" for age in range(1, keep)),
+        newest = self.folder / "state.safetensors"
+        older = [
+            self.folder / f"state-{age}.safetensors" for age in range(1, self.keep_checkpoints)
         ]
-        for newer, older in zip(files[-2:0:-1], files[:1:-1], strict=True):
+        for age in range(len(older) - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
-                newer.replace(older)
-        if keep > 1 and self.has_state:
-            self._write(
-                files[1].name, files[0].read_bytes()
-            )  # a copy: the newest stays until another takes its place
-        self._write(files[0].name, content)
+                older[age - 1].replace(older[age])
+        if older and self.has_state:
+            # A copy, so that the newest checkpoint stays until another one takes its place.
+            self._write(older[0].name, newest.read_bytes())
+        self._write(newest.name, content)
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Reads what ``save_state`` wrote."""
+        """Reads the newest checkpoint that ``save_state`` wrote."""
         return self._load("state.safetensors")
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
-        """Writes one line of JSON an epoch."""
-        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        """Writes the rows of the history, each as a line of JSON."""
+        lines = [json.dumps(row) + "\n" for row in rows]
+        self._write("metrics.jsonl", "".join(lines).encode())
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Reads the lines of ``metrics.jsonl``."""
+        """Reads the rows of the history."""
         try:
-            rows = [
-                json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()
-            ]
+            lines = self._read("metrics.jsonl").decode().splitlines()
+            rows = [json.loads(line) for line in lines]
         except (ValueError, RecursionError) as error:
             raise self._corrupted("metrics.jsonl", error) from error
-        if not all(
-            isinstance(row, dict) and all(isinstance(n, (int, float)) for n in rank(row))
-            for row in rows
-        ):
-            raise self._corrupted("metrics.jsonl", "a line is not that of an epoch")
+        for row in rows:
+            if not isinstance(row, dict) or not _is_ranked(row):
+                raise self._corrupted("metrics.jsonl", "a line is not the row of an epoch")
         return rows
 
-    def _save(
-        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-    ) -> None:
-        self._write(name, self._packed(tensors, values))
-
-    def _packed(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
+    def _packed(self, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> bytes:
+        """The content of a file with tensors, values and a digest of both."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         described = json.dumps({"format": FORMAT, **values})
         digest = _digest(save_safetensors(tensors), described)
         return save_safetensors(tensors, {"values": described, "sha256": digest})
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads a file with tensors and values, and compares its digest."""
         content = self._read(name)
         try:
             tensors: dict[str, Tensor] = load_safetensors(content)
@@ -197,6 +248,7 @@ class Run:
         return tensors, values
 
     def _corrupted(self, name: str, reason: object) -> RunError:
+        """An error about a corrupted file, with the names of files that may still be good."""
         others = [
             path.name
             for path in self.folder.glob("*.safetensors")
@@ -208,9 +260,8 @@ class Run:
     def _read(self, name: str) -> bytes:
         path = self.folder / name
         if path.exists() and not path.is_file():
-            raise RunError(
-                f"{path} cannot be read (it is no file)."
-            )  # reading a device may never end
+            # Reading a device may never end.
+            raise RunError(f"{path} cannot be read (it is no file).")
         try:
             return path.read_bytes()
         except OSError as error:
@@ -219,13 +270,14 @@ class Run:
             ) from error
 
     def _write(self, name: str, content: bytes) -> None:
-        # Written beside and moved, so that a crash leaves the old file or the new one, never
-        # half of one.
+        """Writes a file beside its place and moves it there.
+
+        So a crash leaves the old file or the new one, never a part of a file.
+        """
         partial = self.folder / (name + ".part")
         try:
-            partial.unlink(
-                missing_ok=True
-            )  # a link that stands there would lead out of the folder
+            # A link in this place would lead out of the folder.
+            partial.unlink(missing_ok=True)
             with open(partial, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -233,23 +285,26 @@ class Run:
             partial.replace(self.folder / name)
         except OSError as error:
             with contextlib.suppress(OSError):
-                partial.unlink(
-                    missing_ok=True
-                )  # what it holds takes room that the next attempt needs
+                # The next attempt needs the room of the incomplete file.
+                partial.unlink(missing_ok=True)
             raise RunError(
                 f"{self.folder / name} could not be written ({error.strerror})."
             ) from error
 
 
+def _is_ranked(row: Mapping[str, object]) -> bool:
+    """Whether a row of the history has the numbers by which epochs are compared."""
+    return all(isinstance(number, (int, float)) for number in rank(row))
+
+
 def _header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file."""
     header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return header
 
 
 def _digest(content: bytes, values: str) -> str:
-    """The SHA-256 of a file's tensors, of their names, types and shapes, and of the values
-    beside them.
-    """
+    """The SHA-256 of the tensors of a file, with their names, types and shapes, and of values."""
     header = {
         name: entry for name, entry in _header(content).items() if name != "__metadata__"
     }

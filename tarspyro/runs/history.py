@@ -1,4 +1,4 @@
-"""The measurements and weights of a training."""
+"""Histories: the measurements and weights of a training."""
 
 __all__ = [
     "Declared",
@@ -11,26 +11,27 @@ __all__ = [
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
-States = dict[str, dict[str, Tensor]]  # "model", "guide", and "loss" of a game -> state_dict
+# The state_dict of "model", "guide", "params" (of functions) and "loss" (of a game).
+States: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 @dataclass
 class History:
-    """What a training measured: one row an epoch, in nats per data point.
+    """The history of a training: one row for each epoch, in nats per data point.
 
     Attributes:
-        rows: One dictionary an epoch, with the epoch, the steps done and the means of the
-            epoch's metrics.
+        rows: For each epoch a dictionary with the epoch, the number of steps, and the means of
+            the losses and their terms.
         step_losses: The loss of every step, per data point.
-        best_epoch: The epoch with the best validation (else training) objective.
-        in_hand: Which weights the model and guide hold now, ``"best"`` or ``"last"``.
-        states: Both weights, to change what is in hand with ``use``.
+        best_epoch: The epoch with the best objective: the held-out one if there is one.
+        in_hand: The weights that the model and the guide have now, ``"best"`` or ``"last"``.
+        states: The best and the last weights; ``use`` puts them into the model and the guide.
         others: What was trained beside the model and the guide: parameters that functions
-            declared, a game's networks.
+            declare, the networks of a game.
 
     Example:
         >>> history = History(rows=[{"epoch": 1, "elbo": -20.0}, {"epoch": 2, "elbo": -15.0}])
@@ -43,7 +44,7 @@ class History:
     best_epoch: int = 0
     in_hand: str = "last"
     states: dict[str, States] = field(default_factory=dict, repr=False)
-    others: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    others: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -51,11 +52,11 @@ class History:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def use(self, which: str, model: Any, guide: Any) -> None:
-        """Puts the ``"best"`` or the ``"last"`` weights into the model and guide.
+    def use(self, which: str, model: object, guide: object) -> None:
+        """Puts the ``"best"`` or the ``"last"`` weights into the model and the guide.
 
         Raises:
-            KeyError: If there are no such weights.
+            KeyError: If the history has no such weights.
         """
         if which not in self.states:
             raise KeyError(
@@ -66,8 +67,9 @@ class History:
 
 
 class Declared:
-    """The parameters that functions declare with ``pyro.param`` or ``pyro.module``, saved and
-    restored like modules.
+    """The parameters that functions declare with ``pyro.param`` or ``pyro.module``.
+
+    They are saved and restored like those of modules.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -83,15 +85,17 @@ class Declared:
             self.tensors[name].data.copy_(value)
 
 
-def rank(row: Mapping[str, float]) -> tuple[Any, Any]:
-    """What epochs are ordered by: the newest values of the schedules first, and under the same
-    ones the objective.
+def rank(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the key by which epochs are compared.
+
+    Epochs under the newest scheduled values come first, and among them those with the better
+    objective.
     """
     return row.get("stage", 0), row.get("objective")
 
 
-def get_states(halves: Mapping[str, Any]) -> States:
-    """Returns copies of the halves' parameters and buffers, on the CPU."""
+def get_states(halves: Mapping[str, object]) -> States:
+    """Returns copies of the parameters and buffers of the halves, on the CPU."""
     return {
         half: {
             name: tensor.detach().cpu().clone()
@@ -102,7 +106,7 @@ def get_states(halves: Mapping[str, Any]) -> States:
     }
 
 
-def set_states(halves: Mapping[str, Any], states: States) -> None:
-    """Puts parameters and buffers back into the halves."""
+def set_states(halves: Mapping[str, object], states: States) -> None:
+    """Puts parameters and buffers into the halves."""
     for half, state in states.items():
-        halves[half].load_state_dict(state)
+        cast("nn.Module | Declared", halves[half]).load_state_dict(state)

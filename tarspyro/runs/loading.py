@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pyro
 
 from tarspyro.arguments import check_choice
-from tarspyro.scopes import preserved_rng
 from tarspyro.runs.description import build, refers
 from tarspyro.runs.folder import Run, RunError
 from tarspyro.runs.history import Declared, History, States, rank, set_states
+from tarspyro.scopes import preserved_rng
 
 
 class LoadedRun(NamedTuple):

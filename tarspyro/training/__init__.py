@@ -1,6 +1,7 @@
-"""Training: the function ``fit``, and the parts that it is made of."""
+"""Training: the function ``fit`` and its parts."""
 
-__all__ = ["TensorBoard", "fit"]
+__all__ = ["Optimizer", "TensorBoard", "fit"]
 
 from tarspyro.training.callbacks import TensorBoard
 from tarspyro.training.fit import fit
+from tarspyro.training.optimizers import Optimizer

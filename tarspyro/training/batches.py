@@ -1,19 +1,17 @@
 """Batches of in-memory data, data sets, loaders and streams."""
 
-__all__ = [
-    "Batches",
-]
+__all__ = ["Batches"]
 
-import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
-from tarspyro.arguments import as_count, as_numbers
+from tarspyro.arguments import as_numbers
+from tarspyro.data import Stream
 from tarspyro.infer.matching import check_count, positional_names
 from tarspyro.inputs import (
     as_arguments,
@@ -26,42 +24,29 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import type_of
 from tarspyro.training.distributed import Processes
-from tarspyro.types import Arguments
-
-
-class _Stream:
-    """Batches that come once, so many of them an epoch."""
-
-    def __init__(self, batches: Iterator[Any], steps: int) -> None:
-        self.batches, self.steps = batches, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.batches, self.steps)
-
-    def ahead(self) -> list[Any]:
-        """Returns the next batch, if there is one, without taking it out of the stream."""
-        following = list(itertools.islice(self.batches, 1))
-        self.batches = itertools.chain(following, self.batches)
-        return following
+from tarspyro.types import Argument, Arguments, Data, Program
 
 
 class _Rows(Sampler[list[int]]):
-    """The rows of every batch of an epoch, in an order that a generator draws; of each batch
-    one process's share.
+    """The rows of each batch of an epoch; of several processes, the share of this one.
+
+    Arguments:
+        size: The number of rows of the data.
+        batch_size: The number of rows of a batch.
+        shuffle: Whether a generator draws the order.
+        processes: The processes that train together.
+
+    Attributes:
+        generator: The generator of the order.
     """
 
     def __init__(
         self, size: int, batch_size: int, shuffle: bool, processes: Processes
     ) -> None:
-        self.size, self.batch_size, self.shuffle, self.processes = (
-            size,
-            batch_size,
-            shuffle,
-            processes,
-        )
+        self.size = size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.processes = processes
         self.generator: torch.Generator | None = None
 
     def __len__(self) -> int:
@@ -74,15 +59,15 @@ class _Rows(Sampler[list[int]]):
             yield list(rows) if order is None else order[rows.start : rows.stop].tolist()
 
     def order(self) -> Tensor | None:
-        """Draws the order of an epoch; None for the given one."""
+        """Draws the order of an epoch; None stands for the given order."""
         return torch.randperm(self.size, generator=self.generator) if self.shuffle else None
 
     def slice(self, index: int) -> slice:
         """Returns the places of a batch's rows in the order."""
         start = index * self.batch_size
         share = self.processes.share(min(self.batch_size, self.size - start))
-        # Every process takes part in every step; one without a row goes along with one that
-        # counts nothing.
+        # Every process takes part in every step. A process without a share runs one row, which
+        # does not count.
         return slice(start + share.start, start + max(share.stop, share.start + 1))
 
     def count(self, index: int) -> int:
@@ -92,81 +77,71 @@ class _Rows(Sampler[list[int]]):
 
 
 class Batches:
-    """Batches of data on a device: in-memory data is kept and indexed there, loaders are read.
+    """Batches of data on a device.
+
+    In-memory data is moved to the device once and indexed there; loaders are read.
 
     Arguments:
-        data: See ``as_arguments``; else a torch ``Dataset``, or an iterable of batches such as
-            a ``DataLoader``; or an iterator of them, with ``steps_per_epoch``.
-        program: The model that will be called.
+        data: In-memory data, see ``as_arguments``; a torch ``Dataset``; an iterable of batches
+            such as a ``DataLoader``; or a ``Stream``.
+        program: The model.
         batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
-        device: Where the batches are.
-        others: What will be called with the same data, such as the guide.
-        shuffle: Whether each epoch has another order (loaders keep their own).
+        device: The device of the batches.
+        others: More programs that get the same data, such as the guide.
+        shuffle: Whether each epoch has another order. Loaders keep their own order.
         binarize: Whether to draw the pixels of the first part anew for every batch.
-        pixel_seed: Draw the same pixels in every epoch instead, whatever else draws random
-            numbers meanwhile.
-        steps_per_epoch: How many batches of an iterator make an epoch.
-        processes: Those that train together. A batch is that of all, and each has its share of
-            the rows; loaders and streams of the user's give each process a batch of its own.
+        pixel_seed: A seed with which every epoch has the same pixels, whatever other random
+            numbers are drawn.
+        processes: The processes that train together. Each takes its share of the rows of a
+            batch. A loader or stream of the user gives each process its own batches.
 
     Raises:
-        ValueError: If data is an iterator and ``steps_per_epoch`` is not given, or the other
-            way round.
+        ValueError: If the data is an iterator that is not in a ``Stream``.
     """
 
     def __init__(
         self,
-        data: Any,
-        program: Callable[..., Any],
+        data: Data | None,
+        program: Program,
         batch_size: int,
         device: torch.device,
         *,
-        others: Sequence[Callable[..., Any]] = (),
+        others: Sequence[Program] = (),
         shuffle: bool = True,
         binarize: bool = False,
         pixel_seed: int | None = None,
-        steps_per_epoch: int | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.pixel_seed, self._pixels = (
-            pixel_seed,
-            None if pixel_seed is None else torch.Generator(device),
-        )
-        self.program, self.dtype = program, type_of(program, *others)
-        self.device, self.binarize = device, binarize
-        batch_size = as_count("batch_size", batch_size)
-        arguments = as_arguments(data, program, *others)
-        if binarize and arguments is not None:
-            check_binarizable(arguments[0])
-        self.tensors = (
-            None if arguments is None else each(lambda part: part.to(device), arguments)
-        )
+        self.program = program
+        self.dtype = type_of(program, *others)
+        self.device = device
+        self.binarize = binarize
+        self.pixel_seed = pixel_seed
+        self._pixels = None if pixel_seed is None else torch.Generator(device)
         self.source: Iterable[Any] = ()
+        self.tensors: Arguments | None = None
         self._rows: _Rows | None = None
+
         processes = processes or Processes()
-        if self.tensors is not None:
-            self._rows = _Rows(count_rows(self.tensors), batch_size, shuffle, processes)
+        arguments = None if isinstance(data, Stream) else as_arguments(data, program, *others)
+        if arguments is not None:
+            if binarize:
+                check_binarizable(arguments[0])
+            self.tensors = each(lambda part: part.to(device), arguments)
+            self._rows = _Rows(count_rows(arguments), batch_size, shuffle, processes)
         elif isinstance(data, IterableDataset):
             self.source = DataLoader(data, batch_size)
         elif isinstance(data, Dataset) or not isinstance(data, Iterable):
             self._rows = _Rows(len(cast(Sized, data)), batch_size, shuffle, processes)
-            self.source = DataLoader(data, batch_sampler=self._rows)
+            self.source = DataLoader(cast("Dataset[Any]", data), batch_sampler=self._rows)
         else:
             self.source = data
-        if isinstance(
-            self.source, Iterator
-        ):  # asking for iter() would start the workers of a loader
-            if steps_per_epoch is None:
-                raise ValueError(
-                    "data is an iterator, which an epoch exhausts: say how many of its batches"
-                    " make one, steps_per_epoch=1000 (for held-out data give an iterable, such"
-                    " as a DataLoader)."
-                )
-            self.source = _Stream(iter(self.source), steps_per_epoch)
-        if steps_per_epoch is not None and not isinstance(self.source, _Stream):
+        # The type tells; calling iter() would start the workers of a loader.
+        if isinstance(self.source, Iterator):
             raise ValueError(
-                "steps_per_epoch is for an iterator of batches, and this data has epochs of"
-                " its own: leave it out, or give iter(data)."
+                "data is an iterator, which an epoch exhausts: give"
+                " tarspyro.data.Stream(iterator, steps_per_epoch=1000), which says how many"
+                " batches make an epoch."
             )
 
     def __len__(self) -> int:
@@ -175,19 +150,22 @@ class Batches:
         return len(self.source) if isinstance(self.source, Sized) else 0
 
     @property
+    def constant(self) -> Arguments | None:
+        """All of the data, if it is in memory and its pixels are not drawn anew."""
+        return None if self.binarize else self.tensors
+
+    @property
     def exhausted(self) -> bool:
-        """Whether there is no further epoch, because a stream has ended; waits for its next
-        batch.
-        """
-        return isinstance(self.source, _Stream) and not self.source.ahead()
+        """Whether a stream has ended. This waits for its next batch."""
+        return isinstance(self.source, Stream) and not self.source.peek()
 
     def first(self) -> Arguments:
         """Returns the first rows in their given order."""
         if self.tensors is not None and self._rows is not None:
-            return self._prepare(
-                each(operator.itemgetter(slice(self._rows.batch_size)), self.tensors)
-            )
-        for batch in self.source.ahead() if isinstance(self.source, _Stream) else self.source:
+            rows = slice(self._rows.batch_size)
+            return self._prepare(each(operator.itemgetter(rows), self.tensors))
+        source = self.source.peek() if isinstance(self.source, Stream) else self.source
+        for batch in source:
             arguments = self._move(batch)
             if self.binarize:
                 check_binarizable(arguments[0])
@@ -197,14 +175,13 @@ class Batches:
     def epoch(
         self, generator: torch.Generator, number: int = 0, skip: int = 0
     ) -> Iterator[tuple[Arguments, int]]:
-        """Returns an iterator over the batches of one epoch, and how many rows of each count.
+        """Returns an iterator over the batches of an epoch and how many rows of each count.
 
         Arguments:
-            generator: What draws the order.
-            number: Which epoch it is, from 0, for loaders that have an order of their own for
-                each.
-            skip: How many batches to leave out at the start; a stream goes on with whatever
-                comes next.
+            generator: The generator of the order.
+            number: The number of the epoch, from 0, for loaders whose order depends on it.
+            skip: The number of batches to leave out at the start. A stream goes on with
+                whatever batch comes next.
         """
         if self._pixels is not None and self.pixel_seed is not None:
             self._pixels.manual_seed(self.pixel_seed)
@@ -216,7 +193,7 @@ class Batches:
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(number)
         batches = iter(self.source)
-        if not isinstance(self.source, _Stream):
+        if not isinstance(self.source, Stream):
             for _ in range(skip):
                 next(batches, None)
         return self._loaded(batches, skip)
@@ -224,40 +201,40 @@ class Batches:
     def _indexed(
         self, order: Tensor | None, batches: range
     ) -> Iterator[tuple[Arguments, int]]:
-        """Batches of what is on the device."""
+        """Batches of data that is on the device."""
         assert self._rows is not None and self.tensors is not None
         order = None if order is None else order.to(self.device)
         for index in batches:
             places = self._rows.slice(index)
             rows = places if order is None else order[places]
-            yield (
-                self._prepare(each(operator.itemgetter(rows), self.tensors)),
-                self._rows.count(index),
-            )
+            batch = self._prepare(each(operator.itemgetter(rows), self.tensors))
+            yield batch, self._rows.count(index)
 
     def _loaded(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Arguments, int]]:
-        """Batches that something else loads."""
+        """Batches from a loader or a stream."""
         for index, batch in enumerate(batches, skip):
             arguments = self._prepare(self._move(batch))
-            yield (
-                arguments,
-                count_rows(arguments) if self._rows is None else self._rows.count(index),
-            )
+            rows = self._rows.count(index) if self._rows is not None else count_rows(arguments)
+            yield arguments, rows
 
-    def _move(self, batch: Any) -> Arguments:
-        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    def _move(self, batch: object) -> Arguments:
+        """A batch as arguments of the program, on the device."""
+        parts: Sequence[Any]
         if isinstance(batch, Mapping):
             parts = in_order(batch, positional_names(self.program))
+        else:
+            parts = batch if isinstance(batch, (tuple, list)) else (batch,)
         check_count(parts, self.program)
 
-        def moved(part: Any) -> Tensor:
-            return as_type(as_numbers("data", part), self.dtype).to(
-                self.device, non_blocking=True
-            )
+        def moved(part: object) -> Tensor:
+            numbers = as_type(as_numbers("data", part), self.dtype)
+            return numbers.to(self.device, non_blocking=True)
 
         return each(moved, parts)
 
-    def _prepare(self, arguments: Arguments) -> Arguments:
-        if not self.binarize:
+    def _prepare(self, arguments: tuple[Argument, ...]) -> Arguments:
+        """A batch with its pixels drawn."""
+        pixels = arguments[0]
+        if not self.binarize or pixels is None:
             return arguments
-        return binarized(arguments[0], self._pixels), *arguments[1:]
+        return binarized(pixels, self._pixels), *arguments[1:]

@@ -1,4 +1,4 @@
-"""What watches a training: functions for ``fit(callback=...)``."""
+"""Callbacks: functions that ``fit`` calls after every epoch, ``fit(callback=...)``."""
 
 __all__ = ["TensorBoard"]
 
@@ -7,22 +7,21 @@ from pathlib import Path
 
 
 class TensorBoard:
-    """Writes the rows of a training where TensorBoard finds them: ``fit(...,
-    callback=TensorBoard("runs/vae"))``.
+    """A callback that writes the history for TensorBoard, ``callback=TensorBoard("runs/vae")``.
 
-    Every number of the history is a curve of the same name over the epochs; look at them with
-    ``tensorboard --logdir runs``. A resumed run goes on with its curves.
+    Every number of the history becomes a curve of the same name over the epochs. To look at
+    them, run ``tensorboard --logdir runs``. A resumed run continues its curves.
 
     Arguments:
-        folder: Where the event files go; several runs in folders side by side are drawn over
-            each other.
+        folder: The folder of the event files. TensorBoard draws the runs of folders side by
+            side in one picture.
 
     Raises:
         ModuleNotFoundError: If TensorBoard is not installed.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:  # here, and not above: it takes a second, and is an extra
+        try:  # the import takes a second, and the package is optional
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(

@@ -1,10 +1,10 @@
-"""How many data points a batch holds, and how many its loss stands for."""
+"""Counts of data points: how many a batch holds, and how many its loss stands for."""
 
 __all__ = ["Counter", "Counts", "rows_of"]
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -13,52 +13,76 @@ from tarspyro.infer.traces import sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.modules import StochasticModule
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import Argument, Program
 
-Lengths = tuple[int, ...]  # of the parts of a batch; parts of the same length count as one
+# The lengths of the parts of a batch; parts of the same length count as one.
+Lengths: TypeAlias = tuple[int, ...]
+
+# The size and the full size of a plate.
+_Sizes: TypeAlias = tuple[int, int]
+
+_Program = TypeVar("_Program", bound=Program)
 
 
 class Counts(NamedTuple):
-    """The data points of a batch."""
+    """The numbers of data points of a batch.
 
-    held: int  # those that are in it
-    meant: int  # those that its loss is a sum over: N, where a plate makes the batch a subsample of N
+    Attributes:
+        held: How many are in the batch.
+        meant: How many the loss is a sum over. It is N where a plate makes the batch a
+            subsample of N.
+    """
+
+    held: int
+    meant: int
 
 
-def rows_of(arguments: Sequence[Any]) -> Counts:
+def rows_of(arguments: Sequence[Argument]) -> Counts:
     """Returns the counts of a batch that stands for its rows."""
     rows = count_rows(arguments)
     return Counts(rows, rows)
 
 
-class _Growing(NamedTuple):
-    """A number of a batch that grows with the lengths of its parts."""
+class _LinearSize(NamedTuple):
+    """A size that is linear in the lengths of a batch.
+
+    Attributes:
+        start: The size in the first batch.
+        lengths: The lengths of the first batch.
+        slopes: The change of the size by each length.
+    """
 
     start: int
     lengths: Lengths
     slopes: tuple[float, ...]
 
-    def __call__(self, lengths: Lengths) -> int:
-        """Returns the number in a batch of other lengths."""
+    def at(self, lengths: Lengths) -> int:
+        """Returns the size in a batch of other lengths."""
         changes = zip(self.slopes, lengths, self.lengths, strict=True)
         return self.start + round(sum(slope * (now - then) for slope, now, then in changes))
 
 
 class _Plate(NamedTuple):
-    """A plate that holds data: its indices, and those that they are a subsample of."""
+    """A plate that holds data: its number of indices, and of how many they are a subsample."""
 
-    size: _Growing
-    full_size: _Growing
+    size: _LinearSize
+    full_size: _LinearSize
+
+    def counts(self, lengths: Lengths) -> Counts:
+        """Returns the counts of the plate in a batch."""
+        return Counts(self.size.at(lengths), self.full_size.at(lengths))
 
 
 class Counter:
-    """Counts the data points of batches, by what plates say of them.
+    """Counts the data points of batches by the plates of the model.
 
-    A plate holds data if it grows with the rows, whatever its size. Which ones do is found out
-    once, with runs of the pair on the first batch and on a shorter one; then the lengths of a
-    batch tell everything. A batch stands for its rows, or for N where its plate makes it a
-    subsample of N. Plates side by side count together, such as those of data with labels and
-    of others without; a plate inside another counts nothing more, nor does one without
-    observations.
+    A plate holds data if its size depends on the number of rows. To find these plates, the pair
+    runs once on the first batch and once on a shorter one. After that, the lengths of a batch
+    tell its counts. The rules are:
+
+    - A batch stands for its rows, or for N where its plate makes it a subsample of N.
+    - Plates side by side add up, such as one for labelled and one for unlabelled data.
+    - A plate inside another counts nothing more, nor does a plate without observations.
 
     Arguments:
         model: The model.
@@ -70,123 +94,144 @@ class Counter:
         ...     with pyro.plate("data", 1000, subsample=x):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
         >>> count = Counter(model, lambda x: None)
-        >>> count([torch.zeros(10)]), count([torch.zeros(3)])
-        (Counts(held=10, meant=1000), Counts(held=3, meant=1000))
+        >>> count([torch.zeros(10)])
+        Counts(held=10, meant=1000)
+        >>> count([torch.zeros(3)])
+        Counts(held=3, meant=1000)
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-        self.model, self.guide = model, guide
-        self._plates: dict[
-            Any, list[_Plate]
-        ] = {}  # for each way in which lengths are equal, or parts not given
+    def __init__(self, model: Program, guide: Program) -> None:
+        self.model = model
+        self.guide = guide
+        # For each pattern of equal lengths and missing parts, the plates that hold data.
+        self._plates: dict[tuple[int | None, ...], list[_Plate]] = {}
 
-    def __call__(self, arguments: Sequence[Any]) -> Counts:
+    def __call__(self, arguments: Sequence[Argument]) -> Counts:
         """Returns the counts of a batch."""
         every = [
             len(part) if torch.is_tensor(part) and part.dim() else None for part in arguments
         ]
         lengths = tuple(dict.fromkeys(length for length in every if length is not None))
-        kind = tuple(None if length is None else lengths.index(length) for length in every)
-        if kind not in self._plates:
-            self._plates[kind] = self._find(arguments, lengths)
+        pattern = tuple(None if length is None else lengths.index(length) for length in every)
+        if pattern not in self._plates:
+            self._plates[pattern] = self._find(arguments, lengths)
         rows = count_rows(arguments)
-        plates = self._plates[kind]
-        counts = [Counts(plate.size(lengths), plate.full_size(lengths)) for plate in plates]
-        if sum(length is not None for length in every) == 1:  # all plates hold the same rows
+        counts = [plate.counts(lengths) for plate in self._plates[pattern]]
+        if sum(length is not None for length in every) == 1:
+            # All plates hold the rows of the one part.
             meant = next((count.meant for count in counts if count.held < count.meant), rows)
             return Counts(rows, meant)
         if not counts:
             return rows_of(arguments)
-        return Counts(*(max(sum(numbers), 1) for numbers in zip(*counts, strict=True)))
+        held = max(sum(count.held for count in counts), 1)
+        return Counts(held, max(sum(count.meant for count in counts), 1))
 
-    def _find(self, arguments: Sequence[Any], lengths: Lengths) -> list[_Plate]:
-        """Finds the plates that hold the data points, one for all that hold the same."""
+    def _find(self, arguments: Sequence[Argument], lengths: Lengths) -> list[_Plate]:
+        """Finds the plates that hold data; of plates around the same data, one."""
         sizes, sites = self._run(arguments)
         shorter = [self._run_shorter(arguments, length) for length in lengths]
         plates: dict[str, _Plate] = {}
         for name, found in sizes.items():
-            numbers = []
-            for index, number in enumerate(found):
-                slopes = [
-                    (
-                        _slope(number, other[name][index], length)
-                        if name in other
-                        else float(number == length)
-                    )  # no such run: its size has to tell
-                    for other, length in zip(shorter, lengths, strict=True)
-                ]
-                numbers.append(_Growing(number, lengths, tuple(slopes)))
-            if any(any(number.slopes) for number in numbers):
-                plates[name] = _Plate(*numbers)
-        holding: list[list[str]] = []
-        for site in sites:
-            names = [name for name in site if name in plates]
-            for other in [other for other in holding if set(other) & set(names)]:
-                holding.remove(other)
-                names = [*other, *(name for name in names if name not in other)]
-            if names:
-                holding.append(names)
-        return [_leading([plates[name] for name in names]) for names in holding]
+            linear = []
+            for index, size in enumerate(found):
+                others = [sizes[name][index] if name in sizes else None for sizes in shorter]
+                linear.append(_linear_size(size, others, lengths))
+            if any(any(size.slopes) for size in linear):
+                plates[name] = _Plate(*linear)
+        groups = _groups_of(sites, plates)
+        return [_counting([plates[name] for name in names]) for names in groups]
 
-    def _run(
-        self, arguments: Sequence[Any]
-    ) -> tuple[dict[str, tuple[int, int]], list[list[str]]]:
-        """Returns the sizes of plates, those that they are subsamples of, and the plates
-        around each observed site.
+    def _run(self, arguments: Sequence[Argument]) -> tuple[dict[str, _Sizes], list[list[str]]]:
+        """Runs the pair on a batch.
+
+        Returns:
+            The sizes of the plates by name, and for each observed site the names of its plates.
         """
         with preserved_rng(), evaluating(self.model, self.guide):
             model_trace, _ = trace_pair(self.model, self.guide, arguments, {})
-        drawn: list[Any] = [site for _, site in sample_sites(model_trace)]
-        sites = [site["cond_indep_stack"] for site in drawn if site["is_observed"]]
-        sites = sites or [site["cond_indep_stack"] for site in drawn]
+        drawn = [site for _, site in sample_sites(model_trace)]
+        observed = [site for site in drawn if site["is_observed"]]
+        frames_of_sites = [site["cond_indep_stack"] for site in observed or drawn]
         sizes = {
             frame.name: (frame.size, frame.full_size or frame.size)
-            for frames in sites
+            for frames in frames_of_sites
             for frame in frames
         }
-        return sizes, [[frame.name for frame in frames] for frames in sites]
+        return sizes, [[frame.name for frame in frames] for frames in frames_of_sites]
 
-    def _run_shorter(
-        self, arguments: Sequence[Any], length: int
-    ) -> Mapping[str, tuple[int, int]]:
-        """Returns the sizes where the parts of a length have half of their rows; none if the
-        pair does not run so.
+    def _run_shorter(self, arguments: Sequence[Argument], length: int) -> Mapping[str, _Sizes]:
+        """Returns the sizes of plates where the parts of a length have half of their rows.
+
+        They are empty if the pair does not run on such data.
         """
         rows = _other(length)
 
-        def cut(part: Any) -> Any:
-            if not (torch.is_tensor(part) and part.dim() and len(part) == length):
+        def cut(part: Argument) -> Argument:
+            if part is None or not part.dim() or len(part) != length:
                 return part
             return part[:rows] if rows < length else torch.cat([part, part])
 
-        # A program of others may keep something of a run that fails, such as an EasyGuide its
-        # plates.
-        halves = [self._copy(half) for half in (self.model, self.guide)]
+        # A foreign program may keep something of a run that fails, such as an EasyGuide its
+        # plates. So a copy runs.
+        counter = Counter(_copied(self.model), _copied(self.guide))
         try:
-            return Counter(*halves)._run([cut(part) for part in arguments])[0]
-        except Exception:  # whatever a program says of data of another length
+            return counter._run([cut(part) for part in arguments])[0]
+        except Exception:  # a program may raise anything on data of another length
             return {}
 
-    @staticmethod
-    def _copy(program: Callable[..., Any]) -> Callable[..., Any]:
-        if isinstance(program, StochasticModule) or not isinstance(program, nn.Module):
-            return program
-        return copy.deepcopy(program)
+
+def _copied(program: _Program) -> _Program:
+    """A copy of a module that is not one of this library."""
+    if isinstance(program, StochasticModule) or not isinstance(program, nn.Module):
+        return program
+    return copy.deepcopy(program)
 
 
 def _other(length: int) -> int:
-    """Another length: half of it, of a single row twice."""
+    """Another length: the half, or 2 for a single row."""
     return length // 2 if length > 1 else 2
 
 
-def _slope(number: int, other: int, length: int) -> float:
-    return (number - other) / (length - _other(length))
+def _linear_size(size: int, others: Sequence[int | None], lengths: Lengths) -> _LinearSize:
+    """A size as a function of the lengths, from its values in two batches.
 
+    Without a second value a size counts as that of the data if it equals the length.
 
-def _leading(plates: Sequence[_Plate]) -> _Plate:
-    """The plate that counts, of some around the same data: a subsampled one, else the
-    outermost.
+    Arguments:
+        size: The size in the first batch.
+        others: For each length, the size in the batch where it is another one.
+        lengths: The lengths of the first batch.
     """
-    return next(
-        (plate for plate in plates if plate.size.start < plate.full_size.start), plates[0]
-    )
+    slopes = []
+    for other, length in zip(others, lengths, strict=True):
+        if other is None:
+            slopes.append(float(size == length))
+        else:
+            slopes.append((size - other) / (length - _other(length)))
+    return _LinearSize(size, lengths, tuple(slopes))
+
+
+def _groups_of(
+    sites: Sequence[Sequence[str]], plates: Mapping[str, _Plate]
+) -> list[list[str]]:
+    """The names of the plates that hold data, in groups around the same data."""
+    groups: list[list[str]] = []
+    for site in sites:
+        names = [name for name in site if name in plates]
+        for group in [group for group in groups if set(group) & set(names)]:
+            groups.remove(group)
+            names = [*group, *(name for name in names if name not in group)]
+        if names:
+            groups.append(names)
+    return groups
+
+
+def _counting(plates: Sequence[_Plate]) -> _Plate:
+    """The plate that counts, among plates around the same data.
+
+    It is the first one that is a subsample, or else the outermost one.
+    """
+    for plate in plates:
+        if plate.size.start < plate.full_size.start:
+            return plate
+    return plates[0]

@@ -1,4 +1,4 @@
-"""The processes of one training, one a device, with ``torch.distributed``."""
+"""Processes that train together, with ``torch.distributed``, one on each device."""
 
 __all__ = ["ProcessError", "Processes", "join"]
 
@@ -12,25 +12,24 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-# How long a process waits for the others, which may be compiling or writing.
+# How long a process waits for the others, which may compile or write files.
 _PATIENCE = timedelta(minutes=30)
 
 
 class ProcessError(RuntimeError):
-    """Another process of the training has died, or does not do the same as this one."""
+    """Another process of the training has died, or does something else than this one."""
 
 
 class Processes:
-    """What the processes of one training tell each other; a single process tells itself, at no
-    cost.
+    """The communication between the processes of one training; free if there is only one.
 
-    The gradient of the mean over all rows of a batch is the mean of the processes' gradients,
-    each weighted with its rows, so that many processes do what one would do with the same
-    batch.
+    Each process takes its share of a batch. The gradient of the whole batch is the mean of the
+    gradients of the processes, weighted by their rows. So several processes do what a single
+    one would do with the same batch.
 
     Attributes:
-        rank: The number of this process; the first one, 0, writes the files.
-        size: How many there are.
+        rank: The number of this process. Process 0 writes the files.
+        size: The number of processes.
 
     Example:
         >>> alone = Processes()
@@ -39,31 +38,36 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        together = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.size = (
-            (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        )
+        self.rank = 0
+        self.size = 1
+        if distributed.is_available() and distributed.is_initialized():
+            self.rank = distributed.get_rank()
+            self.size = distributed.get_world_size()
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes the files."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Returns which of so many rows are this process's: as equal parts as can be, in
-        order, without overlap.
+        """Returns the share of this process in a number of rows.
+
+        The shares follow each other, and are as equal as possible.
         """
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def average(self, parameters: Sequence[Tensor], numbers: Tensor, weight: int) -> Tensor:
-        """Replaces gradients by their mean over the processes, and returns the mean of some
-        numbers beside them.
+        """Replaces gradients by their mean over the processes, and averages some numbers too.
 
         Arguments:
-            parameters: The parameters that have the gradients; one without any in all
-                processes still has none.
+            parameters: The parameters with the gradients. A parameter that has no gradient in
+                any process still has none afterwards.
             numbers: The numbers, a vector.
-            weight: The rows that this process's gradients and numbers are means of.
+            weight: The number of rows that the gradients and numbers of this process are means
+                of.
+
+        Returns:
+            The means of the numbers.
 
         Raises:
             ProcessError: If another process has died.
@@ -77,13 +81,13 @@ class Processes:
         dtype = functools.reduce(
             torch.promote_types, [g.dtype for g in gradients], numbers.dtype
         )
-        # One message of everything: what a message costs hardly depends on its length.
+        # Everything goes in one message, since its cost hardly depends on its length.
         parts = [part.detach().reshape(-1).to(dtype) for part in (numbers, *gradients)]
         whole = torch.cat([weights.to(dtype), *parts])
         whole[len(weights) :] *= weight
         whole = self.total(whole)
-        reached, sums = whole[1 : len(weights)].tolist(), whole[len(weights) :]
-        sums /= whole[0]
+        reached = whole[1 : len(weights)].tolist()
+        sums = whole[len(weights) :] / whole[0]
         numbers, *means = sums.split([part.numel() for part in parts])
         torch._foreach_copy_(
             gradients, [mean.view_as(g) for mean, g in zip(means, gradients, strict=True)]
@@ -93,13 +97,11 @@ class Processes:
         return numbers
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Returns the sums of some numbers over the processes; they may take the place of the
-        numbers.
-        """
+        """Returns the sums of numbers over the processes; it may overwrite the numbers."""
         return self._exchange(distributed.all_reduce, numbers) if self.size > 1 else numbers
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Gives every process the values that the first one has, in place."""
+        """Copies the values of the first process into the tensors of every process."""
         if self.size > 1:
             with torch.no_grad():
                 for tensor in tensors:
@@ -112,8 +114,9 @@ class Processes:
         return list(self.total(whole))
 
     def vary_noise(self) -> None:
-        """Gives every process random numbers of its own, by the state of the first one, whose
-        own stay.
+        """Gives every process its own random numbers, derived from those of the first one.
+
+        The random numbers of the first process stay as they are.
         """
         if self.size > 1:
             state = torch.get_rng_state()
@@ -124,7 +127,7 @@ class Processes:
                 torch.manual_seed(int(seed) + self.rank)
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called this."""
         self.total(torch.zeros(1))
 
     def check_equal(self, what: str, value: int) -> None:
@@ -132,27 +135,26 @@ class Processes:
         values = [int(found) for found in self.gather(torch.tensor(value))]
         if len(set(values)) > 1:
             raise ProcessError(
-                f"{what} must be the same in all processes, got {values}: give each its share"
-                " of the data, such as with torch.utils.data.DistributedSampler."
+                f"{what} must be the same in all processes, got {values}: give each process its"
+                " share of the data, such as with torch.utils.data.DistributedSampler."
             )
 
     def _exchange(
         self, operation: Callable[..., object], tensor: Tensor, *arguments: object
     ) -> Tensor:
-        """Runs an operation on a tensor where the backend wants it, which may be in place, and
-        returns the result.
+        """Runs an operation on a tensor, on the device that the backend needs.
+
+        The operation may overwrite the tensor.
+
+        Returns:
+            The result.
         """
-        device = (
-            torch.device("cuda")
-            if distributed.get_backend() == "nccl"
-            else torch.device("cpu")
-        )
+        device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
         copy = tensor.to(device).contiguous()
         try:
             operation(copy.view(torch.uint8) if copy.dtype is torch.bool else copy, *arguments)
-        except (
-            RuntimeError
-        ) as error:  # what gloo and NCCL raise when a connection is lost or time is up
+        except RuntimeError as error:
+            # Gloo and NCCL raise it when a connection is lost or the time is up.
             reason = str(error).partition("\n")[0]
             raise ProcessError(
                 f"Another process of the training has died or does not answer ({reason})."
@@ -161,12 +163,14 @@ class Processes:
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the processes that ``torchrun`` has started, unless this one has joined them;
-    returns its device.
+    """Joins the processes that ``torchrun`` has started, if this one has not joined yet.
 
-    The backend is NCCL on GPUs, of which each process takes the one of its local rank, and
-    gloo elsewhere. A process stays among them until it ends: groups made again under the same
-    names would meet what is left of the first.
+    On GPUs the backend is NCCL, and each process takes the GPU of its local rank; elsewhere
+    the backend is gloo. The process leaves the group only when it ends: a second group under
+    the same name would meet what is left of the first.
+
+    Returns:
+        The device of this process.
     """
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         return device

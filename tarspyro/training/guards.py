@@ -1,69 +1,54 @@
-"""What a training looks at in every step: whether losses and gradients are finite, and whether
-a game goes on.
-"""
+"""Guards: skip or stop on non-finite losses and gradients, and stop when a player has won."""
 
-__all__ = ["Watch"]
+__all__ = ["FiniteGuard"]
 
-import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from tarspyro.infer import Player
-from tarspyro.runs.history import History, States, get_states, set_states
-from tarspyro.training.checkpoints import Progress
+from tarspyro.runs.history import States
 from tarspyro.training.checks import CollapseError, NonFiniteError, describe_nonfinite
-from tarspyro.training.optimizers import load_states, states_of
+from tarspyro.training.state import TrainingState
 from tarspyro.types import Arguments
 
-# On an accelerator the losses are read back only so often: each reading makes the device wait
-# for the host.
+# An accelerator waits for the host whenever a loss is read back, so losses are read together.
 _STEPS_BETWEEN_READINGS = 50
 
-# When so many steps in a row were not finite, leaving out one more will not help.
+# If so many steps in a row were skipped, skipping one more will not help.
 _MOST_SKIPPED_IN_A_ROW = 20
 
 
-@dataclass
-class _Good:
-    """What a step that goes wrong is undone with."""
+class _Unread(NamedTuple):
+    """A loss that has not been read back from the device, and when it was computed."""
 
-    states: States
-    optimizers: tuple[dict[str, Tensor], dict[str, Any]] | None
-    name: str
+    player: Player
+    step: int
+    batch: int
+    loss: Tensor
+    norm: Tensor | None
 
 
-class Watch:
-    """Looks at losses, gradients and weights, and undoes or ends what went wrong.
+class FiniteGuard:
+    """Checks that losses, gradients and weights are finite, and that no player has won.
+
+    On a CPU every step is checked before it changes the weights. On a GPU the losses are read
+    every 50 steps, unless steps may be skipped.
 
     Arguments:
-        halves: What has weights.
-        optimizers: The optimizers.
-        history: The history, which gets every loss.
-        progress: How far the training is.
-        on_nonfinite: ``"stop"`` or ``"skip"``, see ``fit``.
+        state: The state of the training. The guard adds every loss to its history.
+        on_nonfinite: ``"stop"`` or ``"skip"``, see ``Optimizer``.
     """
 
-    def __init__(
-        self,
-        halves: Mapping[str, Any],
-        optimizers: Sequence[Optimizer],
-        history: History,
-        progress: Progress,
-        on_nonfinite: str,
-    ) -> None:
-        self.halves, self.optimizers, self.history = halves, optimizers, history
-        self.progress, self.on_nonfinite = progress, on_nonfinite
-        self._unread: list[tuple[Player, int, int, Tensor, Tensor | None]] = []
-        self._good: _Good | None = None
+    def __init__(self, state: TrainingState, on_nonfinite: str) -> None:
+        self.state = state
+        self.skips = on_nonfinite == "skip"
+        self._unread: list[_Unread] = []
 
-    def note(
+    def allows(
         self,
         player: Player,
         loss: Tensor,
@@ -71,112 +56,105 @@ class Watch:
         arguments: Arguments,
         noise: Tensor | None,
     ) -> bool:
-        """Notes a loss and the norm of its gradient; on a CPU, says whether a step may be made
-        with them.
+        """Notes a loss and the norm of its gradient; returns whether to make the step.
 
         Arguments:
-            player: Whose they are.
+            player: The player whose loss it is.
             loss: The loss, per data point.
             norm: The norm, if it is known.
             arguments: The batch.
             noise: The random state of the CPU from which the loss was drawn, if it is known.
 
         Raises:
-            NonFiniteError: If one of them is not finite and that ends the training.
-            CollapseError: If the player has won a game.
+            NonFiniteError: If one of them is not finite, and the training has to stop.
+            CollapseError: If the player has won the game.
         """
-        self._unread.append(
-            (player, self.progress.step + 1, self.progress.position + 1, loss, norm)
-        )
-        soon = (
-            loss.device.type == "cpu"
-            or self.on_nonfinite == "skip"
-            or len(self._unread) >= _STEPS_BETWEEN_READINGS
-        )
-        return self.read(arguments, noise) if soon else True
-
-    def read(self, arguments: Arguments | None = None, noise: Tensor | None = None) -> bool:
-        """Reads what was noted, and says whether all of it was finite; raises as ``note``
-        does.
-        """
-        unread, self._unread = self._unread, []
-        pairs = [
-            torch.stack([loss, loss if norm is None else norm.to(loss)])
-            for *_, loss, norm in unread
-        ]
-        values = torch.stack(pairs).tolist() if pairs else []
-        for (player, step, batch, *_), (loss, norm) in zip(unread, values, strict=True):
-            whose = f"{player.name}'s " if player.name else ""
-            when = f"at step {step} (epoch {self.progress.epoch + 1}, batch {batch})"
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                what = (
-                    f"loss was {loss}"
-                    if not math.isfinite(loss)
-                    else f"gradient's norm was {norm}"
-                )
-                reason = "" if arguments is None else f": {self._describe(arguments, noise)}"
-                self._skip_or_stop(f"The {whose}{what} {when}{reason}.")
-                return False
-            self.history.step_losses.append(loss)
-            self.progress.skipped_in_a_row = 0
-            below = self.progress.below
-            below[player.name] = below.get(player.name, 0) + 1 if loss < player.floor else 0
-            if player.patience is not None and below[player.name] >= player.patience:
-                raise CollapseError(
-                    f"The {player.name} has won: its loss was below {player.floor:g} in"
-                    f" {player.patience} moves in a row, until {when.removeprefix('at ')}, and"
-                    " the others learn nothing from it any more."
-                )
+        now = self.state.progress
+        self._unread.append(_Unread(player, now.step + 1, now.position + 1, loss, norm))
+        at_once = loss.device.type == "cpu" or self.skips
+        if at_once or len(self._unread) >= _STEPS_BETWEEN_READINGS:
+            return self.read(arguments, noise)
         return True
 
-    def _describe(self, arguments: Arguments, noise: Tensor | None) -> str:
-        others = [half for half in self.halves.values() if isinstance(half, nn.Module)]
+    def read(self, arguments: Arguments | None = None, noise: Tensor | None = None) -> bool:
+        """Reads the losses that were noted; returns whether all were finite.
+
+        Raises the same errors as ``allows``.
+        """
+        unread = self._unread
+        self._unread = []
+        pairs = [
+            torch.stack([one.loss, one.loss if one.norm is None else one.norm.to(one.loss)])
+            for one in unread
+        ]
+        values = torch.stack(pairs).tolist() if pairs else []
+        for one, (loss, norm) in zip(unread, values, strict=True):
+            epoch = self.state.progress.epoch + 1
+            when = f"step {one.step} (epoch {epoch}, batch {one.batch})"
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                cause = "" if arguments is None else f": {self._cause(arguments, noise)}"
+                self._skip_or_stop(f"The {_what(one.player, loss, norm)} at {when}{cause}.")
+                return False
+            self._check_winner(one.player, loss, when)
+        return True
+
+    def check(self, weights: States) -> None:
+        """Raises a ``NonFiniteError`` if a weight is not finite."""
+        for half, state in weights.items():
+            for name, tensor in state.items():
+                if not tensor.isfinite().all():
+                    step = self.state.progress.step
+                    raise NonFiniteError(
+                        f"The {half}'s {name} is not finite after step {step}."
+                    )
+
+    def keep(self, weights: States) -> None:
+        """Keeps weights to go back to when a step goes wrong."""
+        self.state.keep(weights, optimizers=self.skips)
+
+    def go_back(self) -> str:
+        """Restores the weights that were kept; returns a part of a sentence about them."""
+        return f"the weights are those after {self.state.go_back()}"
+
+    def _check_winner(self, player: Player, loss: float, when: str) -> None:
+        """Adds a finite loss to the history, and raises if its player has won."""
+        below = self.state.add_loss(player, loss)
+        if player.patience is not None and below >= player.patience:
+            raise CollapseError(
+                f"The {player.name} has won: its loss was below {player.floor:g} in"
+                f" {player.patience} moves in a row, until {when}, and the others learn nothing"
+                " from it any more."
+            )
+
+    def _cause(self, arguments: Arguments, noise: Tensor | None) -> str:
+        halves = self.state.halves
         return describe_nonfinite(
-            self.halves["model"], self.halves["guide"], arguments, others, noise
+            halves["model"],  # type: ignore[arg-type]
+            halves["guide"],  # type: ignore[arg-type]
+            arguments,
+            self.state.modules,
+            noise,
         )
 
     def _skip_or_stop(self, sentence: str) -> None:
-        now = self.progress
-        if self.on_nonfinite == "stop":
+        if not self.skips:
             raise NonFiniteError(sentence)
-        now.skipped, now.skipped_in_a_row = now.skipped + 1, now.skipped_in_a_row + 1
-        if now.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+        in_a_row = self.state.add_skipped_step()
+        if in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"{sentence} It was the last of {now.skipped_in_a_row} such steps in a row."
+                f"{sentence} It was the last of {in_a_row} such steps in a row."
             )
-        back = ""
-        if not all(
-            t.isfinite().all()
-            for state in get_states(self.halves).values()
-            for t in state.values()
-        ):
-            back = f", and {self.go_back()}"
+        weights = [
+            tensor for state in self.state.weights().values() for tensor in state.values()
+        ]
+        spoiled = not all(tensor.isfinite().all() for tensor in weights)
+        back = f", and {self.go_back()}" if spoiled else ""
         warnings.warn(f"{sentence} The step was skipped{back}.", stacklevel=2)
 
-    def keep_good(self, states: States) -> None:
-        """Keeps what a step that goes wrong is undone with."""
-        kept = (
-            copy.deepcopy(states_of(self.optimizers)) if self.on_nonfinite == "skip" else None
-        )
-        now = self.progress
-        name = f"step {now.step}" if now.position else f"epoch {now.epoch}"
-        self._good = _Good(states, kept, name)
 
-    def go_back(self) -> str:
-        """Puts the last good weights back, and says which they are."""
-        assert self._good is not None
-        set_states(self.halves, self._good.states)
-        if self._good.optimizers is not None:
-            load_states(self.optimizers, *self._good.optimizers)
-        return f"the weights are those after {self._good.name}"
-
-    def check(self, states: States) -> None:
-        """Raises a ``NonFiniteError`` if a step has spoiled weights, before they are kept as
-        good ones.
-        """
-        for half, state in states.items():
-            for name, tensor in state.items():
-                if not tensor.isfinite().all():
-                    raise NonFiniteError(
-                        f"The {half}'s {name} is not finite after step {self.progress.step}."
-                    )
+def _what(player: Player, loss: float, norm: float) -> str:
+    """What was not finite, for a message."""
+    whose = f"{player.name}'s " if player.name else ""
+    if math.isfinite(loss):
+        return f"{whose}gradient's norm was {norm}"
+    return f"{whose}loss was {loss}"

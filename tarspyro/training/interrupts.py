@@ -1,23 +1,25 @@
-"""Signals that ask a training to stop, answered between two steps."""
+"""Ctrl-C and SIGTERM during a training, which then stops between two steps."""
 
 __all__ = ["Interrupts"]
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TypeAlias
+
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupts:
-    """Notes Ctrl-C and SIGTERM, which a scheduler sends, in place of stopping in the middle of
-    a step.
+    """A context that notes Ctrl-C and SIGTERM, so that no step stops in the middle.
 
-    A second signal is answered at once, as if this were not here, and what the process ignores
-    is ignored still, as Ctrl-C is after ``nohup``. Python lets only the main thread handle
-    signals; elsewhere nothing changes.
+    A job scheduler sends SIGTERM. A second signal ends the process at once. A signal that the
+    process ignores, as Ctrl-C after ``nohup``, is still ignored. Python lets only the main
+    thread handle signals; in other threads this context does nothing.
 
     Attributes:
-        received: The signal that came, if one did.
+        received: The signal that came; None if none did.
 
     Example:
         >>> with Interrupts() as interrupts:
@@ -28,7 +30,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
@@ -46,8 +48,12 @@ class Interrupts:
         self._restore()
 
     def stop(self) -> None:
-        """Raises what ends the process as the signal would have: 130 after Ctrl-C, 143 after
+        """Ends the process as the signal would have, with status 130 after Ctrl-C and 143 after
         SIGTERM.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+            SystemExit: After SIGTERM.
         """
         if self.received is signal.SIGINT:
             raise KeyboardInterrupt

@@ -1,59 +1,208 @@
-"""Optimizers of torch: made with the options that suit a step, and their states as one."""
+"""Optimizers: the public description of one, its instances for the players, and their state."""
 
-__all__ = ["load_states", "make_optimizer", "states_of"]
+__all__ = ["Optimizer", "check_optimizer", "load_states", "states_of"]
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+
+from tarspyro.arguments import check_choice, check_number, check_positive, format_value
+
+OptimizerClass: TypeAlias = Callable[..., torch.optim.Optimizer]
+
+DEFAULT_RATE = 1e-3
 
 
-def make_optimizer(
-    parameters: Sequence[Tensor],
-    optimizer: Callable[..., Optimizer],
-    options: Mapping[str, Any],
-    *,
-    captured: bool,
-) -> Optimizer:
-    """Returns an optimizer of the parameters; ``captured`` steps may become part of a CUDA
-    graph.
+class Optimizer:
+    """A torch optimizer with its options, for ``fit(..., optimizer=Optimizer(...))``.
+
+    It makes one torch optimizer for all parameters, or for a game one for each player.
+
+    Arguments:
+        optimizer: The class of a torch optimizer, or a ``functools.partial`` of it.
+        clip_norm: The largest norm of the whole gradient, or in a game of each player's
+            gradient. It is applied before ``clip_value``.
+        clip_value: The largest absolute value of an entry of the gradient.
+        on_nonfinite: What to do when a loss or a gradient is not finite. ``"stop"`` ends the
+            training with the last good weights. ``"skip"`` leaves the step out, with a warning
+            that names the cause, and first restores the last good weights if the step has
+            spoiled them. Twenty such steps in a row end the training too. On a GPU ``"skip"``
+            reads every loss back before the step, where ``"stop"`` reads now and then.
+        options: Options of the class, such as ``weight_decay=1e-2``. A mapping under the name
+            of a player holds options for that player alone. ``lr`` wins over the learning rate
+            of ``fit``.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> adam = Optimizer(torch.optim.AdamW, weight_decay=1e-2, clip_norm=5.0)
+        >>> adam
+        Optimizer(AdamW, weight_decay=0.01, clip_norm=5.0)
+        >>> game = Optimizer(torch.optim.Adam, betas=(0.5, 0.999), discriminator={"lr": 1e-4})
     """
-    options = {"lr": 1e-3, **options}
-    if (
-        optimizer in (torch.optim.Adam, torch.optim.AdamW)
-        and not {"foreach", "fused", "capturable"} & options.keys()
-    ):
-        # One pass over all parameters instead of a dozen; torch has it for these two devices.
-        options["fused"] = all(
-            p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
+
+    def __init__(
+        self,
+        optimizer: OptimizerClass = torch.optim.Adam,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        on_nonfinite: str = "stop",
+        **options: Any,
+    ) -> None:
+        if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must be the class of a torch optimizer, such as torch.optim.Adam,"
+                f" got {format_value(optimizer)}."
+            )
+        limits = {"clip_norm": clip_norm, "clip_value": clip_value}
+        for name, limit in limits.items():
+            if limit is not None:
+                check_positive(name, limit)
+        check_choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.on_nonfinite = on_nonfinite
+        self.options: dict[str, Any] = {}
+        self.of_players: dict[str, Mapping[str, Any]] = {}
+        for name, value in options.items():
+            if isinstance(value, Mapping):
+                self.of_players[name] = value
+            else:
+                self.options[name] = value
+
+    @property
+    def name(self) -> str:
+        """The name of the class, for messages."""
+        cls = getattr(self.optimizer, "func", self.optimizer)
+        return getattr(cls, "__name__", "the optimizer")
+
+    def __repr__(self) -> str:
+        shown = {**self.options, **self.of_players}
+        if self.clip_norm is not None:
+            shown["clip_norm"] = self.clip_norm
+        if self.clip_value is not None:
+            shown["clip_value"] = self.clip_value
+        if self.on_nonfinite != "stop":
+            shown["on_nonfinite"] = self.on_nonfinite
+        arguments = [self.name, *(f"{name}={value!r}" for name, value in shown.items())]
+        return f"Optimizer({', '.join(arguments)})"
+
+    def with_rate(self, lr: float) -> "Optimizer":
+        """Returns the same optimizer with a learning rate, unless it has its own.
+
+        Raises:
+            ValueError: If both are given, and differ.
+        """
+        own = self.options.get("lr", _keywords(self.optimizer).get("lr"))
+        if own is None:
+            options = {**self.options, "lr": lr}
+        elif lr == DEFAULT_RATE or lr == own:
+            options = {**self.options, "lr": own}
+        else:
+            raise ValueError(
+                f"lr={lr:g} of fit and lr={own} of the optimizer differ: give the learning"
+                " rate in one place."
+            )
+        return Optimizer(
+            self.optimizer,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            on_nonfinite=self.on_nonfinite,
+            **options,
+            **self.of_players,
         )
-    device = parameters[0].device
-    if (
-        captured
-        and device.type == "cuda"
-        and "capturable" in inspect.signature(optimizer).parameters
-    ):
-        # Its step becomes part of a CUDA graph, which reads the rate and the count of steps on
-        # the device.
-        options |= {
-            "capturable": True,
-            "lr": torch.tensor(float(options["lr"]), device=device),
-        }
-    try:
-        return optimizer(parameters, **options)
-    except (TypeError, ValueError) as error:
-        name = getattr(optimizer, "__name__", "the optimizer")
-        raise type(error)(
-            f"optimizer_options do not suit {name}: {str(error).rstrip('.')}."
-        ) from error
+
+    def check_players(self, names: Sequence[str]) -> None:
+        """Raises a ``ValueError`` if there are options for a player that does not exist."""
+        for name in self.of_players:
+            if name not in names:
+                known = (
+                    f"the players are {', '.join(names)}"
+                    if any(names)
+                    else "only a game has players"
+                )
+                raise ValueError(
+                    f"optimizer has options for {name!r}, which is not a player: {known}."
+                )
+
+    def make(
+        self, player: str, parameters: Sequence[Tensor], *, captured: bool
+    ) -> torch.optim.Optimizer:
+        """Returns a torch optimizer of a player's parameters.
+
+        Arguments:
+            player: The name of the player.
+            parameters: The parameters.
+            captured: Whether its step may become part of a CUDA graph.
+
+        Raises:
+            TypeError: If the class does not take an option.
+            ValueError: If an option is out of range.
+        """
+        options = {"lr": DEFAULT_RATE, **self.options, **self.of_players.get(player, {})}
+        given = options.keys() | _keywords(self.optimizer).keys()
+        plain = getattr(self.optimizer, "func", self.optimizer)
+        if (
+            plain in (torch.optim.Adam, torch.optim.AdamW)
+            and not {"foreach", "fused", "capturable"} & given
+        ):
+            # A fused step visits all parameters once instead of a dozen times. Torch has it
+            # for these two devices.
+            options["fused"] = all(
+                p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
+            )
+        device = parameters[0].device
+        takes = inspect.signature(self.optimizer).parameters
+        if captured and device.type == "cuda" and "capturable" in takes:
+            # A CUDA graph reads the learning rate and the number of steps on the device.
+            options["capturable"] = True
+            options["lr"] = torch.tensor(float(options["lr"]), device=device)
+        try:
+            return self.optimizer(parameters, **options)
+        except (TypeError, ValueError) as error:
+            reason = str(error).rstrip(".")
+            raise type(error)(
+                f"optimizer: the options do not suit {self.name}: {reason}."
+            ) from error
+
+    def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:
+        """Clips the gradients of parameters; ``norm`` is the norm of their whole gradient."""
+        if self.clip_norm is not None and norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
 
 
-def states_of(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns the states of several optimizers as that of one, all parameters counted through:
-    tensors, and values.
+def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float) -> Optimizer:
+    """Returns what ``fit`` gets as its optimizer and learning rate, as an ``Optimizer``."""
+    check_number("lr", lr, 0)
+    if not isinstance(optimizer, Optimizer):
+        optimizer = Optimizer(optimizer)
+    return optimizer.with_rate(lr)
+
+
+def _keywords(optimizer: OptimizerClass) -> Mapping[str, Any]:
+    """The options that a ``functools.partial`` holds; none for a class."""
+    keywords: Mapping[str, Any] = getattr(optimizer, "keywords", {})
+    return keywords
+
+
+def states_of(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the states of several optimizers as the state of one.
+
+    Parameters are numbered through all optimizers.
+
+    Returns:
+        The tensors of the state, such as averages of gradients, and its other values.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -69,38 +218,41 @@ def states_of(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[
             groups.append(values | {"params": [start + index for index in group["params"]]})
         for index, entries in state["state"].items():
             for name, value in entries.items():
-                kept: dict[str, Any] = tensors if torch.is_tensor(value) else numbers
-                kept[f"{start + index}.{name}"] = value
+                if torch.is_tensor(value):
+                    tensors[f"{start + index}.{name}"] = value
+                else:
+                    numbers[f"{start + index}.{name}"] = value
         start += sum(len(group["params"]) for group in state["param_groups"])
     return tensors, {"param_groups": groups, "numbers": numbers}
 
 
 def load_states(
-    optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
 ) -> None:
-    """Puts what ``states_of`` returned into optimizers of the same parameters."""
-    state: dict[int, dict[str, Any]] = {}
+    """Loads what ``states_of`` returned into optimizers of the same parameters."""
+    states: dict[int, dict[str, object]] = {}
     for key, value in {**values["numbers"], **tensors}.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    groups, start = list(values["param_groups"]), 0
+        states.setdefault(int(index), {})[name] = value
+    groups = list(values["param_groups"])
+    start = 0
     for optimizer in optimizers:
         count = sum(len(group["params"]) for group in optimizer.param_groups)
-        own = [groups.pop(0) for _ in optimizer.param_groups]
+        own_states = {
+            index - start: entries
+            for index, entries in states.items()
+            if 0 <= index - start < count
+        }
+        own_groups = []
+        for _ in optimizer.param_groups:
+            group = groups.pop(0)
+            own_groups.append(group | {"params": [i - start for i in group["params"]]})
         rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(
-            {
-                "state": {
-                    index - start: entries
-                    for index, entries in state.items()
-                    if 0 <= index - start < count
-                },
-                "param_groups": [
-                    g | {"params": [index - start for index in g["params"]]} for g in own
-                ],
-            }
-        )
+        optimizer.load_state_dict({"state": own_states, "param_groups": own_groups})
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             if torch.is_tensor(rate):
+                # A captured step reads this tensor, so it has to stay the same object.
                 group["lr"] = rate.fill_(group["lr"])
         start += count
