@@ -12,7 +12,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -23,7 +22,7 @@ from torch import nn
 
 from tarspyro import Conditional, Deterministic, distributions, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, Adversarial, Compiled, Game, Player
+from tarspyro.infer import ELBO, IWAE, Adversarial
 from tarspyro.infer.traces import no_guide
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import (
@@ -38,6 +37,8 @@ from tarspyro.nn import (
     Write,
 )
 from tarspyro.scopes import local_parameters
+from tarspyro.training.losses import Objective
+from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 
 Step = Callable[[torch.Tensor], object]
@@ -431,32 +432,23 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: ob
     """The step that ``fit`` runs, its bookkeeping included."""
     model, guide = program.pair()
     modules = [module.to(device) for module in _modules(model, guide)]
-    loss = program.bound()
     parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
-    halves = {"model": model, "guide": guide}
-    if isinstance(loss, Game):
-        halves["loss"] = loss.to(device)
-        players = loss.players(parameters, [])
-    else:
-        players = [Player("", loss, parameters)]
+    loss = program.bound()
+    objective = Objective(loss, model, guide)
+    for module in objective.modules.values():
+        module.to(device)
+    objective.add_players(parameters, [])
+    if compiled:
+        objective.compile(choose=False, **options)
     captured = (
         {"capturable": True, "lr": torch.tensor(1e-3, device=device)}
         if compiled and device == "cuda"
         else {}
     )
-    if compiled:
-        players = [
-            replace(player, loss=Compiled(player.loss, choose=False, **options))
-            for player in players
-        ]
-    optimized = [
-        (
-            player,
-            torch.optim.Adam(player.parameters, **{"lr": 1e-3, "fused": True, **captured}),
-        )  # as fit chooses
-        for player in players
-    ]
-    trainer = Trainer(halves, loss, optimized, schedules={})
+    # The options that fit chooses.
+    how = {"lr": 1e-3, "fused": True, **captured}
+    optimizers = [torch.optim.Adam(player.parameters, **how) for player in objective.players]
+    trainer = Trainer(objective, TrainingState(objective.halves, optimizers))
 
     def step(x):
         with local_parameters(), pyro.validation_enabled(False):

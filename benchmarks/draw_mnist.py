@@ -33,7 +33,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models, plot
+from tarspyro import Conditional, Optimizer, Run, data, evaluate, fit, guides, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.nn import (
     MLP,
@@ -107,14 +107,14 @@ def train(options):
         p,
         q,
         images,
-        optimizer_options={"lr": 1e-3},
-        clip_norm=options.clip,
+        lr=1e-3,
+        optimizer=Optimizer(torch.optim.Adam, clip_norm=options.clip),
         epochs=options.epochs,
         batch_size=100,
         binarize=True,
-        folder=Path(options.folder) / name,
-        resume=options.resume,
-        overwrite=not options.resume,
+        folder=Run(
+            Path(options.folder) / name, resume=options.resume, overwrite=not options.resume
+        ),
         seed=options.seed,
         device=options.device,
         compile=options.compile,

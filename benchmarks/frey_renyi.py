@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.distributions.transforms import ExpTransform, SigmoidTransform
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models
+from tarspyro import Conditional, Run, data, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import Renyi
 from tarspyro.nn import MLP
@@ -85,11 +85,9 @@ def main():
                     loss=Renyi(
                         ORDERS[method], arguments.particles, gradient=arguments.gradient
                     ),
-                    optimizer_options={"lr": 5e-4},
+                    lr=5e-4,
                     epochs=epochs,
-                    folder=folder,
-                    resume=bool(rows),
-                    overwrite=True,
+                    folder=Run(folder, resume=bool(rows), overwrite=True),
                     seed=arguments.fold,
                     device=arguments.device,
                     compile=arguments.compile,

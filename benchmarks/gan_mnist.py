@@ -55,6 +55,7 @@ from torch import nn
 from tarspyro import (
     Conditional,
     Deterministic,
+    Optimizer,
     data,
     evaluate,
     fit,
@@ -116,7 +117,7 @@ def classifier_of(mnist, arguments):
 
 
 def trained(p, q, x, arguments, **options):
-    options = {"optimizer_options": ADVERSARIAL, **options}
+    options = {"optimizer": Optimizer(**ADVERSARIAL), **options}
     history = fit(
         p,
         q,
@@ -240,7 +241,7 @@ def vaegan(arguments, mnist, judge, pictures):
         q = guides.VAE(Conditional(dist.Normal, MLP(784, [512, 256]), 32))
         options = {"lr": 1e-3} if name == "vae" else HYBRID
         rows[name] = trained(
-            p, q, mnist.train.x, arguments, loss=loss, optimizer_options=options
+            p, q, mnist.train.x, arguments, loss=loss, optimizer=Optimizer(**options)
         )
         samples = evaluate.sample(p, arguments.samples, mean=True, seed=0).cpu()
         means = evaluate.reconstruct(p, q, test.x).cpu()
@@ -271,7 +272,7 @@ def jmvae_gan(arguments, mnist, judge, pictures):
             loss = hybrid(arguments, bound, site="x_1")
         options = {"lr": 1e-3} if name == "jmvae" else HYBRID
         rows[name] = trained(
-            p, q, (train.x, train.y), arguments, loss=loss, optimizer_options=options
+            p, q, (train.x, train.y), arguments, loss=loss, optimizer=Optimizer(**options)
         )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -314,7 +315,12 @@ def pix2pix(arguments, mnist, judge, pictures):
         options = ADVERSARIAL | ({"discriminator": {"lr": 0.0}} if name == "L1 alone" else {})
         loss = Adversarial(discriminator, l1=100.0 if name == "pix2pix" else 1e4)
         rows[name] = trained(
-            p, None, (train, edges(train)), arguments, loss=loss, optimizer_options=options
+            p,
+            None,
+            (train, edges(train)),
+            arguments,
+            loss=loss,
+            optimizer=Optimizer(**options),
         )
         drawn = edges(test.x[: arguments.samples])
         found = evaluate.sample(p, len(drawn), given={"y": drawn}, seed=0).cpu()

@@ -17,7 +17,6 @@ to ``benchmarks/results/``.
 import argparse
 import json
 import statistics
-from itertools import islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,7 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from tarspyro import Deterministic, data, evaluate, fit, models
+from tarspyro import Deterministic, Optimizer, data, evaluate, fit, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import Adversarial, Hinge, JensenShannon, LeastSquares, Wasserstein
 from tarspyro.nn import MLP, Discriminator
@@ -66,11 +65,10 @@ def trained(modes, divergence, seed, arguments):
     steps = every * arguments.steps
     fit(
         p,
-        data=islice(batches(modes, 256, seed), steps),
+        data=data.Stream(batches(modes, 256, seed), steps),
         loss=loss,
         epochs=1,
-        steps_per_epoch=steps,
-        optimizer_options={"betas": (0.0, 0.9)},
+        optimizer=Optimizer(torch.optim.Adam, betas=(0.0, 0.9)),
         schedules={"lr": lambda step: 1e-3 * min(1.0, 2 - 2 * step / steps)},
         seed=seed,
         compile=arguments.compile,

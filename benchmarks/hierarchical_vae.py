@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.distributions.transforms import ExpTransform, SoftplusTransform
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models, plot
+from tarspyro import Conditional, Optimizer, Run, data, evaluate, fit, guides, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE
 from tarspyro.nn import MLP, initialize
@@ -154,14 +154,14 @@ def train(options):
         q,
         images,
         loss=loss,
-        optimizer_options={"lr": 1e-3, "eps": 1e-4 if paper else 1e-8},
+        optimizer=Optimizer(torch.optim.Adam, eps=1e-4 if paper else 1e-8),
         schedules=schedules,
         epochs=options.epochs,
         batch_size=batch,
         binarize=True,
-        folder=Path(options.folder) / name,
-        resume=options.resume,
-        overwrite=not options.resume,
+        folder=Run(
+            Path(options.folder) / name, resume=options.resume, overwrite=not options.resume
+        ),
         seed=options.seed,
         device=options.device,
         compile=options.compile,

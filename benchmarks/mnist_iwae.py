@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from torch.distributions.transforms import ExpTransform
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models
+from tarspyro import Conditional, Optimizer, Run, data, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE, PIWAE
 from tarspyro.nn import MLP
@@ -115,14 +115,16 @@ def main():
             loss=bound(
                 arguments.bound, arguments.particles, arguments.groups, arguments.gradient
             ),
-            optimizer_options={"lr": 1e-3, "eps": 1e-4},
+            optimizer=Optimizer(torch.optim.Adam, eps=1e-4),
             schedules={"lr": lambda step: rate(step, len(mnist.train) // BATCH)},
             epochs=epochs,
             batch_size=BATCH,
             binarize=True,
-            folder=Path(arguments.folder) / name,
-            resume=stage > 0 or arguments.resume,
-            overwrite=not arguments.resume,
+            folder=Run(
+                Path(arguments.folder) / name,
+                resume=stage > 0 or arguments.resume,
+                overwrite=not arguments.resume,
+            ),
             seed=arguments.seed,
             device=arguments.device,
             compile=arguments.compile,

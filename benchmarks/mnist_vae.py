@@ -23,7 +23,7 @@ from pathlib import Path
 import pyro.distributions as dist
 import torch
 
-from tarspyro import Conditional, Deterministic, data, evaluate, fit, guides, models
+from tarspyro import Conditional, Deterministic, Run, data, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
@@ -65,9 +65,7 @@ def main():
                 guide,
                 mnist.train,
                 epochs=epoch,
-                folder=folder,
-                resume=bool(rows),
-                overwrite=True,
+                folder=Run(folder, resume=bool(rows), overwrite=True),
                 schedules={
                     "lr": lambda step: (
                         1e-3 * min(1.0, 2 - step / (250 * max(TARS[arguments.method])))

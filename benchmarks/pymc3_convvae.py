@@ -90,7 +90,7 @@ def main():
         guide,
         Minibatches(mnist.train.x, 64, arguments.steps // 100),
         epochs=100,
-        optimizer_options={"lr": 1e-4},
+        lr=1e-4,
         seed=arguments.seed,
         device=arguments.device,
     )

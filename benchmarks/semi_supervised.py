@@ -56,9 +56,12 @@ from torch import nn
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import GumbelSoftmax, default_prior
-from tarspyro.infer import ELBO, Compiled, Player, SemiSupervised
+from tarspyro.infer import ELBO, Compiled, SemiSupervised
 from tarspyro.nn import MLP
 from tarspyro.scopes import local_parameters
+from tarspyro.training.counts import Counts
+from tarspyro.training.losses import Objective
+from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
@@ -250,7 +253,7 @@ def train(halves, batches, options, epochs, seed, **more):
         *halves,
         batches,
         epochs=epochs,
-        optimizer_options={"lr": options.lr},
+        lr=options.lr,
         compile=options.compile,
         device=options.device,
         seed=seed,
@@ -321,14 +324,10 @@ def ours(arguments, compiled):
     parameters = list({id(p): p for half in halves for p in half.parameters()}.values())
     optimizer = torch.optim.Adam(parameters, lr=3e-4, fused=True)  # as fit chooses
     bound = Compiled(objective(), choose=False) if compiled else objective()
-    names = dict(zip(("model", "guide"), halves, strict=True))
-    trainer = Trainer(
-        names,
-        bound,
-        [(Player("", bound, parameters), optimizer)],
-        schedules={},
-        data_size=50_000,
-    )
+    trained = Objective(bound, *halves)
+    trained.add_players(parameters, [])
+    state = TrainingState(trained.halves, [optimizer])
+    trainer = Trainer(trained, state, count=lambda batch: Counts(50_000, 50_000))
 
     def step(_):
         with local_parameters(), pyro.validation_enabled(False):

@@ -279,8 +279,8 @@ def streaming(arguments, mnist):
             p, q, seconds = trained(images, arguments, batch_size=size)
         else:
             batches = images.split(size)
-            arrive = {"steps_per_epoch": len(batches), "optimizer_options": {"lr": rate}}
-            p, q, seconds = trained(iter(batches), arguments, **arrive)
+            stream = data.Stream(iter(batches), len(batches))
+            p, q, seconds = trained(stream, arguments, lr=rate)
         scores = evaluate.log_likelihood(
             p, q, test.x, binarize=True, num_particles=particles, seed=0
         )

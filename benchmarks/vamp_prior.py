@@ -28,7 +28,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models, plot
+from tarspyro import Conditional, Run, data, evaluate, fit, guides, models, plot
 from tarspyro.distributions import VampPrior, default_prior
 from tarspyro.infer import ELBO
 from tarspyro.modules import Configurable
@@ -113,15 +113,17 @@ def main():
         train,
         loss=ELBO(),
         validation=held_out,
-        optimizer_options={"lr": 5e-4},
+        lr=5e-4,
         schedules={"beta": lambda step: min(1.0, step / warm_up) if warm_up else 1.0},
         epochs=arguments.epochs,
         patience=arguments.patience,
         batch_size=BATCH,
         binarize=True,
-        folder=Path(arguments.folder) / name,
-        resume=arguments.resume,
-        overwrite=not arguments.resume,
+        folder=Run(
+            Path(arguments.folder) / name,
+            resume=arguments.resume,
+            overwrite=not arguments.resume,
+        ),
         seed=arguments.seed,
         device=arguments.device,
         compile=arguments.compile,

@@ -185,7 +185,7 @@ def trained(arguments, music):
         loss=Compiled(loss, backend="eager") if arguments.record else loss,
         validation=batches["validation"],
         epochs=arguments.epochs,
-        optimizer_options={"lr": arguments.rate},
+        lr=arguments.rate,
         schedules={"lr": lambda step: arguments.rate * min(1.0, 2 - 2 * step / total)},
         seed=arguments.seed,
         device=arguments.device,

@@ -33,7 +33,7 @@ def pair(latent=2, seed=0):
     return p, guides.VAE(Conditional(dist.Normal, MLP(64, [16]), latent))
 
 
-FAST = {"optimizer_options": {"lr": 1e-2}}
+FAST = {"lr": 1e-2}
 
 
 @pytest.fixture(scope="module")

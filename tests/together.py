@@ -16,7 +16,7 @@ import torch._dynamo  # which an optimizer would import in every child
 import torch.distributed as distributed
 from torch import nn
 
-from tarspyro import Conditional, fit
+from tarspyro import Conditional, Optimizer, fit
 from tarspyro.data import digits
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
@@ -113,8 +113,8 @@ OPTIONS = {
     "batch_size": 50,
     "seed": 0,
     "progress": False,
-    "optimizer": torch.optim.SGD,
-    "optimizer_options": {"lr": 0.1, "momentum": 0.9},
+    "optimizer": Optimizer(torch.optim.SGD, momentum=0.9),
+    "lr": 0.1,
     "loss": ELBO(analytic_kl=False),
 }
 

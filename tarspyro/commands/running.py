@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarspyro import fit, load_run
-from tarspyro.commands.methods import METHODS
-from tarspyro.commands.methods.reports import Trained
-from tarspyro.commands.methods.sources import SOURCES
+from tarspyro import Optimizer, fit, load_run
+from tarspyro.commands.material import SOURCES
+from tarspyro.commands.methods import METHODS, Method, OneOf, completed
+from tarspyro.commands.reports import Trained
 from tarspyro.runs import LoadedRun, Run
 from tarspyro.scopes import find_device
 
@@ -61,21 +61,23 @@ def train(options: Namespace) -> None:
         guide,
         material.batches,
         loss=loss,
-        optimizer_options={"lr": o.lr, **method.optimizer},
+        optimizer=Optimizer(torch.optim.Adam, clip_norm=o.clip_norm, **method.optimizer),
+        lr=o.lr,
         epochs=o.epochs,
         batch_size=o.batch_size,
         validation=material.validation,
         binarize=not o.grey,
-        clip_norm=o.clip_norm,
         patience=getattr(o, "patience", None),
-        folder=run,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        settings={
-            "method": options.method,
-            "data": {"name": data, "grey": o.grey},
-            "options": {name: getattr(o, name) for name in method.options},
-        },
+        folder=Run(
+            run,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            settings={
+                "method": options.method,
+                "data": {"name": data, "grey": o.grey},
+                "options": {name: getattr(o, name) for name in method.options},
+            },
+        ),
         device=options.device,
         seed=o.seed,
         progress=not options.quiet,

@@ -282,7 +282,8 @@ def _start(
     objective.add_players(found.model, found.guide, found.frozen)
     optimizer.check_players([player.name for player in objective.players])
     if compile:
-        objective.compile(report=tqdm.write if progress else None)
+        # A program that cannot be recorded is trained eagerly.
+        objective.compile(report=tqdm.write if progress else None, fallback=True)
     optimizers = [
         optimizer.make(player.name, player.parameters, captured=objective.is_compiled(player))
         for player in objective.players

@@ -144,18 +144,16 @@ class Objective:
                 raise PairError(f"{who} no parameters to train.")
         self._find_kinds()
 
-    def compile(self, report: Callable[[str], object] | None) -> None:
+    def compile(self, **options: Any) -> None:
         """Compiles the steps of all players, unless the given loss is compiled.
 
         Arguments:
-            report: What to do with a line about the compilation, such as ``print``.
+            options: Options of ``Compiled``.
         """
         if isinstance(self.given, Compiled):
             return
-        # A program that cannot be recorded is trained all the same, eagerly.
         self.players = [
-            replace(player, loss=Compiled(player.loss, report=report, fallback=True))
-            for player in self.players
+            replace(player, loss=Compiled(player.loss, **options)) for player in self.players
         ]
         self._find_kinds()
 

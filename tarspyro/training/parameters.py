@@ -72,7 +72,9 @@ def _declared_sites(model: Program, guide: Program, arguments: Arguments) -> dic
     with preserved_rng(), evaluating(model, guide), poutine.trace(param_only=True) as capture:
         trace_pair(model, guide, arguments, {})
     # Pyro's parameters carry a function that returns their unconstrained value.
-    values: dict[str, Any] = {name: site["value"] for name, site in capture.trace.nodes.items()}
+    values: dict[str, Any] = {
+        name: site["value"] for name, site in capture.trace.nodes.items()
+    }
     return {name: value.unconstrained() for name, value in values.items()}
 
 

@@ -533,7 +533,7 @@ def test_flow_posteriors_beat_a_diagonal_normal_and_stay_below_the_truth():
             batch_size=64,
             seed=0,
             progress=False,
-            optimizer_options={"lr": 0.02},
+            lr=0.02,
         )
         with torch.no_grad():
             torch.manual_seed(1)

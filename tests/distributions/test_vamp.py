@@ -214,9 +214,7 @@ def test_pseudo_inputs_stay_in_the_range_of_the_data(bounds):
     p, q = pair()
     p = models.VAE(VampPrior(q.posterior, torch.rand(4, 6), bounds=bounds), p.likelihood)
     x = torch.rand(40, 6).round()
-    fit(
-        p, q, x, epochs=3, batch_size=10, optimizer_options={"lr": 0.3}, seed=0, progress=False
-    )
+    fit(p, q, x, epochs=3, batch_size=10, lr=0.3, seed=0, progress=False)
     found, free = p.prior.pseudo_inputs.detach(), p.prior.free_pseudo_inputs.detach()
     assert not torch.equal(free, torch.rand(4, 6))
     if bounds is None:
@@ -411,7 +409,7 @@ def test_it_learns_clusters():
             x,
             epochs=120,
             batch_size=100,
-            optimizer_options={"lr": 0.01},
+            lr=0.01,
             seed=0,
             progress=False,
         )

@@ -542,7 +542,7 @@ def test_trained_pairs_impute_better_than_the_mean_image(loss, tmp_path):
         "epochs": 3,
         "batch_size": 25,
         "binarize": True,
-        "optimizer_options": {"lr": 3e-3},
+        "lr": 3e-3,
     }
     fit(p, q, digits.train, folder=tmp_path, seed=0, progress=False, **options)
     run = load_run(tmp_path)

@@ -97,7 +97,7 @@ def test_codes_of_trained_digits_are_better_than_of_untrained_ones():
         q = guides.VAE(Conditional(dist.Normal, MLP(64, [64]), 4))
         if epochs:
             options = {
-                "optimizer_options": {"lr": 3e-3},
+                "lr": 3e-3,
                 "binarize": True,
                 "seed": 0,
                 "progress": False,

@@ -109,7 +109,7 @@ def test_precision_and_recall_tell_what_is_wrong():
 def test_agreement_is_with_the_asked_labels():
     split = data.digits().one_hot()
     p = models.Classifier(Conditional(dist.OneHotCategorical, MLP(64, [32]), 10))
-    fit(p, data=split.train, epochs=3, seed=0, progress=False, optimizer_options={"lr": 1e-2})
+    fit(p, data=split.train, epochs=3, seed=0, progress=False, lr=1e-2)
     right = (p.classes(split.test.x) == split.test.y.argmax(1)).double().mean().item()
     assert evaluate.agreement(p, split.test.x, split.test.y) == pytest.approx(right)
     assert evaluate.agreement(p, split.test.x, split.test.y.argmax(1)) == pytest.approx(right)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from tarspyro import Conditional, Deterministic, fit, load_run, models, plot
+from tarspyro import Conditional, Deterministic, Optimizer, fit, load_run, models, plot
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import (
@@ -33,6 +33,8 @@ from tarspyro.runs import Run
 from tarspyro.runs.description import build, describe
 from tarspyro.scopes import local_parameters
 from tarspyro.training.checks import CollapseError, NonFiniteError
+from tarspyro.training.losses import Objective
+from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 
 from ..programs import assert_within
@@ -277,7 +279,7 @@ def test_every_divergence_moves_fakes_to_the_data(divergence):
         x,
         Adversarial(critic, divergence, every=3 if steep else 1),
         epochs=12,
-        optimizer_options=options,
+        optimizer=Optimizer(**options),
     )
     assert abs(p.likelihood.trunk.shift.item() - MEAN) < 0.4
 
@@ -315,7 +317,7 @@ def test_equals_the_loop_written_by_hand():
     x = torch.randn(250, 3)
     p, game = gan()
     history = train(
-        p, x, game, shuffle=False, epochs=3, optimizer_options={"lr": 1e-2, "foreach": False}
+        p, x, game, shuffle=False, epochs=3, optimizer=Optimizer(lr=1e-2, foreach=False)
     )
     other, twin = gan()
     assert history.step_losses == pytest.approx(
@@ -343,13 +345,12 @@ def test_a_player_moves_its_own_parameters_alone():
     p, game = gan(every=3)
     x, before = torch.randn(20, 3), weights(p)
     with local_parameters():
-        players = [
-            (player, torch.optim.SGD(player.parameters, lr=0.1))
-            for player in game.players([*p.parameters()], [])
+        objective = Objective(game, p, no_guide)
+        objective.add_players([*p.parameters()], [])
+        optimizers = [
+            torch.optim.SGD(player.parameters, lr=0.1) for player in objective.players
         ]
-        trainer = Trainer(
-            {"model": p, "guide": no_guide, "loss": game}, game, players, schedules={}
-        )
+        trainer = Trainer(objective, TrainingState(objective.halves, optimizers))
         for step in range(6):
             critic, generator = weights(game), weights(p)
             trainer.step((x,))
@@ -363,9 +364,7 @@ def test_a_player_moves_its_own_parameters_alone():
 def test_what_the_history_holds():
     p, game = gan()
     x = torch.randn(250, 3)
-    history = train(
-        p, x, game, shuffle=False, epochs=1, validation=x[:50], optimizer_options={"lr": 0.0}
-    )
+    history = train(p, x, game, shuffle=False, epochs=1, validation=x[:50], lr=0.0)
     row = history.rows[0]
     score = game.discriminator(x)
     assert row["real"] == pytest.approx(score.sigmoid().mean().item(), rel=1e-5)
@@ -393,7 +392,7 @@ def test_what_the_history_holds():
 def test_the_norm_of_a_players_gradient():
     p, game = gan()
     x = torch.randn(40, 3)
-    history = train(p, x, game, epochs=1, shuffle=False, optimizer_options={"lr": 0.0})
+    history = train(p, x, game, epochs=1, shuffle=False, lr=0.0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.randint(2**62, ())
@@ -412,7 +411,7 @@ def test_a_move_every_so_many_steps_counts_by_its_own_rows():
         batch_size=10,
         epochs=2,
         shuffle=False,
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
     )
     assert len(history.step_losses) == 14 + 7
     moves = [value for index, value in enumerate(history.step_losses) if index % 3 == 2]
@@ -536,9 +535,7 @@ def test_a_likelihood_with_noise_of_its_own_and_a_function_as_the_generator():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
-    history = train(
-        generator, 2 + torch.randn(200, 3), gan()[1], epochs=20, optimizer_options={"lr": 0.05}
-    )
+    history = train(generator, 2 + torch.randn(200, 3), gan()[1], epochs=20, lr=0.05)
     assert (history.states["last"]["params"]["loc"] > 1.0).all()
 
 
@@ -620,7 +617,7 @@ def test_a_resumed_game_is_the_uninterrupted_one(tmp_path, every):
     x = torch.randn(70, 3)
     options = {
         "batch_size": 10,
-        "optimizer_options": {"lr": 1e-2, "generator": {"lr": 1e-3, "betas": (0.5, 0.9)}},
+        "optimizer": Optimizer(lr=1e-2, generator={"lr": 1e-3, "betas": (0.5, 0.9)}),
     }
     p, game = gan(every=every)
     whole = train(p, x, game, epochs=4, **options)
@@ -628,7 +625,7 @@ def test_a_resumed_game_is_the_uninterrupted_one(tmp_path, every):
     train(half, x, critic, epochs=2, folder=tmp_path, **options)
     torch.manual_seed(17)  # another process
     again, other = gan(seed=5, every=every)
-    history = train(again, x, other, epochs=4, folder=tmp_path, resume=True, **options)
+    history = train(again, x, other, epochs=4, folder=Run(tmp_path, resume=True), **options)
     assert equal(weights(p, game), weights(again, other))
     shown = [
         {name: value for name, value in row.items() if name != "seconds"}
@@ -738,10 +735,12 @@ def test_a_discriminator_that_has_won_ends_the_training():
         CollapseError,
         match=r"The discriminator has won: its loss was below 0.001 in 20 moves in a row",
     ):
-        train(p, far, game, epochs=100, batch_size=10, optimizer_options=options)
+        train(p, far, game, epochs=100, batch_size=10, optimizer=Optimizer(**options))
     assert equal(start, weights(p))
     for other in (gan(patience=None), gan(patience=5, divergence=Wasserstein())):
-        train(other[0], far, other[1], epochs=10, batch_size=10, optimizer_options=options)
+        train(
+            other[0], far, other[1], epochs=10, batch_size=10, optimizer=Optimizer(**options)
+        )
 
 
 def test_a_loss_that_is_not_finite_names_its_player():
@@ -751,7 +750,7 @@ def test_a_loss_that_is_not_finite_names_its_player():
         NonFiniteError,
         match=r"The (generator|discriminator)'s loss was (nan|inf) at step \d+ \(epoch 1, batch \d+\): the parameter",
     ):
-        train(p, torch.randn(500, 3), game, batch_size=10, optimizer_options={"lr": 1e38})
+        train(p, torch.randn(500, 3), game, batch_size=10, lr=1e38)
     assert equal(start, weights(p))
 
 
@@ -783,20 +782,18 @@ def test_what_cannot_be_played_is_said():
         PairError, match="models.VAE draws 'x' from a Bernoulli, without a derivative"
     ):
         train(bernoulli, x.round().clamp(0, 1), game)
-    with pytest.raises(
-        ValueError, match="patience waits for a better objective, and a game has none"
-    ):
+    with pytest.raises(ValueError, match="patience=2 waits .* game losses do not rank epochs"):
         train(p, x, game, validation=x, patience=2)
     with pytest.raises(
         ValueError,
-        match=r"optimizer_options has 'generatr', which is no player: the players are disc",
+        match=r"optimizer has options for 'generatr', .*: the players are disc",
     ):
-        train(p, x, game, optimizer_options={"generatr": {"lr": 1.0}})
+        train(p, x, game, optimizer=Optimizer(generatr={"lr": 1.0}))
     classifier = models.Classifier(Conditional(dist.Normal, MLP(3, [4]), 3))
     with pytest.raises(
-        ValueError, match=r"optimizer_options has 'generator', .* and a bound has none"
+        ValueError, match="optimizer has options for 'generator', .* only a game has players"
     ):
-        train(classifier, (x, x), ELBO(), optimizer_options={"generator": {"lr": 1.0}})
+        train(classifier, (x, x), ELBO(), optimizer=Optimizer(generator={"lr": 1.0}))
     with pytest.raises(PairError, match="The generator has no parameters to train"):
         train(lambda x: pyro.sample("x", dist.Normal(x, 1.0).to_event(2), obs=x), x, game)
     with pytest.raises(PairError, match="the model also samples"):  # a bound needs a guide
@@ -868,7 +865,7 @@ def test_a_game_of_ones_own_finds_its_saddle():
         epochs=300,
         batch_size=100,
         optimizer=torch.optim.SGD,
-        optimizer_options={"lr": 0.1},
+        lr=0.1,
     )
     assert abs(p.a.item()) < 1e-4 and abs(game.b.item()) < 1e-4
     assert history["value"][0] == pytest.approx(history["down_loss"][0])
@@ -902,7 +899,7 @@ def test_supervised_learning_is_a_model_without_a_guide(tmp_path):
         seed=0,
         progress=False,
         folder=tmp_path,
-        optimizer_options={"lr": 1e-2},
+        lr=1e-2,
     )
     accuracy = (p.classes(data.test.x) == data.test.y.argmax(1)).double().mean().item()
     assert accuracy > 0.9 and history["loss"][-1] < 0.5

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from tarspyro import Conditional, Deterministic, fit, guides, models
+from tarspyro import Conditional, Deterministic, Run, fit, guides, models
 from tarspyro.distributions import Gamma, default_prior
 from tarspyro.infer import (
     ELBO,
@@ -128,7 +128,7 @@ def test_a_resumed_game_with_a_lazy_head_is_the_uninterrupted_one(tmp_path, name
 
     whole = train(*make(), epochs=3)
     train(*make(), folder=tmp_path / "run", epochs=1)
-    resumed = train(*make(), folder=tmp_path / "run", epochs=3, resume=True)
+    resumed = train(*make(), folder=Run(tmp_path / "run", resume=True), epochs=3)
     assert [row["generator_loss"] for row in resumed.rows] == [
         row["generator_loss"] for row in whole.rows
     ]

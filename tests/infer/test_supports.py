@@ -46,7 +46,7 @@ def test_a_support_that_a_latent_variable_moves_is_not_judged_by_one_draw():
         epochs=60,
         seed=0,
         progress=False,
-        optimizer_options={"lr": 0.1},
+        lr=0.1,
     )
     truth = -x.mean().item()  # x is exponential
     assert history["loss"][-1] == pytest.approx(-truth, abs=0.02)
@@ -125,7 +125,7 @@ def test_a_support_of_each_row_is_that_of_its_own_row():
         epochs=50,
         shuffle=False,
         progress=False,
-        optimizer_options={"lr": 0.05},
+        lr=0.05,
     )
     assert model.logit.sigmoid().item() == pytest.approx((x.sum() / n.sum()).item(), abs=0.01)
     assert math.isfinite(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
-from tarspyro import Conditional, Deterministic, fit, guides, load_run, models, plot
+from tarspyro import Conditional, Deterministic, Optimizer, fit, guides, load_run, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.infer import (
     ELBO,
@@ -352,7 +352,7 @@ def test_other_pairs_compose(make):
         expected = expected + p.likelihoods[1](z).log_prob(y).sum()
     torch.testing.assert_close(terms["similarity"], expected.detach(), rtol=1e-4, atol=1e-4)
     before = weights(p, q, game)
-    history = train(p, q, (x, y), game, optimizer_options={"lr": 0.1})
+    history = train(p, q, (x, y), game, lr=0.1)
     assert not any(torch.equal(a, b) for a, b in zip(before, weights(p, q, game), strict=True))
     assert {"guide_loss", "generator_gradient", "real", "fake", "kl"} <= history.rows[0].keys()
     assert p(*([None, y] if make is not jmvae else []), batch_size=40) is not None
@@ -468,7 +468,7 @@ def test_codes_come_to_follow_the_prior():
             x[: 1000 if name == "WAE" else None],
             loss,
             epochs=15,
-            optimizer_options=options,
+            optimizer=Optimizer(**options),
         )
         z = q.posterior(x).v.detach()
         assert abs(z.mean() + 1.0) < 0.15 and abs(z.std() - 0.5) < 0.15, (
@@ -527,7 +527,7 @@ def test_a_resumed_game_is_the_uninterrupted_one(tmp_path, make):
     x = torch.randn(70, PIXELS)
     options = {
         "batch_size": 10,
-        "optimizer_options": {"lr": 1e-2, "discriminator": {"lr": 1e-3}},
+        "optimizer": Optimizer(lr=1e-2, discriminator={"lr": 1e-3}),
     }
     whole_pair = make()
     whole = train(*whole_pair[:2], x, whole_pair[2], epochs=4, **options)
@@ -535,7 +535,9 @@ def test_a_resumed_game_is_the_uninterrupted_one(tmp_path, make):
     train(*half[:2], x, half[2], epochs=2, folder=tmp_path, **options)
     torch.manual_seed(17)  # another process
     again = make()
-    history = train(*again[:2], x, again[2], epochs=4, folder=tmp_path, resume=True, **options)
+    history = train(
+        *again[:2], x, again[2], epochs=4, folder=Run(tmp_path, resume=True), **options
+    )
     assert equal(weights(*whole_pair), weights(*again))
     assert rows_of(history) == rows_of(whole) and history.step_losses == whole.step_losses
     loaded = load_run(tmp_path)
@@ -632,7 +634,7 @@ def test_what_goes_wrong_stops_with_a_sentence():
             game,
             epochs=100,
             batch_size=10,
-            optimizer_options=still,
+            optimizer=Optimizer(**still),
         )
     p, q, game = vaegan()
     start = weights(p, q)
@@ -640,9 +642,7 @@ def test_what_goes_wrong_stops_with_a_sentence():
         NonFiniteError,
         match=r"The (guide|generator|discriminator)'s loss was (nan|inf) at step \d+",
     ):
-        train(
-            p, q, torch.randn(500, PIXELS), game, batch_size=10, optimizer_options={"lr": 1e38}
-        )
+        train(p, q, torch.randn(500, PIXELS), game, batch_size=10, lr=1e38)
     assert equal(start, weights(p, q))
 
 

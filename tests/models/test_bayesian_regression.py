@@ -301,7 +301,7 @@ def test_the_history_is_per_data_point_of_the_whole_data_set(linear, batch_size)
         AutoDelta(p, init_loc_fn=start),
         (linear.x, linear.y),
         validation=(linear.x, linear.y),
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         epochs=1,
         batch_size=batch_size,
         progress=False,
@@ -321,7 +321,7 @@ def test_gradients_are_per_data_point_too(linear):
         q,
         (linear.x[:6], linear.y[:6]),
         optimizer=torch.optim.SGD,
-        optimizer_options={"lr": 1.0},
+        lr=1.0,
         epochs=1,
         batch_size=6,
         progress=False,
@@ -418,7 +418,7 @@ def test_every_guide_trains_with_every_bound(loss, guide):
         loss=loss(),
         epochs=10,
         batch_size=16,
-        optimizer_options={"lr": 0.02},
+        lr=0.02,
         seed=0,
         progress=False,
     )
@@ -471,7 +471,7 @@ def test_a_classification():
         (x, y),
         epochs=40,
         batch_size=10,
-        optimizer_options={"lr": 0.05},
+        lr=0.05,
         progress=False,
     )
     assert history["loss"][-1] < history["loss"][0]
@@ -554,7 +554,7 @@ def test_a_variational_autoencoder_with_a_prior_over_the_decoders_weights():
             loss=loss,
             epochs=10,
             batch_size=20,
-            optimizer_options={"lr": 0.01},
+            lr=0.01,
             progress=False,
         )
         assert history["loss"][-1] < history["loss"][0]

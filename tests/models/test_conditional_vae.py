@@ -292,7 +292,7 @@ def test_a_weight_belongs_to_one_data_point_and_the_loss_to_all(double):
         guide,
         (toy.x, toy.y),
         loss=ELBO(analytic_kl=False),
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         epochs=1,
         batch_size=10,
         progress=False,
@@ -339,7 +339,7 @@ def test_trains_and_generates(bound, family):
             data,
             loss=bound(),
             epochs=3,
-            optimizer_options={"lr": 1e-2},
+            lr=1e-2,
             batch_size=50,
             seed=0,
             progress=False,
@@ -632,7 +632,7 @@ def test_quadrants_are_completed_better_than_without_them():
             (train[0], use * train[1]),
             epochs=10,
             seed=0,
-            optimizer_options={"lr": 3e-3},
+            lr=3e-3,
             progress=False,
         )
         scores.append(

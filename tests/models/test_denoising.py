@@ -153,7 +153,7 @@ def test_denoising_pairs_train(noise, bound, tmp_path):
         x,
         loss=bound(),
         epochs=4,
-        optimizer_options={"lr": 1e-2},
+        lr=1e-2,
         folder=tmp_path / "run",
         seed=0,
         progress=False,
@@ -222,7 +222,7 @@ def test_a_multi_decoder_autoencoder():
     image, label = p.likelihood.blocks
     parts = image.log_prob(x[:, :64], z).sum(), label.log_prob(x[:, 64:], z).sum()
     assert ELBO().loss(p, q, x) == pytest.approx(-sum(part.item() for part in parts), rel=1e-5)
-    fit(p, q, x, epochs=20, optimizer_options={"lr": 1e-2}, seed=0, progress=False)
+    fit(p, q, x, epochs=20, lr=1e-2, seed=0, progress=False)
     z = q.encoder(x).mean
     after = image.log_prob(x[:, :64], z).sum(), label.log_prob(x[:, 64:], z).sum()
     assert after[0] > parts[0] and after[1] > parts[1]
@@ -268,7 +268,7 @@ def test_a_posterior_of_blocks():
     p = models.VAE(prior, Conditional(dist.Bernoulli, MLP(5, [16]), 64))
     q = guides.VAE(Blocks(*families))
     x = digits().train.x[:100].round()
-    history = fit(p, q, x, epochs=3, optimizer_options={"lr": 1e-2}, seed=0, progress=False)
+    history = fit(p, q, x, epochs=3, lr=1e-2, seed=0, progress=False)
     assert history["loss"][-1] < history["loss"][0]
     code = evaluate.embed(q, x)
     torch.testing.assert_close(code[:, 2:].sum(1), torch.ones(100))

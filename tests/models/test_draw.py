@@ -378,7 +378,7 @@ def test_the_canvas_starts_at_zero_and_is_learned(kind):
     ELBO().differentiable_loss(p, q, *images()).backward()
     assert (p.canvas.start.grad != 0).all()
     (x,) = images(200)
-    fit(p, q, x, epochs=3, optimizer_options={"lr": 0.1}, progress=False, seed=0)
+    fit(p, q, x, epochs=3, lr=0.1, progress=False, seed=0)
     assert (p.canvas.start != 0).any()
 
 
@@ -420,7 +420,7 @@ def test_trains_and_generates(bound, kind):
         x,
         loss=bound(),
         epochs=3,
-        optimizer_options={"lr": 3e-2},
+        lr=3e-2,
         batch_size=20,
         progress=False,
         seed=0,
@@ -446,7 +446,7 @@ def test_other_families_of_codes_and_pixels(family):
         q,
         x,
         epochs=4,
-        optimizer_options={"lr": 3e-2},
+        lr=3e-2,
         batch_size=20,
         progress=False,
         seed=0,
@@ -524,7 +524,7 @@ def test_labels_determine_the_image(kind):
         (x, y),
         epochs=30,
         batch_size=15,
-        optimizer_options={"lr": 0.03},
+        lr=0.03,
         progress=False,
         seed=0,
     )
@@ -609,7 +609,7 @@ def test_rows_of_images_are_sequences():
         Conditional(dist.Bernoulli, MLP([2, 8], []), 8),
     )
     q = guides.VRNN(recurrence, Conditional(dist.Normal, MLP([8, 8], []), 2))
-    how = {"epochs": 3, "optimizer_options": {"lr": 1e-2}, "batch_size": 20}
+    how = {"epochs": 3, "lr": 1e-2, "batch_size": 20}
     history = fit(p, q, rows, binarize=True, progress=False, seed=0, **how)
     assert history["loss"][-1] < history["loss"][0] - 3
 

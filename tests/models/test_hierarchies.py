@@ -16,6 +16,7 @@ from tarspyro.distributions import Prior, default_prior
 from tarspyro.infer import ELBO, IWAE, Compiled, PairError, Renyi, check_pair, log_weights
 from tarspyro.infer.bounds import elbo
 from tarspyro.nn import MLP
+from tarspyro.training.parameters import find_parameters
 
 from ..infer.test_compiled import PARTLY, assert_same_step
 from ..programs import assert_within
@@ -39,19 +40,9 @@ def double():
 
 
 def trained(model, guide, x):
-    """The parameters that ``fit`` gives its optimizer."""
-    given = []
-
-    class Recorder(torch.optim.SGD):
-        def __init__(self, parameters, **options):
-            super().__init__(parameters, lr=0.0)
-            given.extend(p for group in self.param_groups for p in group["params"])
-
-        def step(self, closure=None):
-            pass
-
-    fit(model, guide, x, epochs=1, optimizer=Recorder, seed=0, progress=False)
-    return given
+    """The parameters that ``fit`` trains."""
+    found = find_parameters(model, guide, (x,))
+    return [*found.model, *found.guide]
 
 
 # --- two layers, linear and Gaussian
@@ -452,7 +443,7 @@ def test_every_family_trains_with_every_bound(kind, family, bound):
     x = pixels()
     before = evaluate.log_likelihood(p, q, x, num_particles=50, seed=0)
     options = {
-        "optimizer_options": {"lr": 0.02},
+        "lr": 0.02,
         "epochs": 5,
         "batch_size": 30,
         "seed": 0,
@@ -496,7 +487,8 @@ def test_a_compiled_ladder_trains_as_it_does_eagerly():
 def test_a_run_is_read_back(kind, tmp_path):
     p, q = pair(kind, normalization=nn.BatchNorm1d)
     x = pixels()
-    fit(p, q, x, epochs=2, batch_size=20, keep="best", folder=tmp_path / "run", progress=False)
+    history = fit(p, q, x, epochs=2, batch_size=20, folder=tmp_path / "run", progress=False)
+    history.use("best", p, q)
     run = load_run(tmp_path / "run")
     assert repr(run.model) == repr(p) and repr(run.guide) == repr(q)
     assert type(run.guide) is type(q) and getattr(run.guide, "chain", None) == getattr(
@@ -530,7 +522,7 @@ def test_batch_normalization_warm_up_and_a_learned_prior():
         schedules={"beta": warm_up},
         epochs=20,
         batch_size=30,
-        optimizer_options={"lr": 0.02},
+        lr=0.02,
         progress=False,
     )
     assert betas[:6] == [0, 0.25, 0.5, 0.75, 1, 1]

@@ -584,7 +584,7 @@ def test_schedules_and_terms_reach_the_history():
         batch(),
         loss=ModalityKL(ELBO(), 0.1),
         schedules={"beta": lambda step: 0.5, "alpha": lambda step: 0.2},
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         epochs=1,
         progress=False,
         seed=0,
@@ -788,7 +788,7 @@ def test_trains_generates_and_judges(kind, bound):
     for given in (data, (data[0], None), (None, data[1])):
         check_pair(p, q, *given)
     options = {
-        "optimizer_options": {"lr": 1e-2},
+        "lr": 1e-2,
         "batch_size": 50,
         "seed": 0,
         "progress": False,
@@ -830,7 +830,7 @@ def test_other_families_train_with_both_guides(family, bound):
             data,
             loss=loss,
             epochs=3,
-            optimizer_options={"lr": 1e-2},
+            lr=1e-2,
             batch_size=50,
             progress=False,
         )
@@ -1059,7 +1059,7 @@ def test_cmma_trains_and_records(tmp_path, bound):
     options = {
         "epochs": 3,
         "batch_size": 50,
-        "optimizer_options": {"lr": 1e-2},
+        "lr": 1e-2,
         "seed": 0,
         "progress": False,
     }

@@ -11,7 +11,17 @@ from pyro.infer import TraceEnum_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from tarspyro import Conditional, data, distributions, evaluate, fit, guides, load_run, models
+from tarspyro import (
+    Conditional,
+    Run,
+    data,
+    distributions,
+    evaluate,
+    fit,
+    guides,
+    load_run,
+    models,
+)
 from tarspyro.distributions import GumbelSoftmax, Prior, default_prior
 from tarspyro.infer import ELBO, IWAE, PairError, Renyi, SemiSupervised, check_pair
 from tarspyro.infer.traces import InputError
@@ -269,7 +279,7 @@ def test_the_history_s_elbo_is_that_of_the_bound():
     p, q = make_pair()
     still = {
         "optimizer": torch.optim.SGD,
-        "optimizer_options": {"lr": 0.0},
+        "lr": 0.0,
         "progress": False,
         "seed": 0,
     }
@@ -375,7 +385,7 @@ def test_trains(bound, family, labels):
         batches(),
         loss=SemiSupervised(BOUNDS[bound]()),
         epochs=4,
-        optimizer_options={"lr": 0.01},
+        lr=0.01,
         seed=0,
         progress=False,
     )
@@ -404,7 +414,7 @@ def test_history_is_per_data_point():
     torch.manual_seed(0)
     p, q = make_pair()
     plain = data.PartlyLabelled(*DIGITS, batch_size=250, labelled_batch_size=50)
-    still = {"optimizer": torch.optim.SGD, "optimizer_options": {"lr": 0.0}, "progress": False}
+    still = {"optimizer": torch.optim.SGD, "lr": 0.0, "progress": False}
     binary = [data.Split(part.x.round(), part.y) for part in DIGITS]
     y = torch.eye(10)[DIGITS[0].y]
 
@@ -438,7 +448,7 @@ def test_the_classifier_is_trained_on_the_labels():
             batches(),
             loss=loss,
             epochs=30,
-            optimizer_options={"lr": 0.01},
+            lr=0.01,
             seed=0,
             progress=False,
         )
@@ -460,7 +470,7 @@ def test_on_the_codes_of_another_pair():
         *first,
         data.digits().train.x,
         epochs=15,
-        optimizer_options={"lr": 0.005},
+        lr=0.005,
         progress=False,
     )
     labelled, rest = (data.Split(evaluate.embed(first[1], part.x), part.y) for part in DIGITS)
@@ -481,7 +491,7 @@ def test_on_the_codes_of_another_pair():
         codes,
         loss=SemiSupervised(ELBO(), 1.0),
         epochs=40,
-        optimizer_options={"lr": 0.01},
+        lr=0.01,
         progress=False,
     )
     assert evaluate.accuracy(q, rest.x, rest.y) > 0.6
@@ -520,8 +530,7 @@ def test_run_folders_restore_the_pair(tmp_path):
     more = {
         "epochs": 2,
         "seed": 0,
-        "folder": tmp_path / "half",
-        "resume": True,
+        "folder": Run(tmp_path / "half", resume=True),
         "progress": False,
     }
     fit(half.model, half.guide, batches(), loss=loss, **more)

@@ -8,6 +8,7 @@ from torch import nn
 
 from tarspyro import (
     Conditional,
+    Run,
     distributions,
     evaluate,
     fit,
@@ -549,7 +550,7 @@ def test_trains_and_generates(bound, family):
         data,
         loss=bound(),
         epochs=4,
-        optimizer_options={"lr": 3e-2},
+        lr=3e-2,
         batch_size=10,
         seed=0,
         progress=False,
@@ -621,7 +622,8 @@ def test_batches_of_similar_lengths_train_and_resume_exactly(tmp_path):
     def train(folder, epochs, **how):
         torch.manual_seed(0)
         p, q = pair()
-        fit(p, q, data.batches(4), epochs=epochs, folder=folder, seed=1, progress=False, **how)
+        run = Run(folder, **how)
+        fit(p, q, data.batches(4), epochs=epochs, folder=run, seed=1, progress=False)
         return torch.cat([parameter.detach().flatten() for parameter in p.parameters()])
 
     train(tmp_path / "a", 1)

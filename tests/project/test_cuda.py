@@ -7,7 +7,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, Deterministic, embed, evaluate, fit, guides, models
+from tarspyro import (
+    Conditional,
+    Deterministic,
+    Optimizer,
+    embed,
+    evaluate,
+    fit,
+    guides,
+    models,
+)
 from tarspyro.data import digits
 from tarspyro.distributions import (
     Beta,
@@ -19,9 +28,11 @@ from tarspyro.distributions import (
     Kumaraswamy,
     default_prior,
 )
-from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Player, Renyi
+from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Renyi
 from tarspyro.nn import MLP
 from tarspyro.scopes import local_parameters
+from tarspyro.training.losses import Objective
+from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -134,10 +145,9 @@ def test_a_step_does_not_wait_for_the_device():
     model, guide = (half.cuda() for half in pair())
     parameters = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-    halves, bound = {"model": model, "guide": guide}, ELBO()
-    trainer = Trainer(
-        halves, bound, [(Player("", bound, parameters), optimizer)], schedules={}
-    )
+    objective = Objective(ELBO(), model, guide)
+    objective.add_players([*model.parameters()], [*guide.parameters()])
+    trainer = Trainer(objective, TrainingState(objective.halves, [optimizer]))
     x = torch.rand(100, 64, device="cuda").round()
     trainer.step((x,))  # the first step of a shape validates, which reads values back
     torch.cuda.set_sync_debug_mode("error")
@@ -219,7 +229,7 @@ def test_a_captured_step_trains_as_the_eager_one(backend, monkeypatch):
             loss=loss,
             epochs=10,
             schedules={"lr": lambda step: 1e-2 / (1 + step / 10)},
-            clip_norm=1.0,
+            optimizer=Optimizer(clip_norm=1.0),
             device="cuda",
             seed=0,
             progress=False,

@@ -22,7 +22,16 @@ from pyro.infer.inspect import get_model_relations
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tarspyro import Conditional, StochasticModule, TensorBoard, evaluate, fit, guides, models
+from tarspyro import (
+    Conditional,
+    Run,
+    StochasticModule,
+    TensorBoard,
+    evaluate,
+    fit,
+    guides,
+    models,
+)
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE, Renyi
@@ -73,7 +82,7 @@ def test_svi_trains_as_fit_does(loss, x):
     rate.
     """
     ours, theirs = pair(), pair()
-    sgd = {"optimizer": torch.optim.SGD, "optimizer_options": {"lr": 0.05}}
+    sgd = {"optimizer": torch.optim.SGD, "lr": 0.05}
     history = fit(
         *ours,
         x,
@@ -117,7 +126,7 @@ def test_an_autoguide_of_the_data_points_own_latent_variables(autoguide):
     model = LinearGaussian(weight, scale)
     guide = autoguide(model)
     # Sticking the landing: without noise at the optimum.
-    loss, options = ELBO(gradient="stl"), {"optimizer_options": {"lr": 0.02}}
+    loss, options = ELBO(gradient="stl"), {"lr": 0.02}
     fit(
         model,
         guide,
@@ -170,7 +179,7 @@ def test_pyro_s_enumerating_bound_trains_as_ours():
         torch.manual_seed(1)
         mixture = Mixture()
         options = {
-            "optimizer_options": {"lr": 0.1},
+            "lr": 0.1,
             "batch_size": 50,
             "epochs": 10,
             "seed": 0,
@@ -320,7 +329,7 @@ def test_tensorboard_shows_the_history(x, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resume, epochs in ((False, 2), (True, 3)):
-        where = {"folder": tmp_path / "run", "resume": resume}
+        where = {"folder": Run(tmp_path / "run", resume=resume)}
         history = fit(
             *pair(),
             x,

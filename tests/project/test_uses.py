@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, data, evaluate, fit, guides, load_run, models, plot
+from tarspyro import Conditional, Run, data, evaluate, fit, guides, load_run, models, plot
 from tarspyro.distributions import Dirichlet, Gamma, default_prior
 from tarspyro.infer import ELBO, IWAE, Renyi
 from tarspyro.nn import MLP
@@ -203,10 +203,9 @@ def test_the_expectation_of_a_stream_s_loss_is_the_bound_of_all_data(rows, share
     history = fit(
         toy.model,
         toy.guide,
-        iter(batches),
-        steps_per_epoch=len(batches),
+        data.Stream(iter(batches), len(batches)),
         epochs=1,
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         seed=0,
         progress=False,
     )
@@ -237,13 +236,12 @@ def test_an_endless_stream_of_single_points_trains(family, loss):
     history = fit(
         p,
         q,
-        endless,
-        steps_per_epoch=60,
+        data.Stream(endless, steps_per_epoch=60),
         epochs=2,
         loss=loss,
         binarize=True,
         validation=x[:50],
-        optimizer_options={"lr": 3e-3},
+        lr=3e-3,
         seed=0,
         progress=False,
     )
@@ -271,15 +269,13 @@ def test_a_stream_equals_the_same_batches_of_one_epoch(tmp_path):
     weights = []
     for source, options in (
         (Epoch(batches), {"epochs": 1}),
-        (iter(batches), {"epochs": 1, "steps_per_epoch": len(batches)}),
-        (
-            iter(batches),
-            {"epochs": 9, "steps_per_epoch": 4, "folder": tmp_path},
-        ),  # and then it ends
-        (({"x": part} for part in batches), {"epochs": 3, "steps_per_epoch": 2}),
+        (data.Stream(iter(batches), len(batches)), {"epochs": 1}),
+        # And then it ends.
+        (data.Stream(iter(batches), 4), {"epochs": 9, "folder": tmp_path}),
+        (data.Stream(({"x": part} for part in batches), 2), {"epochs": 3}),
     ):
         p, q = digit_pair()
-        history = fit(p, q, source, keep="last", seed=0, progress=False, **options)
+        history = fit(p, q, source, seed=0, progress=False, **options)
         weights.append(
             torch.cat([v.flatten() for v in (*p.parameters(), *q.parameters())]).detach()
         )
@@ -291,11 +287,9 @@ def test_a_stream_equals_the_same_batches_of_one_epoch(tmp_path):
     history = fit(
         run.model,
         run.guide,
-        iter(batches),
+        data.Stream(iter(batches), 1),
         epochs=3,
-        steps_per_epoch=1,
-        folder=tmp_path,
-        resume=True,
+        folder=Run(tmp_path, resume=True),
         progress=False,
     )
     assert [row["steps"] for row in history.rows] == [4, 6, 7]
@@ -305,18 +299,15 @@ def test_errors_about_streams():
     p, q = digit_pair()
     x = torch.zeros(10, 64)
     for options, message in (
-        (
-            {"data": iter([x])},
-            "an iterator, which an epoch exhausts: say how many of its batches make one",
-        ),
-        ({"data": [x], "steps_per_epoch": 3}, "steps_per_epoch is for an iterator of batches"),
-        ({"data": x, "steps_per_epoch": 3}, "steps_per_epoch is for an iterator of batches"),
-        (
-            {"data": iter([x]), "steps_per_epoch": 0},
-            "steps_per_epoch must be at least 1, got 0",
-        ),
-        ({"data": iter([]), "steps_per_epoch": 3}, "data is empty"),
-        ({"data": x, "validation": iter([x])}, "an iterator, which an epoch exhausts"),
+        ({"data": iter([x])}, r"an iterator, .*tarspyro.data.Stream\(iterator"),
+        ({"data": data.Stream(iter([]), 3)}, "data is empty"),
+        ({"data": x, "validation": iter([x])}, "validation is read after every epoch"),
+        ({"data": x, "validation": data.Stream(iter([x]))}, "validation is read after every"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(p, q, **options, progress=False)
+    with pytest.raises(ValueError, match="steps_per_epoch must be at least 1, got 0"):
+        data.Stream(iter([x]), 0)
+    for again in ([x], x):
+        with pytest.raises(TypeError, match="batches must be an iterator"):
+            data.Stream(again, 3)

@@ -193,8 +193,7 @@ def test_links_in_a_run_folder_lead_nowhere(folder):
         q,
         data.digits().train.x[:20].round(),
         epochs=3,
-        folder=folder,
-        resume=True,
+        folder=Run(folder, resume=True),
         progress=False,
         seed=0,
     )

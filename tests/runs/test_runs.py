@@ -110,7 +110,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     torch.manual_seed(0)
     pair = make_pair()
-    history = train(pair, folder, schedules=WORSE_AT_THE_END, settings={"note": [1, "two"]})
+    run = Run(folder, settings={"note": [1, "two"]})
+    history = train(pair, run, schedules=WORSE_AT_THE_END)
     assert history.best_epoch == EPOCHS - 1
     return folder, pair, history
 
@@ -146,7 +147,8 @@ def test_history_columns():
 
 def test_history_puts_weights_in_hand():
     pair = make_pair()
-    history = train(pair, None, schedules=WORSE_AT_THE_END, keep="last")
+    history = train(pair, None, schedules=WORSE_AT_THE_END)
+    history.use("last", *pair)
     assert history.in_hand == "last" and history.best_epoch < EPOCHS
     assert_states(pair, history.states["last"])
     history.use("best", *pair)
@@ -354,7 +356,7 @@ def test_a_run_that_cannot_be_described_can_be_resumed(tmp_path):
         return make_pair(activation=lambda: nn.LeakyReLU(0.3))
 
     train(make(), tmp_path / "run", epochs=1)
-    history = train(make(), tmp_path / "run", epochs=2, resume=True)
+    history = train(make(), Run(tmp_path / "run", resume=True), epochs=2)
     assert len(history) == 2
 
 
@@ -454,7 +456,7 @@ def test_an_existing_run_is_kept(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
         RunError,
-        match="holds a run already: give another folder, .*resume=True, or overwrite=True",
+        match="holds a run already: give another folder, .*resume=True.*overwrite=True",
     ):
         Run(folder).create({})
     with pytest.raises(RunError, match="holds a run already"):
@@ -464,7 +466,7 @@ def test_an_existing_run_is_kept(folder):
 
 def test_overwrite_leaves_nothing_of_the_old_run(folder):
     (folder / "notes.txt").write_text("the user's")
-    Run(folder).create({"model": None, "guide": None}, overwrite=True)
+    Run(folder, overwrite=True).create({"model": None, "guide": None})
     assert {path.name for path in folder.iterdir()} == {"config.json", "notes.txt"}
     assert Run(folder).config() == {"format": 2, "model": None, "guide": None}
 
@@ -472,9 +474,8 @@ def test_overwrite_leaves_nothing_of_the_old_run(folder):
 def test_settings_that_json_cannot_hold_delete_nothing(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(TypeError, match="not JSON serializable"):
-        Run(folder).create(
-            {"model": None, "guide": None, "note": torch.zeros(1)}, overwrite=True
-        )
+        run = Run(folder, overwrite=True)
+        run.create({"model": None, "guide": None, "note": torch.zeros(1)})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -490,7 +491,7 @@ def test_a_folder_with_other_files_is_used(tmp_path):
 def test_a_file_in_the_place_of_the_folder(overwrite, tmp_path):
     (tmp_path / "run").write_text("text")
     with pytest.raises(RunError, match="is a file: give the name of a folder"):
-        Run(tmp_path / "run").create({}, overwrite=overwrite)
+        Run(tmp_path / "run", overwrite=overwrite).create({})
     with pytest.raises(RunError, match="is it a run folder"):
         load_run(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "text"

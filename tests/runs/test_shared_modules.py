@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tarspyro import Conditional, StochasticModule, fit, guides, load_run, models
+from tarspyro import Conditional, Run, StochasticModule, fit, guides, load_run, models
 from tarspyro.distributions import VampPrior, default_prior
 from tarspyro.infer import ELBO
 from tarspyro.modules import Configurable
@@ -169,7 +169,7 @@ def test_halves_that_share_come_back_sharing(make, tmp_path):
         ):
             assert torch.equal(one, two), name
     # and going on with it keeps them together
-    train((run.model, run.guide), tmp_path / "run", epochs=2, resume=True)
+    train((run.model, run.guide), Run(tmp_path / "run", resume=True), epochs=2)
     for one, two in zip(
         back.parameters(),
         (run.guide.posterior if make is vamp_pair else back).parameters(),
@@ -184,7 +184,7 @@ def test_resuming_equals_the_uninterrupted_run(tmp_path):
         for number, count in enumerate(epochs):
             torch.manual_seed(0)
             pair = vamp_pair()
-            history = train(pair, folder, epochs=count, resume=number > 0)
+            history = train(pair, Run(folder, resume=number > 0), epochs=count)
         results.append((history.step_losses, pair[0].state_dict()))
     assert results[0][0] == results[1][0]
     for name, value in results[0][1].items():

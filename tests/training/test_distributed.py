@@ -20,7 +20,7 @@ def run(code, *arguments, launcher=(), timeout=240):
     """Runs code in a process of its own, which forks others: this one may have threads, which
     do not survive a fork.
     """
-    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tests.together import *\n"
+    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tests.together import *\nfrom tarspyro.runs import Run\n"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)]
     done = subprocess.run(
@@ -82,7 +82,7 @@ def test_a_run_of_two_is_stopped_by_one_and_goes_on_exactly(tmp_path):
         """
         import os, signal
         folder = sys.argv[1]
-        options = {"folder": folder, "optimizer": torch.optim.Adam, "optimizer_options": {"lr": 1e-2}, "epochs": 3}
+        options = {"folder": folder, "optimizer": torch.optim.Adam, "lr": 1e-2, "epochs": 3}
         whole = together(2, lambda rank: trained(rank, **{**options, "folder": None}))
 
         def stopped(rank):
@@ -95,14 +95,14 @@ def test_a_run_of_two_is_stopped_by_one_and_goes_on_exactly(tmp_path):
         ended = together(2, stopped)
         assert [type(error).__name__ for error in ended] == ["SystemExit"] * 2, ended
         assert [error.code for error in ended] == [143] * 2
-        resumed = together(2, lambda rank: trained(rank, seed=5, resume=True, **options))
+        resumed = together(2, lambda rank: trained(rank, seed=5, **{**options, "folder": Run(folder, resume=True)}))
         for a, b in zip(whole, resumed):
             assert a["step_losses"] == b["step_losses"], (a["step_losses"], b["step_losses"])
             assert all((a["weights"][n] == b["weights"][n]).all() for n in a["weights"])
             # What was drawn after the stop is what would have been drawn.
             assert all((m == n).all() for (_, m), (_, n) in zip(a["seen"][-7:], b["seen"][-7:]))
         # One process goes on with what two have begun.
-        alone = trained(resume=True, **{**options, "epochs": 4})
+        alone = trained(**{**options, "folder": Run(folder, resume=True), "epochs": 4})
         assert len(alone["rows"]) == 4
         for row, other in zip(alone["rows"], whole[0]["rows"]):  # sums over an interrupted epoch are rounded otherwise
             assert row.keys() == other.keys() and all(abs(row[k] - other[k]) < 1e-9 for k in row)
@@ -128,7 +128,7 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(tmp_path):
                 if step == 8 and rank == 2:
                     os._exit(1)
                 return 1e-2
-            return trained(rank, schedules={"lr": rate}, folder=sys.argv[1], checkpoint_steps=3)
+            return trained(rank, schedules={"lr": rate}, folder=Run(sys.argv[1], checkpoint_steps=3))
 
         ended = together(4, dying)
         print([type(error).__name__ for error in ended], str(ended[0]))
@@ -137,7 +137,7 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(tmp_path):
     )
     assert "['ProcessError', 'ProcessError', 'NoneType', 'ProcessError']" in printed
     assert "Another process of the training has died or does not answer" in printed
-    assert f"Training stopped; {tmp_path} holds step 6: go on with resume=True." in printed
+    assert f"Training stopped; {tmp_path} holds step 6: go on with" in printed
     assert Run(tmp_path).load_state()[1]["progress"]["step"] == 6
 
 
@@ -154,7 +154,8 @@ def test_what_one_cannot_use_all_skip(tmp_path):
         def task(rank, on_nonfinite):
             data = TensorDataset(x, noise)
             sampler = DistributedSampler(data, shuffle=True)
-            return trained(rank, data=DataLoader(data, 25, sampler=sampler), on_nonfinite=on_nonfinite)
+            loader = DataLoader(data, 25, sampler=sampler)
+            return trained(rank, data=loader, optimizer=Optimizer(torch.optim.SGD, on_nonfinite=on_nonfinite, momentum=0.9))
 
         skipped = together(2, task, "skip")
         assert all((skipped[0]["weights"][n] == skipped[1]["weights"][n]).all() for n in skipped[0]["weights"])
@@ -239,7 +240,7 @@ def test_torchrun_starts_the_script_that_runs_alone(tmp_path):
             p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64))
             q = guides.VAE(Conditional(dist.Normal, MLP(64, [8]), 2))
             for epochs in (1, 2):
-                history = fit(p, q, digits().train.x[:200].round(), epochs=epochs, folder="run", resume="auto", seed=0)
+                history = fit(p, q, digits().train.x[:200].round(), epochs=epochs, folder=Run("run", resume="auto"), seed=0)
             print("loss", history["loss"])
             """
         )

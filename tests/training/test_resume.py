@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from tarspyro import Conditional, Deterministic, fit, guides, load_run, models
+from tarspyro import Conditional, Deterministic, Optimizer, fit, guides, load_run, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, Adversarial
@@ -54,13 +54,15 @@ OPTIONS = {
     "seed": 0,
     "progress": False,
     "binarize": True,
-    "keep": "last",
     "schedules": {"beta": lambda step: min(1.0, step / 8)},
 }
 
 
 def train(halves, data, **options):
-    return fit(*halves, data, **{**OPTIONS, **options})
+    """Trains the pair, which keeps its last weights."""
+    history = fit(*halves, data, **{**OPTIONS, **options})
+    history.use("last", *halves)
+    return history
 
 
 def states(halves):
@@ -144,7 +146,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_exactly(source, step, x, tmp_path
     assert stopped.value.code == 143
     parts = pair(seed=1)
     torch.rand(7)  # the state of the next process is another
-    resumed = train(parts, SOURCES[source](x), folder=tmp_path, resume=True, **options)
+    resumed = train(parts, SOURCES[source](x), folder=Run(tmp_path, resume=True), **options)
     assert_same_run(whole, history, parts, resumed)
     loaded = load_run(tmp_path, "last")
     assert_same_run(whole, history, (loaded.model, loaded.guide), resumed)
@@ -155,9 +157,9 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(x, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         train(pair(), x, loss=stop_after(7, signal.SIGINT), folder=tmp_path / "run")
     assert "interrupted; " in (printed := capsys.readouterr().out)
-    assert "holds step 7: go on with resume=True" in printed
+    assert "holds step 7: go on with folder=Run(" in printed and "resume=True" in printed
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert len(train(pair(), x, folder=tmp_path / "run", resume=True).step_losses) == 15
+    assert len(train(pair(), x, folder=Run(tmp_path / "run", resume=True)).step_losses) == 15
 
 
 def test_without_a_folder_ctrl_c_is_what_it_was(x):
@@ -189,7 +191,7 @@ def test_a_stop_at_the_end_of_an_epoch(x, tmp_path):
 
 def resumed(folder, x, **options):
     halves = pair(seed=1)
-    return halves, train(halves, x, folder=folder, resume=True, **options)
+    return halves, train(halves, x, folder=Run(folder, resume=True), **options)
 
 
 def test_a_game_stopped_within_an_epoch_goes_on_exactly(x, tmp_path):
@@ -219,8 +221,7 @@ def test_a_game_stopped_within_an_epoch_goes_on_exactly(x, tmp_path):
         (model, None),
         x,
         loss=again,
-        folder=tmp_path,
-        resume=True,
+        folder=Run(tmp_path, resume=True),
         schedules={"lr": lambda step: 1e-3},
     )
     assert_same_run(whole[:1], history, (model,), go_on)
@@ -231,11 +232,11 @@ def test_resume_auto_begins_and_goes_on(x, tmp_path):
     whole, parts = pair(), pair()
     history = train(whole, x)
     with pytest.raises(RunError, match="no readable config.json"):
-        train(pair(), x, folder=tmp_path / "run", resume=True)
-    train(parts, x, folder=tmp_path / "run", resume="auto", epochs=1)
+        train(pair(), x, folder=Run(tmp_path / "run", resume=True))
+    train(parts, x, folder=Run(tmp_path / "run", resume="auto"), epochs=1)
     halves = pair(seed=1)
     assert_same_run(
-        whole, history, halves, train(halves, x, folder=tmp_path / "run", resume="auto")
+        whole, history, halves, train(halves, x, folder=Run(tmp_path / "run", resume="auto"))
     )
 
 
@@ -245,7 +246,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(x, tmp_path):
     train(pair(), x, folder=tmp_path, epochs=1)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
-    assert_same_run(whole, history, parts, train(parts, x, folder=tmp_path, resume=True))
+    assert_same_run(whole, history, parts, train(parts, x, folder=Run(tmp_path, resume=True)))
 
 
 def test_a_crash_between_two_files_is_mended(x, tmp_path):
@@ -259,7 +260,7 @@ def test_a_crash_between_two_files_is_mended(x, tmp_path):
         name: (tmp_path / "run" / name).read_bytes()
         for name in ("best.safetensors", "last.safetensors")
     }
-    train(pair(), x, folder=tmp_path / "run", epochs=2, resume=True)
+    train(pair(), x, folder=Run(tmp_path / "run", resume=True), epochs=2)
     for name, content in kept.items():
         (tmp_path / "run" / name).write_bytes(content)
     halves, again = resumed(tmp_path / "run", x)
@@ -281,7 +282,7 @@ def test_a_crash_between_two_files_is_mended(x, tmp_path):
 
 
 def test_the_last_checkpoints_are_kept(x, tmp_path):
-    train(pair(), x, folder=tmp_path, checkpoint_steps=2, keep_checkpoints=3)
+    train(pair(), x, folder=Run(tmp_path, checkpoint_steps=2, keep_checkpoints=3))
     names = {path.name for path in tmp_path.glob("state*")}
     assert names == {"state.safetensors", "state-1.safetensors", "state-2.safetensors"}
     steps = []
@@ -307,7 +308,8 @@ from tarspyro.runs import Run
 torch.set_num_threads(1)
 x, folder, kills = x_of(), sys.argv[2], int(sys.argv[3])
 moments = random.Random(0)
-options = {"epochs": 80, "checkpoint_steps": 2, "keep_checkpoints": 2, "validation": x[:40], "folder": folder}
+run = Run(folder, resume="auto", checkpoint_steps=2, keep_checkpoints=2)
+options = {"epochs": 80, "validation": x[:40], "folder": run}
 done = steps = 0
 while done < kills:
     reader, writer = os.pipe()
@@ -317,7 +319,7 @@ while done < kills:
             os.write(writer, b".")  # a step begins
             return min(1.0, step / 8)
         seed = done if Run(folder).has_state else 0
-        train(pair(seed=seed), x, resume="auto", **{**options, "schedules": {"beta": beta}})
+        train(pair(seed=seed), x, **{**options, "schedules": {"beta": beta}})
         os._exit(0)
     os.close(writer)
     for _ in range(moments.randrange(16)):  # none: while it makes ready to train
@@ -334,7 +336,7 @@ while done < kills:
         if run.load_state()[1]["progress"]["epoch"] and os.path.exists(folder + "/last.safetensors"):
             run.load_weights("last"), run.load_weights("best"), run.config()
 halves, whole = pair(seed=99), pair(seed=0)
-again = train(halves, x, resume="auto", **options)
+again = train(halves, x, **options)
 history = train(whole, x, **{**options, "folder": None})
 assert_same_run(whole, history, halves, again)
 print(done, "kills,", steps, "steps at the last of them, of", len(history.step_losses))
@@ -377,6 +379,7 @@ FULL = """
 import resource, signal, sys, warnings
 sys.path.insert(0, sys.argv[1])
 import torch
+from tarspyro.runs import Run
 from tests.training.test_resume import pair, train, states, assert_same_run, x_of
 x, folder, whole = x_of(), sys.argv[2], pair()
 history = train(whole, x)
@@ -387,12 +390,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))  # no 
 parts = pair(seed=1)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    again = train(parts, x, folder=folder, resume=True)
+    again = train(parts, x, folder=Run(folder, resume=True))
 assert_same_run(whole, history, parts, again)
 print(caught[0].message)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 parts = pair(seed=1)
-assert_same_run(whole, history, parts, train(parts, x, folder=folder, resume=True))
+assert_same_run(whole, history, parts, train(parts, x, folder=Run(folder, resume=True)))
 """
 
 
@@ -495,7 +498,7 @@ def test_steps_that_are_not_finite_are_skipped(what, x, tmp_path):
             halves,
             x,
             loss=Spoiled({3, 7, 8}, what),
-            on_nonfinite="skip",
+            optimizer=Optimizer(on_nonfinite="skip"),
             schedules=None,
             folder=tmp_path,
             epochs=4,
@@ -514,7 +517,12 @@ def test_a_skipped_step_changes_nothing(x):
     """The run is the one that a loader without that batch makes."""
     batches = list(x.split(50))
     spoiled = [*batches[:2], batches[0] * torch.nan, *batches[2:]]
-    options = {"binarize": False, "on_nonfinite": "skip", "epochs": 1, "schedules": None}
+    options = {
+        "binarize": False,
+        "optimizer": Optimizer(on_nonfinite="skip"),
+        "epochs": 1,
+        "schedules": None,
+    }
 
     class Deterministically(ELBO):
         def loss_and_terms(self, model, guide, *args):
@@ -553,22 +561,24 @@ def test_twenty_skipped_steps_in_a_row_stop(x):
             pair(),
             x,
             loss=Spoiled(range(1000), "loss"),
-            on_nonfinite="skip",
+            optimizer=Optimizer(on_nonfinite="skip"),
             epochs=20,
             schedules=None,
         )
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make", "message"),
     [
-        ({"on_nonfinite": "ignore"}, "on_nonfinite must be 'stop' or 'skip', got 'ignore'"),
-        ({"resume": "yes"}, "resume must be True, False or 'auto', got 'yes'"),
-        ({"resume": "auto"}, "resume='auto' needs the folder"),
-        ({"checkpoint_steps": 0}, "checkpoint_steps must be at least 1, got 0"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
+        (
+            lambda: Optimizer(on_nonfinite="ignore"),
+            "on_nonfinite must be 'stop' or 'skip', got 'ignore'",
+        ),
+        (lambda: Run("a", resume="yes"), "resume must be True, False or 'auto', got 'yes'"),
+        (lambda: Run("a", checkpoint_steps=0), "checkpoint_steps must be at least 1, got 0"),
+        (lambda: Run("a", keep_checkpoints=0), "keep_checkpoints must be at least 1, got 0"),
     ],
 )
-def test_bad_options(options, message, x):
+def test_bad_options(make, message):
     with pytest.raises(ValueError, match=message):
-        train(pair(), x, **options)
+        make()

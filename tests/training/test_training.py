@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from tarspyro import Conditional, Deterministic, evaluate, fit, guides, models
+from tarspyro import Conditional, Deterministic, Optimizer, evaluate, fit, guides, models
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, PairError
@@ -53,7 +53,12 @@ def test_equals_the_loop_written_by_hand(x):
     """The same draws, the same Adam: every loss of every step."""
     model, guide = pair()
     history = train(
-        model, guide, x, shuffle=False, optimizer_options={"lr": 1e-2, "foreach": False}
+        model,
+        guide,
+        x,
+        shuffle=False,
+        lr=1e-2,
+        optimizer=Optimizer(torch.optim.Adam, foreach=False),
     )
     by_hand_model, by_hand_guide = pair()
     encoder, decoder = by_hand_guide.posterior, by_hand_model.likelihood
@@ -100,9 +105,7 @@ def test_equals_the_loop_written_by_hand(x):
 )
 def test_any_bound_trains_and_the_store_stays_empty(loss, x):
     model, guide = pair()
-    history = train(
-        model, guide, x, loss=loss, epochs=4, validation=x[:50], optimizer_options={"lr": 1e-2}
-    )
+    history = train(model, guide, x, loss=loss, epochs=4, validation=x[:50], lr=1e-2)
     assert history["loss"][-1] < history["loss"][0] - 1
     assert len(history["validation_loss"]) == 4
     assert not list(pyro.get_param_store().keys())
@@ -136,7 +139,7 @@ def test_a_second_pair_starts_from_its_own_fresh_weights(x):
 
 def test_the_last_short_batch_counts_by_its_rows(x):
     model, guide = pair()
-    history = train(model, guide, x, epochs=1, optimizer_options={"lr": 0.0})
+    history = train(model, guide, x, epochs=1, lr=0.0)
     assert history.rows[0]["steps"] == 3 == len(history.step_losses)
     expected = np.average(history.step_losses, weights=[100, 100, 30])
     assert history["loss"][0] == pytest.approx(expected)
@@ -190,7 +193,7 @@ def test_the_callback_sees_every_row_and_changes_nothing(x, tmp_path):
 def test_a_callback_of_a_resumed_run_sees_the_new_rows_alone(x, tmp_path):
     seen = []
     train(*pair(), x, epochs=1, folder=tmp_path)
-    train(*pair(), x, epochs=3, folder=tmp_path, resume=True, callback=seen.append)
+    train(*pair(), x, epochs=3, folder=Run(tmp_path, resume=True), callback=seen.append)
     assert [row["epoch"] for row in seen] == [2, 3]
 
 
@@ -306,7 +309,7 @@ def test_sparse_gradients_train():
         model,
         data=(rows, x),
         optimizer=torch.optim.SGD,
-        optimizer_options={"lr": 1.0},
+        lr=1.0,
         epochs=40,
         progress=False,
     )
@@ -325,7 +328,7 @@ def test_clipping(option, x):
             norms.append((gradient.norm().item(), gradient.abs().max().item()))
             return super().step(closure)
 
-    train(*pair(), x, epochs=1, optimizer=SpySGD, **{option: 0.01})
+    train(*pair(), x, epochs=1, optimizer=Optimizer(SpySGD, **{option: 0.01}))
     for norm, largest in norms:
         assert (norm if option == "clip_norm" else largest) == pytest.approx(0.01, rel=1e-4)
 
@@ -357,7 +360,7 @@ def test_held_out_data_is_judged_in_evaluation_mode_with_the_same_noise(x):
         guide,
         x,
         validation=x[:30],
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         epochs=1,
         binarize=True,
     )
@@ -367,7 +370,7 @@ def test_held_out_data_is_judged_in_evaluation_mode_with_the_same_noise(x):
         guide2,
         x,
         validation=x[:30],
-        optimizer_options={"lr": 0.0},
+        lr=0.0,
         epochs=1,
         seed=9,
         binarize=True,
@@ -433,7 +436,7 @@ def test_plain_functions_with_their_own_parameters(x):
             pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
 
     before = [decoder.weight.clone(), encoder.weight.clone()]
-    history = train(model, guide, x, epochs=5, optimizer_options={"lr": 1e-2})
+    history = train(model, guide, x, epochs=5, lr=1e-2)
     assert history["loss"][-1] < history["loss"][0]
     assert not torch.equal(before[0], decoder.weight) and not torch.equal(
         before[1], encoder.weight
@@ -494,15 +497,8 @@ def test_the_parameters_of_functions_are_kept_and_restored_too(x, tmp_path):
             decoder, model, guide = pair()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train(
-                    model,
-                    guide,
-                    x,
-                    epochs=epochs,
-                    folder=folder,
-                    resume=epochs != parts[0],
-                    keep="last",
-                )
+                run = Run(folder, resume=epochs != parts[0])
+                train(model, guide, x, epochs=epochs, folder=run)
         finals.append(
             [
                 decoder.weight.detach().clone(),
@@ -528,7 +524,7 @@ def test_autoguides(x):
 
     for _ in range(2):  # a second guide does not find the first one's values in the store
         model = Bias()
-        history = train(model, AutoNormal(model), x, epochs=20, optimizer_options={"lr": 0.05})
+        history = train(model, AutoNormal(model), x, epochs=20, lr=0.05)
         assert history["loss"][-1] < history["loss"][0] - 5
 
 
@@ -536,7 +532,7 @@ def test_autoencoder_trains(x):
     torch.manual_seed(0)
     model = models.Autoencoder(Conditional(dist.Bernoulli, MLP(4, [32]), 64), 4)
     guide = guides.Autoencoder(Deterministic(MLP(64, [32]), 4))
-    history = train(model, guide, x, epochs=10, optimizer_options={"lr": 1e-2})
+    history = train(model, guide, x, epochs=10, lr=1e-2)
     assert history["kl"] == [0.0] * 10
     assert history["loss"][-1] < history["loss"][0] - 10
 
@@ -618,7 +614,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_site(x, t
 def test_a_step_that_breaks_the_weights_is_named(x):
     model, guide = pair()
     with pytest.raises(NonFiniteError, match="step 2 .*is not finite"):
-        train(model, guide, x, optimizer=torch.optim.SGD, optimizer_options={"lr": 1e30})
+        train(model, guide, x, optimizer=torch.optim.SGD, lr=1e30)
     assert equal(weights(model, guide), weights(*pair())), (
         "nothing of the broken epoch is left"
     )
@@ -644,7 +640,7 @@ def test_bounds_without_a_differentiable_loss_stop_too(x):
             x,
             loss=TraceGraph_ELBO(),
             optimizer=torch.optim.SGD,
-            optimizer_options={"lr": 1e30},
+            lr=1e30,
         )
 
 
@@ -658,25 +654,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(optimizer, x, tmp_
     options = {
         "binarize": True,
         "validation": x[:40],
-        "optimizer": optimizer,
-        "optimizer_options": {
-            "lr": 1e-3,
-            **({"momentum": 0.9} if optimizer is torch.optim.SGD else {}),
-        },
+        "optimizer": Optimizer(
+            optimizer, **({"momentum": 0.9} if optimizer is torch.optim.SGD else {})
+        ),
         "schedules": {"beta": lambda step: min(1.0, step / 8)},
-        "keep": "last",
     }
     whole = pair(normalization=nn.BatchNorm1d)
     history = train(*whole, x, epochs=4, **options)
+    history.use("last", *whole)
     for epochs in (1, 2, 4):
         parts = pair(
             seed=epochs, normalization=nn.BatchNorm1d
         )  # other initial weights: the checkpoint replaces them
         if epochs == 1:
             parts = pair(normalization=nn.BatchNorm1d)
-        resumed = train(
-            *parts, x, epochs=epochs, folder=tmp_path / "run", resume=epochs > 1, **options
-        )
+        run = Run(tmp_path / "run", resume=epochs > 1)
+        resumed = train(*parts, x, epochs=epochs, folder=run, **options)
+        resumed.use("last", *parts)
     assert equal(weights(*whole), weights(*parts))
     assert all(
         torch.equal(a, b) for a, b in zip(whole[0].buffers(), parts[0].buffers(), strict=True)
@@ -690,18 +684,18 @@ def test_resuming_something_else_is_an_error(x, tmp_path):
     train(*pair(), x, folder=tmp_path / "run")
     other = pair()[0], guides.VAE(Conditional(dist.Laplace, MLP(64, [16]), 2))
     with pytest.raises(RunError, match="another guide"):
-        train(*other, x, folder=tmp_path / "run", resume=True)
+        train(*other, x, folder=Run(tmp_path / "run", resume=True))
     with pytest.raises(RunError, match="holds a run already"):
         train(*pair(), x, folder=tmp_path / "run")
     with pytest.raises(RunError, match="no readable config.json"):
-        train(*pair(), x, folder=tmp_path / "nothing", resume=True)
+        train(*pair(), x, folder=Run(tmp_path / "nothing", resume=True))
     content = (tmp_path / "run" / "state.safetensors").read_bytes()
     (tmp_path / "run" / "state.safetensors").write_bytes(content[:-5])
     with pytest.raises(
         RunError,
         match="state.safetensors is corrupted.*best.safetensors and last.safetensors may",
     ):
-        train(*pair(), x, folder=tmp_path / "run", resume=True)
+        train(*pair(), x, folder=Run(tmp_path / "run", resume=True))
 
 
 def test_an_interrupt_says_how_to_go_on(x, tmp_path, capsys):
@@ -716,8 +710,9 @@ def test_an_interrupt_says_how_to_go_on(x, tmp_path, capsys):
 
     with pytest.raises(KeyboardInterrupt):
         train(*pair(), x, loss=Interrupting(), epochs=3, folder=tmp_path / "run")
-    assert "holds epoch 1: go on with resume=True" in capsys.readouterr().out
-    history = train(*pair(), x, epochs=3, folder=tmp_path / "run", resume=True)
+    printed = capsys.readouterr().out
+    assert "holds epoch 1: go on with folder=Run(" in printed and "resume=True" in printed
+    history = train(*pair(), x, epochs=3, folder=Run(tmp_path / "run", resume=True))
     assert len(history) == 3
 
 
@@ -727,8 +722,7 @@ def test_an_interrupt_says_how_to_go_on(x, tmp_path, capsys):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
-        ({"keep": "first"}, "keep must be 'best' or 'last'"),
-        ({"resume": True}, "resume=True needs the folder"),
+        ({"lr": -1.0}, "lr must not be negative, got -1"),
     ],
 )
 def test_arguments(options, message, x):
@@ -736,8 +730,9 @@ def test_arguments(options, message, x):
         fit(*pair(), x, **{"progress": False, **options})
 
 
-def test_progress_says_which_weights_are_in_hand(x, capsys):
+def test_progress_says_which_weights_are_kept(x, capsys):
     fit(*pair(), x, epochs=2, validation=x[:20])
     captured = capsys.readouterr()
-    assert "weights in hand: best (best epoch" in captured.out
+    assert "restored the best weights (epoch " in captured.out
+    assert " of 2)" in captured.out
     assert "6/6" in captured.err and "elbo=" in captured.err

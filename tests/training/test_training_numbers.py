@@ -26,6 +26,7 @@ from torch import nn
 from tarspyro import (
     Conditional,
     Deterministic,
+    Run,
     distributions,
     evaluate,
     fit,
@@ -49,7 +50,7 @@ from tarspyro.scopes import local_parameters
 
 STILL = {
     "optimizer": torch.optim.SGD,
-    "optimizer_options": {"lr": 0.0},
+    "lr": 0.0,
     "progress": False,
     "shuffle": False,
 }
@@ -250,7 +251,7 @@ def test_the_gradient_of_a_short_batch_is_as_long_as_the_others():
     """The last batch of a semi-supervised pair: one row with a label, and one without."""
     pyro.clear_param_store()
     parts = tuple(torch.full((5,), value) for value in (1.0, 2.0, 3.0))
-    how = {**STILL, "optimizer_options": {"lr": 0.1}, "batch_size": 4, "epochs": 1}
+    how = {**STILL, "lr": 0.1, "batch_size": 4, "epochs": 1}
     fit(side_by_side, None, parts, **how)
     loc = 0.0
     for _ in range(2):
@@ -305,7 +306,7 @@ def test_shares_of_processes_count_for_what_they_hold():
     def task(rank):
         pyro.clear_param_store()
         data = tuple(rows(8, seed=seed).double() for seed in range(3))
-        options = {"optimizer": torch.optim.SGD, "optimizer_options": {"lr": 0.1}, "progress": False, "shuffle": False}
+        options = {"optimizer": torch.optim.SGD, "lr": 0.1, "progress": False, "shuffle": False}
         history = fit(side_by_side, None, data, batch_size=5, epochs=2, validation=data, **options)
         return history.rows, history.step_losses, pyro.param("loc").item()
 
@@ -356,7 +357,7 @@ def test_an_epoch_in_half_precision_is_resumed_exactly(tmp_path):
     whole = trained(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "stopped", stop=13)
-    assert trained(tmp_path / "stopped", resume=True)["loss"] == whole["loss"]
+    assert trained(Run(tmp_path / "stopped", resume=True))["loss"] == whole["loss"]
 
 
 @pytest.mark.parametrize(
@@ -691,7 +692,7 @@ def test_every_loss_of_pyro_trains(name, pair):
         "epochs": 6,
         "progress": False,
         "seed": 0,
-        "optimizer_options": {"lr": 1e-2},
+        "lr": 1e-2,
     }
     history = fit(p, q, x, validation=x, loss=LOSSES[name](), **how)
     assert (
@@ -714,7 +715,7 @@ def test_the_gradient_is_that_of_svi(name):
     torch.manual_seed(0)
     x, first = rows(10, 4), (Decoder(), Point())
     p, q = copy.deepcopy(first)
-    how = {**STILL, "optimizer_options": {"lr": 0.1}, "epochs": 1, "batch_size": 10}
+    how = {**STILL, "lr": 0.1, "epochs": 1, "batch_size": 10}
     ignored = "mean field|does not depend|is_auxiliary"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ignored)
@@ -761,7 +762,7 @@ def test_an_automatic_guide_under_a_loss_that_finds_parameters_in_the_store():
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     guide = pyro.infer.autoguide.AutoNormal(model)
-    how = {"epochs": 200, "progress": False, "seed": 0, "optimizer_options": {"lr": 5e-2}}
+    how = {"epochs": 200, "progress": False, "seed": 0, "lr": 5e-2}
     fit(
         model, guide, torch.full((50,), 3.0), loss=pyro.infer.RenyiELBO(num_particles=3), **how
     )
@@ -790,7 +791,7 @@ def test_a_discrete_site_in_the_guide(name):
         pyro.clear_param_store()
         q = partial(guide, start=start)
         q = config_enumerate(q) if name == "TraceEnum_ELBO" else q
-        rate = {"optimizer_options": {"lr": 0.02 if start == 0 else 0.0}}
+        rate = {"lr": 0.02 if start == 0 else 0.0}
         history = fit(
             model, q, x, validation=x, loss=loss, epochs=20, progress=False, seed=0, **rate
         )
@@ -938,7 +939,7 @@ def test_what_a_callback_freezes_rests_and_what_it_unfreezes_moves(compiled):
         q.requires_grad_(row["epoch"] == 1)
 
     loss = compiled_of(ELBO()) if compiled else ELBO()
-    how = {"epochs": 3, "batch_size": 10, "progress": False, "seed": 0, "keep": "last"}
+    how = {"epochs": 3, "batch_size": 10, "progress": False, "seed": 0}
     history = fit(p, q, rows(20, 6), loss=loss, callback=change, **how)
     count = len(list(p.parameters()))
     for epoch, of_model in enumerate((True, False, True)):

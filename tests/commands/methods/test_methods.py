@@ -305,11 +305,7 @@ def test_the_training_s_options(tmp_path, called):
         "3",
     ]
     *_, used = called(tiny("vae", tmp_path / "run", *options))
-    assert (
-        used["compile"] is True
-        and used["optimizer_options"] == {"lr": 0.5}
-        and used["clip_norm"] == 2
-    )
+    assert used["compile"] is True and used["lr"] == 0.5 and used["optimizer"].clip_norm == 2
     assert (
         used["patience"] == 4
         and used["seed"] == 3
@@ -318,7 +314,8 @@ def test_the_training_s_options(tmp_path, called):
     )
     *_, used = called(tiny("gan", tmp_path / "run"))
     assert (
-        used["optimizer_options"] == {"lr": 5e-4, "betas": (0.5, 0.999)}
+        used["lr"] == 5e-4
+        and used["optimizer"].options == {"betas": (0.5, 0.999)}
         and used["patience"] is None
     )
 
@@ -339,7 +336,10 @@ def test_the_training_s_options(tmp_path, called):
 )
 def test_pixels(name, options, binarize, tmp_path, called):
     model, _, batches, used = called(tiny(name, tmp_path / "run", *options))
-    assert used["binarize"] is binarize and used["settings"]["data"]["grey"] is not binarize
+    assert (
+        used["binarize"] is binarize
+        and used["folder"].settings["data"]["grey"] is not binarize
+    )
     if name == "vae":
         normal = "frey_face" in options and "Bernoulli" not in options
         assert ("Normal" if normal else "Bernoulli") in repr(model.likelihood)
