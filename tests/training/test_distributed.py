@@ -268,6 +268,6 @@ def test_torchrun_starts_the_script_that_runs_alone(tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith("loss")]
     assert len(lines) == 2 and lines[0] == lines[1]
     assert (done.stdout + done.stderr).count(
-        "weights in hand"
+        "kept the last weights"
     ) == 2  # of two trainings, and one process
     assert len(load_run(tmp_path / "run").history) == 2
