@@ -1,4 +1,4 @@
-"""Data as the arguments of a program, and checks that it fits the program."""
+"""Data as arguments of a program, and checks that it fits the likelihood."""
 
 __all__ = [
     "as_arguments",
@@ -13,8 +13,8 @@ __all__ = [
 ]
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyro
@@ -23,7 +23,7 @@ from pyro import poutine
 from pyro.distributions import Bernoulli, Independent, MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.utils.data import TensorDataset
 
 from tarspyro.arguments import as_numbers, format_value
@@ -48,66 +48,34 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.programs import tensors_of, type_of
 from tarspyro.scopes import evaluating, preserved_rng
-from tarspyro.types import Arguments, Program
+from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
+_Part = TypeVar("_Part")
 _PART = (Tensor, np.ndarray, type(None))
 
 
-def as_arguments(
-    data: Any, program: Callable[..., Any], *others: Callable[..., Any]
-) -> Arguments | None:
-    """Returns in-memory data as the tensors that the program takes, in its order; None for
-    loaders and streams.
+def as_arguments(data: Data | None, program: Program, *others: Program) -> Arguments | None:
+    """Returns in-memory data as the arguments of a program; None for loaders and streams.
 
-    Real numbers, booleans and bytes get the type of the parameters. Functions without networks
-    get real numbers as they are. Integers stay integers.
+    Real numbers, booleans and bytes get the type of the parameters. A function without networks
+    gets real numbers as they are. Integers stay integers.
 
     Arguments:
-        data: A tensor or array; a tuple of them, in the program's order, with None for what is
-            not observed; a mapping from the names of the program's arguments; a ``Split`` or
-            ``Sequences``, of which the program gets the parts (x, y, lengths) that it names;
-            or a ``TensorDataset``.
-        program: The model or guide that will be called.
-        others: What will be called with the same data, such as the other half.
+        data: A tensor or an array; a tuple of them in the program's order, with None for parts
+            that are not observed; a mapping from the names of the program's arguments; a
+            ``Split`` or ``Sequences``, of which the program gets the parts (x, y, lengths) that
+            it has arguments for; or a ``TensorDataset``.
+        program: The model or the guide.
+        others: More programs that get the same data, such as the other half.
 
     Raises:
-        ValueError: If the parts differ in length, or are more than the program takes, or it
-            lacks one of the names.
+        ValueError: If the parts differ in length, there are more of them than arguments, or the
+            program has no argument of a name.
     """
     check_program("model or guide", program)
-    names = positional_names(program)
-    if isinstance(data, (Split, Sequences)):
-        parts: Sequence[Any] = [
-            part for name, part in vars(data).items() if name in names and part is not None
-        ]
-        parts = parts or [data.x]
-    elif isinstance(data, Mapping):
-        unknown = [name for name in data if name not in names]
-        if unknown:
-            raise ValueError(
-                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
-                f" {names}."
-            )
-        parts = in_order(data, names)
-    elif isinstance(data, TensorDataset):
-        parts = data.tensors
-    elif isinstance(data, (Tensor, np.ndarray)):
-        parts = [data]
-    elif (
-        isinstance(data, (tuple, list))
-        and data
-        and all(isinstance(part, _PART) for part in data)
-    ):
-        parts = data
-    elif isinstance(data, Iterable) or (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    ):
+    parts = _parts_of(data, program)
+    if parts is None:
         return None
-    else:
-        raise ValueError(
-            "data must be tensors, arrays, a data set or an iterable of batches, got"
-            f" {format_value(data)}."
-        )
     dtype = type_of(program, *others)
     arguments = each(lambda part: as_type(as_numbers("data", part), dtype), parts)
     shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
@@ -121,19 +89,54 @@ def as_arguments(
     return arguments
 
 
-def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Arguments:
-    """Applies a function to the arguments that are given; None stays None."""
+def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None] | None:
+    """The parts of in-memory data in the program's order; None for loaders and streams."""
+    names = positional_names(program)
+    if isinstance(data, (Split, Sequences)):
+        parts = [part for name, part in vars(data).items() if name in names]
+        return [part for part in parts if part is not None] or [data.x]
+    if isinstance(data, Mapping):
+        unknown = [name for name in data if name not in names]
+        if unknown:
+            raise ValueError(
+                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
+                f" {names}."
+            )
+        return in_order(data, names)
+    if isinstance(data, TensorDataset):
+        return data.tensors
+    if isinstance(data, (Tensor, np.ndarray)):
+        return [data]
+    if isinstance(data, (tuple, list)) and data:
+        if all(isinstance(part, _PART) for part in data):
+            return data
+    if isinstance(data, Iterable) or (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    ):
+        return None
+    raise ValueError(
+        "data must be tensors, arrays, a data set or an iterable of batches, got"
+        f" {format_value(data)}."
+    )
+
+
+def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Arguments:
+    """Returns a function's values at the arguments; an argument that is None stays None."""
     return tuple(None if part is None else function(part) for part in arguments)
 
 
-def count_rows(arguments: Sequence[Any]) -> int:
-    """Returns how many data points there are in some arguments."""
+def count_rows(arguments: Sequence[object]) -> int:
+    """Returns the number of rows of a batch."""
     return len(tensors_of(arguments)[0])
 
 
-def in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """The parts that the program takes, in its order, without a gap: they are given to it by
-    position.
+def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
+    """Returns the parts of a mapping in the order of a program's arguments.
+
+    They are passed by position.
+
+    Raises:
+        ValueError: If a part is missing before the last one.
     """
     parts = [data[name] for name in names if name in data]
     missing = [name for name in names[: len(parts)] if name not in data]
@@ -144,13 +147,13 @@ def in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     return parts
 
 
-def as_float(tensor: Tensor, *programs: Any) -> Tensor:
-    """Returns numbers in the type that programs compute in, see ``as_type``.
+def as_float(tensor: Tensor, *programs: object) -> Tensor:
+    """Returns numbers in the type in which programs compute, see ``as_type``.
 
     Arguments:
         tensor: The numbers.
-        programs: Modules or functions. If there are none, booleans, bytes and double
-            precision, NumPy's default, become torch's default.
+        programs: Modules or functions. Without any, booleans, bytes and double precision,
+            NumPy's default, become torch's default.
     """
     if not programs and tensor.dtype is torch.float64:
         return tensor.to(torch.get_default_dtype())
@@ -158,15 +161,19 @@ def as_float(tensor: Tensor, *programs: Any) -> Tensor:
 
 
 def as_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Returns real numbers, booleans and bytes in a type; other integers stay, as they are
-    labels.
+    """Returns real numbers, booleans and bytes in a type.
 
-    Without a type real numbers keep their own, and booleans and bytes get torch's default.
+    Other integers are labels and stay as they are. Without a type, real numbers keep their own,
+    and booleans and bytes get torch's default.
 
     Example:
-        >>> double, byte = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.uint8)
-        >>> as_type(double, torch.float32).dtype, as_type(byte, None).dtype, as_type(double, None).dtype
-        (torch.float32, torch.float32, torch.float64)
+        >>> double = torch.zeros(2, dtype=torch.float64)
+        >>> as_type(double, torch.float32).dtype
+        torch.float32
+        >>> as_type(double, None).dtype
+        torch.float64
+        >>> as_type(torch.zeros(2, dtype=torch.uint8), None).dtype
+        torch.float32
     """
     if tensor.is_floating_point():
         return tensor if dtype is None else tensor.to(dtype)
@@ -176,49 +183,46 @@ def as_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def binarized(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Returns a draw of black and white pixels with the grey values as probabilities, on the
-    device of x.
-    """
+    """Draws black and white pixels with the grey values x as probabilities."""
     return torch.bernoulli(x, generator=generator)
 
 
 def check_inputs(
     model: Program,
     guide: Program,
-    arguments: Sequence[Any],
-    data: Sequence[Any] | None = None,
+    arguments: Sequence[Argument],
+    data: Sequence[Argument] | None = None,
     *,
     pair: str | None = "whole",
 ) -> None:
-    """Compares the halves with each other and the data with the model's likelihoods, before
-    the first step.
+    """Compares the halves of a pair, and compares data with the likelihood.
 
     Arguments:
         model: The model.
         guide: The guide.
-        arguments: A batch, as the pair gets it, with None for what is not observed.
-        data: All of the data, if it is in memory, of which the batch is the first rows.
-        pair: What of the halves has to match: ``"whole"`` latent variables, or their
-            ``"names"`` and shapes alone, for Pyro's own bounds; None for nothing.
+        arguments: A batch, with None for arguments that are not observed.
+        data: All of the data, if it is in memory. The batch is its first rows.
+        pair: What has to match in the halves: the ``"whole"`` latent variables, or for Pyro's
+            own bounds only their ``"names"`` and shapes. None compares nothing.
 
     Raises:
-        InputError: If a value is NaN or infinite, a shape is not the likelihood's, or values
-            are outside its support.
+        InputError: If a value is NaN or infinite, a shape is not the likelihood's, or a value
+            is outside its support.
         PairError: If the halves do not match.
     """
     data = arguments if data is None else data
     for position, part in enumerate(data):
         _check_finite(part, position)
-    # With validation on, a distribution that does not validate is one whose user said so.
+    # With validation on, a distribution skips it only if the user has switched it off.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         if pair is not None:
             traces = run_pair(model, guide, arguments, {})
             whole = pair == "whole"
             check_sites(model, guide, *traces, data=arguments, observed=whole, supports=whole)
         try:
-            # The model alone first: it tells what it expects before the guide's network
-            # stumbles over the data.
-            with contextlib.suppress(NotImplementedError):  # a prior that cannot be drawn from
+            # The model runs alone first. Its sentence about bad data is better than an error
+            # of the guide's network. It may have a prior from which nothing can be drawn.
+            with contextlib.suppress(NotImplementedError):
                 _check_observed(
                     lambda: poutine.trace(model).get_trace(*arguments), arguments, data
                 )
@@ -231,44 +235,56 @@ def check_inputs(
             raise InputError(sentence_of((model, guide), arguments, error)) from error
 
 
+# How many draws tell whether a support depends on a latent variable.
+_DRAWS = 5
+
+
 def _check_observed(
-    run: Callable[[], Trace], arguments: Sequence[Any], data: Sequence[Any]
+    run: Callable[[], Trace], arguments: Sequence[Argument], data: Sequence[Argument]
 ) -> None:
+    """Compares the observed sites of a program with their shapes and supports.
+
+    Arguments:
+        run: Runs the program on a batch, and returns its trace.
+        arguments: The batch.
+        data: All of the data. The batch is its first rows.
+    """
     for name, site in sample_sites(run()):
         value = site["value"]
         if not (site["is_observed"] and torch.is_tensor(value)) or is_factor(site):
             continue
         check_shape(name, site["fn"], value)
-        # Validation is off later, so that rows which the first batch does not show are looked
-        # at here, unless each row has a support of its own.
-        whole = next(
-            (
-                part
-                for argument, part in zip(arguments, data, strict=True)
-                if argument is value
-            ),
-            value,
-        )
-        whole = value if _is_of_rows(site["fn"].support) else whole
+        # Validation is off later, so this checks all rows of the data, unless each row has a
+        # support of its own.
+        whole = value
+        if not _is_of_rows(site["fn"].support):
+            for argument, part in zip(arguments, data, strict=True):
+                if argument is value and part is not None:
+                    whole = part
         try:
-            for start in range(0, len(whole), len(value)) if value.dim() else ():
-                # The last batch overlaps the one before: a support may have parameters of a
-                # batch's shape.
-                start = min(start, len(whole) - len(value))
-                _check_support(name, site["fn"], whole[start : start + len(value)])
+            for batch in _batches_of(whole, value):
+                _check_support(name, site["fn"], batch)
         except InputError:
-            # A support that a latent variable moves, such as that of Uniform(0, z), is no
-            # matter of one draw.
+            # A support such as that of Uniform(0, z) depends on a latent variable, and the
+            # next draw may fit.
             again: list[Any] = [run().nodes[name]["fn"] for _ in range(_DRAWS)]
             if all(_same(site["fn"].support, fn.support) for fn in again):
                 raise
 
 
-# How often a support is looked at again before it counts as one that no latent variable moves.
-_DRAWS = 5
+def _batches_of(whole: Tensor, batch: Tensor) -> Iterator[Tensor]:
+    """The rows of some data in batches of one size.
+
+    The last one overlaps the one before, as a support may have parameters for each row.
+    """
+    if batch.dim():
+        size = len(batch)
+        for start in range(0, len(whole), size):
+            start = min(start, len(whole) - size)
+            yield whole[start : start + size]
 
 
-def _is_of_rows(support: Any) -> bool:
+def _is_of_rows(support: object) -> bool:
     """Whether a support has parameters that differ from row to row."""
     return any(
         part.numel() > 1 and bool((part != part.flatten()[0]).any())
@@ -276,13 +292,14 @@ def _is_of_rows(support: Any) -> bool:
     )
 
 
-def _same(support: Any, other: Any) -> bool:
+def _same(support: object, other: object) -> bool:
+    """Whether two supports have the same parameters."""
     return all(map(torch.equal, _tensors(support), _tensors(other)))
 
 
-def _tensors(support: Any) -> list[Tensor]:
-    """The parameters of a support and of those that it is made of."""
-    if torch.is_tensor(support):
+def _tensors(support: object) -> list[Tensor]:
+    """The parameters of a support and of its parts."""
+    if isinstance(support, Tensor):
         return [support]
     if isinstance(support, (list, tuple)):
         return [tensor for part in support for tensor in _tensors(part)]
@@ -292,14 +309,15 @@ def _tensors(support: Any) -> list[Tensor]:
 
 
 def check_binarizable(part: Tensor | None) -> None:
-    """Raises unless the values are probabilities, as ``binarize=True`` needs."""
+    """Raises an ``InputError`` unless the values are probabilities, as ``binarize`` needs."""
     if part is None:
         raise InputError(
-            "binarize=True draws the pixels of the first part of the data, which is None:"
-            " leave it out."
+            "binarize=True draws the pixels of the first part of the data, which is None: leave"
+            " out binarize=True."
         )
     _check_finite(part, 0)
-    low, high = part.min().item(), part.max().item()
+    low = part.min().item()
+    high = part.max().item()
     if low < 0 or high > 1:
         raise InputError(
             f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}:"
@@ -307,21 +325,23 @@ def check_binarizable(part: Tensor | None) -> None:
         )
 
 
-def _check_finite(part: Tensor | None, position: int) -> None:
+def _check_finite(part: Argument, position: int) -> None:
+    """Raises an ``InputError`` if a part of the data has values that are not finite."""
     if part is None or not part.is_floating_point():
         return
     rows = (~part.isfinite()).reshape(len(part) if part.dim() else 1, -1).any(1)
     if rows.any():
-        count, first = int(rows.sum()), int(rows.nonzero()[0])
+        first = int(rows.nonzero()[0])
         raise InputError(
-            f"data[{position}] has NaN or infinite values in {count} of {len(rows)} rows,"
-            f" first in row {first}: drop or impute them."
+            f"data[{position}] has NaN or infinite values in {int(rows.sum())} of {len(rows)}"
+            f" rows, first in row {first}: drop or impute them."
         )
 
 
-def _check_support(name: str, distribution: Any, value: Tensor) -> None:
+def _check_support(name: str, distribution: Distribution, value: Tensor) -> None:
+    """Raises an ``InputError`` if a value is outside the support of a distribution."""
     base = distribution
-    while hasattr(base, "base_dist") and isinstance(base, (Independent, MaskedDistribution)):
+    while isinstance(base, (Independent, MaskedDistribution)):
         base = base.base_dist
     if isinstance(base, Concatenate):
         for block, part in zip(base.blocks, value.split(base.sizes, -1), strict=True):
@@ -329,13 +349,12 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
         return
     support = base.support
     if isinstance(base, Bernoulli) and base._validate_args is False:
-        support = (
-            constraints.unit_interval
-        )  # the user accepts the cross-entropy of grey values
-    inside = support.check(value)
-    if bool(inside.all()):
+        # The user accepts the cross-entropy of grey values.
+        support = constraints.unit_interval
+    if support is None or bool(support.check(value).all()):
         return
-    low, high = value.min().item(), value.max().item()
+    low = value.min().item()
+    high = value.max().item()
     if isinstance(base, Bernoulli) and 0 <= low and high <= 1:
         raise InputError(
             f"{name} has grey values (from {low:g} to {high:g}) but the likelihood is"
@@ -352,6 +371,7 @@ def _check_support(name: str, distribution: Any, value: Tensor) -> None:
 
 
 def _rescaling(low: float, high: float) -> str:
+    """A fix for values outside a support, as the end of a sentence."""
     if low >= 0 and 1 < high <= 255:
         return "these look like bytes, divide by 255"
     return "rescale the data or choose another likelihood"

@@ -1,4 +1,4 @@
-"""Contexts in which programs run: evaluation mode, parameter store, random state, device."""
+"""Contexts for programs: evaluation mode, parameter store, random state and device."""
 
 __all__ = [
     "evaluating",
@@ -14,40 +14,41 @@ __all__ = [
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pyro
 import torch
-from torch import nn
+from pyro.params.param_store import StateDict
+from torch import Tensor, nn
 
 from tarspyro.arguments import as_seed, format_value
+from tarspyro.types import Device
 
+# Whether a ``StochasticModule`` registers its parameters in Pyro's store.
 registering = contextvars.ContextVar("registering", default=True)
 
 
-def find_device(device: str | torch.device) -> torch.device:
-    """Returns the device; for ``"auto"`` a GPU if there is one, else the CPU.
+def find_device(device: Device) -> torch.device:
+    """Returns a device; for ``"auto"`` a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: If there is no such device here, or it holds no numbers.
+        ValueError: If this machine has no such device, or it is the meta device.
     """
     if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.empty(0, device=device).device
-    except (
-        RuntimeError,
-        AssertionError,
-        TypeError,
-    ) as error:  # torch without CUDA raises the second
+    except (RuntimeError, AssertionError, TypeError) as error:
+        # Torch without CUDA raises an AssertionError.
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"device must be one that is here, or 'auto', got {format_value(device)} ({reason})."
+            f"device must be a device of this machine, or 'auto', got {format_value(device)}"
+            f" ({reason})."
         ) from error
     if found.type == "meta":
         raise ValueError(
-            f"device must hold numbers, got {format_value(device)}, where tensors are shapes alone."
+            f"device must be 'auto', 'cpu' or a GPU, got {format_value(device)}, where tensors"
+            " have no values."
         )
     return found
 
@@ -64,29 +65,31 @@ def local_parameters() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_store() -> Iterator[None]:
-    """Gives what runs inside a store of its own, with what functions declared by
-    ``pyro.param`` before.
+    """Replaces Pyro's parameter store by one with the parameters that functions declared.
 
-    What a module registers is its own and is forgotten afterwards, so that no other module
-    meets it under the same name; what functions declare has no other home, and is kept.
+    Parameters that modules register inside are removed from the store afterwards, so that no
+    other module meets them under the same name. Parameters that functions declare by
+    ``pyro.param`` are kept, since they exist in the store alone.
     """
     store = pyro.get_param_store()
-    outside: Any = store.get_state()
+    outside: StateDict = store.get_state()
     store.clear()
     store.set_state(_declared(outside))
     try:
         yield
-    finally:  # Pyro's own scope would lose what was declared before an error
+    finally:
+        # Pyro's own scope would lose what was declared before an error.
         declared = _declared(store.get_state())
-        merged: Any = {
-            kind: {**outside[kind], **declared[kind]} for kind in ("params", "constraints")
+        merged: StateDict = {
+            "params": {**outside["params"], **declared["params"]},
+            "constraints": {**outside["constraints"], **declared["constraints"]},
         }
         store.clear()
         store.set_state(merged)
 
 
-def _declared(state: Mapping[str, Any]) -> Any:
-    """The part of a store's state that does not belong to modules."""
+def _declared(state: StateDict) -> StateDict:
+    """The part of a store's state that functions have declared."""
     params = {
         name: value
         for name, value in state["params"].items()
@@ -99,10 +102,8 @@ def _declared(state: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def evaluating(*programs: Any) -> Iterator[None]:
-    """Puts the programs that are modules in evaluation mode without gradients, and back again
-    after.
-    """
+def evaluating(*programs: object) -> Iterator[None]:
+    """Puts modules among the programs in evaluation mode, without gradients, and back after."""
     modules = [
         part
         for program in programs
@@ -121,10 +122,8 @@ def evaluating(*programs: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_buffers(*programs: Any) -> Iterator[None]:
-    """Gives the buffers of programs that are modules, such as batch normalization's
-    statistics, their values back.
-    """
+def kept_buffers(*programs: object) -> Iterator[None]:
+    """Restores the buffers of modules among the programs, such as running statistics."""
     buffers = [
         buffer
         for program in programs
@@ -137,22 +136,23 @@ def kept_buffers(*programs: Any) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in before:
-                # Past the count of versions: a loss of before may still want the gradient of
-                # what is the same again. The count does not tell what has changed: batch
-                # normalization's statistics do without it.
+                # Through ``data``, since a loss from before may still need its gradient, and
+                # autograd would count this as a change. The count could not tell which
+                # buffers have changed either: batch normalization changes its statistics
+                # without it.
                 buffer.data.copy_(value)
 
 
-def get_rng_states() -> list[torch.Tensor]:
-    """Returns the random state of every device: the CPU's, then the GPUs'."""
+def get_rng_states() -> list[Tensor]:
+    """Returns the random states of the CPU and of all GPUs."""
     return [
         torch.get_rng_state(),
         *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()),
     ]
 
 
-def set_rng_states(states: Sequence[torch.Tensor]) -> None:
-    """Gives every device the random state that it had."""
+def set_rng_states(states: Sequence[Tensor]) -> None:
+    """Restores what ``get_rng_states`` returned."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state_all(states[1:])
@@ -160,8 +160,10 @@ def set_rng_states(states: Sequence[torch.Tensor]) -> None:
 
 @contextlib.contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
-    """Gives back the random state of every device as it was before; with ``seed``, starts from
-    it inside.
+    """Restores the random state of every device afterwards.
+
+    Arguments:
+        seed: The seed of the random numbers inside; None goes on with the current state.
     """
     seed = None if seed is None else as_seed(seed)
     devices = (

@@ -1,4 +1,4 @@
-"""A pair of programs as JSON: classes by import path, and the arguments they were built with."""
+"""Descriptions of programs as JSON: public paths of classes, and constructor arguments."""
 
 __all__ = ["build", "describe", "describe_pair", "refers", "with_public_paths"]
 
@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import transforms
@@ -19,11 +19,12 @@ from torch.distributions import Distribution, Transform
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Json, Program
 
-# Only the public modules of these are imported because a file says so. Any other module must
-# have been imported by the user already, so that a stranger's file cannot choose code to run.
+# A file may name public modules of these libraries, which are then imported. The user has to
+# import any other module first, so that a stranger's file cannot choose code to run.
 _IMPORTABLE = ("tarspyro", "torch", "pyro")
-# Where classes are public: their paths in a file outlive the modules that define them.
+# The packages in which classes are public. Public paths outlive the modules that define them.
 _PUBLIC = (
     "tarspyro",
     "tarspyro.models",
@@ -38,17 +39,16 @@ _PUBLIC = (
     "pyro.nn",
     "pyro.infer",
 )
-# Names of classes in the files of earlier versions, and their names now.
-_RENAMED = {"Unchanged": "IdentityTrunk"}
+# The new names of classes that earlier versions wrote under another name.
+_RENAMED: dict[str, str] = {}
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
 
-# Arguments that change nothing in what an object computes, or are checked when a run is
-# described (the dtype).
+# Arguments that do not change what an object computes. The dtype is one of them, because the
+# description of a pair is compared with the pair.
 _PASSING = ("device", "dtype", "cache_size")
 
-
-# Where Pyro's flows keep an argument, if not under its own name.
+# How to read the arguments that Pyro's flows do not keep under their own names.
 _KEPT: dict[type, dict[str, Callable[[Any], Any]]] = {
     transforms.AffineCoupling: {"hypernet": attrgetter("nn")},
     transforms.ConditionalAffineCoupling: {"hypernet": attrgetter("nn")},
@@ -75,21 +75,22 @@ _KEPT: dict[type, dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) -> Any:
-    """Returns the value as JSON: numbers, strings and containers, small tensors, classes, and
-    objects by constructor.
+def describe(value: object, path: str = "#", seen: dict[int, str] | None = None) -> Json:
+    """Returns a value as JSON.
 
-    A module with parameters or buffers that stands in several places is described in the
-    first. The others refer to it by its JSON pointer (RFC 6901), so that it is built as one.
+    The value may be a number, a string, a container, a small tensor, a class, or an object that
+    is described by its constructor. A module with weights that stands in several places is
+    described in the first. The other places refer to it by its JSON pointer (RFC 6901), so that
+    it is built once.
 
     Arguments:
         value: The value.
-        path: The pointer to where the description will stand.
-        seen: The modules that were described before it, each with its pointer; those of the
-            value are added.
+        path: The pointer to the description.
+        seen: The modules that were described before, each with its pointer. The modules of
+            the value are added.
 
     Raises:
-        TypeError: If an object cannot be built again from what it keeps; the message says how
+        TypeError: If an object does not keep the arguments that built it. The message says how
             to change that.
 
     Example:
@@ -136,7 +137,7 @@ def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) ->
         ):
             seen[id(value)] = path
         return described
-    # No repr, which may hold an address: the sentence is compared when a run is resumed.
+    # A repr may hold an address, and this sentence is compared when a run is resumed.
     function = getattr(value, "__qualname__", None)
     name = (
         f"The function {function}"
@@ -149,36 +150,39 @@ def describe(value: Any, path: str = "#", seen: dict[int, str] | None = None) ->
     )
 
 
-def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) -> Any:
-    """Returns the value that ``describe`` described, of the same classes.
+def build(
+    described: object, path: str = "#", built: dict[str, object] | None = None
+) -> object:
+    """Builds the value that ``describe`` described, of the same classes.
 
     Arguments:
         described: The description.
-        path: The pointer to where it stands.
-        built: The objects that were built before it, by their pointers; those of the value are
-            added.
+        path: The pointer to the description.
+        built: The objects that were built before, by their pointers. The objects of the value
+            are added.
 
     Raises:
-        ImportError: If a class is not to be found, or its module is not imported yet.
+        ImportError: If a class is not found, or its module is not imported yet.
         TypeError: If the description names something other than a module, a transform, a bound
-            or a family, or refers to what was not built before it.
+            or a family, or refers to an object that was not built before.
     """
     built = {} if built is None else built
 
-    def items(values: dict[str, Any], path: str) -> dict[str, Any]:
+    def items(values: dict[str, Json], path: str) -> dict[str, object]:
         return {
             key: build(item, f"{path}/{_token(key)}", built) for key, item in values.items()
         }
+
+    def elements(values: list[Json], path: str) -> list[object]:
+        return [build(item, f"{path}/{index}", built) for index, item in enumerate(values)]
 
     match described:
         case None | bool() | int() | float() | str():
             return described
         case list():
-            return [
-                build(item, f"{path}/{index}", built) for index, item in enumerate(described)
-            ]
+            return elements(described, path)
         case {"tuple": list(values), **rest} if not rest:
-            return tuple(build(values, f"{path}/tuple", built))
+            return tuple(elements(values, f"{path}/tuple"))
         case {"dict": dict(values), **rest} if not rest:
             return items(values, f"{path}/dict")
         case {"tensor": numbers, "dtype": str(dtype), **rest} if not rest:
@@ -194,26 +198,23 @@ def build(described: Any, path: str = "#", built: dict[str, Any] | None = None) 
             **rest,
         } if not rest:
             cls = _find(name, _BUILDABLE)
-            built[path] = cls(
-                *build(args, f"{path}/args", built), **items(kwargs, f"{path}/kwargs")
-            )
+            positional = elements(args, f"{path}/args")
+            built[path] = cls(*positional, **items(kwargs, f"{path}/kwargs"))
             return built[path]
         case {"ref": str(target), **rest} if not rest:
             if target not in built:
                 raise TypeError(
-                    f"The configuration refers to {target}, where nothing was built before."
+                    f"The configuration refers to {target}, which was not built before."
                 )
             return built[target]
-    raise TypeError(
-        f"The configuration holds something unknown, with the keys {sorted(described)}."
-    )
+    keys = sorted(described) if isinstance(described, dict) else described
+    raise TypeError(f"The configuration has an unknown part, with the keys {keys}.")
 
 
-def refers(described: Any, path: str) -> bool:
-    """Whether a description refers to something below a pointer."""
-    waiting = [
-        described
-    ]  # a stranger's file may be nested deeper than a function may call itself
+def refers(described: Json, path: str) -> bool:
+    """Whether a description refers to an object below a pointer."""
+    # A stranger's file may be nested deeper than Python's recursion goes.
+    waiting = [described]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict):
@@ -226,8 +227,8 @@ def refers(described: Any, path: str) -> bool:
     return False
 
 
-def with_public_paths(described: Any) -> Any:
-    """Returns a description with the paths that this version writes in place of an earlier one's.
+def with_public_paths(described: Json) -> Json:
+    """Returns a description with the paths of this version in place of an earlier one's.
 
     Example:
         >>> with_public_paths({"class": "pyro.distributions.torch:Normal"})
@@ -241,64 +242,77 @@ def with_public_paths(described: Any) -> Any:
     for key in ("new", "class"):
         path = renewed.get(key)
         if isinstance(path, str) and ":" in path:
-            with contextlib.suppress(
-                ImportError, TypeError
-            ):  # a class of the user's, for later
+            # A class of the user may be imported later.
+            with contextlib.suppress(ImportError, TypeError):
                 renewed[key] = _path(_find(path, _NAMEABLE))
     return renewed
 
 
-def describe_pair(model: Any, guide: Any) -> dict[str, Any]:
-    """Returns the halves as JSON, or for each the reason why it cannot be built again from
-    JSON.
+def describe_pair(model: Program, guide: Program | None) -> dict[str, Json]:
+    """Returns both halves as JSON, or for a half the reason why JSON cannot describe it.
 
-    A module that both halves hold is described in the model. Such halves can be built again
-    together or not at all.
+    A module that both halves share is described in the model. Such halves can be built again
+    only together.
     """
-    halves: dict[str, Any] = {"model": model, "guide": guide}
-    described: dict[str, Any] = {}
+    halves = {"model": model, "guide": guide}
+    described: dict[str, Json] = {}
     seen: dict[int, str] = {}
-    built: dict[str, Any] = {}
+    built: dict[str, object] = {}
     for half, program in halves.items():
         if program is None:  # a model without a guide
             described[half] = None
             continue
-        path, known = f"#/{half}", dict(seen)
+        known = dict(seen)
         try:
-            described[half] = describe(program, path, known)
-            with preserved_rng():  # building draws initial weights
-                rebuilt = build(described[half], path, built)
-            # Lazy layers are described by what the first batch made of them.
-            lazy = {
-                name
-                for name, layer in rebuilt.named_modules()
-                if isinstance(layer, LazyModuleMixin)
-            }
-            if _structure(program, lazy) != _structure(rebuilt, lazy):
-                raise TypeError(
-                    f"{type(program).__name__} is not what its constructor makes, so it was"
-                    " changed later"
-                )
-            seen = known  # a half that failed has nothing to refer to
-        except Exception as error:  # constructors of the user's may raise anything, and must not stop the training
+            described[half] = describe(program, f"#/{half}", known)
+            _check_rebuilt(program, described[half], f"#/{half}", built)
+            seen = known  # of a half that failed there is nothing to refer to
+        except Exception as error:
+            # A constructor of the user may raise anything, and must not stop the training.
             described[half] = {"unavailable": str(error)}
     shared = _shared(model, guide)
     if shared and shared != _shared(built.get("#/model"), built.get("#/guide")):
-        alone = {
-            "unavailable": (
-                "The halves share weights, and halves that do cannot be rebuilt one by one"
-            )
-        }
-        described = {
-            half: entry if "unavailable" in (entry or "") else alone
-            for half, entry in described.items()
-        }
+        for half, entry in described.items():
+            if not (isinstance(entry, dict) and "unavailable" in entry):
+                described[half] = {"unavailable": _SHARING}
     return described
 
 
-def _structure(program: nn.Module, without: set[str]) -> list[Any]:
-    """What two networks share that compute the same once they have the same weights, also
-    after training.
+_SHARING = "The halves share weights, and halves that do cannot be rebuilt one by one"
+
+
+def _check_rebuilt(
+    program: Program, described: Json, path: str, built: dict[str, object]
+) -> None:
+    """Raises a ``TypeError`` unless a description builds the same network.
+
+    Arguments:
+        program: The network.
+        described: Its description.
+        path: The pointer to it.
+        built: What was built before, see ``build``.
+    """
+    with preserved_rng():  # building draws initial weights
+        rebuilt = build(described, path, built)
+    if not (isinstance(program, nn.Module) and isinstance(rebuilt, nn.Module)):
+        raise TypeError(f"{type(program).__name__} is not a module")
+    # The first batch gives a lazy layer its size, so its description is another one.
+    lazy = {
+        name for name, layer in rebuilt.named_modules() if isinstance(layer, LazyModuleMixin)
+    }
+    if _structure(program, lazy) != _structure(rebuilt, lazy):
+        raise TypeError(
+            f"{type(program).__name__} is not what its constructor makes, so it was changed"
+            " later"
+        )
+
+
+def _structure(program: nn.Module, without: set[str]) -> list[object]:
+    """What two networks must share to compute the same with the same weights.
+
+    Arguments:
+        program: The network.
+        without: The names of layers to leave out.
     """
     layers = [
         (name, type(layer), layer.extra_repr())
@@ -313,8 +327,8 @@ def _structure(program: nn.Module, without: set[str]) -> list[Any]:
     return [layers, weights, _shared(program, program)]
 
 
-def _shared(one: Any, other: Any) -> list[tuple[str, str]]:
-    """The names of weights that are one tensor in two networks, or under two names in one."""
+def _shared(one: object, other: object) -> list[tuple[str, str]]:
+    """The names of the weights that two networks share, or that one network has twice."""
     if not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
         return []
     names: defaultdict[int, list[str]] = defaultdict(list)
@@ -329,7 +343,7 @@ def _shared(one: Any, other: Any) -> list[tuple[str, str]]:
 
 
 def _token(key: str) -> str:
-    """A key as a part of a JSON pointer."""
+    """A key, escaped for a JSON pointer."""
     return key.replace("~", "~0").replace("/", "~1")
 
 
@@ -340,15 +354,15 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _public_names(package: str) -> dict[str, Any]:
-    """The names that a package of this library, of torch or of Pyro shows to its users."""
+def _public_names(package: str) -> dict[str, object]:
+    """The public names of a package of this library, of torch or of Pyro."""
     module = importlib.import_module(package)
     names = getattr(module, "__all__", None) if package.startswith("tarspyro") else None
     return {name: getattr(module, name, None) for name in names or vars(module)}
 
 
 def _public_path(cls: type) -> str | None:
-    """The public package that a class is imported from, and its name; None for a class of the user's."""
+    """The public path of a class; None for a class of the user."""
     library = cls.__module__.partition(".")[0]
     for package in _PUBLIC:
         if (
@@ -369,7 +383,13 @@ def _path(cls: type) -> str:
 
 
 def _find(path: str, kinds: tuple[type, ...]) -> type:
-    """Returns the class that ``_path`` or an earlier version of it wrote down."""
+    """Returns the class of a path, which this version or an earlier one wrote.
+
+    Raises:
+        ImportError: If there is no such class.
+        TypeError: If it is not one of the kinds.
+    """
+    found: object
     if ":" in path:
         module_name, _, name = path.partition(":")
         found = _moved(module_name, name) or _of_module(module_name, name)
@@ -388,12 +408,12 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
     return found
 
 
-def _moved(module_name: str, name: str) -> Any:
-    """The class that stood in a module of an earlier version of this library.
+def _moved(module_name: str, name: str) -> object:
+    """The class that was in a module of an earlier version of this library; None if none.
 
-    Runs of version 0.1 name the module that defined a class. Where the class is public now tells
-    its name, and where two packages have the same one, such as ``models`` and ``guides``, the
-    package that the module was in.
+    Runs of version 0.1 name the module that defined a class. The class is found by its name in
+    the public packages. Of two with the same name, such as in ``models`` and ``guides``, it is
+    the one in the package of the module.
     """
     if module_name.partition(".")[0] != "tarspyro":
         return None
@@ -406,8 +426,8 @@ def _moved(module_name: str, name: str) -> Any:
     return None
 
 
-def _of_module(module_name: str, name: str) -> Any:
-    """The class of a module that is imported, or that is one of torch's or Pyro's."""
+def _of_module(module_name: str, name: str) -> object:
+    """The class of a module that is imported, or belongs to torch or Pyro; None if none."""
     packages = module_name.split(".")
     if packages[0] in _IMPORTABLE and not any(package.startswith("_") for package in packages):
         importlib.import_module(module_name)
@@ -416,62 +436,65 @@ def _of_module(module_name: str, name: str) -> Any:
             f"The run uses {name} of the module {module_name}: import {module_name} before "
             "loading the run."
         )
-    found: Any = sys.modules[module_name]
+    found: object = sys.modules[module_name]
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
 
 
-def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that build the object: remembered, or kept as attributes of the same
-    names.
+def _arguments(value: object) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The arguments that build an object.
+
+    A class of this library remembers them. Other classes keep each as an attribute of the same
+    name.
+
+    Raises:
+        TypeError: If the object does not keep an argument.
     """
     if hasattr(value, "constructor_arguments"):
-        remembered: tuple[tuple[Any, ...], dict[str, Any]] = value.constructor_arguments
+        remembered: tuple[tuple[object, ...], dict[str, object]] = value.constructor_arguments
         return remembered
-    cls, empty = type(value), inspect.Parameter.empty
-    constructor: Any = cls.__init__
-    if constructor is nn.Sequential.__init__:
+    constructor = cast(Callable[..., None], type(value).__init__)
+    if isinstance(value, nn.Sequential) and constructor is nn.Sequential.__init__:
         return tuple(value), {}
-    if constructor is nn.ModuleList.__init__:
+    if isinstance(value, nn.ModuleList) and constructor is nn.ModuleList.__init__:
         return (list(value),), {}
     if constructor in (nn.Module.__init__, nn.Identity.__init__):
         return (), {}
-    kwargs: dict[str, Any] = {}
-    kept_elsewhere = _KEPT.get(cls, {})
-    passing: tuple[str, ...] = _PASSING
-    if isinstance(value, nn.RNNBase) and cls.__module__.partition(".")[0] == "torch":
-        # Their own constructors take anything, and pass it on with the kind of cell in front.
-        constructor, passing = nn.RNNBase.__init__, (*_PASSING, "mode")
+    kwargs: dict[str, object] = {}
+    ignored: tuple[str, ...] = _PASSING
+    if isinstance(value, nn.RNNBase) and type(value).__module__.partition(".")[0] == "torch":
+        # Their own constructors take anything, and pass it on after the kind of the cell.
+        constructor = nn.RNNBase.__init__
+        ignored = (*_PASSING, "mode")
         if isinstance(value, nn.RNN):
             kwargs["nonlinearity"] = value.nonlinearity
-    for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
-        if name in passing:
-            continue
-        kept = (
-            kept_elsewhere[name](value)
-            if name in kept_elsewhere
-            else getattr(value, name, empty)
-        )
-        if parameter.kind is parameter.VAR_KEYWORD and isinstance(kept, dict):
-            kwargs |= kept
-            continue
-        if name == "bias" and isinstance(parameter.default, bool):
-            kept = (
-                kept is not None and kept is not False
-            )  # torch's layers keep the tensor under the flag's name
-        # Torch and Pyro do not keep what they no longer use; of another class nothing is
-        # known.
-        known = (
-            cls.__module__.partition(".")[0] in _IMPORTABLE and parameter.default is not empty
-        )
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or (
-            kept is empty and not known
-        ):
-            raise TypeError(
-                f"{cls.__name__} does not keep its argument {name}: store it as self.{name}, "
-                "or derive the class from tarspyro.modules.Configurable."
-            )
-        if kept is not empty and kept is not parameter.default:
-            kwargs[name] = kept
+    for parameter in list(inspect.signature(constructor).parameters.values())[1:]:
+        if parameter.name not in ignored:
+            kwargs |= _argument(value, parameter)
     return (), kwargs
+
+
+def _argument(value: object, parameter: inspect.Parameter) -> dict[str, object]:
+    """The value of one argument of an object's constructor, empty if it is the default."""
+    cls = type(value)
+    name = parameter.name
+    missing = inspect.Parameter.empty
+    elsewhere = _KEPT.get(cls, {})
+    kept = elsewhere[name](value) if name in elsewhere else getattr(value, name, missing)
+    if parameter.kind is parameter.VAR_KEYWORD and isinstance(kept, dict):
+        return kept
+    if name == "bias" and isinstance(parameter.default, bool):
+        # Layers of torch keep the tensor under the name of the flag.
+        kept = kept is not None and kept is not False
+    # Torch and Pyro do not keep what they no longer use. Another class may.
+    optional = (
+        cls.__module__.partition(".")[0] in _IMPORTABLE and parameter.default is not missing
+    )
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if variadic or (kept is missing and not optional):
+        raise TypeError(
+            f"{cls.__name__} does not keep its argument {name}: store it as self.{name}, or"
+            " derive the class from tarspyro.modules.Configurable."
+        )
+    return {} if kept is missing or kept is parameter.default else {name: kept}

@@ -1,4 +1,4 @@
-"""Pairs and histories read back from run folders."""
+"""Runs read back from their folders: the pair with its weights, and the history."""
 
 __all__ = [
     "LoadedRun",
@@ -16,10 +16,18 @@ from tarspyro.runs.description import build, refers
 from tarspyro.runs.folder import Run, RunError
 from tarspyro.runs.history import Declared, History, States, rank, set_states
 from tarspyro.scopes import preserved_rng
+from tarspyro.types import Json, Program
 
 
 class LoadedRun(NamedTuple):
-    """A run read back from its folder."""
+    """A run read back from its folder.
+
+    Attributes:
+        model: The model, with the weights that were asked for.
+        guide: The guide, likewise.
+        config: The configuration, ``config.json``.
+        history: The history.
+    """
 
     model: Any
     guide: Any
@@ -28,16 +36,19 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    folder: str | Path, which: str = "best", *, model: Any = None, guide: Any = None
+    folder: str | Path,
+    which: str = "best",
+    *,
+    model: Program | None = None,
+    guide: Program | None = None,
 ) -> LoadedRun:
-    """Reads a run: the same classes with the weights of the best or the last epoch.
+    """Reads a run: its model and guide with the weights of the best or the last epoch.
 
-    Classes of the user's own are found by their import path, in modules that are imported
-    already; nothing in the folder is ever executed. A half that the folder cannot describe is
-    given: ``load_run(folder, model=p, guide=q)``. A module that both halves held is one module
-        again; such halves are both given, or none of them. The networks of a
-    game are not among what is returned: ``fit(..., resume=True)`` puts their weights into
-    those of its loss.
+    Nothing in the folder is ever executed. Classes of the user are found by their import path,
+    in modules that are imported already. A half that the folder cannot describe has to be
+    given: ``load_run(folder, model=p, guide=q)``. A module that both halves shared is shared
+    again; then give both halves or none. The networks of a game are not returned;
+    ``fit(..., folder=Run(folder, resume=True))`` puts their weights into the game.
 
     Arguments:
         folder: The run folder.
@@ -47,7 +58,7 @@ def load_run(
 
     Raises:
         RunError: If the folder is not a run, or a file is corrupted.
-        ImportError: If a class of the run is not to be found.
+        ImportError: If a class of the run is not found.
     """
     check_choice("which", which, ("best", "last"))
     run = Run(folder)
@@ -58,13 +69,14 @@ def load_run(
             f"{folder} holds halves that share modules: pass both, model=... and guide=..., or"
             " neither."
         )
-    built: dict[str, Any] = {}
+    built: dict[str, object] = {}
     with preserved_rng():  # building draws initial weights, which are overwritten
         for half in halves:
             if halves[half] is None:
                 halves[half] = _rebuild(run, half, config[half], built)
-    states, history = run.load_weights(which), History(rows=run.read_metrics(), in_hand=which)
-    states.pop("loss", None)  # a game's networks belong to the training
+
+    states = run.load_weights(which)
+    states.pop("loss", None)  # the networks of a game belong to its training
     if "params" in states:
         halves["params"] = _declared(run, states["params"])
     try:
@@ -75,12 +87,26 @@ def load_run(
         raise RunError(
             f"{folder}: the {which} weights do not fit the model and the guide ({reason})."
         ) from error
+
+    history = History(rows=run.read_metrics(), in_hand=which)
     ranks = [rank(row) for row in history.rows]
     history.best_epoch = 1 + ranks.index(max(ranks)) if ranks else 0
     return LoadedRun(halves["model"], halves["guide"], config, history)
 
 
-def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:
+def _rebuild(run: Run, half: str, described: Json, built: dict[str, object]) -> object:
+    """Builds a half from its description.
+
+    Arguments:
+        run: The run.
+        half: ``"model"`` or ``"guide"``.
+        described: The description.
+        built: What was built before, see ``build``.
+
+    Raises:
+        RunError: If the description is none, or says why there is none.
+        ImportError: If a class is not found.
+    """
     if isinstance(described, dict) and "unavailable" in described:
         reason = str(described["unavailable"]).rstrip(".")
         raise RunError(f"{run.folder} cannot rebuild its {half} ({reason}): pass {half}=...")
@@ -96,10 +122,11 @@ def _rebuild(run: Run, half: str, described: Any, built: dict[str, Any]) -> Any:
 
 
 def _declared(run: Run, names: Iterable[str]) -> Declared:
-    """The parameters that functions declared in this process, whose constraints only the
-    functions know.
+    """The parameters of a run that functions have declared in this process.
+
+    Only the functions know their constraints.
     """
-    store: Any = pyro.get_param_store()
+    store = pyro.get_param_store()
     missing = [name for name in names if name not in store]
     if missing:
         raise RunError(
@@ -107,10 +134,13 @@ def _declared(run: Run, names: Iterable[str]) -> Declared:
             f" ({', '.join(sorted(missing))}): call the model and the guide on some data, so"
             " that they declare them here too, and load the run again."
         )
-    return Declared({name: store[name].unconstrained() for name in names})
+    # Pyro's parameters carry a function that returns their unconstrained value.
+    stored: dict[str, Any] = {name: store[name] for name in names}
+    return Declared({name: value.unconstrained() for name, value in stored.items()})
 
 
 def _check_precision(halves: Mapping[str, Any], states: States) -> None:
+    """Raises a ``TypeError`` if weights have another type than the parameters."""
     for half, state in states.items():
         for name, tensor in halves[half].state_dict().items():
             if name in state and state[name].dtype != tensor.dtype:
