@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from sklearn.utils import Tags
 
 
-class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class PairTransformer(  # type: ignore[misc]
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     r"""A transformer of scikit-learn: rows become codes, the means of their posteriors.
 
     .. math:: x \mapsto \mathbb{E}_{q(z \mid x)}[z]

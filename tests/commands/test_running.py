@@ -294,7 +294,10 @@ def test_a_run_with_classes_of_the_user(
         (["--family", "Nonsense"], ["--family Nonsense", "pyro.distributions"]),
         (["--family", "VonMises"], ["VonMises has no default prior"]),
         (["--family", "Categorical"], ["param_shapes"]),
-        (["--device", "nonsense"], ["device must be a device of this machine", "got 'nonsense'"]),
+        (
+            ["--device", "nonsense"],
+            ["device must be a device of this machine", "got 'nonsense'"],
+        ),
         (["--lr", "-1"], ["learning rate"]),
         (["--beta", "-1"], ["beta"]),
         (["--scale", "0", "--likelihood", "Normal"], ["scale=0"]),
