@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from sklearn.utils import Tags
 
 
-class PairTransformer(  # type: ignore[misc]
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+class PairTransformer(
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,  # type: ignore[misc]
 ):
     r"""A transformer of scikit-learn: rows become codes, the means of their posteriors.
 

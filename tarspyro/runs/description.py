@@ -121,22 +121,7 @@ def describe(value: object, path: str = "#", seen: dict[int, str] | None = None)
     if isinstance(value, type):
         return {"class": _path(value)}
     if isinstance(value, _BUILDABLE):
-        if id(value) in seen:
-            return {"ref": seen[id(value)]}
-        args, kwargs = _arguments(value)
-        described = {
-            "new": _path(type(value)),
-            "args": describe(list(args), f"{path}/args", seen),
-            "kwargs": {
-                key: describe(item, f"{path}/kwargs/{_token(key)}", seen)
-                for key, item in kwargs.items()
-            },
-        }
-        if isinstance(value, nn.Module) and any(
-            True for _ in (*value.parameters(), *value.buffers())
-        ):
-            seen[id(value)] = path
-        return described
+        return _describe_object(value, path, seen)
     # A repr may hold an address, and this sentence is compared when a run is resumed.
     function = getattr(value, "__qualname__", None)
     name = (
@@ -148,6 +133,26 @@ def describe(value: object, path: str = "#", seen: dict[int, str] | None = None)
         f"{name} cannot be written to config.json: use a class in its place, such as"
         " torch.nn.ReLU for a function or tarspyro.distributions.Prior for a distribution."
     )
+
+
+def _describe_object(value: object, path: str, seen: dict[int, str]) -> Json:
+    """An object by its constructor, or a reference if it was described before."""
+    if id(value) in seen:
+        return {"ref": seen[id(value)]}
+    args, kwargs = _arguments(value)
+    described: dict[str, Json] = {
+        "new": _path(type(value)),
+        "args": describe(list(args), f"{path}/args", seen),
+        "kwargs": {
+            key: describe(item, f"{path}/kwargs/{_token(key)}", seen)
+            for key, item in kwargs.items()
+        },
+    }
+    if isinstance(value, nn.Module):
+        has_weights = any(True for _ in (*value.parameters(), *value.buffers()))
+        if has_weights:
+            seen[id(value)] = path
+    return described
 
 
 def build(

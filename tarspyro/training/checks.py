@@ -19,7 +19,6 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-import tarspyro
 from tarspyro.arguments import as_count, format_value
 from tarspyro.infer.traces import check_program, name_of, sample_sites, trace_pair
 from tarspyro.nn import GaussianNoise
@@ -119,7 +118,7 @@ def warn_of_evaluation_mode(halves: Mapping[str, object]) -> None:
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns at the line of the user's code that called the library."""
-    library = str(Path(tarspyro.__file__).parent)
+    library = str(Path(__file__).parents[1])
     level = 1
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(library):

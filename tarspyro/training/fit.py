@@ -200,9 +200,7 @@ def fit(
         )
         if run is not None:
             settings = {"epochs": epochs, "batch_size": batch_size, "binarize": binarize}
-            described = describe_pair(model, guide)
-            described |= {"loss": objective.describe(), "training": settings | {"seed": seed}}
-            trainer.open(described | dict(run.settings))
+            trainer.open(_config(objective, guide, run, settings | {"seed": seed}))
         trainer.train(
             batches,
             held_out,
@@ -290,6 +288,22 @@ def _start(
     ]
     declared = {"params": found.declared} if found.declared.tensors else {}
     return TrainingState({**objective.halves, **declared}, optimizers)
+
+
+def _config(
+    objective: Objective, guide: Program | None, run: Run, settings: Mapping[str, object]
+) -> dict[str, object]:
+    """The content of ``config.json``.
+
+    Arguments:
+        objective: The loss with the model.
+        guide: The guide as the user gave it.
+        run: The run, with more entries.
+        settings: The arguments of ``fit`` to write down.
+    """
+    described = describe_pair(objective.pair[0], guide)
+    own = {"loss": objective.describe(), "training": settings}
+    return {**described, **own, **run.settings}
 
 
 def _summary(history: History, objective: Objective) -> str:
