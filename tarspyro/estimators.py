@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class PairTransformer(
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
     r"""A transformer of scikit-learn: rows become codes, the means of their posteriors.
