@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from tarspyro.arguments import check_choice, format_value
 from tarspyro.data import Stream
 from tarspyro.runs.folder import Run
@@ -136,7 +138,8 @@ def _with_optimizer_options(
     rest = {name: value for name, value in {**options, **moved}.items() if name != "lr"}
     parts = [] if rate is None else [f"lr={rate!r}"]
     if rest or rate is None:
-        parts.append(f"optimizer=Optimizer(torch.optim.{renewed.name}{_listed(rest)})")
+        package = "torch.optim." if hasattr(torch.optim, renewed.name) else ""
+        parts.append(f"optimizer=Optimizer({package}{renewed.name}{_listed(rest)})")
     _warn(given, ", ".join(parts))
     return renewed
 

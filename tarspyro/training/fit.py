@@ -78,9 +78,17 @@ def fit(
     Under ``torchrun`` all processes train together: ``batch_size`` counts the rows of all, and
     each process takes its share of every batch. The first process writes the run.
 
+    The arguments in groups:
+
+    - what is trained: ``model``, ``guide``, ``loss``;
+    - data: ``data``, ``validation``, ``batch_size``, ``shuffle``, ``binarize``;
+    - optimization: ``optimizer``, ``lr``, ``epochs``, ``schedules``, ``patience``;
+    - the run: ``folder``, ``seed``, ``progress``, ``callback``;
+    - the device: ``device``, ``autocast``, ``compile``.
+
     Arguments:
-        model: What is trained: a ``StochasticModule`` or any Pyro program.
-        guide: Its guide, likewise. None for a model without latent variables, or for a game
+        model: The model, a ``StochasticModule`` or any Pyro program.
+        guide: The guide, likewise. None for a model without latent variables, or for a game
             that needs no guide.
         data: Tensors or arrays, which are kept on the device; a mapping by argument name; a
             ``Split`` or ``Sequences``; a torch ``Dataset``; an iterable of batches, such as a
@@ -89,9 +97,9 @@ def fit(
             game, such as ``tarspyro.infer.Adversarial``; or a function of the model, the guide
             and the data. Pyro's ``Jit...`` bounds and ``TraceTailAdaptive_ELBO``, which has no
             value, are refused.
-        optimizer: Optimization: the class of a torch optimizer, or ``tarspyro.Optimizer(...)``
-            with options, gradient clipping, options for single players of a game, and what to
-            do about a loss that is not finite.
+        optimizer: The class of a torch optimizer; or ``tarspyro.Optimizer(...)`` with options,
+            gradient clipping, options for single players of a game, and what to do about a
+            loss that is not finite.
         lr: The learning rate of all players.
         epochs: The number of passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch. The last batch of an epoch may be shorter.
@@ -107,8 +115,8 @@ def fit(
             loss and the history has an ELBO; otherwise the best epoch is the best among those
             with the last values.
         patience: How many epochs without improvement end the training. None: all are done.
-        folder: The run: the path of a run folder to write, or ``tarspyro.Run(...)`` to resume
-            or overwrite one, and for checkpoints within an epoch. See ``load_run``.
+        folder: The path of a run folder to write; or ``tarspyro.Run(...)`` to resume or
+            overwrite a run, or to write checkpoints within an epoch. ``load_run`` reads it.
         seed: The seed of the noise and of the order of the data. With a seed the caller's
             random state is left as it was. The initial weights are the caller's.
         device: The device; ``"auto"`` takes a GPU if there is one.

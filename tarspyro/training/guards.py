@@ -127,14 +127,7 @@ class FiniteGuard:
             )
 
     def _cause(self, arguments: Arguments, noise: Tensor | None) -> str:
-        halves = self.state.halves
-        return describe_nonfinite(
-            halves["model"],  # type: ignore[arg-type]
-            halves["guide"],  # type: ignore[arg-type]
-            arguments,
-            self.state.modules,
-            noise,
-        )
+        return describe_nonfinite(*self.state.pair, arguments, self.state.modules, noise)
 
     def _skip_or_stop(self, sentence: str) -> None:
         if not self.skips:

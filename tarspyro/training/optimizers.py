@@ -2,6 +2,7 @@
 
 __all__ = ["Optimizer", "check_optimizer", "load_states", "states_of"]
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -80,8 +81,7 @@ class Optimizer:
     @property
     def name(self) -> str:
         """The name of the class, for messages."""
-        cls = getattr(self.optimizer, "func", self.optimizer)
-        return getattr(cls, "__name__", "the optimizer")
+        return getattr(_class_of(self.optimizer), "__name__", "the optimizer")
 
     def __repr__(self) -> str:
         shown = {**self.options, **self.of_players}
@@ -101,23 +101,14 @@ class Optimizer:
             ValueError: If both are given, and differ.
         """
         own = self.options.get("lr", _keywords(self.optimizer).get("lr"))
-        if own is None:
-            options = {**self.options, "lr": lr}
-        elif lr == DEFAULT_RATE or lr == own:
-            options = {**self.options, "lr": own}
-        else:
+        if own is not None and lr not in (DEFAULT_RATE, own):
             raise ValueError(
                 f"lr={lr:g} of fit and lr={own} of the optimizer differ: give the learning"
                 " rate in one place."
             )
-        return Optimizer(
-            self.optimizer,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-            on_nonfinite=self.on_nonfinite,
-            **options,
-            **self.of_players,
-        )
+        renewed = copy.copy(self)
+        renewed.options = {**self.options, "lr": lr if own is None else own}
+        return renewed
 
     def check_players(self, names: Sequence[str]) -> None:
         """Raises a ``ValueError`` if there are options for a player that does not exist."""
@@ -148,9 +139,8 @@ class Optimizer:
         """
         options = {"lr": DEFAULT_RATE, **self.options, **self.of_players.get(player, {})}
         given = options.keys() | _keywords(self.optimizer).keys()
-        plain = getattr(self.optimizer, "func", self.optimizer)
         if (
-            plain in (torch.optim.Adam, torch.optim.AdamW)
+            _class_of(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW)
             and not {"foreach", "fused", "capturable"} & given
         ):
             # A fused step visits all parameters once instead of a dozen times. Torch has it
@@ -169,7 +159,7 @@ class Optimizer:
         except (TypeError, ValueError) as error:
             reason = str(error).rstrip(".")
             raise type(error)(
-                f"optimizer: the options do not suit {self.name}: {reason}."
+                f"optimizer has options that do not suit {self.name}: {reason}."
             ) from error
 
     def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:
@@ -186,6 +176,12 @@ def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float) -> Optim
     if not isinstance(optimizer, Optimizer):
         optimizer = Optimizer(optimizer)
     return optimizer.with_rate(lr)
+
+
+def _class_of(optimizer: OptimizerClass) -> OptimizerClass:
+    """The class that a ``functools.partial`` calls, or the class itself."""
+    cls: OptimizerClass = getattr(optimizer, "func", optimizer)
+    return cls
 
 
 def _keywords(optimizer: OptimizerClass) -> Mapping[str, Any]:

@@ -129,6 +129,11 @@ class TrainingState:
         self._snapshot: _Snapshot | None = None
 
     @property
+    def pair(self) -> tuple[Program, Program]:
+        """The model and the guide."""
+        return self.halves["model"], self.halves["guide"]  # type: ignore[return-value]
+
+    @property
     def modules(self) -> list[nn.Module]:
         """The halves that are modules."""
         return [half for half in self.halves.values() if isinstance(half, nn.Module)]

@@ -232,7 +232,7 @@ def test_torchrun_starts_the_script_that_runs_alone(tmp_path):
         textwrap.dedent(
             """
             import pyro.distributions as dist
-            from tarspyro import Conditional, fit, guides, models
+            from tarspyro import Conditional, Run, fit, guides, models
             from tarspyro.data import digits
             from tarspyro.distributions import default_prior
             from tarspyro.nn import MLP

@@ -90,5 +90,5 @@ def test_errors(make, kind, message):
     ("options", "kind"), [({"nesterovv": True}, TypeError), ({"eps": -1.0}, ValueError)]
 )
 def test_options_that_do_not_suit_the_class(options, kind, x):
-    with pytest.raises(kind, match="optimizer: the options do not suit Adam: "):
+    with pytest.raises(kind, match="optimizer has options that do not suit Adam: "):
         losses(x, optimizer=Optimizer(torch.optim.Adam, **options))
