@@ -75,7 +75,9 @@ def load_run(
             if halves[half] is None:
                 halves[half] = _rebuild(run, half, config[half], built)
 
+    # Everything is read before the halves change, so that a corrupted file leaves them alone.
     states = run.load_weights(which)
+    history = History(rows=run.read_metrics(), in_hand=which)
     states.pop("loss", None)  # the networks of a game belong to its training
     if "params" in states:
         halves["params"] = _declared(run, states["params"])
@@ -88,7 +90,6 @@ def load_run(
             f"{folder}: the {which} weights do not fit the model and the guide ({reason})."
         ) from error
 
-    history = History(rows=run.read_metrics(), in_hand=which)
     ranks = [rank(row) for row in history.rows]
     history.best_epoch = 1 + ranks.index(max(ranks)) if ranks else 0
     return LoadedRun(halves["model"], halves["guide"], config, history)

@@ -703,15 +703,16 @@ def test_recorded_moves_are_the_eager_ones(make):
     assert_same_moves(game, p, None, torch.randn(6, 3))
 
 
-def without_compiler(monkeypatch):
-    """Lets ``fit(compile=True)`` record steps and not compile them."""
-    defaults = {**Compiled.__init__.__kwdefaults__, "backend": "eager", "choose": False}
-    monkeypatch.setattr(Compiled.__init__, "__kwdefaults__", defaults)
+class Recorded(Compiled):
+    """What fit compiles with, without the compiler."""
+
+    def __init__(self, bound, **options):
+        super().__init__(bound, backend="eager", choose=False)
 
 
 @pytest.mark.parametrize("divergence", [JensenShannon, Wasserstein])
 def test_a_compiled_game_is_the_eager_one(divergence, monkeypatch):
-    without_compiler(monkeypatch)
+    monkeypatch.setattr("tarspyro.training.losses.Compiled", Recorded)
     x, found = torch.randn(60, 3), []
     for compiled in (False, True):
         p, game = gan(divergence=divergence(), every=2)

@@ -181,7 +181,7 @@ def test_the_files(trained):
     assert {path.name for path in folder.iterdir()} == FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["format"] == 2 and config["note"] == [1, "two"]
-    assert config["loss"]["new"] == "tarspyro.infer.bounds.elbo:ELBO"
+    assert config["loss"]["new"] == "tarspyro.infer.ELBO"
     assert config["training"] == {
         "epochs": EPOCHS,
         "batch_size": 20,

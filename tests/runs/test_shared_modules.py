@@ -97,7 +97,7 @@ def test_a_module_in_containers_and_behind_strange_names():
     layer = nn.Linear(4, 4)
     for extra in ([layer], (layer,), {"a/b~c": layer}, {"a/b~c": [(layer,)]}):
         found = describe(Twice(layer, nn.Tanh(), extra))
-        assert json.dumps(found).count("torch.nn.modules.linear:Linear") == 1
+        assert json.dumps(found).count("torch.nn.Linear") == 1
         back = build(json.loads(json.dumps(found)))
         inside = back.extra
         while not isinstance(inside, nn.Module):
@@ -158,7 +158,7 @@ def test_halves_that_share_come_back_sharing(make, tmp_path):
     train(pair, tmp_path / "run")
     text = (tmp_path / "run" / "config.json").read_text()
     shared = pair[0].prior.posterior if make is vamp_pair else pair[0].likelihood
-    assert text.count('"tarspyro.conditional:Conditional"') == 2  # and not three
+    assert text.count('"tarspyro.Conditional"') == 2  # and not three
     run = load_run(tmp_path / "run")
     back = run.model.prior.posterior if make is vamp_pair else run.model.likelihood
     assert back is (run.guide.posterior if make is vamp_pair else run.guide.likelihood)

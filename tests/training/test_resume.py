@@ -412,7 +412,7 @@ def test_a_full_disk_costs_a_warning_and_no_training(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (
-        "state.safetensors could not be written (File too large). Training goes on after step 10"
+        "state.safetensors could not be written (File too large). The training goes on after step 10"
         in done.stdout
     )
     assert not list((tmp_path / "run").glob("*.part"))

@@ -815,7 +815,7 @@ def test_a_discrete_site_in_the_guide(name):
     ["JitTrace_ELBO", "JitTraceEnum_ELBO", "JitTraceGraph_ELBO", "JitTraceMeanField_ELBO"],
 )
 def test_losses_that_torch_compiles_are_refused(name):
-    with pytest.raises(TypeError, match=f"loss is a {name}, .* take pyro.infer.{name[3:]}"):
+    with pytest.raises(TypeError, match=f"loss is a {name}, .* use pyro.infer.{name[3:]}"):
         fit(*vae(), rows(10, 6), loss=getattr(pyro.infer, name)())
     with pytest.raises(TypeError, match="no value"):
         fit(*vae(), rows(10, 6), loss=pyro.infer.TraceTailAdaptive_ELBO())
