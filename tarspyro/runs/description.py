@@ -313,7 +313,7 @@ def _check_rebuilt(
 
 
 def _structure(program: nn.Module, without: set[str]) -> list[object]:
-    """What two networks must share to compute the same with the same weights.
+    """The layers and weights of a network; two with equal ones compute the same.
 
     Arguments:
         program: The network.

@@ -146,7 +146,7 @@ class FiniteGuard:
 
 
 def _what(player: Player, loss: float, norm: float) -> str:
-    """What was not finite, for a message."""
+    """The loss or the gradient that was not finite, for a message."""
     whose = f"{player.name}'s " if player.name else ""
     if math.isfinite(loss):
         return f"{whose}gradient's norm was {norm}"

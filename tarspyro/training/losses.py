@@ -33,6 +33,7 @@ from tarspyro.types import Arguments, Json, Program
 
 Loss: TypeAlias = PyroELBO | Game | Callable[..., Tensor]
 Terms: TypeAlias = dict[str, Tensor]
+Inspect: TypeAlias = Callable[[Tensor], None]
 
 _JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
@@ -90,7 +91,7 @@ class Objective:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What has weights beside the pair: a game, under the name ``"loss"``."""
+        """The modules beside the pair: a game, under the name ``"loss"``."""
         return {"loss": self.loss} if isinstance(self.loss, Game) else {}
 
     @property
@@ -168,7 +169,7 @@ class Objective:
         size: int,
         *,
         new_shape: bool = False,
-        inspect: Callable[[Tensor], None] | None = None,
+        inspect: Inspect | None = None,
         update: Callable[[], None] | None = None,
     ) -> Step:
         """Computes the loss of a player and adds the gradients of ``loss / size``.
@@ -184,7 +185,9 @@ class Objective:
             update: A function that updates the parameters. A compiled step may include it.
         """
         kind = self._kinds[player.name]
-        return kind.step(arguments, size, new_shape=new_shape, inspect=inspect, update=update)
+        if isinstance(kind, _Recorded) and not new_shape:
+            return kind.recorded_step(arguments, size, update)
+        return kind.step(arguments, size, inspect)
 
     def evaluate(self, player: Player, arguments: Arguments) -> tuple[Tensor, Terms]:
         """Returns the loss of a player and its terms, for a model in evaluation mode."""
@@ -238,15 +241,7 @@ class _Differentiable:
         """Returns the loss and its terms, where nothing requires gradients."""
         return self.forward(arguments)
 
-    def step(
-        self,
-        arguments: Arguments,
-        size: int,
-        *,
-        new_shape: bool,
-        inspect: Callable[[Tensor], None] | None,
-        update: Callable[[], None] | None,
-    ) -> Step:
+    def step(self, arguments: Arguments, size: int, inspect: Inspect | None) -> Step:
         """Computes the loss and its gradients, see ``Objective.step``."""
         loss, terms = self.forward(arguments)
         if inspect is not None:
@@ -284,15 +279,7 @@ class _OfPyro(_Differentiable):
 class _FillsGradients(_OfPyro):
     """A loss of Pyro that returns a number and fills in the gradients itself."""
 
-    def step(
-        self,
-        arguments: Arguments,
-        size: int,
-        *,
-        new_shape: bool,
-        inspect: Callable[[Tensor], None] | None,
-        update: Callable[[], None] | None,
-    ) -> Step:
+    def step(self, arguments: Arguments, size: int, inspect: Inspect | None) -> Step:
         numbers = self.loss.loss_and_grads(*self.registered, *arguments)
         loss, terms = self._as_tensors(numbers)
         if inspect is not None and not self.player.gradients:
@@ -312,19 +299,10 @@ class _Recorded(_Differentiable):
         self.compiled: Compiled = player.loss
         self.loss = self.compiled.original
 
-    def step(
-        self,
-        arguments: Arguments,
-        size: int,
-        *,
-        new_shape: bool,
-        inspect: Callable[[Tensor], None] | None,
-        update: Callable[[], None] | None,
+    def recorded_step(
+        self, arguments: Arguments, size: int, update: Callable[[], None] | None
     ) -> Step:
-        if new_shape:
-            return super().step(
-                arguments, size, new_shape=True, inspect=inspect, update=update
-            )
+        """Makes a step as it was recorded, and the update if one is given."""
         loss, terms = self.compiled.accumulate_gradients(
             *self.pair, *arguments, scale=1 / size, update=update
         )

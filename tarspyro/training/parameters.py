@@ -1,4 +1,4 @@
-"""Parameters of a pair, and checks that the loss depends on those that are trained."""
+"""Parameters of a pair, and checks that the loss depends on them."""
 
 __all__ = ["PairParameters", "find_parameters", "hidden_parameters", "untrained_names"]
 
@@ -23,11 +23,11 @@ class PairParameters(NamedTuple):
     """The parameters of a pair, each of them once.
 
     Attributes:
-        model: Those of the model, and those that both halves have.
-        guide: Those of the guide alone.
-        frozen: Those of both that require no gradient.
-        declared: Those that functions declare by ``pyro.param`` and ``pyro.module``, by name;
-            they are among the others too.
+        model: The trained parameters of the model, shared ones included.
+        guide: The trained parameters of the guide alone.
+        frozen: The parameters of both that require no gradient.
+        declared: The parameters that functions declare by ``pyro.param`` and ``pyro.module``,
+            by name. They are among the others too.
     """
 
     model: list[Tensor]

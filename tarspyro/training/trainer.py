@@ -415,7 +415,7 @@ def _precise(value: Tensor) -> Tensor:
 
 
 def _per_held(values: dict[str, Tensor], counts: Counts) -> dict[str, Tensor]:
-    """Rescales sums over the data points that the loss stands for to those of the batch."""
+    """Rescales sums over the data points of the loss to sums over those of the batch."""
     precise = {name: _precise(value) for name, value in values.items()}
     if counts.held == counts.meant:
         return precise
