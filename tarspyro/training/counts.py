@@ -105,19 +105,26 @@ class Counter:
         self.guide = guide
         # For each pattern of equal lengths and missing parts, the plates that hold data.
         self._plates: dict[tuple[int | None, ...], list[_Plate]] = {}
+        # For the lengths of each batch so far, its counts.
+        self._counts: dict[tuple[int | None, ...], Counts] = {}
 
     def __call__(self, arguments: Sequence[Argument]) -> Counts:
         """Returns the counts of a batch."""
-        every = [
-            len(part) if torch.is_tensor(part) and part.dim() else None for part in arguments
-        ]
-        lengths = tuple(dict.fromkeys(length for length in every if length is not None))
-        pattern = tuple(None if length is None else lengths.index(length) for length in every)
+        parts = [None if part is None or not part.dim() else len(part) for part in arguments]
+        key = tuple(parts)
+        if key not in self._counts:
+            self._counts[key] = self._count(arguments, parts)
+        return self._counts[key]
+
+    def _count(self, arguments: Sequence[Argument], parts: Sequence[int | None]) -> Counts:
+        """The counts of a batch whose parts have certain lengths, None for missing parts."""
+        lengths = tuple(dict.fromkeys(length for length in parts if length is not None))
+        pattern = tuple(None if length is None else lengths.index(length) for length in parts)
         if pattern not in self._plates:
             self._plates[pattern] = self._find(arguments, lengths)
         rows = count_rows(arguments)
         counts = [plate.counts(lengths) for plate in self._plates[pattern]]
-        if sum(length is not None for length in every) == 1:
+        if sum(length is not None for length in parts) == 1:
             # All plates hold the rows of the one part.
             meant = next((count.meant for count in counts if count.held < count.meant), rows)
             return Counts(rows, meant)

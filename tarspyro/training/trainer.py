@@ -319,9 +319,9 @@ class Trainer:
         counts: Counts,
     ) -> dict[str, Tensor]:
         """Updates the parameters of a player once; returns its loss and terms."""
-        device = tensors_of(arguments)[0].device.type
         optimizer.zero_grad()
-        noise = torch.get_rng_state() if device == "cpu" else None
+        on_cpu = tensors_of(arguments)[0].device.type == "cpu"
+        noise = torch.get_rng_state() if on_cpu else None
         made = self._add_gradients(player, optimizer, arguments, counts.meant)
         mean = self._averaged(player, _precise(made.loss) / counts.meant, counts.held)
         norm = None if made.updated else player.gradient_norm()
@@ -349,12 +349,11 @@ class Trainer:
         shapes = str([tuple(tensor.shape) for tensor in tensors])
         new_shape = self.state.is_new_shape(player, shapes)
         inspect = None
-        if not self.state.has_moved(player):
+        if new_shape and not self.state.has_moved(player):
             inspect = functools.partial(self._check_trained, player, arguments)
         # A compiled step may include the update, unless the gradient is needed before it.
-        alone = self.processes.size == 1 and not self.guard.skips
         update = None
-        if device == "cuda" and alone:
+        if device == "cuda" and self.processes.size == 1 and not self.guard.skips:
             update = functools.partial(self._update, player, optimizer)
         with contextlib.ExitStack() as stack:
             if self.autocast is not None:
