@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.sequences import sequence_plate, sequential
+from tarspyro.types import Distribution
 
 
 class DeepMarkovModel(StochasticModule):

@@ -14,6 +14,7 @@ from tarspyro.distributions import as_conditional
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, Recurrence, as_recurrence
 from tarspyro.sequences import sequential
+from tarspyro.types import Distribution
 
 
 class DRAW(StochasticModule):

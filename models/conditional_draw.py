@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from tarspyro.models.draw import DRAW
+from tarspyro.nn import Canvas
 from tarspyro.sequences import sequential
+from tarspyro.types import Distribution
 
 
 class ConditionalDRAW(DRAW):

@@ -10,6 +10,7 @@ from torch import Tensor
 from tarspyro.distributions import as_conditional, as_prior
 from tarspyro.modules import StochasticModule
 from tarspyro.sequences import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.types import Distribution
 
 
 class DeepMarkovModel(StochasticModule):

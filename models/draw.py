@@ -13,6 +13,7 @@ from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Canvas, as_recurrence
 from tarspyro.sequences import sequential
+from tarspyro.types import Distribution
 
 
 class DRAW(StochasticModule):

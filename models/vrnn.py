@@ -12,6 +12,7 @@ from tarspyro.distributions import as_conditional, as_prior, has_context
 from tarspyro.modules import StochasticModule
 from tarspyro.nn import Recurrence, as_recurrence
 from tarspyro.sequences import sequence_plate, sequence_sizes, sequential, stacked
+from tarspyro.types import Distribution
 
 
 class VRNN(StochasticModule):

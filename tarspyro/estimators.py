@@ -162,8 +162,8 @@ class PairTransformer(
                 f" {z.shape[1]}."
             )
         z = z.reshape(len(z), *self._code_shape)
-        means: np.ndarray = decode(self.model_, z, latent=self.site or "z")
-        return means
+        means = decode(self.model_, z, latent=self.site or "z")
+        return np.asarray(means)
 
     def score_samples(self, X: ArrayLike, y: object = None) -> np.ndarray:
         """Returns importance weighted estimates of log p(x) for every row of X, in nats."""
@@ -204,8 +204,7 @@ class PairTransformer(
         return x.reshape(len(x), *self._event_shape)
 
     def _codes(self, x: np.ndarray) -> np.ndarray:
-        codes: np.ndarray = embed(self.guide_, x, site=self.site)
-        return codes
+        return np.asarray(embed(self.guide_, x, site=self.site))
 
     @property
     def _n_features_out(self) -> int:

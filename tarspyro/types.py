@@ -1,6 +1,18 @@
 """Type aliases of the arguments that users give: programs, data, devices, shapes."""
 
-__all__ = ["ArrayLike", "Argument", "Arguments", "Data", "Device", "Json", "Program", "Size"]
+__all__ = [
+    "ArrayLike",
+    "Argument",
+    "Arguments",
+    "Data",
+    "Device",
+    "Distribution",
+    "Json",
+    "Program",
+    "Rows",
+    "Shape",
+    "Size",
+]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -9,7 +21,6 @@ import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.utils.data import Dataset
 
 # A Pyro program: a function or a module that samples from sites. It takes the data, and may
 # return anything.
@@ -34,14 +45,17 @@ class Rows(Protocol):
 
 
 # Data as users give it: tensors and arrays, parts by position or by name, data sets, batches.
-Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any] | Dataset[Any]
+Data: TypeAlias = ArrayLike | Mapping[str, ArrayLike | None] | Iterable[Any] | Rows
+
+# A distribution of tensors that Pyro can sample from, such as ``pyro.distributions.Normal``.
+Distribution: TypeAlias = TorchDistributionMixin
 
 Device: TypeAlias = str | torch.device
 
 # A shape as the methods of distributions take it.
 Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
-# The shape of an event: a size or several.
+# The shape of an event, as one size or several.
 Size: TypeAlias = int | Sequence[int] | torch.Size
 
 # A value that JSON can hold.

@@ -21,7 +21,7 @@ from torch import nn
 
 from tarspyro import Conditional, StochasticModule, data, evaluate, fit, guides, models, plot
 from tarspyro.distributions import default_prior
-from tarspyro.nn import MLP, AttentionRead, AttentionWrite, Canvas, Recurrence, Unchanged
+from tarspyro.nn import MLP, AttentionRead, AttentionWrite, Canvas, IdentityTrunk, Recurrence
 from tarspyro.plot import Picture
 from tarspyro.runs import History
 
@@ -53,7 +53,7 @@ def painter() -> Pair:
     image = (1, 8, 8)
     read = AttentionRead(64, image, size=3)
     canvas = Canvas(Recurrence(nn.LSTMCell(8, 64)), AttentionWrite(64, image, size=3))
-    likelihood = Conditional(dist.Bernoulli, Unchanged(image), 64)
+    likelihood = Conditional(dist.Bernoulli, IdentityTrunk(image), 64)
     encoder = Recurrence(nn.LSTMCell(read.out_features + 64, 64))
     posterior = Conditional(dist.Normal, MLP(64, []), 8)
     p = models.DRAW(default_prior(dist.Normal, 8), canvas, likelihood, 6)

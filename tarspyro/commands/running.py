@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tarspyro import Optimizer, fit, load_run
-from tarspyro.commands.material import SOURCES
-from tarspyro.commands.methods import METHODS, Method, OneOf, completed
-from tarspyro.commands.reports import Trained
+from tarspyro.commands.methods import METHODS
+from tarspyro.commands.methods.reports import Trained
+from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.runs import LoadedRun, Run
 from tarspyro.scopes import find_device
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from pyro.distributions import Delta, Independent
+from pyro.distributions import Distribution as PyroDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints, transform_to
@@ -245,8 +246,8 @@ class _BestMember:
         log_ratio = self.densities.log_joint(values) - self._log_prob(distributions, values)
         signal = (log_ratio - log_ratio.mean(0, keepdim=True)).detach()
         for name, q in distributions.items():
-            score = score_function(q, values[name])
-            if not is_identically_zero(score):
+            score = score_function(cast(PyroDistribution, q), values[name])
+            if score is not None:
                 log_ratio = log_ratio + signal * self.densities.reduce(score)
         return log_ratio
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, as_seed, format_value
 from tarspyro.conditional import distribution_mean
@@ -173,7 +174,9 @@ def impute_modalities(
             values = [torch.as_tensor(sites[name]["value"]) for name in names]
             complete = _filled(given, present, values)
         if mean:
-            means = [distribution_mean(sites[name]["fn"]) for name in names]
+            means = [
+                distribution_mean(cast(Distribution, sites[name]["fn"])) for name in names
+            ]
             complete = _filled(given, present, means)
         return cast("dict[str, Array]", dict(zip(names, complete, strict=True)))
 

@@ -17,7 +17,7 @@ from tarspyro.infer.traces import name_of
 from tarspyro.inputs import each
 from tarspyro.nn import Canvas
 from tarspyro.scopes import evaluating, local_parameters
-from tarspyro.sequential import states_of
+from tarspyro.sequences import states_of
 from tarspyro.types import ArrayLike, Data, Program
 
 

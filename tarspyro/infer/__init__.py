@@ -37,6 +37,7 @@ __all__ = [
 
 # Importing the distributions registers their KL divergences, which bounds use.
 from tarspyro import distributions as _  # noqa: F401
+from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.bounds.fivo import FIVO
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound

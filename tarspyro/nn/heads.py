@@ -53,7 +53,8 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
 
 
 def zero_weights(head: nn.Module) -> None:
-    """Makes a head the same for all contexts to begin with.
+    """Sets the weights of a head to zero, so that it starts with the same output for every
+    context.
 
     A scale is the exponential of a head's output. With random weights, the scales of different
     contexts differ by orders of magnitude at first: some rows have a likelihood that is far off,

@@ -39,8 +39,8 @@ _PUBLIC = (
     "pyro.nn",
     "pyro.infer",
 )
-# The new names of classes that earlier versions wrote under another name.
-_RENAMED: dict[str, str] = {}
+# Names of classes in the files of earlier versions, and their names now.
+_RENAMED = {"Unchanged": "IdentityTrunk"}
 _BUILDABLE = (nn.Module, Transform, ELBO)
 _NAMEABLE = (*_BUILDABLE, Distribution)
 

@@ -7,7 +7,6 @@ import re
 import sys
 
 import pytest
-import requests
 import torch
 
 from tarspyro import load_run

@@ -548,7 +548,9 @@ def test_gradients_lie_in_memory_as_their_parameters_do():
     parameters = [*p.parameters(), *q.parameters()]
     with local_parameters():
         compiled.loss_and_grads(p, q, x)
-        recording = record(lambda x: ELBO().loss_and_terms(p, q, x), (x,))
+        bound = ELBO()
+        bound.prepare(p, q, (x,), {})
+        recording = record(lambda x: bound.loss_and_terms(p, q, x), (x,))
         _, _, gradients = recording(x)
     assert any(
         g.stride() != w.stride() for g, w in zip(gradients, recording.parameters, strict=True)

@@ -703,16 +703,15 @@ def test_recorded_moves_are_the_eager_ones(make):
     assert_same_moves(game, p, None, torch.randn(6, 3))
 
 
-class Recorded(Compiled):
-    """What fit compiles with, without the compiler."""
-
-    def __init__(self, bound, **options):
-        super().__init__(bound, backend="eager", choose=False)
+def without_compiler(monkeypatch):
+    """Lets ``fit(compile=True)`` record steps and not compile them."""
+    defaults = {**Compiled.__init__.__kwdefaults__, "backend": "eager", "choose": False}
+    monkeypatch.setattr(Compiled.__init__, "__kwdefaults__", defaults)
 
 
 @pytest.mark.parametrize("divergence", [JensenShannon, Wasserstein])
 def test_a_compiled_game_is_the_eager_one(divergence, monkeypatch):
-    monkeypatch.setattr("tarspyro.training.losses.Compiled", Recorded)
+    without_compiler(monkeypatch)
     x, found = torch.randn(60, 3), []
     for compiled in (False, True):
         p, game = gan(divergence=divergence(), every=2)

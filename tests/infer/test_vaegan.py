@@ -385,9 +385,7 @@ def test_mmd_equals_its_definition():
         ) / (5 * 4)
         expected -= 2 * sum(k(a, b) for a in x for b in y) / 35
         assert mmd(x, y, kernel).item() == pytest.approx(expected, rel=1e-10)
-    with pytest.raises(
-        ValueError, match="mmd needs at least two draws .* got 1 and 5"
-    ):
+    with pytest.raises(ValueError, match="mmd needs at least two draws .* got 1 and 5"):
         mmd(x[:1], y, GaussianKernel())
     with pytest.raises(ValueError, match="scales must be positive"):
         GaussianKernel((0.0,))
@@ -571,7 +569,7 @@ def test_recorded_moves_are_the_eager_ones(make):
 
 @pytest.mark.parametrize("make", [vaegan, autoencoder])
 def test_a_compiled_game_is_the_eager_one(make, monkeypatch):
-    monkeypatch.setattr("tarspyro.training.losses.Compiled", Recorded)
+    without_compiler(monkeypatch)
     x, found = torch.randn(60, PIXELS), []
     for compiled in (False, True):
         p, q, game = make()

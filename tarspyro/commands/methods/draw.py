@@ -68,7 +68,7 @@ class _Recurrent(_Attention, _Painting):
         read = self._reader(h, shape)
         write = self._writer(h, shape)
         canvas = tarspyro.nn.Canvas(tarspyro.nn.Recurrence(nn.LSTMCell(z + y, h)), write)
-        likelihood = self.observed(shape, tarspyro.nn.Unchanged(shape))
+        likelihood = self.observed(shape, tarspyro.nn.IdentityTrunk(shape))
         encoder = tarspyro.nn.Recurrence(nn.LSTMCell(read.out_features + h + y, h))
         posterior = normal(mlp([], h), z)
 
@@ -130,7 +130,7 @@ class ConvDRAW(_Painting):
             tarspyro.nn.ConvWrite(hidden, shape),
         )
         encoder = tarspyro.nn.Recurrence(tarspyro.nn.ConvLSTMCell(16 + self.units, hidden))
-        likelihood = self.observed(shape, tarspyro.nn.Unchanged(shape))
+        likelihood = self.observed(shape, tarspyro.nn.IdentityTrunk(shape))
         prior = normal(tarspyro.nn.FeatureMap(hidden), code)
         posterior = normal(tarspyro.nn.FeatureMap(hidden), code)
         return Built(

@@ -466,7 +466,9 @@ def test_a_row_for_each_class(name, tmp_path, monkeypatch):
 
     sheets = []
     monkeypatch.setattr("tarspyro.plot.generation.evaluate.sample", sample)
-    monkeypatch.setattr("tarspyro.plot.generation.show", lambda ax, sheet: sheets.append(sheet))
+    monkeypatch.setattr(
+        "tarspyro.plot.generation.show", lambda ax, sheet: sheets.append(sheet)
+    )
     assert main(["sample", str(run), "--num", "25", "--out", str(tmp_path / "out.png")]) == 0
     assert drawn == [30] and sheets[0].shape == (10 * 9 + 1, 3 * 9 + 1)
     for label in range(10):
