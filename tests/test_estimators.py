@@ -284,3 +284,18 @@ def test_features_of_images_are_their_pixels(train):
         ValueError, match="X has 32 features, but PairTransformer is expecting 64"
     ):
         codes.transform(images[:, :, :4])
+
+
+def test_an_unknown_option_gets_a_suggestion(X):
+    estimator = PairTransformer(*pair(), options={"learning_rate": 1e-2})
+    with pytest.raises(TypeError, match="no argument 'learning_rate': did you mean lr"):
+        estimator.fit(X)
+
+
+def test_the_learning_rate_is_an_argument_of_its_own(X):
+    fits = [
+        PairTransformer(*pair(), epochs=1, seed=0, lr=1e-2),
+        PairTransformer(*pair(), epochs=1, seed=0, options={"lr": 1e-2}),
+    ]
+    histories = [estimator.fit(X).history_.step_losses for estimator in fits]
+    assert histories[0] == histories[1]

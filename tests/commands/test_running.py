@@ -293,8 +293,11 @@ def test_a_run_with_classes_of_the_user(
         (["--family", "Nonsense"], ["--family Nonsense", "pyro.distributions"]),
         (["--family", "VonMises"], ["VonMises", "default prior"]),
         (["--family", "Categorical"], ["param_shapes"]),
-        (["--device", "nonsense"], ["device must be", "got 'nonsense'"]),
-        (["--lr", "-1"], ["-1.0"]),
+        (
+            ["--device", "nonsense"],
+            ["device must be a device of this machine", "got 'nonsense'"],
+        ),
+        (["--lr", "-1"], ["lr"]),
         (["--beta", "-1"], ["beta"]),
         (["--scale", "0", "--likelihood", "Normal"], ["scale=0"]),
         (["--trunk", "conv", "--likelihood", "Normal", "--scale", "-1"], ["scale=-1"]),
