@@ -48,8 +48,9 @@ class Interrupts:
         self._restore()
 
     def stop(self) -> None:
-        """Ends the process as the signal would have, with status 130 after Ctrl-C and 143 after
-        SIGTERM.
+        """Ends the process as the signal would have.
+
+        Its status is then 130 after Ctrl-C and 143 after SIGTERM.
 
         Raises:
             KeyboardInterrupt: After Ctrl-C.

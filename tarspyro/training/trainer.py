@@ -122,8 +122,15 @@ class Trainer:
         callback: Callback | None = None,
         progress: bool = False,
     ) -> None:
-        """Trains until ``epochs`` epochs are done in all, or ``patience`` is over, or a stream
-        ends.
+        """Trains the pair.
+
+        Arguments:
+            batches: The training data. The training ends with a stream.
+            held_out: The held-out data.
+            epochs: The number of epochs in all.
+            patience: How many epochs without improvement end the training.
+            callback: A function that is called with the row of every epoch.
+            progress: Whether to show a progress bar.
         """
         self.processes.broadcast(self.state.tensors)
         self.processes.check_equal("The number of batches of an epoch", len(batches))
