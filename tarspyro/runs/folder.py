@@ -51,11 +51,8 @@ class Run:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> run = Run("runs/vae", resume="auto", checkpoint_steps=1000)
-        >>> run
+        >>> Run("runs/vae", resume="auto", checkpoint_steps=1000)
         Run('runs/vae', resume='auto', checkpoint_steps=1000)
-        >>> run.exists
-        False
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class Run:
             raise TypeError(
                 f"folder must be the path of a run folder, got {format_value(folder)}."
             )
-        if not (isinstance(resume, bool) or resume == "auto"):
+        if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "auto")):
             raise ValueError(
                 f"resume must be True, False or 'auto', got {format_value(resume)}."
             )
