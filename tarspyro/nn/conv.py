@@ -47,7 +47,7 @@ class ConvEncoder(Configurable):
         normalization: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        sizes = pyramid("in_shape", in_shape, channels)
+        sizes = pyramid("in_shape", in_shape, as_sizes("channels", channels, at_least=1))
         check_layers(activation, normalization)
         self.in_shapes = (sizes[0],)
         self.out_features = math.prod(sizes[-1])
@@ -137,7 +137,7 @@ class ConvDecoder(Configurable):
         )
 
     def forward(self, code: Tensor) -> Tensor:
-        """Returns the map of features on the image's grid."""
+        """Returns a map of features of the height and width of the image."""
         (code,), lead = fold([code], self.in_shapes)
         return unfold(self.layers(code), lead)
 
@@ -165,7 +165,7 @@ def pyramid(name: str, shape: Sequence[int], channels: Sequence[int]) -> list[tu
     ``name`` is the name of the image's shape in error messages.
     """
     sizes = [image_of(shape, name)]
-    for channel in as_sizes("channels", channels, at_least=1):
+    for channel in channels:
         _, height, width = sizes[-1]
         if min(height, width) < 2:
             raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_number
+from tarspyro.arguments import as_count, as_sizes, check_number
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import check_layers, dimensions, pyramid
 from tarspyro.nn.folding import fold, unfold
@@ -61,6 +61,7 @@ class UNet(Configurable):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        channels = as_sizes("channels", channels, at_least=1)
         sizes = pyramid("in_shape", in_shape, channels)
         in_features = as_count("in_features", in_features)
         check_layers(activation, normalization)
