@@ -604,7 +604,9 @@ def test_losses_reject_invalid_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             make()
-    with pytest.raises(TypeError, match="bound must be one of tarspyro.infer, .*got Trace_ELBO"):
+    with pytest.raises(
+        TypeError, match="bound must be one of tarspyro.infer, .*got Trace_ELBO"
+    ):
         ModalityKL(pyro.infer.Trace_ELBO())
     with pytest.raises(ValueError, match="chunk_size runs every chunk twice"):
         Compiled(ModalityKL(IWAE(4, chunk_size=2)))
