@@ -435,8 +435,12 @@ def test_printing():
             TypeError,
             "posterior must be a module",
         ),
-        (lambda q: VampPrior(q, ()), ValueError, r"pseudo_inputs must be \(K, \*x\)"),
-        (lambda q: VampPrior(q, (0, 6)), ValueError, r"K of at least 1, got \(0, 6\)"),
+        (
+            lambda q: VampPrior(q, ()),
+            ValueError,
+            r"pseudo_inputs must be a tensor \(K, \*x\) or its shape.* got shape \(\)",
+        ),
+        (lambda q: VampPrior(q, (0, 6)), ValueError, r"K of at least 1, got shape \(0, 6\)"),
         (
             lambda q: VampPrior(q, (5, 6), bounds=(1.0, 0.0)),
             ValueError,
