@@ -30,14 +30,7 @@ def train(options: Namespace) -> None:
 
     kept: dict[str, object] = {}
     if options.resume:
-        known, trained_on, kept = _settings(Run(run).config(), run)
-        if known != options.method or options.data not in (None, trained_on["name"]):
-            asked = f"{options.method} on {options.data or trained_on['name']}"
-            raise ValueError(
-                f"{run} holds a run of {known} on {trained_on['name']}, not {asked}: give"
-                " another --run."
-            )
-        data = trained_on["name"]
+        data, kept = _resumed(options, run)
 
     if options.given.get("grey") and "images" not in SOURCES[data].kind:
         raise ValueError(
@@ -87,6 +80,22 @@ def train(options: Namespace) -> None:
     trained = Trained(_moved(load_run(run), options.device), material, o)
     _report(trained, run)
     _draw(trained, run)
+
+
+def _resumed(options: Namespace, run: Path) -> tuple[str, dict[str, object]]:
+    """Returns the data set and the options of the run to resume.
+
+    Raises:
+        ValueError: If the command names another method or data set.
+    """
+    method, trained_on, kept = _settings(Run(run).config(), run)
+    data = trained_on["name"]
+    if method != options.method or options.data not in (None, data):
+        asked = f"{options.method} on {options.data or data}"
+        raise ValueError(
+            f"{run} holds a run of {method} on {data}, not {asked}: give another --run."
+        )
+    return data, kept
 
 
 def evaluate_run(options: Namespace) -> None:

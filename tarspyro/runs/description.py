@@ -246,7 +246,7 @@ def with_public_paths(described: Json) -> Json:
     renewed = {key: with_public_paths(part) for key, part in described.items()}
     for key in ("new", "class"):
         path = renewed.get(key)
-        if isinstance(path, str) and ":" in path:
+        if isinstance(path, str) and (":" in path or path.rpartition(".")[2] in _RENAMED):
             # A class of the user may be imported later.
             with contextlib.suppress(ImportError, TypeError):
                 renewed[key] = _path(_find(path, _NAMEABLE))
@@ -400,6 +400,8 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
         found = _moved(module_name, name) or _of_module(module_name, name)
     else:
         module_name, _, name = path.rpartition(".")
+        if module_name.startswith("tarspyro"):
+            name = _RENAMED.get(name, name)
         found = _public_names(module_name).get(name) if module_name in _PUBLIC else None
     if found is None:
         raise ImportError(

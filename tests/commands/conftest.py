@@ -1,11 +1,10 @@
 """One trained run for the tests of the commands, and what an error looks like."""
 
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+import requests
 
 from tarspyro.commands import main
 
@@ -25,9 +24,9 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     def refuse(url, **options):
-        raise urllib.error.URLError("no network in tests")
+        raise OSError("no network in tests")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
 
 
 @pytest.fixture(scope="session")

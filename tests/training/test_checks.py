@@ -198,7 +198,7 @@ def test_latent_shapes_that_do_not_match():
     guide = guides.VAE(Conditional(dist.Normal, MLP(64, [8]), 3))
     with pytest.raises(
         PairError,
-        match=r"'z' has events of shape \(2,\) in models.VAE \(Normal\) and \(3,\) in guides",
+        match=r"'z' has an event of shape \(2,\) in models.VAE \(Normal\) and \(3,\) in guides",
     ):
         fit(model, guide, x.round(), progress=False)
 
