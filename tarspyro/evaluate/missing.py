@@ -23,6 +23,7 @@ from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    check_program,
     log_prob,
     name_of,
     particle_plate,
@@ -103,6 +104,8 @@ class MissingElements:
         *,
         metropolis: bool = False,
     ) -> None:
+        check_program("model", model)
+        check_program("guide", guide)
         self.model = model
         self.guide = guide
         self.site = site

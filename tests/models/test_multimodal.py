@@ -1007,7 +1007,7 @@ def test_fit_takes_a_modality_that_is_none():
         )
     after = list(p.likelihoods[1].parameters())
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    with pytest.raises(InputError, match="which is None: leave it out"):
+    with pytest.raises(InputError, match="which is None: leave out binarize=True"):
         fit(p, q, (None, y), binarize=True, progress=False)
     with pytest.raises(ValueError, match="data is empty: it has no rows"):
         fit(p, q, (None, None), progress=False)
