@@ -5,6 +5,8 @@ __all__ = [
     "Chi2",
     "Concatenate",
     "Dirichlet",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "FamilyModule",
     "Gamma",
     "GumbelSigmoid",
@@ -37,6 +39,7 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingBeta,
     StickBreakingKumaraswamy,
 )
+from tarspyro.distributions.logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 from tarspyro.distributions.prior import (
     Prior,
     as_conditional,

@@ -204,7 +204,9 @@ class FamilyModule(Configurable):
         if name in self._param_shapes:
             return self._param_shapes[name]
         if hasattr(self.family, "parameter_shape"):
-            return torch.Size(self.family.parameter_shape(self.event_shape))
+            told = inspect.signature(self.family.parameter_shape).parameters
+            options = {key: value for key, value in self._options.items() if key in told}
+            return torch.Size(self.family.parameter_shape(self.event_shape, **options))
         independent = len(self.event_shape) - self._native
         batch = self.event_shape[:independent]
         event = self.event_shape[independent:]
