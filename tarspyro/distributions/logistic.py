@@ -126,7 +126,9 @@ class DiscretizedLogistic(TorchDistribution):
         return _Levels(self.num_levels)
 
     def expand(
-        self, batch_shape: Size, _instance: "DiscretizedLogistic | None" = None
+        self,
+        batch_shape: Size | list[int] | tuple[int, ...],
+        _instance: "DiscretizedLogistic | None" = None,
     ) -> "DiscretizedLogistic":
         """Returns the distribution with another batch shape."""
         shape = Size(batch_shape)
@@ -140,7 +142,7 @@ class DiscretizedLogistic(TorchDistribution):
             self._validate_sample(value)
         return _log_prob(value, self.loc, self.scale, self.num_levels)
 
-    def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Returns draws of shape ``sample_shape + batch_shape``."""
         with torch.no_grad():
             shape = self._extended_shape(Size(sample_shape))
@@ -231,7 +233,9 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return _Levels(self.num_levels)
 
     def expand(
-        self, batch_shape: Size, _instance: "DiscretizedLogisticMixture | None" = None
+        self,
+        batch_shape: Size | list[int] | tuple[int, ...],
+        _instance: "DiscretizedLogisticMixture | None" = None,
     ) -> "DiscretizedLogisticMixture":
         """Returns the distribution with another batch shape."""
         shape = Size([*batch_shape, self.num_components])
@@ -245,7 +249,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         of_each = _log_prob(value.unsqueeze(-1), self.loc, self.scale, self.num_levels)
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + of_each, -1)
 
-    def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Returns draws of shape ``sample_shape + batch_shape``."""
         with torch.no_grad():
             shape = Size(sample_shape)
