@@ -13,6 +13,7 @@
 """
 
 __all__ = [
+    "Column",
     "DataError",
     "Dataset",
     "Modes",
@@ -23,17 +24,20 @@ __all__ = [
     "Sequences",
     "Split",
     "Stream",
+    "Table",
     "digits",
     "frey_face",
     "grid",
     "join_quadrants",
     "labelled_subset",
+    "load",
     "lower_half",
     "mnist",
     "off_grid",
     "polyphonic_music",
     "quadrants",
     "random_pixels",
+    "read_table",
     "ring",
     "uci",
 ]
@@ -54,3 +58,5 @@ from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.data.streams import Stream
+from tarspyro.data.loading import load
+from tarspyro.data.tables import Column, Table, read_table

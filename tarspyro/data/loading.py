@@ -1,0 +1,262 @@
+"""Data read from files of the usual formats."""
+
+__all__ = ["load"]
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarspyro.arguments import format_value
+from tarspyro.data.containers import Split
+from tarspyro.data.files import DataError
+from tarspyro.data.matlab import read_matlab
+from tarspyro.data.tables import Table, read_table
+
+# Arrays that are larger stay on disk, and batches are read when they are needed.
+_LARGEST_IN_MEMORY = 1 << 31
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_LABELS = ("y", "label", "labels", "target", "targets")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    kinds: Mapping[str, str] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Split | Table:
+    """Reads data from a file or a folder.
+
+    ======================  ==================================================================
+    ``.npy``                An array, one row a data point. More than 2 GB stay on disk.
+    ``.npz``                An array, or inputs ``x`` and labels ``y``.
+    ``.csv``, ``.tsv``      A table with columns of several kinds, see ``read_table``.
+    ``.parquet``            The same, if pandas is installed.
+    ``.mat``                The one array of a MATLAB file, or its ``x`` and ``y``.
+    IDX, also ``.gz``       An array in the format of MNIST's files.
+    A folder                Images, in [0, 1], of shape ``(N, channels, height, width)``.
+                            Sub-folders are labels.
+    ======================  ==================================================================
+
+    Arguments:
+        path: The file or the folder.
+        kinds: For a table, kinds of columns in place of those that are found.
+        size: For images, the height and width to which all are scaled.
+
+    Returns:
+        A ``Split`` with inputs ``x`` and, if there are any, labels ``y``; or a ``Table``.
+
+    Raises:
+        DataError: If the file is missing, damaged, or of another format.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/counts.npz", x=np.ones((5, 3)), y=np.arange(5))
+        ...     split = load(f"{folder}/counts.npz")
+        >>> split.x.shape, split.y
+        (torch.Size([5, 3]), tensor([0, 1, 2, 3, 4]))
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a file or a folder, got {format_value(path)}.")
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise DataError(f"{file} does not exist: give the path of a file or a folder.")
+    if file.is_dir():
+        return _image_folder(file, size)
+    if not file.is_file():
+        raise DataError(f"{file} cannot be read (it is no file).")
+    suffix = file.suffix.lower()
+    if suffix in (".csv", ".tsv", ".txt"):
+        text = _text(file)
+        return read_table(
+            text, delimiter="\t" if suffix == ".tsv" else None, kinds=kinds, source=str(file)
+        )
+    if suffix == ".parquet":
+        return _parquet(file, kinds)
+    readers: dict[str, Callable[[Path], Split]] = {
+        ".npy": _npy,
+        ".npz": _npz,
+        ".mat": _matlab,
+    }
+    if suffix in readers:
+        try:
+            return readers[suffix](file)
+        except (ValueError, EOFError, OSError, KeyError) as error:
+            if isinstance(error, DataError):
+                raise
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file} cannot be read ({reason}).") from error
+    if suffix in _IMAGES:
+        raise DataError(f"{file} is one image: give the folder that holds the images.")
+    if suffix == ".gz" or "idx" in file.name:
+        return _idx(file)
+    raise DataError(
+        f"{file} has no format that is known here: give a .npy, .npz, .csv, .tsv, .parquet or"
+        " .mat file, or a folder of images."
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return file.read_text(encoding="latin-1")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
+
+
+def as_rows(array: np.ndarray, source: str) -> Tensor:
+    """Returns an array of numbers as a tensor with a row for each data point.
+
+    Raises:
+        DataError: If it holds something other than real numbers, or is a single number.
+    """
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{source} holds {array.dtype}, which are no real numbers: save numbers instead."
+        )
+    if array.ndim == 0:
+        raise DataError(f"{source} holds a single number: give a row for each data point.")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind == "f" and array.dtype.itemsize != 4:
+        array = array.astype(np.float32)
+    elif array.dtype.kind in "iu" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array).copy())
+
+
+def _npy(file: Path) -> Split:
+    on_disk: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    if on_disk.nbytes > _LARGEST_IN_MEMORY:
+        return Split(on_disk)  # type: ignore[arg-type]
+    return Split(as_rows(np.asarray(on_disk), str(file)))
+
+
+def _npz(file: Path) -> Split:
+    with np.load(file, allow_pickle=False) as archive:
+        names = list(archive.files)
+        x, y = _inputs_and_labels(names, str(file))
+        inputs = as_rows(archive[x], f"{file}: {x}")
+        labels = None if y is None else as_rows(archive[y], f"{file}: {y}")
+    return _split(inputs, labels, str(file))
+
+
+def _matlab(file: Path) -> Split:
+    content = file.read_bytes()
+    for x in ("x", "X", "data"):
+        try:
+            inputs = as_rows(read_matlab(content, [x])[x][0], f"{file}: {x}")
+        except ValueError:
+            continue
+        labels = None
+        for y in ("y", "Y", "labels", "label"):
+            with contextlib.suppress(ValueError):
+                labels = as_rows(read_matlab(content, [y])[y][0].reshape(-1), f"{file}: {y}")
+                break
+        return _split(inputs, labels, str(file))
+    raise DataError(f"{file} has no array x, X or data: save it under one of these names.")
+
+
+def _inputs_and_labels(names: list[str], source: str) -> tuple[str, str | None]:
+    """Returns the names of the inputs and of the labels among those of some arrays."""
+    lowered = {name.lower(): name for name in names}
+    label = next((lowered[name] for name in _LABELS if name in lowered), None)
+    others = [name for name in names if name != label]
+    for name in ("x", "data", "images", "inputs"):
+        if name in lowered:
+            return lowered[name], label
+    if len(others) == 1:
+        return others[0], label
+    raise DataError(
+        f"{source} holds the arrays {', '.join(names)}: name the data x, and labels y."
+    )
+
+
+def _split(inputs: Tensor, labels: Tensor | None, source: str) -> Split:
+    if labels is not None and len(labels) != len(inputs):
+        raise DataError(f"{source} has {len(inputs)} rows and {len(labels)} labels.")
+    return Split(inputs, labels)
+
+
+def _idx(file: Path) -> Split:
+    from tarspyro.data.datasets import _gunzip, _idx
+
+    content = file.read_bytes()
+    if file.suffix == ".gz":
+        content = _gunzip(content)
+    return Split(as_rows(_idx(content, str(file)), str(file)))
+
+
+def _parquet(file: Path, kinds: Mapping[str, str] | None) -> Table:
+    try:
+        import pandas
+    except ImportError as error:
+        raise DataError(f"{file} needs pandas: pip install pandas pyarrow.") from error
+    try:
+        frame = pandas.read_parquet(file)
+    except Exception as error:  # engines raise errors of their own
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} cannot be read ({reason}).") from error
+    return read_table(frame.to_csv(index=False), delimiter=",", kinds=kinds, source=str(file))
+
+
+def _image_folder(folder: Path, size: tuple[int, int] | None) -> Split:
+    from PIL import Image
+
+    classes = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and any(_images_in(path))
+    )
+    if classes:
+        files = [
+            (path, label)
+            for label, name in enumerate(classes)
+            for path in _images_in(folder / name)
+        ]
+    else:
+        files = [(path, 0) for path in _images_in(folder)]
+    if not files:
+        raise DataError(
+            f"{folder} holds no images: they end in {', '.join(_IMAGES[:3])} and the like."
+        )
+    images: list[np.ndarray] = []
+    colour = False
+    for path, _ in files:
+        try:
+            with Image.open(path) as image:
+                grey = image.mode in ("1", "L", "I;16", "I", "F")
+                converted = image.convert("L" if grey else "RGB")
+                if size is not None:
+                    converted = converted.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+                array = np.asarray(converted)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read ({error}).") from error
+        if images and array.shape[:2] != images[0].shape[:2]:
+            height, width = images[0].shape[:2]
+            raise DataError(
+                f"{path} is of {array.shape[0]} x {array.shape[1]} pixels and the images before"
+                f" it of {height} x {width}: scale them to one size, size=({height}, {width})."
+            )
+        colour = colour or array.ndim == 3
+        images.append(array)
+    if colour:
+        images = [a if a.ndim == 3 else np.repeat(a[..., None], 3, -1) for a in images]
+        stacked = np.stack(images).transpose(0, 3, 1, 2)
+    else:
+        stacked = np.stack(images)[:, None]
+    x = torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
+    labels = torch.tensor([label for _, label in files]) if classes else None
+    return Split(x, labels)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _IMAGES
+    )
