@@ -236,7 +236,7 @@ class MixtureOfExperts(TorchDistribution):
         return (weights * values).sum(-1 - self.event_dim)
 
 
-class _Blocks(constraints.Constraint):
+class SideBySide(constraints.Constraint):
     """The product of the supports of the blocks of a vector."""
 
     event_dim = 1
@@ -300,7 +300,7 @@ class Concatenate(CarriesScore, TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The product of the blocks' supports."""
-        return _Blocks([block.support for block in self.blocks], self.sizes)
+        return SideBySide([block.support for block in self.blocks], self.sizes)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

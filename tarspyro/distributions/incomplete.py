@@ -1,0 +1,149 @@
+"""Densities of data with gaps."""
+
+__all__ = ["Incomplete", "has_gaps"]
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import sum_rightmost
+from torch import Size, Tensor
+from torch.distributions import Distribution, Independent, constraints, transform_to
+
+from tarspyro.distributions.experts import Concatenate, SideBySide
+
+
+class _WithGaps(constraints.Constraint):
+    """A constraint that missing values, NaN, satisfy."""
+
+    def __init__(self, known: constraints.Constraint) -> None:
+        self.known = known
+        self.is_discrete = known.is_discrete
+        self.event_dim = known.event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        """Returns whether what is known satisfies the constraint."""
+        return _check(self.known, value)
+
+    def __repr__(self) -> str:
+        return f"{self.known}, or NaN"
+
+
+class Incomplete(TorchDistribution):
+    r"""A distribution whose values may have gaps, NaN, which are integrated out.
+
+    .. math:: \log p(x_\mathrm{known}) = \sum_{i \text{ known}} \log p_i(x_i)
+
+    The elements of the distribution are independent given its parameters, as those of a
+    likelihood are, so that a gap is left out of the sum. A vector that belongs together, such
+    as the one-hot vector of a category, is known or missing as a whole: with validation, one
+    that is missing in part is outside the support.
+
+    Arguments:
+        base: The distribution of complete values.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> p = Incomplete(dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> value = torch.tensor([0.0, float("nan"), 0.0])
+        >>> round(p.log_prob(value).item(), 4)  # two standard Normals at 0
+        -1.8379
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, base: Distribution, validate_args: bool | None = None) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the draws of the distribution are reparameterized."""
+        return bool(self.base.has_rsample)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Never: what has gaps is observed."""
+        return False
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """The support of the distribution, and NaN."""
+        return _WithGaps(self.base.support)
+
+    def expand(
+        self, batch_shape: Size | list[int] | tuple[int, ...], _instance: object = None
+    ) -> "Incomplete":
+        """Returns the distribution with another batch shape."""
+        return Incomplete(self.base.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density of what is known, in nats."""
+        return _log_prob(self.base, value)
+
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Returns complete draws."""
+        return self.base.sample(Size(sample_shape))
+
+    def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Returns complete draws, reparameterized."""
+        return self.base.rsample(Size(sample_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of complete values."""
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of complete values."""
+        return self.base.variance
+
+
+def _check(known: constraints.Constraint, value: Tensor) -> Tensor:
+    if isinstance(known, SideBySide):
+        parts = value.split(known.sizes, -1)
+        checked = [_check(part, x) for part, x in zip(known.supports, parts, strict=True)]
+        return torch.stack(torch.broadcast_tensors(*checked)).all(0)
+    if isinstance(known, constraints.independent):
+        inner = _check(known.base_constraint, value)
+        ndims = known.reinterpreted_batch_ndims
+        return inner.flatten(inner.dim() - ndims).all(-1) if ndims else inner
+    gaps = value.isnan()
+    inside = known.check(torch.where(gaps, _inside(known, value), value))
+    if not known.event_dim:
+        return inside | gaps
+    gaps = gaps.flatten(gaps.dim() - known.event_dim)
+    return gaps.all(-1) | (inside & ~gaps.any(-1))
+
+
+def has_gaps(distribution: object) -> bool:
+    """Returns whether values of the distribution may be missing in part."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Incomplete)
+
+
+def _log_prob(distribution: Distribution, value: Tensor) -> Tensor:
+    if isinstance(distribution, Concatenate):
+        parts = value.split(distribution.sizes, -1)
+        blocks = zip(distribution.blocks, parts, strict=True)
+        total: Tensor = sum(_log_prob(block, part) for block, part in blocks)  # type: ignore[assignment]
+        return total
+    if isinstance(distribution, Independent):
+        inner = _log_prob(distribution.base_dist, value)
+        return sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
+    ndims = len(distribution.event_shape)
+    gaps = value.isnan()
+    missing = gaps.flatten(value.dim() - ndims).any(-1) if ndims else gaps
+    filled = torch.where(gaps, _inside(distribution.support, value), value)
+    log_prob = distribution.log_prob(filled)
+    return torch.where(missing, torch.zeros((), dtype=log_prob.dtype), log_prob)
+
+
+def _inside(support: constraints.Constraint, like: Tensor) -> Tensor:
+    """Returns values inside the support, of the shape and type of others."""
+    zeros = torch.zeros_like(like)
+    if support.is_discrete:
+        if support.event_dim:  # one of several classes
+            zeros[..., 0] = 1.0
+        return zeros
+    return transform_to(support)(zeros)
