@@ -4,6 +4,7 @@ __all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,15 +15,18 @@ from pyro.distributions import ConditionalDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
+from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, format_value
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
+from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold
 from tarspyro.nn.heads import make_head, through_heads, zero_weights
+from tarspyro.nn.inputs import Standardize
 from tarspyro.scopes import evaluating
 
 # A transform, or one whose parameters depend on a context.
@@ -181,6 +185,9 @@ class Conditional(FamilyModule, _Interface):
             ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that does not follow from the event shape
             (classes, ranks).
+        standardize: By the position of an input (``"0"``) or the name of a parameter
+            (``"loc"``), a ``Standardize`` layer before or, inverted, after the network.
+            ``fit`` adds them to a new pair where data are far from the scale of 1.
         fixed: Parameters of the family that the network does not compute, by the family's own
             names: numbers, tensors, or an ``nn.Parameter``, whose value is then the starting
             point of a learned constant.
@@ -211,15 +218,65 @@ class Conditional(FamilyModule, _Interface):
         *,
         transforms: Mapping[str, Transform] | None = None,
         param_shapes: Mapping[str, tuple[int, ...]] | None = None,
+        standardize: Mapping[str, Standardize] | None = None,
         **fixed: Any,
     ) -> None:
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
         check_module("trunk", trunk)
         self.trunk = trunk
+        self.units = nn.ModuleDict(dict(standardize or {}))
         heads = {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
         self.heads = nn.ModuleDict(heads)
-        if "scale" in self.heads:
-            zero_weights(self.heads["scale"])
+        for name, (transform, _) in self.free.items():
+            if not is_identity(transform):
+                zero_weights(self.heads[name])
+        self._sizes: list[float | None] | None = None
+        self.is_new = True
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the heads are still as the constructor has made them."""
+        if self._sizes is None:
+            return False
+        pairs = zip(self._sizes, self._measure(), strict=True)
+        return all(
+            was is None or math.isclose(was, now or 0.0, rel_tol=1e-3) for was, now in pairs
+        )
+
+    @is_new.setter
+    def is_new(self, new: bool) -> None:
+        self._sizes = self._measure() if new else None
+
+    def _measure(self) -> list[float | None]:
+        """The sum of the sizes of each head's parameters, which tells whether they changed."""
+        return [
+            None
+            if isinstance(parameter, UninitializedParameter)
+            else parameter.abs().sum().item()
+            for parameter in self.heads.parameters()
+        ]
+
+    def standardize(self, key: str, rows: Tensor) -> None:
+        """Lets the network compute in units of the data.
+
+        The network then sees an input with mean 0 and standard deviation 1, or its output 0 is
+        the mean of the data and 1 a standard deviation from it. Vectors are standardized
+        element by element, values of more dimensions as a whole.
+
+        Arguments:
+            key: The position of an input, ``"0"``, or the name of a parameter, ``"loc"``.
+            rows: Inputs or values, of shape ``(N, *E)``.
+        """
+        whole = rows.dim() > 2
+        layer = Standardize.of(rows.reshape(-1, 1) if whole else rows)
+        if whole:
+            layer = Standardize(layer.loc[0], layer.scale[0])
+        self.units[key] = layer.to(rows.device)
+
+        # A run folder describes the layer as an argument of the constructor.
+        args, options = self.constructor_arguments
+        options = {**options, "standardize": dict(self.units.items())}
+        object.__setattr__(self, "constructor_arguments", (args, options))
 
     def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
@@ -231,7 +288,18 @@ class Conditional(FamilyModule, _Interface):
 
         ``distribution`` makes the distribution of them.
         """
-        return through_heads(self.trunk, self.heads, context)
+        if not len(self.units):
+            return through_heads(self.trunk, self.heads, context)
+        seen = [
+            self.units[str(index)](value) if str(index) in self.units else value
+            for index, value in enumerate(context)
+        ]
+        outputs = through_heads(self.trunk, self.heads, tuple(seen))
+        for name in outputs.keys() & self.units.keys():
+            layer = self.units[name]
+            assert isinstance(layer, Standardize)
+            outputs[name] = layer.inverse(outputs[name])
+        return outputs
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"

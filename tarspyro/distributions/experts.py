@@ -291,7 +291,10 @@ class Concatenate(CarriesScore, TorchDistribution):
                     " .to_event(1)."
                 )
         batch_shape = torch.broadcast_shapes(*(block.batch_shape for block in blocks))
-        self.blocks = [block.expand(batch_shape) for block in blocks]
+        self.blocks = [
+            block if block.batch_shape == batch_shape else block.expand(batch_shape)
+            for block in blocks
+        ]
         self.sizes = [block.event_shape[0] for block in blocks]
         super().__init__(
             batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args

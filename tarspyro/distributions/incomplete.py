@@ -1,6 +1,6 @@
 """Densities of data with gaps."""
 
-__all__ = ["Incomplete", "has_gaps"]
+__all__ = ["Incomplete", "has_gaps", "log_prob_of_known"]
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -77,7 +77,7 @@ class Incomplete(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-density of what is known, in nats."""
-        return _log_prob(self.base, value)
+        return log_prob_of_known(self.base, value)
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Returns complete draws."""
@@ -122,14 +122,15 @@ def has_gaps(distribution: object) -> bool:
     return isinstance(distribution, Incomplete)
 
 
-def _log_prob(distribution: Distribution, value: Tensor) -> Tensor:
+def log_prob_of_known(distribution: Distribution, value: Tensor) -> Tensor:
+    """Returns the log-density of the elements that are not NaN, which are independent."""
     if isinstance(distribution, Concatenate):
         parts = value.split(distribution.sizes, -1)
         blocks = zip(distribution.blocks, parts, strict=True)
-        total: Tensor = sum(_log_prob(block, part) for block, part in blocks)  # type: ignore[assignment]
+        total: Tensor = sum(log_prob_of_known(block, part) for block, part in blocks)  # type: ignore[assignment]
         return total
     if isinstance(distribution, Independent):
-        inner = _log_prob(distribution.base_dist, value)
+        inner = log_prob_of_known(distribution.base_dist, value)
         return sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
     ndims = len(distribution.event_shape)
     gaps = value.isnan()

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
 
 from tarspyro.arguments import check_module, format_value
 
 # The event of an input, which is one data point in it: its shape, or its number of dimensions.
 Event: TypeAlias = Sequence[int] | int
+
+# Where a network keeps how many dimensions its events have, once a program has told.
+_LEARNED = "_event_ndims"
+
+# The name that Pyro's bounds, and ours, give the plate of particles.
+_PARTICLES = "num_particles_vectorized"
 
 # The modules of torch whose layers keep every shape, and the number of features.
 ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
@@ -58,16 +67,44 @@ def event_ndims(network: nn.Module) -> int | None:
 def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event]:
     """Returns the event of each of a network's inputs.
 
-    They are the network's ``in_shapes``, if it has this attribute. Else the first layer tells
-    how many dimensions the first input's event has; if it does not, the first input has one
-    dimension for the batch. The events of the other inputs are vectors.
+    They are the network's ``in_shapes``, if it has this attribute. Else a run of a program tells
+    how many dimensions they have: those that are left of the plates. The network keeps this for
+    calls in which particles stand before the plates, and for calls outside a program. Before
+    such a run the first layer tells it; if it does not, the first input has one dimension for
+    the batch, and the events of the other inputs are vectors.
     """
     shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
-    if shapes is None:
-        ndims = event_ndims(network)
-        first = inputs[0].dim() - 1 if ndims is None else ndims
-        shapes = [first] + [1] * (len(inputs) - 1)
-    return shapes
+    if shapes is not None:
+        return shapes
+    ndims = event_ndims(network)
+    plates = _count_plates()
+    if plates is not None:
+        found = [value.dim() - plates for value in inputs]
+        # An input that a plate does not hold has fewer dimensions.
+        if found[0] >= (ndims or 0) and min(found) >= 0:
+            network.__dict__[_LEARNED] = found
+    learned: list[int] | None = network.__dict__.get(_LEARNED)
+    if learned is not None and len(learned) == len(inputs):
+        return learned
+    first = inputs[0].dim() - 1 if ndims is None else ndims
+    return [first] + [1] * (len(inputs) - 1)
+
+
+def _count_plates() -> int | None:
+    """Returns how many dimensions the plates of the running program have.
+
+    None outside a program or its plates, and where particles or enumerated values have
+    dimensions of their own.
+    """
+    dims = 0
+    for handler in _PYRO_STACK:
+        if isinstance(handler, EnumMessenger):
+            return None
+        if isinstance(handler, IndepMessenger) and handler.dim is not None:
+            if handler.name == _PARTICLES:
+                return None
+            dims = max(dims, -handler.dim)
+    return dims or None
 
 
 def fold(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> tuple[list[Tensor], Size]:
@@ -153,8 +190,9 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
-                f"The network takes inputs of {shape} dimensions or more, got shape"
-                f" {tuple(value.shape)}."
+                f"The network takes inputs whose last {shape} dimensions are a data point's, got"
+                f" shape {tuple(value.shape)}: give it the attribute in_shapes, the shape of a"
+                " data point for each input, if it takes others."
             )
         return value, shape
 

@@ -64,6 +64,10 @@ class Standardize(Configurable):
         standardized: Tensor = (x - self.loc) / self.scale
         return standardized
 
+    def inverse(self, x: Tensor) -> Tensor:
+        """Returns what is standardized to x."""
+        return self.loc + self.scale * x
+
     def __repr__(self) -> str:
         return f"Standardize({tuple(self.loc.shape)})"
 
