@@ -156,26 +156,22 @@ def _observations(
             continue
         for distribution, value, mask in _parts(site["fn"], site["value"], None):
             # Plates expand a distribution, which is then another object with the same numbers.
-            found = [makers[a] for a in _addresses(distribution, deep=False) if a in makers]
+            found = [makers[a] for a in _addresses(distribution) if a in makers]
             if found:
                 yield found[0], _Observation(value, mask)
 
 
-def _addresses(distribution: Distribution, deep: bool = True) -> set[int]:
-    """Where the parameters of a distribution are in memory.
-
-    Arguments:
-        distribution: The distribution.
-        deep: Whether those of the distributions count that it is made of.
-    """
+def _addresses(distribution: Distribution) -> set[int]:
+    """Where the parameters of a distribution are in memory, but not those of its parts."""
     found: set[int] = set()
-    inner = distribution
-    while isinstance(inner, Independent):
-        inner = inner.base_dist
-    for value in vars(inner).values():
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, (Concatenate, Incomplete, MaskedDistribution)):
+        return found
+    for value in vars(distribution).values():
         if torch.is_tensor(value):
             found.add(value.data_ptr())
-        elif isinstance(value, Distribution) and deep:
+        elif isinstance(value, Distribution):  # such as the Gamma of a GammaPoisson
             found |= _addresses(value)
     return found
 
