@@ -1,6 +1,6 @@
 """Conditional distributions: a network with a family, blocks of them, and normalizing flows."""
 
-__all__ = ["Blocks", "Conditional", "Deterministic", "Transformed"]
+__all__ = ["Blocks", "Conditional", "Deterministic", "FromNetwork", "Transformed"]
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
-from tarspyro.nn.folding import event_shapes, fold, unfold
+from tarspyro.nn.folding import event_shapes, fold, unfold, unfold_distribution
 from tarspyro.nn.heads import make_head, through_heads, zero_weights
 from tarspyro.nn.inputs import Standardize
 from tarspyro.scopes import evaluating
@@ -367,6 +367,77 @@ class Deterministic(Configurable, _Interface):
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"
+
+
+class FromNetwork(Configurable, _Interface):
+    r"""A conditional distribution whose network computes the parameters itself.
+
+    .. math:: p(x \mid c) = d(\mathrm{network}(c))
+
+    For networks that end in heads of their own, such as one that returns a mean and the
+    logarithm of a variance. Leading dimensions are folded into one batch around the network,
+    as those of ``Conditional`` are.
+
+    Arguments:
+        network: Any ``torch.nn.Module`` from the context values to a tensor or several; or to
+            a distribution.
+        distribution: A function of the network's outputs that returns the distribution; None
+            if the network returns it.
+
+    Raises:
+        TypeError: If ``network`` is not a module; when called, if no distribution comes out.
+
+    Example:
+        >>> class Encoder(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.hidden = nn.Linear(64, 32)
+        ...         self.loc = nn.Linear(32, 2)
+        ...         self.log_variance = nn.Linear(32, 2)
+        ...     def forward(self, x):
+        ...         h = torch.relu(self.hidden(x))
+        ...         return self.loc(h), self.log_variance(h)
+        >>> def normal(loc, log_variance):
+        ...     return dist.Normal(loc, (log_variance / 2).exp()).to_event(1)
+        >>> q = FromNetwork(Encoder(), normal)
+        >>> q(torch.zeros(5, 10, 64)).batch_shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        distribution: Callable[..., Distribution] | None = None,
+    ) -> None:
+        super().__init__()
+        check_module("network", network)
+        if distribution is not None and not callable(distribution):
+            raise TypeError(
+                "distribution must be a function of the network's outputs, got"
+                f" {format_value(distribution)}."
+            )
+        self.network = network
+        self.make = distribution
+
+    def forward(self, *context: Tensor) -> Distribution:
+        """Returns the distribution given the context values."""
+        folded, lead = fold(context, event_shapes(self.network, context))
+        made = self.network(*folded)
+        if self.make is not None:
+            outputs = made if isinstance(made, (tuple, list)) else (made,)
+            made = self.make(*(unfold(output, lead) for output in outputs))
+        elif isinstance(made, Distribution):
+            made = unfold_distribution(made, lead)
+        if not isinstance(made, Distribution):
+            raise TypeError(
+                f"{type(self.network).__name__} returns {format_value(made)}, which is no"
+                " distribution: give a function that makes one of it, FromNetwork(network,"
+                " lambda loc, log_variance: ...), or features to a Conditional."
+            )
+        return made
+
+    def __repr__(self) -> str:
+        return f"FromNetwork({type(self.network).__name__})"
 
 
 class Blocks(Configurable, _Interface):

@@ -162,6 +162,23 @@ def sentence_of(
     return f"{' and '.join(names)} {verb} not run on data of shape {shapes}: {reason}"
 
 
+def _order_of_axes(given: tuple[int, ...], event: tuple[int, ...]) -> list[int] | None:
+    """Returns the order of the axes of a batch that brings its rows to the event shape.
+
+    None if no order does. Of several orders, as of (8, 8, 3) and (3, 8, 8), it is the one that
+    keeps height before width.
+    """
+    if len(given) < 2 or sorted(given) != sorted(event):
+        return None
+    left = list(range(len(given)))
+    order = []
+    for size in event:
+        axis = next(axis for axis in left if given[axis] == size)
+        left.remove(axis)
+        order.append(axis + 1)
+    return order
+
+
 def check_shape(name: str, distribution: object, value: object) -> None:
     """Raises unless the rows of an observed value have the likelihood's event shape.
 
@@ -187,7 +204,10 @@ def check_shape(name: str, distribution: object, value: object) -> None:
     size = torch.Size(event).numel()
     if torch.Size(given).numel() == size:
         fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
-        if len(event) == 3 and given == event[1:]:
+        order = _order_of_axes(given, event)
+        if order is not None:
+            fix = f"move its axes, {name}.permute(0, {', '.join(map(str, order))})"
+        elif len(event) == 3 and given == event[1:]:
             fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
     else:
         fix = f"change the likelihood's event_shape to {given}, or the data"

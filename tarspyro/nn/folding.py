@@ -1,16 +1,26 @@
 """Leading dimensions (particles, plates, time) folded into one batch dimension for networks."""
 
-__all__ = ["ELEMENTWISE", "as_events", "event_ndims", "event_shapes", "fold", "unfold"]
+__all__ = [
+    "ELEMENTWISE",
+    "as_events",
+    "event_ndims",
+    "event_shapes",
+    "fold",
+    "unfold",
+    "unfold_distribution",
+]
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from pyro.distributions import Independent as PyroIndependent
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Independent
 
 from tarspyro.arguments import check_module, format_value
 
@@ -161,6 +171,32 @@ def _common_lead(inputs: Sequence[Tensor], events: Sequence[tuple[Tensor, int]])
 def unfold(output: Tensor, lead: Size) -> Tensor:
     """Gives a network's output the leading dimensions that ``fold`` has folded."""
     return output if len(lead) == 1 else output.reshape(lead + output.shape[1:])
+
+
+def unfold_distribution(distribution: Distribution, lead: Size) -> Distribution:
+    """Gives a distribution of a folded batch the leading dimensions back.
+
+    Raises:
+        TypeError: If it does not keep the parameters that it was made of.
+    """
+    if len(lead) == 1:
+        return distribution
+    if isinstance(distribution, Independent):
+        base = unfold_distribution(distribution.base_dist, lead)
+        return PyroIndependent(base, distribution.reinterpreted_batch_ndims)
+    family: Any = type(distribution)
+    kept = {
+        name: unfold(vars(distribution)[name], lead)
+        for name in family.arg_constraints
+        if name in vars(distribution)
+    }
+    if not kept:
+        raise TypeError(
+            f"{type(distribution).__name__} does not keep its parameters: let the network return"
+            " them, and give FromNetwork(network, distribution) a function that makes it."
+        )
+    unfolded: Distribution = family(**kept)
+    return unfolded
 
 
 def as_events(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> list[tuple[Tensor, int]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from tarspyro.arguments import format_value
 from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
@@ -25,6 +26,12 @@ def through_heads(
     else:
         folded, lead = fold(context, event_shapes(trunk, context))
         features = trunk(*folded)
+    if not isinstance(features, Tensor):
+        raise TypeError(
+            f"{type(trunk).__name__} returns {format_value(features)} and a trunk returns its"
+            " features, one tensor: leave its last layers out, or wrap it,"
+            " FromNetwork(network, lambda loc, log_variance: ...)."
+        )
     # The networks may compute in half precision, but the densities may not.
     half = torch.is_autocast_enabled(features.device.type)
     outputs = {}
