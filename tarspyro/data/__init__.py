@@ -47,6 +47,7 @@ from tarspyro.data.files import DataError
 from tarspyro.data.gaussians import Modes, grid, ring
 from tarspyro.data.images import digits, frey_face, mnist
 from tarspyro.data.labels import PartlyLabelled, labelled_subset
+from tarspyro.data.loading import load
 from tarspyro.data.masks import (
     join_quadrants,
     lower_half,
@@ -58,5 +59,4 @@ from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.data.streams import Stream
-from tarspyro.data.loading import load
 from tarspyro.data.tables import Column, Table, read_table

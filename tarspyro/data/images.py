@@ -84,7 +84,7 @@ def mnist(
         raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
     place = data_folder(folder) / "mnist"
     images, labels, test_images, test_labels = (
-        read_idx(fetch(place / name, MNIST_URL + name, sha256, _gunzip), name)
+        read_idx(fetch(place / name, MNIST_URL + name, sha256, gunzip), name)
         for name, sha256 in MNIST_FILES.items()
     )
     x = _as_images(images / np.float32(255), flatten)
@@ -150,7 +150,7 @@ def _as_images(images: np.ndarray, flatten: bool) -> Tensor:
     return tensor.flatten(1) if flatten else tensor.unsqueeze(1)
 
 
-def _gunzip(encoded: bytes) -> bytes:
+def gunzip(encoded: bytes) -> bytes:
     with gzip.open(io.BytesIO(encoded)) as file:
         return file.read(MAX_BYTES)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tarspyro.arguments import format_value
 from tarspyro.data.containers import Split
 from tarspyro.data.files import DataError
+from tarspyro.data.images import gunzip, read_idx
 from tarspyro.data.matlab import read_matlab
 from tarspyro.data.tables import Table, read_table
 
@@ -185,12 +186,10 @@ def _split(inputs: Tensor, labels: Tensor | None, source: str) -> Split:
 
 
 def _idx(file: Path) -> Split:
-    from tarspyro.data.datasets import _gunzip, _idx
-
     content = file.read_bytes()
     if file.suffix == ".gz":
-        content = _gunzip(content)
-    return Split(as_rows(_idx(content, str(file)), str(file)))
+        content = gunzip(content)
+    return Split(as_rows(read_idx(content, str(file)), str(file)))
 
 
 def _parquet(file: Path, kinds: Mapping[str, str] | None) -> Table:

@@ -359,7 +359,7 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Returns the entropy in nats, the sum over the blocks."""
-        total: Tensor = sum(block.entropy() for block in self.blocks)  # type: ignore[assignment]
+        total: Tensor = sum(block.entropy() for block in self.blocks)
         return total
 
     @property

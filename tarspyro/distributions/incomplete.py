@@ -67,7 +67,7 @@ class Incomplete(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """The support of the distribution, and NaN."""
-        return _WithGaps(self.base.support)
+        return _WithGaps(_support(self.base))
 
     def expand(
         self, batch_shape: Size | list[int] | tuple[int, ...], _instance: object = None
@@ -115,6 +115,11 @@ def _check(known: constraints.Constraint, value: Tensor) -> Tensor:
     return gaps.all(-1) | (inside & ~gaps.any(-1))
 
 
+def _support(distribution: Distribution) -> constraints.Constraint:
+    support: constraints.Constraint = distribution.support  # type: ignore[assignment]
+    return support
+
+
 def has_gaps(distribution: object) -> bool:
     """Returns whether values of the distribution may be missing in part."""
     while isinstance(distribution, Independent):
@@ -135,7 +140,7 @@ def log_prob_of_known(distribution: Distribution, value: Tensor) -> Tensor:
     ndims = len(distribution.event_shape)
     gaps = value.isnan()
     missing = gaps.flatten(value.dim() - ndims).any(-1) if ndims else gaps
-    filled = torch.where(gaps, _inside(distribution.support, value), value)
+    filled = torch.where(gaps, _inside(_support(distribution), value), value)
     log_prob = distribution.log_prob(filled)
     return torch.where(missing, torch.zeros((), dtype=log_prob.dtype), log_prob)
 

@@ -82,7 +82,8 @@ def link_to(constraint: constraints.Constraint) -> Transform:
             if bound == 0
             else ComposeTransform([Positive(), AffineTransform(bound, 1)])
         )
-    return transform_to(constraint)
+    transform: Transform = transform_to(constraint)
+    return transform
 
 
 def is_identity(transform: Transform) -> bool:

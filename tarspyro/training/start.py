@@ -151,7 +151,7 @@ def _observations(
         for call in made:
             for address in _addresses(call.distribution) - kept:
                 makers[address] = conditional
-    for name, site in sample_sites(model_trace):
+    for _, site in sample_sites(model_trace):
         if not site["is_observed"] or not torch.is_tensor(site["value"]):
             continue
         for distribution, value, mask in _parts(site["fn"], site["value"], None):
