@@ -9,6 +9,8 @@ __all__ = [
     "Blocks",
     "Conditional",
     "Deterministic",
+    "FromNetwork",
+    "IncompleteLikelihood",
     "Optimizer",
     "Run",
     "StochasticModule",
@@ -36,7 +38,14 @@ from tarspyro._version import __version__
 
 if TYPE_CHECKING:
     from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
-    from tarspyro.conditional import Blocks, Conditional, Deterministic, Transformed
+    from tarspyro.conditional import (
+        Blocks,
+        Conditional,
+        Deterministic,
+        FromNetwork,
+        IncompleteLikelihood,
+        Transformed,
+    )
     from tarspyro.evaluate import embed
     from tarspyro.modules import StochasticModule
     from tarspyro.runs import Run, load_run
@@ -50,6 +59,8 @@ _DEFINED_IN = {
     "Blocks": "conditional",
     "Conditional": "conditional",
     "Deterministic": "conditional",
+    "FromNetwork": "conditional",
+    "IncompleteLikelihood": "conditional",
     "Optimizer": "training.optimizers",
     "Run": "runs",
     "StochasticModule": "modules",

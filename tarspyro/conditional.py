@@ -1,10 +1,16 @@
 """Conditional distributions: a network with a family, blocks of them, and normalizing flows."""
 
-__all__ = ["Blocks", "Conditional", "Deterministic", "FromNetwork", "Transformed"]
+__all__ = [
+    "Blocks",
+    "Conditional",
+    "Deterministic",
+    "FromNetwork",
+    "IncompleteLikelihood",
+    "Transformed",
+]
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,18 +21,16 @@ from pyro.distributions import ConditionalDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
-from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, format_value
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
-from tarspyro.distributions.links import is_identity
+from tarspyro.distributions.incomplete import Incomplete
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold, unfold_distribution
 from tarspyro.nn.heads import make_head, through_heads, zero_weights
-from tarspyro.nn.inputs import Standardize
 from tarspyro.scopes import evaluating
 
 # A transform, or one whose parameters depend on a context.
@@ -185,9 +189,6 @@ class Conditional(FamilyModule, _Interface):
             ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that does not follow from the event shape
             (classes, ranks).
-        standardize: By the position of an input (``"0"``) or the name of a parameter
-            (``"loc"``), a ``Standardize`` layer before or, inverted, after the network.
-            ``fit`` adds them to a new pair where data are far from the scale of 1.
         fixed: Parameters of the family that the network does not compute, by the family's own
             names: numbers, tensors, or an ``nn.Parameter``, whose value is then the starting
             point of a learned constant.
@@ -218,65 +219,15 @@ class Conditional(FamilyModule, _Interface):
         *,
         transforms: Mapping[str, Transform] | None = None,
         param_shapes: Mapping[str, tuple[int, ...]] | None = None,
-        standardize: Mapping[str, Standardize] | None = None,
         **fixed: Any,
     ) -> None:
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
         check_module("trunk", trunk)
         self.trunk = trunk
-        self.units = nn.ModuleDict(dict(standardize or {}))
         heads = {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
         self.heads = nn.ModuleDict(heads)
-        for name, (transform, _) in self.free.items():
-            if not is_identity(transform):
-                zero_weights(self.heads[name])
-        self._sizes: list[float | None] | None = None
-        self.is_new = True
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the heads are still as the constructor has made them."""
-        if self._sizes is None:
-            return False
-        pairs = zip(self._sizes, self._measure(), strict=True)
-        return all(
-            was is None or math.isclose(was, now or 0.0, rel_tol=1e-3) for was, now in pairs
-        )
-
-    @is_new.setter
-    def is_new(self, new: bool) -> None:
-        self._sizes = self._measure() if new else None
-
-    def _measure(self) -> list[float | None]:
-        """The sum of the sizes of each head's parameters, which tells whether they changed."""
-        return [
-            None
-            if isinstance(parameter, UninitializedParameter)
-            else parameter.abs().sum().item()
-            for parameter in self.heads.parameters()
-        ]
-
-    def standardize(self, key: str, rows: Tensor) -> None:
-        """Lets the network compute in units of the data.
-
-        The network then sees an input with mean 0 and standard deviation 1, or its output 0 is
-        the mean of the data and 1 a standard deviation from it. Vectors are standardized
-        element by element, values of more dimensions as a whole.
-
-        Arguments:
-            key: The position of an input, ``"0"``, or the name of a parameter, ``"loc"``.
-            rows: Inputs or values, of shape ``(N, *E)``.
-        """
-        whole = rows.dim() > 2
-        layer = Standardize.of(rows.reshape(-1, 1) if whole else rows)
-        if whole:
-            layer = Standardize(layer.loc[0], layer.scale[0])
-        self.units[key] = layer.to(rows.device)
-
-        # A run folder describes the layer as an argument of the constructor.
-        args, options = self.constructor_arguments
-        options = {**options, "standardize": dict(self.units.items())}
-        object.__setattr__(self, "constructor_arguments", (args, options))
+        if "scale" in self.heads:
+            zero_weights(self.heads["scale"])
 
     def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
@@ -288,18 +239,7 @@ class Conditional(FamilyModule, _Interface):
 
         ``distribution`` makes the distribution of them.
         """
-        if not len(self.units):
-            return through_heads(self.trunk, self.heads, context)
-        seen = [
-            self.units[str(index)](value) if str(index) in self.units else value
-            for index, value in enumerate(context)
-        ]
-        outputs = through_heads(self.trunk, self.heads, tuple(seen))
-        for name in outputs.keys() & self.units.keys():
-            layer = self.units[name]
-            assert isinstance(layer, Standardize)
-            outputs[name] = layer.inverse(outputs[name])
-        return outputs
+        return through_heads(self.trunk, self.heads, context)
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"
@@ -438,6 +378,41 @@ class FromNetwork(Configurable, _Interface):
 
     def __repr__(self) -> str:
         return f"FromNetwork({type(self.network).__name__})"
+
+
+class IncompleteLikelihood(Configurable, _Interface):
+    r"""A likelihood of data with gaps, NaN, which are integrated out.
+
+    .. math:: \log p(x_\mathrm{known} \mid c) = \sum_{i \text{ known}} \log p_i(x_i \mid c)
+
+    Draws are complete. The guide's network needs to know of the gaps too: see
+    ``tarspyro.nn.WithGaps``.
+
+    Arguments:
+        likelihood: A ``Conditional``, or ``Blocks`` of several families.
+
+    Raises:
+        TypeError: If ``likelihood`` is not a module.
+
+    Example:
+        >>> from tarspyro.nn import MLP
+        >>> p = IncompleteLikelihood(Conditional(dist.Normal, MLP(2, [8]), 3))
+        >>> x = torch.tensor([[1.0, float("nan"), 0.5]])
+        >>> p(torch.zeros(1, 2)).log_prob(x).isfinite()
+        tensor([True])
+    """
+
+    def __init__(self, likelihood: nn.Module) -> None:
+        super().__init__()
+        check_module("likelihood", likelihood)
+        self.likelihood = likelihood
+
+    def forward(self, *context: Tensor) -> Distribution:
+        """Returns the distribution given the context values."""
+        return Incomplete(self.likelihood(*context))
+
+    def __repr__(self) -> str:
+        return f"{self.likelihood!r}, with gaps"
 
 
 class Blocks(Configurable, _Interface):

@@ -13,6 +13,7 @@ __all__ = [
 ]
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from torch.utils.data import TensorDataset
 from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split
 from tarspyro.distributions import Concatenate
+from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.matching import (
     check_count,
     check_shape,
@@ -211,7 +213,10 @@ def check_inputs(
         PairError: If the halves do not match.
     """
     data = arguments if data is None else data
+    with_gaps = _with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
     for position, part in enumerate(data):
+        if position in with_gaps and part is not None:
+            part = part.nan_to_num(0.0, math.inf, -math.inf)
         _check_finite(part, position)
     # With validation on, a distribution skips it only if the user has switched it off.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
@@ -323,6 +328,21 @@ def check_binarizable(part: Tensor | None) -> None:
             f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}:"
             f" {_rescaling(low, high)}."
         )
+
+
+def _has_nan(part: Argument) -> bool:
+    return part is not None and part.is_floating_point() and bool(part.isnan().any())
+
+
+def _with_gaps(model: Program, arguments: Sequence[Argument]) -> set[int]:
+    """Returns the positions of arguments whose likelihood takes NaN for what is missing."""
+    with preserved_rng(), evaluating(model), pyro.validation_enabled(False):
+        trace = poutine.trace(model).get_trace(*arguments)
+    found = set()
+    for _, site in sample_sites(trace):
+        if site["is_observed"] and has_gaps(site["fn"]):
+            found |= {i for i, part in enumerate(arguments) if part is site["value"]}
+    return found
 
 
 def _check_finite(part: Argument, position: int) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "Gamma",
     "GumbelSigmoid",
     "GumbelSoftmax",
+    "Incomplete",
     "InverseGamma",
     "Kumaraswamy",
     "MixtureOfExperts",
@@ -33,6 +34,7 @@ from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate, MixtureOfExperts, ProductOfExperts
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.gamma import Chi2, Gamma, InverseGamma, StudentT
+from tarspyro.distributions.incomplete import Incomplete
 from tarspyro.distributions.kumaraswamy import (
     Kumaraswamy,
     StickBreaking,

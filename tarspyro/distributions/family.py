@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform, constraints, transform_to
 
 from tarspyro.arguments import as_numbers, as_shape, format_value
-from tarspyro.distributions.links import link_to
 from tarspyro.modules import Configurable
 from tarspyro.types import Distribution
 
@@ -40,7 +39,7 @@ class FamilyModule(Configurable):
         fixed: The fixed and learned parameters. A number for a matrix is a multiple of the
             identity.
         transforms: Transforms of free or learned parameters, instead of torch's
-            ``link_to(constraint)``.
+            ``transform_to(constraint)``.
         param_shapes: Shapes of free parameters that do not follow from the event shape
             (classes, ranks).
 
@@ -133,7 +132,7 @@ class FamilyModule(Configurable):
             )
         shape = self._shape(name, constraint)
         try:
-            transform = transform or link_to(constraint)
+            transform = transform or transform_to(constraint)
         except NotImplementedError:
             raise ValueError(
                 f"{family}'s {name} must be a {constraint}, to which torch has no transform: fix"
@@ -161,7 +160,7 @@ class FamilyModule(Configurable):
             self._check_fits(name, tensor, constraint)
 
         if isinstance(value, nn.Parameter):
-            transform = transform or link_to(constraint)
+            transform = transform or transform_to(constraint)
             self._learned[name] = transform
             self.register_parameter(
                 f"free_{name}", nn.Parameter(transform.inv(tensor).clone())

@@ -108,7 +108,7 @@ def _check(known: constraints.Constraint, value: Tensor) -> Tensor:
         ndims = known.reinterpreted_batch_ndims
         return inner.flatten(inner.dim() - ndims).all(-1) if ndims else inner
     gaps = value.isnan()
-    inside = known.check(torch.where(gaps, _inside(known, value), value))
+    inside: Tensor = known.check(torch.where(gaps, _inside(known, value), value))
     if not known.event_dim:
         return inside | gaps
     gaps = gaps.flatten(gaps.dim() - known.event_dim)
@@ -132,11 +132,12 @@ def log_prob_of_known(distribution: Distribution, value: Tensor) -> Tensor:
     if isinstance(distribution, Concatenate):
         parts = value.split(distribution.sizes, -1)
         blocks = zip(distribution.blocks, parts, strict=True)
-        total: Tensor = sum(log_prob_of_known(block, part) for block, part in blocks)  # type: ignore[assignment]
-        return total
+        blockwise: Tensor = sum(log_prob_of_known(block, part) for block, part in blocks)  # type: ignore[assignment]
+        return blockwise
     if isinstance(distribution, Independent):
         inner = log_prob_of_known(distribution.base_dist, value)
-        return sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
+        total: Tensor = sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
+        return total
     ndims = len(distribution.event_shape)
     gaps = value.isnan()
     missing = gaps.flatten(value.dim() - ndims).any(-1) if ndims else gaps
@@ -152,4 +153,5 @@ def _inside(support: constraints.Constraint, like: Tensor) -> Tensor:
         if support.event_dim:  # one of several classes
             zeros[..., 0] = 1.0
         return zeros
-    return transform_to(support)(zeros)
+    inside: Tensor = transform_to(support)(zeros)
+    return inside

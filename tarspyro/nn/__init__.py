@@ -15,12 +15,15 @@ __all__ = [
     "FeatureMap",
     "GaussianNoise",
     "IdentityTrunk",
+    "Log1p",
     "MaskingNoise",
     "PatchGAN",
     "RandomWeights",
     "Read",
     "Recurrence",
+    "Standardize",
     "UNet",
+    "WithGaps",
     "Write",
     "as_recurrence",
     "event_ndims",
@@ -38,6 +41,7 @@ from tarspyro.nn.conv import ConvDecoder, ConvEncoder
 from tarspyro.nn.discriminator import Discriminator, PatchGAN, spectrally_normalized
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
+from tarspyro.nn.inputs import Log1p, Standardize, WithGaps
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
 from tarspyro.nn.random_weights import RandomWeights

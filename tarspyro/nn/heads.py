@@ -1,6 +1,6 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["bias_of", "make_head", "scale_weights", "through_heads", "zero_weights"]
+__all__ = ["make_head", "through_heads", "zero_weights"]
 
 import math
 from collections.abc import Callable
@@ -75,31 +75,6 @@ def zero_weights(head: nn.Module) -> None:
             weight, UninitializedParameter
         ):
             nn.init.zeros_(weight)
-
-
-def scale_weights(head: nn.Module, factor: float) -> None:
-    """Multiplies the weights of a head's last layer."""
-    layer = _last_linear(head)
-    if layer is not None:
-        with torch.no_grad():
-            layer.weight.mul_(factor)
-
-
-def bias_of(head: nn.Module) -> Tensor | None:
-    """Returns the bias of a linear head, which has the size of the head's output.
-
-    None for heads of another kind, such as convolutions, and for heads without a bias.
-    """
-    layer = _last_linear(head)
-    return layer.bias if isinstance(layer, nn.Linear) else None
-
-
-def _last_linear(head: nn.Module) -> nn.Linear | nn.modules.conv._ConvNd | None:
-    layers = [layer for layer in head.modules() if isinstance(layer, _LINEAR)]
-    return layers[-1] if layers else None
-
-
-_LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class _LazyHead(nn.LazyLinear):
