@@ -69,11 +69,13 @@ class PairTransformer(
 
     Example:
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> from sklearn.linear_model import LogisticRegression
         >>> from sklearn.pipeline import make_pipeline
         >>> from tarspyro import Conditional, data, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
+        >>> _ = torch.manual_seed(0)
         >>> likelihood = Conditional(dist.Bernoulli, MLP(8, [64]), 64)
         >>> p = models.VAE(default_prior(dist.Normal, 8), likelihood)
         >>> q = guides.VAE(Conditional(dist.Normal, MLP(64, [64]), 8))
