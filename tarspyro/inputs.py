@@ -28,7 +28,7 @@ from torch.distributions import Distribution, constraints
 from torch.utils.data import TensorDataset
 
 from tarspyro.arguments import as_numbers, format_value
-from tarspyro.data import Sequences, Split
+from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.matching import (
@@ -107,6 +107,8 @@ def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None]
         return in_order(data, names)
     if isinstance(data, TensorDataset):
         return data.tensors
+    if isinstance(data, Table):
+        return [data.x]
     if isinstance(data, (Tensor, np.ndarray)):
         return [data]
     if isinstance(data, (tuple, list)) and data:
@@ -213,7 +215,7 @@ def check_inputs(
         PairError: If the halves do not match.
     """
     data = arguments if data is None else data
-    with_gaps = _with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
+    with_gaps = positions_with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
     for position, part in enumerate(data):
         if position in with_gaps and part is not None:
             part = part.nan_to_num(0.0, math.inf, -math.inf)
@@ -334,7 +336,7 @@ def _has_nan(part: Argument) -> bool:
     return part is not None and part.is_floating_point() and bool(part.isnan().any())
 
 
-def _with_gaps(model: Program, arguments: Sequence[Argument]) -> set[int]:
+def positions_with_gaps(model: Program, arguments: Sequence[Argument]) -> set[int]:
     """Returns the positions of arguments whose likelihood takes NaN for what is missing."""
     with preserved_rng(), evaluating(model), pyro.validation_enabled(False):
         trace = poutine.trace(model).get_trace(*arguments)

@@ -18,9 +18,6 @@ from tarspyro.data.images import gunzip, read_idx
 from tarspyro.data.matlab import read_matlab
 from tarspyro.data.tables import Table, read_table
 
-# Arrays that are larger stay on disk, and batches are read when they are needed.
-_LARGEST_IN_MEMORY = 1 << 31
-
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _LABELS = ("y", "label", "labels", "target", "targets")
 
@@ -34,7 +31,7 @@ def load(
     """Reads data from a file or a folder.
 
     ======================  ==================================================================
-    ``.npy``                An array, one row a data point. More than 2 GB stay on disk.
+    ``.npy``                An array, one row a data point.
     ``.npz``                An array, or inputs ``x`` and labels ``y``.
     ``.csv``, ``.tsv``      A table with columns of several kinds, see ``read_table``.
     ``.parquet``            The same, if pandas is installed.
@@ -112,8 +109,11 @@ def _text(file: Path) -> str:
         raise DataError(f"{file} cannot be read ({error.strerror}).") from error
 
 
-def as_rows(array: np.ndarray, source: str) -> Tensor:
+def as_rows(array: np.ndarray, source: str, *, labels: bool = False) -> Tensor:
     """Returns an array of numbers as a tensor with a row for each data point.
+
+    Bytes stay bytes, and whole numbers that are labels stay whole. All other numbers are in
+    single precision, counts too.
 
     Raises:
         DataError: If it holds something other than real numbers, or is a single number.
@@ -125,18 +125,15 @@ def as_rows(array: np.ndarray, source: str) -> Tensor:
     if array.ndim == 0:
         raise DataError(f"{source} holds a single number: give a row for each data point.")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.kind == "f" and array.dtype.itemsize != 4:
-        array = array.astype(np.float32)
-    elif array.dtype.kind in "iu" and array.dtype != np.uint8:
+    if labels and array.dtype.kind in "iu":
         array = array.astype(np.int64)
+    elif array.dtype.kind in "iuf" and array.dtype != np.uint8:
+        array = array.astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(array).copy())
 
 
 def _npy(file: Path) -> Split:
-    on_disk: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    if on_disk.nbytes > _LARGEST_IN_MEMORY:
-        return Split(on_disk)  # type: ignore[arg-type]
-    return Split(as_rows(np.asarray(on_disk), str(file)))
+    return Split(as_rows(np.load(file, allow_pickle=False), str(file)))
 
 
 def _npz(file: Path) -> Split:
@@ -144,7 +141,7 @@ def _npz(file: Path) -> Split:
         names = list(archive.files)
         x, y = _inputs_and_labels(names, str(file))
         inputs = as_rows(archive[x], f"{file}: {x}")
-        labels = None if y is None else as_rows(archive[y], f"{file}: {y}")
+        labels = None if y is None else as_rows(archive[y], f"{file}: {y}", labels=True)
     return _split(inputs, labels, str(file))
 
 
@@ -158,7 +155,9 @@ def _matlab(file: Path) -> Split:
         labels = None
         for y in ("y", "Y", "labels", "label"):
             with contextlib.suppress(ValueError):
-                labels = as_rows(read_matlab(content, [y])[y][0].reshape(-1), f"{file}: {y}")
+                labels = as_rows(
+                    read_matlab(content, [y])[y][0].reshape(-1), f"{file}: {y}", labels=True
+                )
                 break
         return _split(inputs, labels, str(file))
     raise DataError(f"{file} has no array x, X or data: save it under one of these names.")

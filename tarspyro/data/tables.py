@@ -184,12 +184,13 @@ def read_table(
             says which and what to do.
         ValueError: If ``kinds`` names an unknown column or kind.
     """
-    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f"{source} is empty: it has no rows.")
+    text = text.lstrip("\ufeff \r\n")
     if delimiter is None:
-        delimiter = max(",;\t", key=lines[0].count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
+    rows = [[cell.strip() for cell in row] for row in lines if any(map(str.strip, row))]
+    if not rows:
+        raise DataError(f"{source} is empty: it has no rows.")
     width = len(rows[0])
     for number, row in enumerate(rows, 1):
         if len(row) != width:

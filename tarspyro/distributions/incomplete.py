@@ -2,9 +2,12 @@
 
 __all__ = ["Incomplete", "has_gaps", "log_prob_of_known"]
 
+import math
+
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints, transform_to
 
@@ -34,8 +37,8 @@ class Incomplete(TorchDistribution):
 
     The elements of the distribution are independent given its parameters, as those of a
     likelihood are, so that a gap is left out of the sum. A vector that belongs together, such
-    as the one-hot vector of a category, is known or missing as a whole: with validation, one
-    that is missing in part is outside the support.
+    as the one-hot vector of a category, is known or missing as a whole: one that is missing in
+    part is outside the support, and its log-density is NaN.
 
     Arguments:
         base: The distribution of complete values.
@@ -107,12 +110,9 @@ def _check(known: constraints.Constraint, value: Tensor) -> Tensor:
         inner = _check(known.base_constraint, value)
         ndims = known.reinterpreted_batch_ndims
         return inner.flatten(inner.dim() - ndims).all(-1) if ndims else inner
-    gaps = value.isnan()
-    inside: Tensor = known.check(torch.where(gaps, _inside(known, value), value))
-    if not known.event_dim:
-        return inside | gaps
-    gaps = gaps.flatten(gaps.dim() - known.event_dim)
-    return gaps.all(-1) | (inside & ~gaps.any(-1))
+    missing, partly, filled = _gaps(known, value)
+    inside: Tensor = known.check(filled)
+    return missing | (inside & ~partly)
 
 
 def _support(distribution: Distribution) -> constraints.Constraint:
@@ -122,28 +122,49 @@ def _support(distribution: Distribution) -> constraints.Constraint:
 
 def has_gaps(distribution: object) -> bool:
     """Returns whether values of the distribution may be missing in part."""
-    while isinstance(distribution, Independent):
+    while isinstance(distribution, (Independent, MaskedDistribution)):
         distribution = distribution.base_dist
+    if isinstance(distribution, Concatenate):
+        return any(map(has_gaps, distribution.blocks))
     return isinstance(distribution, Incomplete)
 
 
 def log_prob_of_known(distribution: Distribution, value: Tensor) -> Tensor:
-    """Returns the log-density of the elements that are not NaN, which are independent."""
+    """Returns the log-density of the elements that are not NaN, which are independent.
+
+    It is NaN where elements that belong together are missing in part.
+    """
+    log_prob: Tensor
     if isinstance(distribution, Concatenate):
         parts = value.split(distribution.sizes, -1)
         blocks = zip(distribution.blocks, parts, strict=True)
-        blockwise: Tensor = sum(log_prob_of_known(block, part) for block, part in blocks)  # type: ignore[assignment]
-        return blockwise
+        log_probs = [log_prob_of_known(block, part) for block, part in blocks]
+        return torch.stack(torch.broadcast_tensors(*log_probs)).sum(0)
     if isinstance(distribution, Independent):
         inner = log_prob_of_known(distribution.base_dist, value)
-        total: Tensor = sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
-        return total
-    ndims = len(distribution.event_shape)
-    gaps = value.isnan()
-    missing = gaps.flatten(value.dim() - ndims).any(-1) if ndims else gaps
-    filled = torch.where(gaps, _inside(_support(distribution), value), value)
+        log_prob = sum_rightmost(inner, distribution.reinterpreted_batch_ndims)
+        return log_prob
+    if isinstance(distribution, MaskedDistribution):
+        inner = log_prob_of_known(distribution.base_dist, value)
+        log_prob = scale_and_mask(inner, mask=distribution._mask)
+        return log_prob
+    missing, partly, filled = _gaps(_support(distribution), value)
     log_prob = distribution.log_prob(filled)
-    return torch.where(missing, torch.zeros((), dtype=log_prob.dtype), log_prob)
+    return log_prob.masked_fill(missing, 0.0).masked_fill(partly, math.nan)
+
+
+def _gaps(support: constraints.Constraint, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns which events are missing, which in part, and the value with all of them filled."""
+    gaps = value.isnan()
+    flat = (
+        gaps.flatten(value.dim() - support.event_dim) if support.event_dim else gaps[..., None]
+    )
+    some = flat.any(-1)
+    missing = flat.all(-1)
+    filled = torch.where(
+        some.reshape(some.shape + (1,) * support.event_dim), _inside(support, value), value
+    )
+    return missing, some & ~missing, filled
 
 
 def _inside(support: constraints.Constraint, like: Tensor) -> Tensor:
@@ -152,6 +173,6 @@ def _inside(support: constraints.Constraint, like: Tensor) -> Tensor:
     if support.is_discrete:
         if support.event_dim:  # one of several classes
             zeros[..., 0] = 1.0
-        return zeros
+        return zeros + getattr(support, "lower_bound", 0)
     inside: Tensor = transform_to(support)(zeros)
     return inside

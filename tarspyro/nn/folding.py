@@ -86,16 +86,21 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
     if shapes is not None:
         return shapes
-    ndims = event_ndims(network)
+    learned: list[int] | None = network.__dict__.get(_LEARNED)
     plates = _count_plates()
     if plates is not None:
-        found = [value.dim() - plates for value in inputs]
-        # An input that a plate does not hold has fewer dimensions.
-        if found[0] >= (ndims or 0) and min(found) >= 0:
-            network.__dict__[_LEARNED] = found
-    learned: list[int] | None = network.__dict__.get(_LEARNED)
+        # Further inputs are vectors at least: one that no plate holds, such as global weights,
+        # has fewer dimensions.
+        found, *others = [value.dim() - plates for value in inputs]
+        ranks = [found, *(max(rank, 1) for rank in others)]
+        if ranks == learned:
+            return learned
+        if found >= (event_ndims(network) or 0):
+            network.__dict__[_LEARNED] = ranks
+            return ranks
     if learned is not None and len(learned) == len(inputs):
         return learned
+    ndims = event_ndims(network)
     first = inputs[0].dim() - 1 if ndims is None else ndims
     return [first] + [1] * (len(inputs) - 1)
 

@@ -55,9 +55,9 @@ class Standardize(Configurable):
         known = ~x.isnan()
         count = known.sum(0).clamp(min=1)
         loc = x.nan_to_num(0.0).sum(0) / count
-        squares = torch.where(known, x - loc, torch.zeros(())).square().sum(0)
+        squares = (x - loc).nan_to_num(0.0).square().sum(0)
         scale = (squares / count).sqrt()
-        return cls(loc, torch.where(scale > 0, scale, torch.ones(())))
+        return cls(loc, scale.masked_fill(scale == 0, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the standardized inputs."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, format_value
 from tarspyro.infer.traces import check_program, name_of, sample_sites, trace_pair
+from tarspyro.inputs import positions_with_gaps
 from tarspyro.nn import GaussianNoise
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Arguments, Program
@@ -146,8 +147,13 @@ def describe_nonfinite(
         others: More modules with parameters.
         noise: The random state of the CPU from which the loss was drawn, if it is known.
     """
-    for position, part in enumerate(arguments):
-        if torch.is_tensor(part) and not part.isfinite().all():
+    bad = [
+        p for p, part in enumerate(arguments) if part is not None and not part.isfinite().all()
+    ]
+    with_gaps = positions_with_gaps(model, arguments) if bad else set()
+    for position in bad:
+        part = arguments[position]
+        if part is not None and (position not in with_gaps or part.isinf().any()):
             return f"data[{position}] is not finite ({_rows(part)})"
     modules = {
         id(program): program

@@ -3,13 +3,16 @@
 import gzip
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
 
-from tarspyro import data
+from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.data import DataError, Table, load, read_table
+from tarspyro.distributions import default_prior
+from tarspyro.nn import MLP
 
 TABLE = """name of city,age,smokes,income,visits,sick
 Rome,30,yes,1000.5,3,1
@@ -78,6 +81,7 @@ def test_a_table_comes_back_as_it_was_read(table):
         ('a,b\n1,"x, y"\n2,z\n', (2, 3), ["count", "category"]),
         ("a,b\n1,?\n\n2,null\n3,5\n", (3, 2), ["count", "count"]),
         ("x\nyes\nno\nyes\n", (3, 1), ["binary"]),
+        ('a,b\n1,"two\nlines"\n2,z\n', (2, 3), ["count", "category"]),
     ],
     ids=str,
 )
@@ -130,8 +134,8 @@ def test_kinds_that_are_none():
         ("float16", torch.float32),
         (">f4", torch.float32),
         ("uint8", torch.uint8),
-        ("int32", torch.int64),
-        ("uint16", torch.int64),
+        ("int32", torch.float32),
+        ("uint16", torch.float32),
         ("bool", torch.bool),
     ],
 )
@@ -155,19 +159,6 @@ def test_a_matlab_file_and_idx(tmp_path):
     (tmp_path / "b.gz").write_bytes(gzip.compress(content))
     for name in ("a.idx", "b.gz"):
         assert load(tmp_path / name).x.tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_an_array_larger_than_memory_stays_on_disk(tmp_path):
-    path = tmp_path / "large.npy"
-    array = np.lib.format.open_memmap(
-        path, "w+", np.float32, (1_000_000, 600)
-    )  # sparse: 2.4 GB
-    array[3] = 7.0
-    array.flush()
-    found = load(path)
-    assert (
-        isinstance(found.x, np.memmap) and (found.x[3] == 7).all() and len(found) == 1_000_000
-    )
 
 
 def test_a_folder_of_images(tmp_path):
@@ -232,3 +223,19 @@ def test_a_table_from_parquet(tmp_path):
 
 def test_public_names():
     assert {"Column", "Table", "load", "read_table"} <= set(data.__all__)
+
+
+def test_counts_and_tables_train_as_they_were_read(tmp_path):
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).poisson(3, (40, 4)))
+    counts = load(tmp_path / "counts.npy")
+    likelihoods = {
+        dist.Poisson: counts,
+        dist.Normal: read_table("a,b,c,d\n" + "1.5,2.5,0.1,3\n2.5,3,1.5,9\n" * 20),
+    }
+    for family, x in likelihoods.items():
+        torch.manual_seed(0)
+        p = models.VAE(default_prior(dist.Normal, 2), Conditional(family, MLP(2, [8]), 4))
+        q = guides.VAE(Conditional(dist.Normal, MLP(4, [8]), 2))
+        history = fit(p, q, x, epochs=1, progress=False)
+        assert np.isfinite(history["loss"][0])
+        assert evaluate.embed(q, x).shape == (40, 2)

@@ -77,6 +77,44 @@ def test_what_belongs_together_is_known_or_missing_as_a_whole():
     assert not gamma.support.check(torch.tensor([-1.0, NAN, 2.0]))
 
 
+def test_what_is_missing_in_part_is_never_a_number():
+    """A vector that belongs together is not dropped in silence where one element is missing."""
+    for whole in (
+        dist.MultivariateNormal(torch.zeros(3), torch.eye(3)),
+        dist.Dirichlet(torch.ones(3)),
+    ):
+        p = Incomplete(whole)
+        assert p.log_prob(torch.tensor([0.2, NAN, 0.8])).isnan()
+        assert p.log_prob(torch.full((3,), NAN)) == 0
+        value = torch.tensor([0.2, 0.3, 0.5])
+        assert torch.equal(p.log_prob(value), whole.log_prob(value))
+
+
+def test_masked_distributions_leave_out_what_either_mask_does():
+    base = dist.Normal(torch.zeros(2, 3), 1.0, validate_args=False)
+    value = torch.tensor([[0.0, NAN, 1.0], [NAN, 0.5, 0.0]])
+    alone = base.log_prob(value).nan_to_num(0.0).sum(-1)
+    rows = torch.tensor([True, False])
+    found = Incomplete(base.to_event(1).mask(rows)).log_prob(value)
+    assert torch.allclose(found, alone * rows)
+    assert torch.allclose(
+        Incomplete(base.to_event(1)).mask(rows).log_prob(value), alone * rows
+    )
+    assert has_gaps(Incomplete(base.to_event(1)).mask(rows))
+
+
+def test_one_block_with_gaps():
+    gappy = Incomplete(dist.Normal(torch.zeros(5, 2), 1.0).to_event(1))
+    label = dist.OneHotCategorical(torch.tensor([0.5, 0.5])).expand([5])
+    p = Concatenate([gappy, label])
+    value = torch.tensor([NAN, 0.0, 1.0, 0.0]).expand(5, 4)
+    assert has_gaps(p) and not has_gaps(Concatenate([label, label]))
+    assert torch.allclose(
+        p.log_prob(value), torch.tensor(-0.9189385 + math.log(0.5)).expand(5)
+    )
+    assert p.support.check(value).all()
+
+
 def test_interface():
     p = Incomplete(dist.Normal(torch.zeros(3), 2.0).to_event(1))
     assert p.event_shape == (3,) and p.batch_shape == () and p.has_rsample

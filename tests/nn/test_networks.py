@@ -1,5 +1,6 @@
 """Networks as users write them: they train with particles, are evaluated and embed."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tarspyro.data import digits, read_table
 from tarspyro.distributions import default_prior
 from tarspyro.infer import IWAE
 from tarspyro.nn import MLP, Log1p, Standardize, WithGaps
+from tarspyro.training.checks import NonFiniteError
 
 from ..networks import DECODERS, ENCODERS, LATENT, SHAPE
 
@@ -64,6 +66,27 @@ def test_the_plates_of_a_run_tell_the_rank_of_an_event():
     assert q.posterior(x.expand(4, 6, *SHAPE)).batch_shape == (4, 6)
     with pytest.raises(ValueError, match="last 3 dimensions are a data point's.*in_shapes"):
         q.posterior(torch.rand(64))
+
+
+class Weighted(nn.Module):
+    """A network of a code and of weights that all data points share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2 + 4, 8)
+
+    def forward(self, z, w):
+        return self.layer(torch.cat([z, w], 1))
+
+
+@pytest.mark.parametrize("rows", [7, 4])  # four: as many as there are weights
+def test_an_input_that_no_plate_holds_is_a_vector(rows):
+    likelihood = Conditional(dist.Normal, Weighted(), 3)
+    w = torch.randn(4)
+    with pyro.plate("data", rows):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        found = likelihood(z, w)
+    assert torch.equal(found.mean, likelihood(z, w.expand(rows, 4)).mean)
 
 
 class Halves(nn.Module):
@@ -177,6 +200,19 @@ def test_a_table_with_gaps_trains_and_is_evaluated():
         torch.zeros(1),
         atol=0.05,
     )
+
+
+def test_a_loss_that_is_not_finite_is_not_blamed_on_gaps():
+    torch.manual_seed(0)
+    x = table().x[:, :1]
+    p = models.VAE(
+        default_prior(dist.Normal, 2),
+        IncompleteLikelihood(Conditional(dist.Normal, MLP(2, [16]), 1)),
+    )
+    q = guides.VAE(Conditional(dist.Normal, WithGaps(MLP([1, 1], [16]), 1), 2))
+    with pytest.raises(NonFiniteError) as error:
+        fit(p, q, x, epochs=5, lr=1e30, progress=False)
+    assert "data[0] is not finite" not in str(error.value)
 
 
 def test_gaps_without_such_a_likelihood_are_refused():

@@ -238,7 +238,7 @@ class Compiled(Bound):
 
 
 class _Plan:
-    """How the steps of one key run: eagerly at first, then compiled, then as was faster."""
+    """The steps of one key: eager at first, then compiled, then the faster of the two."""
 
     def __init__(
         self,
