@@ -24,6 +24,7 @@ __all__ = [
     "fit",
     "guides",
     "infer",
+    "initialize_from_data",
     "load_run",
     "models",
     "nn",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from tarspyro.training.callbacks import TensorBoard
     from tarspyro.training.fit import fit
     from tarspyro.training.optimizers import Optimizer
+    from tarspyro.training.start import initialize_from_data
 
 # The module that defines each public name. All other public names are packages.
 _DEFINED_IN = {
@@ -68,6 +70,7 @@ _DEFINED_IN = {
     "Transformed": "conditional",
     "embed": "evaluate",
     "fit": "training.fit",
+    "initialize_from_data": "training.start",
     "load_run": "runs",
     "sequential": "sequences",
 }

@@ -11,6 +11,7 @@ __all__ = [
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,16 +22,19 @@ from pyro.distributions import ConditionalDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
+from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, format_value
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.incomplete import Incomplete
+from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold, unfold_distribution
 from tarspyro.nn.heads import make_head, through_heads, zero_weights
+from tarspyro.nn.inputs import Standardize
 from tarspyro.scopes import evaluating
 
 # A transform, or one whose parameters depend on a context.
@@ -168,11 +172,13 @@ class Conditional(FamilyModule, _Interface):
               p(x \mid c) = \mathrm{family}(x; t_1(W_1 h + b_1), t_2(W_2 h + b_2), \dots)
 
     with one linear head for each parameter that is not fixed, and :math:`t_i` torch's
-    ``transform_to`` of the parameter's constraint. Called with context values of shapes
-    :math:`(*, E_i)`, it returns a Pyro distribution with batch shape :math:`*` and the given
-    event shape. All leading dimensions are folded into one batch around the network, so that
-    convolutions, recurrent cells and batch normalization work with any number of particles.
-    Heads of scales start with zero weights, so that every scale is 1 at first.
+    ``transform_to`` of the parameter's constraint, with an exponential that cannot overflow.
+    Called with context values of shapes :math:`(*, E_i)`, it returns a Pyro distribution with
+    batch shape :math:`*` and the given event shape. All leading dimensions are folded into one
+    batch around the network, so that convolutions, recurrent cells and batch normalization work
+    with any number of particles.
+    Heads of constrained parameters start with zero weights: every scale is 1 at first, and
+    every covariance the identity.
 
     It is also a ``pyro.distributions.ConditionalDistribution``, for Pyro's conditional flows.
 
@@ -189,6 +195,10 @@ class Conditional(FamilyModule, _Interface):
             ``transform_to(constraint)``.
         param_shapes: For a parameter, a shape that does not follow from the event shape
             (classes, ranks).
+        standardize: By the position of an input (``"0"``) or the name of a parameter
+            (``"loc"``), the shape of the ``tarspyro.nn.Standardize`` layer before or, inverted,
+            after the network. ``fit`` adds these layers to a new pair where data are far from
+            the scale of 1; their values come with the weights.
         fixed: Parameters of the family that the network does not compute, by the family's own
             names: numbers, tensors, or an ``nn.Parameter``, whose value is then the starting
             point of a learned constant.
@@ -219,15 +229,65 @@ class Conditional(FamilyModule, _Interface):
         *,
         transforms: Mapping[str, Transform] | None = None,
         param_shapes: Mapping[str, tuple[int, ...]] | None = None,
+        standardize: Mapping[str, tuple[int, ...]] | None = None,
         **fixed: Any,
     ) -> None:
         super().__init__(family, event_shape, fixed, transforms, param_shapes)
         check_module("trunk", trunk)
         self.trunk = trunk
+        self.units = nn.ModuleDict(
+            {key: _identity(tuple(shape)) for key, shape in (standardize or {}).items()}
+        )
         heads = {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
         self.heads = nn.ModuleDict(heads)
-        if "scale" in self.heads:
-            zero_weights(self.heads["scale"])
+        for name, (transform, _) in self.free.items():
+            if not is_identity(transform):
+                zero_weights(self.heads[name])
+        self._sizes: list[float | None] | None = None
+        self.is_new = True
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the heads are still as the constructor has made them."""
+        if self._sizes is None:
+            return False
+        pairs = zip(self._sizes, self._measure(), strict=True)
+        return all(
+            was is None or math.isclose(was, now or 0.0, rel_tol=1e-3) for was, now in pairs
+        )
+
+    @is_new.setter
+    def is_new(self, new: bool) -> None:
+        self._sizes = self._measure() if new else None
+
+    def _measure(self) -> list[float | None]:
+        """The sum of the sizes of each head's parameters, which tells whether they changed."""
+        return [
+            None
+            if isinstance(parameter, UninitializedParameter)
+            else parameter.abs().sum().item()
+            for parameter in self.heads.parameters()
+        ]
+
+    def standardize(self, key: str, rows: Tensor) -> None:
+        """Lets the network compute in units of the data.
+
+        The network then sees an input with mean 0 and standard deviation 1, or its output 0 is
+        the mean of the data and 1 a standard deviation from it. Vectors are standardized
+        element by element, values of more dimensions as a whole.
+
+        Arguments:
+            key: The position of an input, ``"0"``, or the name of a parameter, ``"loc"``.
+            rows: Inputs or values, of shape ``(N, *E)``.
+        """
+        layer = Standardize.of(rows if rows.dim() == 2 else rows.reshape(-1))
+        self.units[key] = layer.to(rows.device)
+
+        # A run folder describes the layer as an argument of the constructor.
+        args, options = self.constructor_arguments
+        shapes = {**options.get("standardize", {}), key: tuple(layer.loc.shape)}
+        described = (args, {**options, "standardize": shapes})
+        object.__setattr__(self, "constructor_arguments", described)
 
     def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution given the context values."""
@@ -239,10 +299,25 @@ class Conditional(FamilyModule, _Interface):
 
         ``distribution`` makes the distribution of them.
         """
-        return through_heads(self.trunk, self.heads, context)
+        if not len(self.units):
+            return through_heads(self.trunk, self.heads, context)
+        seen = [
+            self.units[str(index)](value) if str(index) in self.units else value
+            for index, value in enumerate(context)
+        ]
+        outputs = through_heads(self.trunk, self.heads, tuple(seen))
+        for name in outputs.keys() & self.units.keys():
+            layer = self.units[name]
+            assert isinstance(layer, Standardize)
+            outputs[name] = layer.inverse(outputs[name])
+        return outputs
 
     def __repr__(self) -> str:
         return f"{self.headline} from {self.trunk!r}"
+
+
+def _identity(shape: tuple[int, ...]) -> Standardize:
+    return Standardize(torch.zeros(shape), torch.ones(shape))
 
 
 class Deterministic(Configurable, _Interface):

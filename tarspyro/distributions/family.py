@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints, transform_to
+from torch.distributions import Transform, constraints
 
 from tarspyro.arguments import as_numbers, as_shape, format_value
+from tarspyro.distributions.links import link_to
 from tarspyro.modules import Configurable
 from tarspyro.types import Distribution
 
 # Alternative parameters of a family, of which one must be given. The first is the one that
 # networks parameterize best.
-SPELLINGS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
+SPELLINGS = (
+    ("logits", "probs"),
+    ("gate_logits", "gate"),
+    ("scale_tril", "covariance_matrix", "precision_matrix"),
+)
 
 # Parameters that are fixed at these values unless given. Maddison et al. (2016, "The Concrete
 # Distribution", section 5) use a temperature of two thirds for binary variables, and find it
@@ -39,7 +44,7 @@ class FamilyModule(Configurable):
         fixed: The fixed and learned parameters. A number for a matrix is a multiple of the
             identity.
         transforms: Transforms of free or learned parameters, instead of torch's
-            ``transform_to(constraint)``.
+            ``link_to(constraint)``.
         param_shapes: Shapes of free parameters that do not follow from the event shape
             (classes, ranks).
 
@@ -132,7 +137,7 @@ class FamilyModule(Configurable):
             )
         shape = self._shape(name, constraint)
         try:
-            transform = transform or transform_to(constraint)
+            transform = transform or link_to(constraint)
         except NotImplementedError:
             raise ValueError(
                 f"{family}'s {name} must be a {constraint}, to which torch has no transform: fix"
@@ -160,7 +165,7 @@ class FamilyModule(Configurable):
             self._check_fits(name, tensor, constraint)
 
         if isinstance(value, nn.Parameter):
-            transform = transform or transform_to(constraint)
+            transform = transform or link_to(constraint)
             self._learned[name] = transform
             self.register_parameter(
                 f"free_{name}", nn.Parameter(transform.inv(tensor).clone())

@@ -1,6 +1,6 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["make_head", "through_heads", "zero_weights"]
+__all__ = ["bias_of", "make_head", "scale_weights", "through_heads", "zero_weights"]
 
 import math
 from collections.abc import Callable
@@ -75,6 +75,29 @@ def zero_weights(head: nn.Module) -> None:
             weight, UninitializedParameter
         ):
             nn.init.zeros_(weight)
+
+
+def scale_weights(head: nn.Module, factor: float) -> None:
+    """Multiplies the weights of a head's last layer."""
+    layers = [layer for layer in head.modules() if isinstance(layer, _LINEAR)]
+    if layers:
+        with torch.no_grad():
+            layers[-1].weight.mul_(factor)
+
+
+def bias_of(head: nn.Module) -> Tensor | None:
+    """Returns the bias of a head that is one linear layer or convolution, reshaped.
+
+    Adding a number to an element of the bias adds it to an element of the output, or to a
+    channel of a convolution. None for other heads, and for those without a bias.
+    """
+    linear = [layer for layer in head.modules() if isinstance(layer, _LINEAR)]
+    others = [layer for layer in head.modules() if not isinstance(layer, (*_LINEAR, *_SHAPES))]
+    return linear[0].bias if len(linear) == 1 and not others else None
+
+
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SHAPES = (nn.Sequential, nn.Flatten, nn.Unflatten)
 
 
 class _LazyHead(nn.LazyLinear):

@@ -26,6 +26,9 @@ from tarspyro.programs import type_of
 from tarspyro.training.distributed import Processes
 from tarspyro.types import Argument, Arguments, Data, Program
 
+# The number of rows that stand for all of the data.
+_EXAMPLES = 1000
+
 
 class _Rows(Sampler[list[int]]):
     """The rows of each batch of an epoch; of several processes, the share of this one.
@@ -171,6 +174,22 @@ class Batches:
                 check_binarizable(arguments[0])
             return self._prepare(arguments)
         raise ValueError("data is empty: it has no batches.")
+
+    def examples(self) -> Iterator[Arguments]:
+        """Returns batches that stand for all of the data, about a thousand rows.
+
+        Rows in memory are taken from everywhere; a loader or stream gives its first batch.
+        """
+        if self.tensors is None or self._rows is None:
+            yield self.first()
+            return
+        size = self._rows.size
+        step = min(size, self._rows.batch_size)
+        number = max(1, min(size, _EXAMPLES) // step)
+        order = torch.arange(number * step, device=self.device) * size // (number * step)
+        # Each batch is spread over the data, too.
+        for rows in order.reshape(step, number).unbind(1):
+            yield self._prepare(each(operator.itemgetter(rows), self.tensors))
 
     def epoch(
         self, generator: torch.Generator, number: int = 0, skip: int = 0

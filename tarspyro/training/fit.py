@@ -29,6 +29,7 @@ from tarspyro.training.losses import Loss, Objective
 from tarspyro.training.optimizers import Optimizer, OptimizerClass, check_optimizer
 from tarspyro.training.parameters import find_parameters
 from tarspyro.training.schedules import Schedule
+from tarspyro.training.start import start_near
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 from tarspyro.types import Arguments, Data, Device, Program
@@ -65,10 +66,12 @@ def fit(
     the model's plate makes it a subsample of N, ``pyro.plate("data", N, subsample=x)``. Plates
     side by side add up. Short last batches count by their rows.
 
-    Before the first step ``fit`` checks the pair and the data. Pyro validates the first step
-    of every new shape of the data, and no other. Pyro's global parameter store is left alone.
-    Modules stay in the mode that they are in, training or evaluation. Real numbers, bytes and
-    booleans of the data get the type of the parameters, such as double precision.
+    Before the first step ``fit`` checks the pair and the data. It initializes the heads of new
+    ``Conditional`` distributions from the data, see ``tarspyro.initialize_from_data``. Pyro
+    validates the first step of every new shape of the data, and no other. Pyro's global
+    parameter store is left alone. Modules stay in the mode that they are in, training or
+    evaluation. Real numbers, bytes and booleans of the data get the type of the parameters,
+    such as double precision.
 
     At the end the pair has the best weights if there is held-out data, and else the last ones;
     ``history.use("last", model, guide)`` changes that. In a game every player has its own
@@ -195,6 +198,8 @@ def fit(
             _check_readable_again(validation)
             held_out = make_batches(validation, shuffle=False, pixel_seed=0)
         first = _check_pair(objective, batches, held_out)
+        if objective.ranks_epochs:  # a game has no likelihood to start from
+            start_near(*objective.pair, batches.examples)
         state = _start(objective, first, optimizer, compile, progress)
         trainer = Trainer(
             objective,
