@@ -248,12 +248,13 @@ class Conditional(FamilyModule, _Interface):
 
     @property
     def is_new(self) -> bool:
-        """Whether the heads are still as the constructor has made them."""
-        if self._sizes is None:
+        """Whether the heads are still as the constructor has made them, and are trained."""
+        if self._sizes is None or not all(p.requires_grad for p in self.heads.parameters()):
             return False
-        pairs = zip(self._sizes, self._measure(), strict=True)
-        return all(
-            was is None or math.isclose(was, now or 0.0, rel_tol=1e-3) for was, now in pairs
+        sizes = self._measure()
+        return len(sizes) == len(self._sizes) and all(
+            was is None or math.isclose(was, now or 0.0, rel_tol=1e-3)
+            for was, now in zip(self._sizes, sizes, strict=True)
         )
 
     @is_new.setter

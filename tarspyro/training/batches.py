@@ -175,13 +175,16 @@ class Batches:
             return self._prepare(arguments)
         raise ValueError("data is empty: it has no batches.")
 
-    def examples(self) -> Iterator[Arguments]:
+    def examples(self, first: Arguments | None = None) -> Iterator[Arguments]:
         """Returns batches that stand for all of the data, about a thousand rows.
 
         Rows in memory are taken from everywhere; a loader or stream gives its first batch.
+
+        Arguments:
+            first: The first batch, if it was read already.
         """
         if self.tensors is None or self._rows is None:
-            yield self.first()
+            yield self.first() if first is None else first
             return
         size = self._rows.size
         step = min(size, self._rows.batch_size)

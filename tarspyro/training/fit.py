@@ -199,7 +199,7 @@ def fit(
             held_out = make_batches(validation, shuffle=False, pixel_seed=0)
         first = _check_pair(objective, batches, held_out)
         if objective.ranks_epochs:  # a game has no likelihood to start from
-            start_near(*objective.pair, batches.examples)
+            start_near(*objective.pair, functools.partial(batches.examples, first))
         state = _start(objective, first, optimizer, compile, progress)
         trainer = Trainer(
             objective,

@@ -69,6 +69,8 @@ def test_the_density_is_the_mean_of_the_components(family, lead, double):
     posterior = posterior_of(family)
     prior = VampPrior(posterior, torch.rand(5, 6))
     z = posterior(torch.rand(*lead, 6)).sample()
+    if family == "Kumaraswamy":  # 1 - z^a has few digits at the edges
+        z = z.clamp(1e-6, 1 - 1e-6)
     one_by_one = torch.stack([posterior(u).log_prob(z) for u in prior.pseudo_inputs])
     found = prior().expand(lead).log_prob(z)
     assert found.shape == lead
@@ -389,7 +391,7 @@ def test_it_learns_clusters():
     """
     generator = torch.Generator().manual_seed(0)
     centers = torch.tensor([[1.0, 0, 0, 1, 0, 0], [0.0, 1, 0, 0, 1, 0], [0.0, 0, 1, 0, 0, 1]])
-    x = torch.bernoulli(0.9 * centers.repeat(100, 1) + 0.05, generator=generator)
+    x = torch.bernoulli(0.9 * centers.repeat(200, 1) + 0.05, generator=generator)
     found = {}
     for kind in ("standard", "vamp"):
         torch.manual_seed(0)

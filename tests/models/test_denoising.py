@@ -24,7 +24,7 @@ from tarspyro.nn import MLP, GaussianNoise, MaskingNoise
 from tarspyro.scopes import preserved_rng
 
 from ..infer.test_compiled import assert_same_step
-from ..programs import LinearGaussian, assert_within
+from ..programs import LinearGaussian, as_made, assert_within
 
 BOUNDS = {
     "ELBO": ELBO,
@@ -148,8 +148,7 @@ def test_denoising_pairs_train(noise, bound, tmp_path):
     p, q = pair(noise())
     check_pair(p, q, x)
     history = fit(
-        p,
-        q,
+        *as_made(p, q),
         x,
         loss=bound(),
         epochs=4,

@@ -18,7 +18,7 @@ from tarspyro.infer.bounds import elbo
 from tarspyro.nn import MLP
 
 from ..infer.test_compiled import PARTLY, assert_same_step
-from ..programs import assert_within
+from ..programs import as_made, assert_within
 
 GUIDES = ("samples", "means", "ladder")
 BOUNDS = {
@@ -458,7 +458,7 @@ def test_every_family_trains_with_every_bound(kind, family, bound):
         "seed": 0,
         "progress": False,
     }
-    history = fit(p, q, x, loss=BOUNDS[bound](), **options)
+    history = fit(*as_made(p, q), x, loss=BOUNDS[bound](), **options)
     assert history["loss"][-1] < history["loss"][0]
     after = evaluate.log_likelihood(p, q, x, num_particles=50, seed=0)
     assert after.mean() > before.mean()

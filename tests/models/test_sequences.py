@@ -24,7 +24,7 @@ from tarspyro.nn import MLP, Backward, Recurrence
 from tarspyro.sequences import steps_of
 
 from ..infer.test_compiled import assert_same_step
-from ..programs import assert_within
+from ..programs import as_made, assert_within
 
 BOUNDS = {
     "ELBO": ELBO,
@@ -545,8 +545,7 @@ def test_trains_and_generates(bound, family):
             fit(p, q, data, loss=bound(), epochs=1, progress=False)
         return
     history = fit(
-        p,
-        q,
+        *as_made(p, q),
         data,
         loss=bound(),
         epochs=4,

@@ -14,6 +14,8 @@ from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
+from ..programs import as_made
+
 IMAGE = (1, 8, 8)
 
 TRUNKS = {
@@ -72,6 +74,7 @@ def run(trunk, family, likelihood, loss):
         fixed = {"scale": nn.Parameter(torch.tensor(1.0))}
     p = models.VAE(default_prior(family, 2), Conditional(pixels, decoder, IMAGE, **fixed))
     q = guides.VAE(Conditional(family, encoder, 2))
+    as_made(p, q)
     history = fit(
         p, q, data.train[:300], loss=LOSSES[loss](), epochs=3, seed=0, progress=False, **how
     )

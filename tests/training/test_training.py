@@ -22,6 +22,7 @@ from tarspyro.infer import ELBO, PairError
 from tarspyro.nn import MLP
 from tarspyro.runs import Run, RunError
 from tarspyro.training.checks import NonFiniteError
+from tests.programs import as_made
 
 
 def pair(seed=0, **options):
@@ -104,7 +105,7 @@ def test_equals_the_loop_written_by_hand(x):
     ids=lambda loss: type(loss).__name__,
 )
 def test_any_bound_trains_and_the_store_stays_empty(loss, x):
-    model, guide = pair()
+    model, guide = as_made(*pair())
     history = train(model, guide, x, loss=loss, epochs=4, validation=x[:50], lr=1e-2)
     assert history["loss"][-1] < history["loss"][0] - 1
     assert len(history["validation_loss"]) == 4
@@ -532,7 +533,7 @@ def test_autoencoder_trains(x):
     torch.manual_seed(0)
     model = models.Autoencoder(Conditional(dist.Bernoulli, MLP(4, [32]), 64), 4)
     guide = guides.Autoencoder(Deterministic(MLP(64, [32]), 4))
-    history = train(model, guide, x, epochs=10, lr=1e-2)
+    history = train(*as_made(model, guide), x, epochs=10, lr=1e-2)
     assert history["kl"] == [0.0] * 10
     assert history["loss"][-1] < history["loss"][0] - 10
 
@@ -612,7 +613,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_site(x, t
 
 
 def test_a_step_that_breaks_the_weights_is_named(x):
-    model, guide = pair()
+    model, guide = as_made(*pair())
     with pytest.raises(NonFiniteError, match="step 2 .*is not finite"):
         train(model, guide, x, optimizer=torch.optim.SGD, lr=1e30)
     assert equal(weights(model, guide), weights(*pair())), (

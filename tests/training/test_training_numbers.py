@@ -47,6 +47,7 @@ from tarspyro.infer import (
 )
 from tarspyro.nn import MLP, Discriminator
 from tarspyro.scopes import local_parameters
+from tests.programs import as_made
 
 STILL = {
     "optimizer": torch.optim.SGD,
@@ -274,6 +275,7 @@ def test_a_semi_supervised_pair_and_its_validation():
         rows(110, 6, seed=1).sign().relu(),
         torch.eye(3)[torch.arange(110) % 3],
     )
+    as_made(p, q)
     exact = ELBO(num_particles=300).loss(p, q, x, y, u) / 220
     history = fit(
         p,
@@ -694,6 +696,7 @@ def test_every_loss_of_pyro_trains(name, pair):
         "seed": 0,
         "lr": 1e-2,
     }
+    as_made(*(half for half in (p, q) if isinstance(half, nn.Module)))
     history = fit(p, q, x, validation=x, loss=LOSSES[name](), **how)
     assert (
         history["loss"][-1] < history["loss"][0]
