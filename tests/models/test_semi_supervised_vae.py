@@ -443,7 +443,7 @@ def test_the_classifier_is_trained_on_the_labels():
         found = []
         for seed in range(2):
             torch.manual_seed(seed)
-            p, q = make_pair()
+            p, q = as_made(*make_pair())
             fit(p, q, batches(), loss=loss, epochs=30, lr=0.01, seed=seed, progress=False)
             found.append(evaluate.accuracy(q, DIGITS[1].x, DIGITS[1].y))
         shares.append(sum(found) / 2)
