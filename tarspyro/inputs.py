@@ -387,9 +387,10 @@ def _check_support(name: str, distribution: Distribution, value: Tensor) -> None
     family = type(base).__name__
     shown_support = "of each row" if _is_of_rows(support) else support
     outside = f"outside the support of {family} ({shown_support})"
-    raise InputError(
-        f"{name} has values from {low:g} to {high:g}, {outside}: {_rescaling(low, high)}."
-    )
+    # A support that knows its values tells how others become them.
+    own: Callable[[str, Tensor], str] | None = getattr(support, "remedy", None)
+    remedy = own(name, value) if own is not None else _rescaling(low, high)
+    raise InputError(f"{name} has values from {low:g} to {high:g}, {outside}: {remedy}.")
 
 
 def _rescaling(low: float, high: float) -> str:

@@ -14,11 +14,11 @@ from torch import Tensor
 from tarspyro.arguments import format_value
 from tarspyro.data.containers import Split
 from tarspyro.data.files import DataError
+from tarspyro.data.image_folder import IMAGES, read_image_folder
 from tarspyro.data.images import gunzip, read_idx
 from tarspyro.data.matlab import read_matlab
 from tarspyro.data.tables import Table, read_table
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _LABELS = ("y", "label", "labels", "target", "targets")
 
 
@@ -37,8 +37,10 @@ def load(
     ``.parquet``            The same, if pandas is installed.
     ``.mat``                The one array of a MATLAB file, or its ``x`` and ``y``.
     IDX, also ``.gz``       An array in the format of MNIST's files.
-    A folder                Images, in [0, 1], of shape ``(N, channels, height, width)``.
-                            Sub-folders are labels.
+    A folder                Images, in [0, 1], of shape ``(N, channels, height, width)``, in
+                            the order of their names. Sub-folders are labels. Images are turned
+                            upright by their EXIF orientation, what is transparent is white,
+                            and hidden files are left out.
     ======================  ==================================================================
 
     Arguments:
@@ -66,7 +68,7 @@ def load(
     if not file.exists():
         raise DataError(f"{file} does not exist: give the path of a file or a folder.")
     if file.is_dir():
-        return _image_folder(file, size)
+        return read_image_folder(file, size)
     if not file.is_file():
         raise DataError(f"{file} cannot be read (it is no file).")
     suffix = file.suffix.lower()
@@ -90,7 +92,7 @@ def load(
                 raise
             reason = " ".join(str(error).split())
             raise DataError(f"{file} cannot be read ({reason}).") from error
-    if suffix in _IMAGES:
+    if suffix in IMAGES:
         raise DataError(f"{file} is one image: give the folder that holds the images.")
     if suffix == ".gz" or "idx" in file.name:
         return _idx(file)
@@ -202,59 +204,3 @@ def _parquet(file: Path, kinds: Mapping[str, str] | None) -> Table:
         reason = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read ({reason}).") from error
     return read_table(frame.to_csv(index=False), delimiter=",", kinds=kinds, source=str(file))
-
-
-def _image_folder(folder: Path, size: tuple[int, int] | None) -> Split:
-    from PIL import Image
-
-    classes = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and any(_images_in(path))
-    )
-    if classes:
-        files = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in _images_in(folder / name)
-        ]
-    else:
-        files = [(path, 0) for path in _images_in(folder)]
-    if not files:
-        raise DataError(
-            f"{folder} holds no images: they end in {', '.join(_IMAGES[:3])} and the like."
-        )
-    images: list[np.ndarray] = []
-    colour = False
-    for path, _ in files:
-        try:
-            with Image.open(path) as image:
-                grey = image.mode in ("1", "L", "I;16", "I", "F")
-                converted = image.convert("L" if grey else "RGB")
-                if size is not None:
-                    converted = converted.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-                array = np.asarray(converted)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read ({error}).") from error
-        if images and array.shape[:2] != images[0].shape[:2]:
-            height, width = images[0].shape[:2]
-            raise DataError(
-                f"{path} is of {array.shape[0]} x {array.shape[1]} pixels and the images before"
-                f" it of {height} x {width}: scale them to one size, size=({height}, {width})."
-            )
-        colour = colour or array.ndim == 3
-        images.append(array)
-    if colour:
-        images = [a if a.ndim == 3 else np.repeat(a[..., None], 3, -1) for a in images]
-        stacked = np.stack(images).transpose(0, 3, 1, 2)
-    else:
-        stacked = np.stack(images)[:, None]
-    x = torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
-    labels = torch.tensor([label for _, label in files]) if classes else None
-    return Split(x, labels)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _IMAGES
-    )

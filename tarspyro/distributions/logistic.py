@@ -2,6 +2,7 @@
 
 __all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
+import math
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -28,6 +29,27 @@ class _Levels(constraints.Constraint):
         near = (steps - steps.round()).abs() < 1e-3
         return near & (value >= -1e-6) & (value <= 1 + 1e-6)
 
+    def remedy(self, name: str, value: Tensor) -> str:
+        """Returns how values become levels, as the end of a sentence."""
+        last = self.num_levels - 1
+        low = value.min().item()
+        high = value.max().item()
+        if low < -1 or high > (1 if low < 0 else max(last, 255)):
+            return f"rescale {name} to numbers from 0 to 1, and round them to the levels"
+        if low < 0:
+            unit = f"({name} + 1) / 2"
+            scaled = (value + 1) / 2
+        elif high <= 1:
+            unit = name
+            scaled = value
+        else:
+            largest = last if high <= last else 255
+            unit = f"{name} / {largest}"
+            scaled = value / largest
+        if self.check(scaled).all():
+            return f"take {unit}"
+        return f"round it to the levels, ({unit} * {last}).round() / {last}"
+
     def __repr__(self) -> str:
         return f"{self.num_levels} levels from 0 to 1"
 
@@ -40,16 +62,30 @@ def _log_prob(value: Tensor, loc: Tensor, scale: Tensor, num_levels: int) -> Ten
     almost equal numbers is taken.
     """
     width = 1 / (num_levels - 1)
+    # Gradients divide by the square of the scale, which must not underflow.
+    scale = scale.clamp(min=10 * torch.finfo(scale.dtype).tiny ** 0.5)
     lower = (value - width / 2 - loc) / scale
     upper = (value + width / 2 - loc) / scale
     below_upper = logsigmoid(upper)
     above_lower = logsigmoid(-lower)
-    inside = below_upper + above_lower + torch.log(-torch.expm1(-width / scale))
+    inside = below_upper + above_lower + _log_one_minus_exp(width, scale)
 
     # The outermost intervals reach to infinity.
     first = value < width / 2
     last = value > 1 - width / 2
     return torch.where(first, below_upper, torch.where(last, above_lower, inside))
+
+
+# Below it, 1 - exp(-d) equals d to double precision.
+_SMALL = 1e-15
+
+
+def _log_one_minus_exp(width: float, scale: Tensor) -> Tensor:
+    r"""Returns :math:`\log(1 - e^{-d})` with :math:`d` = width / scale, also where d underflows."""
+    ratio = width / scale
+    log_ratio = math.log(width) - scale.log()
+    exact = torch.log(-torch.expm1(-ratio.clamp(min=_SMALL)))
+    return torch.where(ratio < _SMALL, log_ratio, exact)
 
 
 def _rounded(value: Tensor, num_levels: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Evaluation of trained pairs: log-likelihoods, bounds, posteriors, codes, samples."""
 
 __all__ = [
+    "BitsPerDimension",
     "BoundEstimate",
     "Canvases",
     "Coverage",
@@ -21,6 +22,7 @@ __all__ = [
     "anomaly_score",
     "arithmetic",
     "auroc",
+    "bits_per_dimension",
     "canvases",
     "classify",
     "coherence",
@@ -56,6 +58,7 @@ import warnings
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
+from tarspyro.evaluate.bits import BitsPerDimension, bits_per_dimension
 from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.densities import LogDensities, log_densities

@@ -21,6 +21,7 @@ __all__ = [
     "RandomWeights",
     "Read",
     "Recurrence",
+    "ResidualBlock",
     "Standardize",
     "UNet",
     "WithGaps",
@@ -46,6 +47,7 @@ from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
 from tarspyro.nn.random_weights import RandomWeights
 from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence, as_recurrence
+from tarspyro.nn.residual import ResidualBlock
 from tarspyro.nn.unet import UNet
 
 

@@ -10,10 +10,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from tarspyro.arguments import as_sizes, check_module, format_value
 from tarspyro.modules import Configurable
-from tarspyro.nn.conv import check_layers, image_of
+from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import fold
 from tarspyro.nn.heads import make_head, through_heads
 from tarspyro.nn.initialization import initialize
+from tarspyro.nn.normalization import Normalization, check_layers, normalization_layer
 
 
 class Discriminator(Configurable):
@@ -66,8 +67,8 @@ class PatchGAN(Configurable):
             28)]``.
         channels: The number of channels of each layer before the logits.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization layer before each activation but the
-            first.
+        normalization: The normalization before each activation but the first, see
+            ``ConvEncoder``.
 
     Raises:
         ValueError: If the images differ in height or width.
@@ -88,7 +89,7 @@ class PatchGAN(Configurable):
         channels: Sequence[int] = (32, 64),
         *,
         activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.2),
-        normalization: Callable[[int], nn.Module] | None = None,
+        normalization: Normalization = None,
     ) -> None:
         super().__init__()
         if not isinstance(in_shapes, Sequence):
@@ -110,8 +111,8 @@ class PatchGAN(Configurable):
         in_channels = sum(shape[0] for shape in self.in_shapes)
         for size, next_size in zip([in_channels, *channels], channels, strict=False):
             layers.append(nn.Conv2d(size, next_size, 4, stride=2, padding=1))
-            if normalization is not None and len(layers) > 1:
-                layers.append(normalization(next_size))
+            if len(layers) > 1:
+                layers += normalization_layer(normalization, next_size)
             layers.append(activation())
         self.layers = initialize(nn.Sequential(*layers), activation())
         self.logits = initialize(nn.Conv2d(channels[-1], 1, 3, padding=1))

@@ -10,6 +10,7 @@ __all__ = [
     "unfold_distribution",
 ]
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -181,6 +182,8 @@ def unfold(output: Tensor, lead: Size) -> Tensor:
 def unfold_distribution(distribution: Distribution, lead: Size) -> Distribution:
     """Gives a distribution of a folded batch the leading dimensions back.
 
+    Parameters are unfolded, and settings such as a number of levels stay as they are.
+
     Raises:
         TypeError: If it does not keep the parameters that it was made of.
     """
@@ -192,7 +195,7 @@ def unfold_distribution(distribution: Distribution, lead: Size) -> Distribution:
     family: Any = type(distribution)
     kept = {
         name: unfold(vars(distribution)[name], lead)
-        for name in family.arg_constraints
+        for name in distribution.arg_constraints
         if name in vars(distribution)
     }
     if not kept:
@@ -200,7 +203,12 @@ def unfold_distribution(distribution: Distribution, lead: Size) -> Distribution:
             f"{type(distribution).__name__} does not keep its parameters: let the network return"
             " them, and give FromNetwork(network, distribution) a function that makes it."
         )
-    unfolded: Distribution = family(**kept)
+    settings = {
+        name: vars(distribution)[name]
+        for name in inspect.signature(family).parameters
+        if name in vars(distribution) and name not in kept
+    }
+    unfolded: Distribution = family(**kept, **settings)
     return unfolded
 
 

@@ -15,6 +15,7 @@ from tarspyro.arguments import as_count, as_shape, as_sizes, check_constructor, 
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import as_events, fold, unfold
 from tarspyro.nn.initialization import initialize
+from tarspyro.nn.normalization import normalization_layer
 
 
 class MLP(Configurable):
@@ -85,7 +86,7 @@ class MLP(Configurable):
                 check_constructor(
                     "normalization", normalization, "torch.nn.BatchNorm1d", next_size
                 )
-                layers.append(normalization(next_size))
+            layers += normalization_layer(normalization, next_size)
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))

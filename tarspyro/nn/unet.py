@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_sizes, check_number
 from tarspyro.modules import Configurable
-from tarspyro.nn.conv import check_layers, dimensions, pyramid
+from tarspyro.nn.conv import dimensions, pyramid
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
+from tarspyro.nn.normalization import Normalization, check_layers, normalization_layer
 
 
 class UNet(Configurable):
@@ -32,8 +33,7 @@ class UNet(Configurable):
         channels: The number of channels of each layer of the encoder; the decoder mirrors
             them.
         activation: The constructor of the activation.
-        normalization: The constructor of a normalization layer before each activation, such
-            as ``nn.BatchNorm2d``.
+        normalization: The normalization before each activation, see ``ConvEncoder``.
         dropout: The probability that a channel of the decoder is dropped in training.
 
     Raises:
@@ -57,7 +57,7 @@ class UNet(Configurable):
         channels: Sequence[int] = (32, 64),
         *,
         activation: Callable[[], nn.Module] = nn.ReLU,
-        normalization: Callable[[int], nn.Module] | None = None,
+        normalization: Normalization = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -124,13 +124,12 @@ class UNet(Configurable):
 def _layer(
     convolution: nn.Module,
     activation: Callable[[], nn.Module],
-    normalization: Callable[[int], nn.Module] | None,
+    normalization: Normalization,
     dropout: float = 0.0,
 ) -> nn.Module:
     layers = [initialize(convolution, activation())]
-    if normalization is not None:
-        size: int = convolution.out_channels  # type: ignore[assignment]
-        layers.append(normalization(size))
+    size: int = convolution.out_channels  # type: ignore[assignment]
+    layers += normalization_layer(normalization, size)
     layers.append(activation())
     if dropout:
         layers.append(nn.Dropout2d(dropout))

@@ -6,10 +6,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
-from tarspyro import Conditional
-from tarspyro.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
-from tarspyro.nn import MLP
+from tarspyro import Conditional, FromNetwork, evaluate, fit, guides, models
+from tarspyro.distributions import (
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    default_prior,
+)
+from tarspyro.infer.traces import InputError
+from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
 PARAMETERS = [(0.5, 0.1), (0.0, 0.02), (1.3, 0.3), (-4.0, 0.05), (0.37, 1e-3), (0.5, 40.0)]
 LEVELS = [2, 3, 17, 256]
@@ -149,3 +155,110 @@ def test_one_level_in_two_is_a_bernoulli():
     )
     assert p.log_prob(levels_of(2)).exp().tolist() == pytest.approx([0.5, 0.5])
     assert math.isclose(p.mean.item(), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [-38, -20, -10, -3, 0, 3, 10, 20, 37])
+def test_gradients_at_extreme_values_are_finite(dtype, exponent):
+    """Networks compute such values before they are trained, and where they err."""
+    value = torch.arange(256, dtype=dtype) / 255
+    for centre in (-1e4, 0.0, 0.5, 1.0, 1e4):
+        loc = torch.tensor(centre, dtype=dtype, requires_grad=True)
+        scale = torch.tensor(10.0**exponent, dtype=dtype, requires_grad=True)
+        found = DiscretizedLogistic(loc, scale).log_prob(value)
+        gradients = torch.autograd.grad(found.sum(), (loc, scale))
+        assert found.isfinite().all() and all(g.isfinite() for g in gradients)
+
+
+def test_very_wide_distributions_against_their_closed_form():
+    """At a scale s far above 1, both outermost levels have 1/2, the others h / (4 s)."""
+    for scale in (1e12, 1e20, 1e36):
+        for dtype in (torch.float32, torch.float64):
+            found = of(0.5, scale, 256, dtype).log_prob(levels_of(256).to(dtype)).double()
+            expected = torch.full((256,), -math.log(4 * 255 * scale), dtype=torch.float64)
+            expected[[0, 255]] = math.log(0.5)
+            assert torch.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [2, 16, 256, 65536])
+def test_levels_in_single_precision_are_levels(number):
+    """Divided in single or in double precision, by NumPy or by torch."""
+    steps = torch.arange(number)
+    p = DiscretizedLogistic(0.5, 0.1, num_levels=number)
+    for levels in (steps.float() / (number - 1), (steps.double() / (number - 1)).float()):
+        assert p.support.check(levels).all()
+    assert p.support.check(p.sample((1000,))).all()
+
+
+BYTES = torch.arange(256).repeat(2)
+VALUES = {
+    "bytes": (BYTES.to(torch.uint8), 256, "x / 255"),
+    "bytes as real numbers": (BYTES.float(), 256, "x / 255"),
+    "resized bytes": (BYTES * 0.99, 256, "(x / 255 * 255).round() / 255"),
+    "bytes for fewer levels": (BYTES, 16, "(x / 255 * 15).round() / 15"),
+    "numbers of levels": (BYTES // 16, 16, "x / 15"),
+    "another number of levels": (BYTES / 255, 16, "(x * 15).round() / 15"),
+    "from -1 to 1": (BYTES / 127.5 - 1, 256, "(x + 1) / 2"),
+    "dequantized": (BYTES / 256 + 0.001, 256, "(x * 255).round() / 255"),
+    "half precision": ((BYTES / 255).half(), 256, "(x * 255).round() / 255"),
+}
+
+
+@pytest.mark.parametrize(("x", "number", "remedy"), VALUES.values(), ids=VALUES)
+def test_the_remedy_for_values_that_are_no_levels(x, number, remedy):
+    x = x.reshape(32, 16)
+    p = models.VAE(
+        default_prior(dist.Normal, 2),
+        Conditional(DiscretizedLogistic, MLP(2, [8]), 16, num_levels=number),
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP(16, [8]), 2))
+    x = x.float() if x.dtype is torch.int64 else x
+    with pytest.raises(InputError, match=f"{number} levels from 0 to 1") as error:
+        evaluate.elbo(p, q, x)
+    assert str(error.value).endswith(f"{remedy}.")
+    # What the sentence says is true.
+    repaired = eval(remedy, {"x": x.float()})
+    fit(p, q, repaired, epochs=1, progress=False, seed=0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 3.0), (-0.5, 2.0), (0.0, 300.0)])
+def test_values_of_an_unknown_scale(low, high):
+    support = DiscretizedLogistic(0.5, 0.1).support
+    said = support.remedy("x", torch.tensor([low, high]))
+    assert said == "rescale x to numbers from 0 to 1, and round them to the levels"
+
+
+@pytest.mark.parametrize("family", [DiscretizedLogistic, DiscretizedLogisticMixture])
+def test_a_pair_of_colour_images(family):
+    torch.manual_seed(0)
+    shape = (3, 5, 7)
+    x = torch.randint(256, (20, *shape)) / 255
+    likelihood = Conditional(family, ConvDecoder(2, shape, [8, 4]), shape)
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.VAE(Conditional(dist.Normal, ConvEncoder(shape, [4, 8]), 2))
+    history = fit(p, q, x, epochs=3, lr=0.01, batch_size=10, seed=0, progress=False)
+    assert history["elbo"][-1] > history["elbo"][0]
+    found = evaluate.log_likelihood(p, q, x, num_particles=10, seed=0)
+    assert found.shape == (20,) and (found < 0).all()
+    drawn = evaluate.sample(p, 4, seed=0, mean=False)
+    assert p.likelihood(torch.zeros(1, 2)).base_dist.support.check(drawn).all()
+
+
+class Network(nn.Module):
+    """A network that returns a distribution of four levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 6)
+
+    def forward(self, z):
+        loc, scale = self.layer(z).chunk(2, -1)
+        return DiscretizedLogistic(loc, scale.exp(), num_levels=4).to_event(1)
+
+
+def test_the_levels_of_a_network_stay_with_particles():
+    likelihood = FromNetwork(Network())
+    z = torch.randn(3, 5, 2)
+    value = torch.tensor([0.0, 1 / 3, 1.0])
+    expected = torch.stack([likelihood(one).log_prob(value) for one in z])
+    assert torch.allclose(likelihood(z).log_prob(value), expected)
