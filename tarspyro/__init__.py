@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from tarspyro._version import __version__
@@ -53,6 +55,13 @@ if TYPE_CHECKING:
     from tarspyro.training.callbacks import TensorBoard
     from tarspyro.training.fit import fit
     from tarspyro.training.optimizers import Optimizer
+
+if "ipykernel" in sys.modules:
+    # In a notebook without ipywidgets, the first import of tqdm warns, and Pyro imports it. The
+    # bars are then those of a terminal, which need no advice.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("tqdm.auto")
 
 # The module that defines each public name. All other public names are packages.
 _DEFINED_IN = {
