@@ -39,6 +39,6 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import tarspyro
     import tqdm.auto  # as Pyro does
-print(len(caught), tqdm.auto.tqdm.__name__)
+print(len(caught), "tqdm.auto" in sys.modules)
 """
-    assert run(code) == ["0", "tqdm"]
+    assert run(code) == ["0", "True"]
