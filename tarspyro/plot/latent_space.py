@@ -1,11 +1,11 @@
-"""Pictures of the latent space: codes, grids, traversals, interpolations, active units."""
+"""Pictures of the latent space: grids, traversals, interpolations, active units."""
 
 from __future__ import annotations
 
-__all__ = ["active_units", "interpolation", "latents", "manifold", "traversal"]
+__all__ = ["active_units", "interpolation", "manifold", "traversal"]
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyro
@@ -13,113 +13,17 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, format_value
+from tarspyro.arguments import as_count, as_numbers, check_positive, format_value
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
 from tarspyro.infer.traces import PairError, name_of
 from tarspyro.plot.figures import ImageShape, as_array, as_images, axes_of, sheet_of, show
 from tarspyro.scopes import evaluating, preserved_rng
-from tarspyro.types import ArrayLike, Data, Program
+from tarspyro.types import ArrayLike, Program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def latents(
-    guide: Program | ArrayLike,
-    data: Data | None = None,
-    *,
-    labels: ArrayLike | None = None,
-    site: str | None = None,
-    method: str = "pca",
-    ax: Axes | None = None,
-) -> Figure:
-    """Draws the posterior means of the data, coloured by label.
-
-    Codes of more than two dimensions are projected by scikit-learn's PCA or t-SNE; the axes
-    name the projection.
-
-    Arguments:
-        guide: The guide, or codes of shape ``(N, *event)``.
-        data: The data to encode; a ``Split`` brings its labels.
-        labels: An integer for each data point.
-        site: The latent variable; not needed if there is one.
-        method: ``"pca"`` or ``"tsne"``.
-        ax: Where to draw.
-
-    Raises:
-        ValueError: If there is no such method, if labels are not one for each data point, or
-            if codes are not finite.
-    """
-    check_choice("method", method, ("pca", "tsne"))
-    with preserved_rng():  # the guide draws, although only its means are read
-        given = (
-            evaluate.embed(guide, cast("Data", data), site=site) if callable(guide) else guide
-        )
-    codes = as_array(given, "guide")
-    if not codes.size or not codes.ndim:
-        raise ValueError(
-            f"guide must be a program, or codes of shape (N, *event), got {format_value(guide)}."
-        )
-    if not np.isfinite(codes).all():
-        raise ValueError(
-            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are"
-            " not."
-        )
-    codes = codes.reshape(len(codes), -1).astype(float)
-    if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
-        labels = data.y
-    classes = None if labels is None else as_array(labels, "labels")
-    if classes is not None and classes.shape != codes.shape[:1]:
-        raise ValueError(
-            f"labels must be one for each of the {len(codes)} codes, got shape"
-            f" {classes.shape}."
-        )
-    points, (xlabel, ylabel) = _projected(codes, method)
-
-    figure, ax = axes_of(ax, (6.4, 5.2))
-    area = min(25.0, max(4.0, 6000 / len(points)))
-    if classes is None:
-        ax.scatter(points[:, 0], points[:, 1], s=area, alpha=0.7, linewidths=0)
-    else:
-        for label in np.unique(classes):
-            color = f"C{int(label) % 10}"
-            x, y = points[classes == label].T
-            ax.scatter(x, y, s=area, alpha=0.7, linewidths=0, color=color, label=str(label))
-        ax.legend(
-            markerscale=(25 / area) ** 0.5,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            frameon=False,
-        )
-    ax.set(xlabel=xlabel, ylabel=ylabel, title="latent space (posterior means)")
-    return figure
-
-
-def _projected(codes: np.ndarray, method: str) -> tuple[np.ndarray, tuple[str, str]]:
-    """Returns codes as points in the plane, and the labels of its axes."""
-    if codes.shape[1] == 1:
-        return np.column_stack([codes, np.arange(len(codes))]), ("z", "data point")
-    if codes.shape[1] == 2:
-        return codes, ("z[0]", "z[1]")
-    if np.ptp(codes, axis=0).max() == 0:  # a collapsed posterior
-        return np.zeros((len(codes), 2)), ("no variance", "no variance")
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, random_state=0)
-        projected = pca.fit_transform(codes)
-        first, second = pca.explained_variance_ratio_
-        return projected, (
-            f"PC 1 ({first:.0%} of variance)",
-            f"PC 2 ({second:.0%} of variance)",
-        )
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(codes) - 1) / 3)
-    tsne = TSNE(2, random_state=0, perplexity=perplexity)
-    return tsne.fit_transform(codes), ("t-SNE 1", "t-SNE 2")
 
 
 def manifold(
