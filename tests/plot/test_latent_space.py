@@ -15,6 +15,11 @@ from tarspyro.nn import MLP
 from .pictures import make_pair, tiles
 
 
+def ticks(figure, axis):
+    """The labels of the ticks of the first axes."""
+    return [text.get_text() for text in getattr(figure.axes[0], f"get_{axis}ticklabels")()]
+
+
 def test_manifold_runs_through_equally_likely_steps():
     model = models.VAE(
         default_prior(dist.Normal, 2),
@@ -126,7 +131,7 @@ def test_traversal_changes_one_unit_a_row():
         codes[1, :, 1:] == torch.tensor([2.0, 3.0])
     ).all()
     assert len(tiles(figure, 2, 5, 2, 2)) == 10
-    assert figure.axes[0].get_ylabel() == "units 2, 0"
+    assert ticks(figure, "y") == ["z[2]", "z[0]"]
 
 
 def test_traversal_of_many_units_starts_at_the_median():
@@ -190,11 +195,11 @@ def test_traversal_begins_with_the_most_active_units():
     model, _ = watching(seen)
     codes = torch.tensor([0.1, 3.0, 1.0]) * torch.randn(200, 3)
     figure = plot.traversal(model, codes=codes, num=3)
-    assert figure.axes[0].get_ylabel() == "units 1, 2, 0"
+    assert ticks(figure, "y") == ["z[1]", "z[2]", "z[0]"]
     rows = seen[0].reshape(3, 3, 3)
     assert (rows.std(1).argmax(1) == torch.tensor([1, 2, 0])).all()
     chosen = plot.traversal(model, codes=codes, units=[0], num=3)
-    assert chosen.axes[0].get_ylabel() == "units 0"
+    assert ticks(chosen, "y") == ["z[0]"]
     with pytest.raises(ValueError, match="codes must have 3 units as 'z' has, got 2"):
         plot.traversal(model, codes=codes[:, :2])
 
@@ -224,8 +229,46 @@ def test_traversal_of_a_hierarchy():
     expected = torch.sigmoid(5 + quantiles)
     for row in range(2):
         np.testing.assert_allclose(sheet[1 + 3 * row, 1::3], expected, atol=2e-4)
-    assert figure.axes[0].get_ylabel() == "units 0, 1"
-    assert (
-        plot.traversal(hierarchy, latent="z_2", site="image", num=3).axes[0].get_ylabel()
-        == "units 0"
-    )
+    assert ticks(figure, "y") == ["z_1[0]", "z_1[1]"]
+    other = plot.traversal(hierarchy, latent="z_2", site="image", num=3)
+    assert ticks(other, "y") == ["z_2[0]"]
+
+
+def values(figure, axis):
+    """The numbers at an axis, and the numbers of the images of 2 x 2 pixels that have them."""
+    places = getattr(figure.axes[0], f"get_{axis}ticks")()
+    texts = [text.replace("−", "-") for text in ticks(figure, axis)]
+    return [float(text) for text in texts], [(place - 1.5) / 3 for place in places]
+
+
+def test_values_stand_at_the_images_of_a_manifold():
+    likelihood = watching([], latent=2)[0].likelihood
+    model = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    figure = plot.manifold(model, num=5, extent=4.0)
+    assert values(figure, "x") == ([-4, -2, 0, 2, 4], [0, 1, 2, 3, 4])
+    assert values(figure, "y") == ([4, 2, 0, -2, -4], [0, 1, 2, 3, 4])
+    figure = plot.manifold(model, num=20)
+    assert len(ticks(figure, "x")) == 5  # not one for each of many images
+
+
+def test_values_stand_below_the_images_of_a_traversal():
+    figure = plot.traversal(watching([])[0], num=5)
+    found, places = values(figure, "x")
+    np.testing.assert_allclose(found, [-2.05, 0.0, 2.05], atol=0.1)
+    assert places == [0, 2, 4]
+    assert figure.axes[0].get_xlabel() == "value of the unit"
+
+
+def test_units_of_other_ranges_have_ranges_of_their_own():
+    def model(batch_size=1):
+        with pyro.plate("data", batch_size):
+            scale = torch.tensor([1.0, 100.0])
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+            logits = z.sum(-1, keepdim=True).expand(-1, 4)
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1))
+
+    figure = plot.traversal(model, num=5)
+    assert ticks(figure, "x") == ["2 %", "26 %", "50 %", "74 %", "98 %"]
+    assert figure.axes[0].get_xlabel() == "quantile of the prior"
+    assert ticks(figure, "y")[0].startswith("z[0]: −2")
+    assert ticks(figure, "y")[1].startswith("z[1]: −2") and "e+02" in ticks(figure, "y")[1]
