@@ -8,8 +8,10 @@ __all__ = [
     "draw_columns",
     "draw_lines",
     "draw_points",
+    "grid_of",
     "names_of",
     "panels_of",
+    "set_legend",
     "set_title",
     "short_ticks",
 ]
@@ -149,6 +151,29 @@ def set_title(figure: Figure, ax: Axes | None, title: str) -> None:
         ax.set_title(title)
 
 
+def grid_of(num: int, most: int = 5) -> tuple[int, int]:
+    """Returns the rows and columns of so many panels, with as few empty places as can be.
+
+    Example:
+        >>> grid_of(3), grid_of(6), grid_of(11)
+        ((1, 3), (2, 3), (3, 4))
+    """
+    rows = math.ceil(num / most)
+    return rows, math.ceil(num / rows)
+
+
+def set_legend(figure: Figure, ax: Axes | None, panel: Axes) -> None:
+    """Writes the legend of a panel below all of them."""
+    handles, names = panel.get_legend_handles_labels()
+    if ax is None:
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=len(names), frameon=False
+        )
+    else:
+        below = {"bbox_to_anchor": (0.5, 0.0), "ncols": len(names), "frameon": False}
+        ax.legend(handles, names, loc="upper center", **below)
+
+
 def draw_points(ax: Axes, groups: Mapping[str, np.ndarray]) -> None:
     """Draws clouds of points of shape (N, 2), the first one in grey if there are several."""
     for index, (name, points) in enumerate(groups.items()):
@@ -194,22 +219,6 @@ def draw_columns(
         panel.tick_params(labelsize="x-small")
     for panel in panels[len(names) :]:
         panel.set_visible(False)
-    if len(groups) > 1:
-        _share_legend(panels[0])
-
-
-def _share_legend(panel: Axes) -> None:
-    """Writes the legend of panels below a new figure, or else into the first panel."""
-    from tarspyro.plot.picture import Picture
-
-    handles, names = panel.get_legend_handles_labels()
-    figure = panel.figure
-    if isinstance(figure, Picture):
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=len(names), frameon=False
-        )
-    else:
-        panel.legend(frameon=False, fontsize="x-small")
 
 
 def _draw_shares(

@@ -24,8 +24,10 @@ from tarspyro.plot.forms import (
     draw_columns,
     draw_lines,
     draw_points,
+    grid_of,
     names_of,
     panels_of,
+    set_legend,
     set_title,
 )
 from tarspyro.scopes import preserved_rng
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 # How many data points are drawn, if their number is not given.
 _RECONSTRUCTED = {"images": 12, "points": 300, "table": 300, "series": 4}
 _SAMPLED = {"images": 64, "points": 1000, "table": 1000, "series": 6}
-# The number of panels in a row.
-_COLUMNS = 5
 
 
 def reconstructions(
@@ -111,8 +111,7 @@ def _against(
     x: np.ndarray, means: np.ndarray, names: Sequence[str], ax: Axes | None
 ) -> Figure:
     """Draws the reconstruction of each column against the data."""
-    rows = math.ceil(len(names) / _COLUMNS)
-    figure, whole, panels = panels_of(ax, rows, min(len(names), _COLUMNS), (1.8, 1.8))
+    figure, whole, panels = panels_of(ax, *grid_of(len(names)), (1.8, 1.8))
     x = x.reshape(len(x), -1)
     means = means.reshape(len(means), -1)
     for column, (panel, name) in enumerate(zip(panels, names, strict=False)):
@@ -246,9 +245,10 @@ def _columns(
     groups: Mapping[str, np.ndarray], names: Sequence[str], title: str, ax: Axes | None
 ) -> Figure:
     """Draws a histogram of each column, a panel for each."""
-    rows = math.ceil(len(names) / _COLUMNS)
-    figure, whole, panels = panels_of(ax, rows, min(len(names), _COLUMNS), (1.8, 1.5))
+    figure, whole, panels = panels_of(ax, *grid_of(len(names)), (1.8, 1.5))
     draw_columns(panels, groups, names)
+    if len(groups) > 1:
+        set_legend(figure, whole, panels[0])
     set_title(figure, whole, title)
     return figure
 
