@@ -50,6 +50,7 @@ def latents(
     data: Data | None = None,
     *,
     labels: object = None,
+    label_name: str | None = None,
     site: str | None = None,
     method: str = "pca",
     units: tuple[int, int] | None = None,
@@ -74,6 +75,8 @@ def latents(
         guide: The guide, or codes of shape ``(N, *event)``.
         data: The data to encode; a ``Split`` brings its labels.
         labels: For each data point a number, a word or a boolean, or a one-hot row.
+        label_name: What the labels are, written at the legend or the colour bar; the name of a
+            column of pandas if not given.
         site: The latent variable; not needed if there is one.
         method: ``"pca"``, ``"tsne"`` or ``"umap"``.
         units: Two dimensions of the code to draw, in place of a projection.
@@ -112,7 +115,7 @@ def latents(
     codes = _codes_of(guide, data, site)
     if labels is None:
         labels = labels_of(data)
-    chosen = None if labels is None else as_labels(labels, len(codes), continuous)
+    chosen = None if labels is None else as_labels(labels, len(codes), continuous, label_name)
     points, (xlabel, ylabel) = _points_of(codes, method, units)
     images = _images_of(guide, data, len(points)) if thumbnails else None
 

@@ -57,7 +57,9 @@ def labels_of(data: object) -> Tensor | None:
     return y if y.dim() == 1 or _is_one_hot(y.detach().cpu().numpy()) else None
 
 
-def as_labels(labels: object, count: int, continuous: bool | None) -> Labels:
+def as_labels(
+    labels: object, count: int, continuous: bool | None, title: str | None = None
+) -> Labels:
     """Returns labels, given as a tensor, an array, a list or a column of pandas.
 
     Numbers are on a scale if some are not whole or more than thirty differ; words, booleans
@@ -67,13 +69,15 @@ def as_labels(labels: object, count: int, continuous: bool | None) -> Labels:
         labels: The labels.
         count: The number of data points.
         continuous: Whether they are on a scale; decided as above if not given.
+        title: What they are; the name of a column of pandas if not given.
 
     Raises:
         TypeError: If they are no labels.
         ValueError: If they are not one for each data point, or words on a scale.
     """
-    title = getattr(labels, "name", None)
-    title = title if isinstance(title, str) else ""
+    column = getattr(labels, "name", None)
+    if title is None:
+        title = column if isinstance(column, str) else ""
     array = _as_column(labels, count)
     known = ~np.ma.getmaskarray(array)
     array = np.ma.getdata(array)
@@ -217,7 +221,7 @@ def draw_labelled(
         bar = ax.figure.colorbar(drawn, ax=ax, label=labels.title)
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
         if len(unknown):
-            ax.legend(loc="best", frameon=False)
+            ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), frameon=False)
         return []
     colors = _colors_of(labels, cmap)
     many = len(colors) > len(PALETTE)

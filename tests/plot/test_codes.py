@@ -315,6 +315,8 @@ def test_the_name_of_a_column_is_the_title():
     assert figure.axes[1].get_ylabel() == "age"
     figure = plot.latents(CODES, labels=Column(WORDS))
     assert figure.axes[0].get_legend().get_title().get_text() == "age"
+    figure = plot.latents(CODES, labels=CODES[:, 0], label_name="width (cm)")
+    assert figure.axes[1].get_ylabel() == "width (cm)"
 
 
 @pytest.mark.parametrize(
