@@ -121,10 +121,11 @@ def trained(arguments, p, q, train, **options):
     )
     shown = ("loss", "bound", "modality_kl")
     measured = {
-        f"train {name}": round(history[name][-1], 2) for name in shown if history[name]
+        f"train {name}": round(history[name][-1], 2) for name in shown if name in history
     }
-    curve = history["elbo"] or [-loss for loss in history["loss"]]
-    measured["train elbo by epoch" if history["elbo"] else "minus train loss by epoch"] = [
+    has_elbo = "elbo" in history
+    curve = history["elbo"] if has_elbo else [-loss for loss in history["loss"]]
+    measured["train elbo by epoch" if has_elbo else "minus train loss by epoch"] = [
         round(v, 2) for v in curve
     ]
     return measured | {"seconds of training": round(sum(history["seconds"]), 1)}

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from tarspyro._version import __version__
@@ -55,6 +57,13 @@ if TYPE_CHECKING:
     from tarspyro.training.fit import fit
     from tarspyro.training.optimizers import Optimizer
     from tarspyro.training.start import initialize_from_data
+
+if "ipykernel" in sys.modules:
+    # In a notebook without ipywidgets, the first import of tqdm warns, and Pyro imports it. The
+    # bars are then those of a terminal, which need no advice.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("tqdm.auto")
 
 # The module that defines each public name. All other public names are packages.
 _DEFINED_IN = {

@@ -11,13 +11,14 @@ __all__ = [
     "check_module",
     "check_number",
     "check_positive",
+    "format_fields",
     "format_value",
 ]
 
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,39 @@ def format_value(value: object) -> str:
         return f"an array of shape {value.shape}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def format_fields(name: str, fields: Mapping[str, object]) -> str:
+    """Returns a result as text, a line for each of its parts: of arrays the mean and range.
+
+    Arguments:
+        name: What the result is.
+        fields: Its parts by name: numbers, arrays, None, or results that print themselves.
+
+    Example:
+        >>> print(format_fields("Estimate", {"value": torch.tensor([1.0, 2.0, 6.0]), "k": 5}))
+        Estimate
+          value: shape (3,), mean 3, from 1 to 6
+          k: 5
+    """
+    lines = [f"{key}: {_format_part(value)}" for key, value in fields.items()]
+    return "\n".join([name, *("\n".join(lines).splitlines())]).replace("\n", "\n  ")
+
+
+def _format_part(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if not isinstance(value, (Tensor, np.ndarray)):
+        return repr(value)
+    tensor = torch.as_tensor(value).detach()
+    numbers = tensor.double()
+    if not tensor.dim():
+        return f"{numbers.item():.5g}"
+    shape = f"shape {tuple(tensor.shape)}"
+    if not tensor.numel():
+        return shape
+    mean = f"mean {numbers.mean():.5g}, " if tensor.is_floating_point() else ""
+    return f"{shape}, {mean}from {numbers.min():.5g} to {numbers.max():.5g}"
 
 
 def as_count(name: str, value: object, least: int = 1) -> int:

@@ -84,11 +84,22 @@ def as_arguments(data: Data | None, program: Program, *others: Program) -> Argum
     if () in shapes:
         raise ValueError("data has no rows: a part of it is a single number.")
     if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(f"The parts of data differ in length: {shapes}.")
+        raise ValueError(_uneven(shapes, len(positional_names(program))))
     if not shapes or shapes[0][0] == 0:
         raise ValueError("data is empty: it has no rows.")
     check_count(arguments, program)
     return arguments
+
+
+def _uneven(shapes: Sequence[tuple[int, ...]], num_arguments: int) -> str:
+    """Returns the sentence about parts of data of different lengths."""
+    if len(shapes) > max(2, num_arguments):
+        lengths = [shape[0] for shape in shapes]
+        return (
+            f"data is a list of {len(shapes)} arrays of {min(lengths)} to {max(lengths)} rows:"
+            " data.Sequences.padded makes one tensor of sequences of different lengths."
+        )
+    return f"The parts of data differ in length: {shapes}."
 
 
 def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None] | None:

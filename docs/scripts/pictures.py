@@ -1,10 +1,11 @@
-"""Pictures of the documentation, made from digits in about three minutes on one core.
+"""Pictures of the documentation, made in about four minutes on one core.
 
     python docs/scripts/pictures.py            (all of them)
     python docs/scripts/pictures.py samples    (those with these names)
 
-``docs/pictures/plot/NAME.png`` is the picture of ``tarspyro.plot.NAME`` in the reference, and
-``docs/pictures/quick_start.png`` the one of the README. All together stay below 400 KB.
+``docs/pictures/plot/NAME.png`` is the picture of ``tarspyro.plot.NAME`` in the reference,
+``NAME_KIND.png`` one of other data on its page, and ``docs/pictures/quick_start.png`` the one of
+the README. All together stay below 400 KB.
 """
 
 import sys
@@ -17,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.datasets import load_iris
 from torch import nn
 
 from tarspyro import Conditional, StochasticModule, data, evaluate, fit, guides, models, plot
@@ -44,6 +46,50 @@ def trained(latent: int) -> Pair:
     validation = DIGITS.train[-200:]
     history = fit(p, q, train, validation=validation, epochs=100, **SETTINGS)
     return p, q, history
+
+
+@cache
+def trained_on(kind: str) -> Pair:
+    """Returns a VAE of points, of a table or of series, with two latent units."""
+    torch.manual_seed(0)
+    x = {"points": moons, "table": lambda: iris().x, "series": waves}[kind]()
+    size = x.shape[1]
+    likelihood = Conditional(dist.Normal, MLP(2, [64, 64]), size)
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.VAE(Conditional(dist.Normal, MLP(size, [64, 64]), 2))
+    history = fit(p, q, x, epochs=300, batch_size=50, seed=0, progress=False)
+    return p, q, history
+
+
+@cache
+def moons() -> torch.Tensor:
+    """Returns 400 points around two half circles."""
+    torch.manual_seed(0)
+    angles = torch.pi * torch.rand(400)
+    upper = torch.stack([angles.cos(), angles.sin()], 1)
+    lower = torch.stack([1 - angles.cos(), 0.5 - angles.sin()], 1)
+    chosen = torch.where(torch.rand(400, 1) < 0.5, upper, lower)
+    return chosen + 0.08 * torch.randn(400, 2)
+
+
+@cache
+def iris() -> data.Table:
+    """Returns the measures of 150 flowers, standardized."""
+    found = load_iris()
+    x = torch.tensor(found.data, dtype=torch.float32)
+    names = [name.removesuffix(" (cm)") for name in found.feature_names]
+    columns = tuple(data.Column(name, "real") for name in names)
+    return data.Table((x - x.mean(0)) / x.std(0), columns)
+
+
+@cache
+def waves() -> torch.Tensor:
+    """Returns 400 waves of 60 steps, of other phases and heights."""
+    torch.manual_seed(0)
+    phases = 2 * torch.pi * torch.rand(400, 1)
+    heights = 0.5 + torch.rand(400, 1)
+    clean = heights * torch.sin(torch.linspace(0, 4 * torch.pi, 60) + phases)
+    return clean + 0.1 * torch.randn(400, 60)
 
 
 @cache
@@ -85,6 +131,22 @@ def canvases() -> Figure:
     """Four digits that DRAW reconstructs."""
     p, q, _ = painter()
     return plot.canvases(p, q, TEST.x, num=4)
+
+
+def compare() -> Figure:
+    """The log-likelihood of two VAEs, and the ELBO of one."""
+    found: dict[str, object] = {}
+    for latent in (2, 8):
+        p, q, _ = trained(latent)
+        estimate = evaluate.log_likelihood(p, q, TEST, num_particles=200, errors=True, seed=0)
+        found[f"{latent} units, log p(x)"] = estimate
+        found[f"{latent} units, ELBO"] = evaluate.elbo(p, q, TEST, num_particles=20, seed=0)
+    return plot.compare(found, quantity="nats per data point")
+
+
+def curves_several() -> Figure:
+    """The histories of two trainings."""
+    return plot.curves({f"{latent} units": trained(latent)[2] for latent in (2, 8)})
 
 
 def curves() -> Figure:
@@ -130,6 +192,27 @@ def latents() -> Figure:
     return plot.latents(q, TEST)
 
 
+def latents_numbers() -> Figure:
+    """Flowers, coloured by a number that some lack."""
+    _, q, _ = trained_on("table")
+    width = iris().column("petal width").clone()
+    width[::10] = torch.nan
+    return plot.latents(q, iris().x, labels=width, label_name="petal width, standardized")
+
+
+def latents_words() -> Figure:
+    """Flowers, coloured by species, with the contours of their densities."""
+    _, q, _ = trained_on("table")
+    found = load_iris()
+    return plot.latents(q, iris().x, labels=found.target_names[found.target], contours=True)
+
+
+def latents_thumbnails() -> Figure:
+    """Digits at their codes."""
+    _, q, _ = trained(2)
+    return plot.latents(q, TEST, thumbnails=60, alpha=0.4)
+
+
 def manifold() -> Figure:
     """A grid over two latent units."""
     p, _, _ = trained(2)
@@ -169,6 +252,27 @@ def samples() -> Figure:
     return plot.samples(p, num=40, columns=10)
 
 
+def samples_points() -> Figure:
+    """Points in the plane."""
+    return plot.samples(trained_on("points")[0], data=moons())
+
+
+def samples_table() -> Figure:
+    """The columns of a table."""
+    return plot.samples(trained_on("table")[0], data=iris())
+
+
+def reconstructions_series() -> Figure:
+    """Three waves."""
+    p, q, _ = trained_on("series")
+    return plot.reconstructions(p, q, waves(), num=3)
+
+
+def traversal_series() -> Figure:
+    """Waves as two latent units change."""
+    return plot.traversal(trained_on("series")[0])
+
+
 def traversal() -> Figure:
     """Three latent units."""
     p, _, _ = trained(8)
@@ -193,19 +297,28 @@ PLOTS: dict[str, Callable[[], Figure]] = {
         active_units,
         arithmetic,
         canvases,
+        compare,
         curves,
+        curves_several,
         gaps,
         graph,
         imputations,
         interpolation,
         latents,
+        latents_numbers,
+        latents_thumbnails,
+        latents_words,
         manifold,
         neighbours,
         piano_roll,
         posteriors,
         reconstructions,
+        reconstructions_series,
         samples,
+        samples_points,
+        samples_table,
         traversal,
+        traversal_series,
     )
 }
 

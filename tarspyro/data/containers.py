@@ -4,10 +4,11 @@ __all__ = ["Dataset", "Regression", "Split"]
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_count, as_shape
+from tarspyro.arguments import as_count, as_shape, format_fields
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        parts = [f"{name} {_form(part)}" for name, part in vars(self).items()]
+        return f"Split of {len(self)} rows: {', '.join(parts)}"
 
     def __getitem__(self, index: slice | Tensor) -> "Split":
         return Split(self.x[index], None if self.y is None else self.y[index])
@@ -86,6 +91,11 @@ class Dataset:
     image_shape: tuple[int, int, int]
     validation: Split | None = None
 
+    def __repr__(self) -> str:
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        title = f"Dataset {self.name!r} of images of shape {tuple(self.image_shape)}"
+        return format_fields(title, {k: v for k, v in parts.items() if v is not None})
+
     def reshape(self, *event_shape: int) -> "Dataset":
         """Returns the same data set with images of another shape, such as
         ``data.reshape(*data.image_shape)``.
@@ -125,3 +135,16 @@ class Regression:
     test: Split
     y_mean: float
     y_scale: float
+
+    def __repr__(self) -> str:
+        fields = {name: part for name, part in vars(self).items() if name != "name"}
+        return format_fields(f"Regression data set {self.name!r}", fields)
+
+
+def _form(part: object) -> str:
+    """Returns the shape of a row and the type of its elements."""
+    if not isinstance(part, (Tensor, np.ndarray)):
+        return "None" if part is None else f"in a {type(part).__name__}"
+    kind = str(part.dtype).removeprefix("torch.")
+    shape = tuple(part.shape[1:])
+    return f"{shape} {kind}" if shape else kind

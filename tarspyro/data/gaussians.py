@@ -30,6 +30,10 @@ class Modes:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        modes = len(self.means)
+        return f"Modes: {len(self)} points of {modes} Gaussians of scale {self.scale:g}"
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density of the mixture at points of shape (N, 2), in nats."""
         # By differences: torch's default subtracts squared norms, which is too coarse for

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_count, as_numbers, format_value
+from tarspyro.arguments import as_count, as_numbers, format_fields, format_value
 from tarspyro.types import ArrayLike
 
 
@@ -91,6 +91,14 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Sequences: none"
+        shortest = int(self.lengths.min())
+        longest = int(self.lengths.max())
+        steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        return f"Sequences: {len(self)} of {steps} steps, events {tuple(self.x.shape[2:])}"
 
     def __getitem__(self, index: slice | Tensor) -> "Sequences":
         lengths = self.lengths[index]
@@ -197,3 +205,7 @@ class SequenceDataset:
     train: Sequences
     validation: Sequences
     test: Sequences
+
+    def __repr__(self) -> str:
+        fields = {name: part for name, part in vars(self).items() if name != "name"}
+        return format_fields(f"SequenceDataset {self.name!r}", fields)

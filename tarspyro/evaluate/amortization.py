@@ -16,7 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints, transform_to
 
-from tarspyro.arguments import as_count, as_numbers, check_positive
+from tarspyro.arguments import as_count, as_numbers, check_positive, format_fields
 from tarspyro.distributions.family import FIXED_UNLESS_GIVEN, SPELLINGS
 from tarspyro.evaluate.batching import Array, chunk_sizes, map_batches, seeded
 from tarspyro.evaluate.densities import Densities
@@ -43,6 +43,9 @@ class Gaps(NamedTuple):
     log_likelihood: Array
     best_elbo: Array
     elbo: Array
+
+    def __repr__(self) -> str:
+        return format_fields("Gaps", self._asdict())
 
     @property
     def approximation(self) -> Array:

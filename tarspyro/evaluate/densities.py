@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers, format_value
+from tarspyro.arguments import as_numbers, format_fields, format_value
 from tarspyro.evaluate.batching import Array, in_memory, map_batches, rows_at_once
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
@@ -40,6 +40,9 @@ class LogDensities(NamedTuple):
 
     model: Array
     guide: Array
+
+    def __repr__(self) -> str:
+        return format_fields("LogDensities", self._asdict())
 
 
 def log_densities(

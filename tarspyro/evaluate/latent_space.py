@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tarspyro.arguments import as_count, check_number
+from tarspyro.arguments import as_count, check_number, format_fields
 from tarspyro.evaluate.batching import Array
 from tarspyro.evaluate.codes import embed
 from tarspyro.evaluate.distances import distances
@@ -21,6 +21,9 @@ class Neighbours(NamedTuple):
 
     indices: Array
     distances: Array
+
+    def __repr__(self) -> str:
+        return format_fields("Neighbours", self._asdict())
 
 
 def nearest_neighbours(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, format_fields
 from tarspyro.evaluate.batching import Array, ParticleChunks, in_memory, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
@@ -38,6 +38,9 @@ class BoundEstimate(NamedTuple):
     reconstruction: Array
     kl: Array
 
+    def __repr__(self) -> str:
+        return format_fields("BoundEstimate", self._asdict())
+
 
 class LogLikelihood(NamedTuple):
     """An estimate of log p(x), in nats, and its precision, a number for each data point."""
@@ -45,6 +48,9 @@ class LogLikelihood(NamedTuple):
     log_likelihood: Array
     standard_error: Array
     effective_sample_size: Array
+
+    def __repr__(self) -> str:
+        return format_fields("LogLikelihood", self._asdict())
 
 
 def log_likelihood(

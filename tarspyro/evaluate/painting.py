@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.arguments import as_count
+from tarspyro.arguments import as_count, format_fields
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import in_memory, seeded
 from tarspyro.infer.traces import name_of
@@ -32,6 +32,9 @@ class Canvases(NamedTuple):
 
     images: Tensor
     boxes: Tensor | None
+
+    def __repr__(self) -> str:
+        return format_fields("Canvases", self._asdict())
 
 
 def canvases(

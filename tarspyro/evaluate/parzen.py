@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers, check_positive
+from tarspyro.arguments import as_numbers, check_positive, format_fields
 from tarspyro.evaluate.distances import distances
 from tarspyro.types import ArrayLike
 
@@ -29,6 +29,9 @@ class ParzenLogLikelihood(NamedTuple):
     mean: float
     standard_error: float
     scale: float
+
+    def __repr__(self) -> str:
+        return format_fields("ParzenLogLikelihood", self._asdict())
 
 
 def parzen_log_likelihood(

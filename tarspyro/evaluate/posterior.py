@@ -14,7 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, format_fields, format_value
 from tarspyro.evaluate.batching import Array, ParticleChunks, map_batches, seeded
 from tarspyro.evaluate.densities import LogDensities, latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
@@ -44,6 +44,9 @@ class Estimate(NamedTuple):
     value: Array
     standard_error: Array
 
+    def __repr__(self) -> str:
+        return format_fields("Estimate", self._asdict())
+
 
 class PosteriorKL(NamedTuple):
     """Estimates of the KL between the guide and the true posterior in both directions, in nats.
@@ -54,6 +57,9 @@ class PosteriorKL(NamedTuple):
 
     guide_to_posterior: Estimate
     posterior_to_guide: Estimate
+
+    def __repr__(self) -> str:
+        return format_fields("PosteriorKL", self._asdict())
 
 
 def true_posterior(

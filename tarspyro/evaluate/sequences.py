@@ -8,7 +8,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, format_fields, format_value
 from tarspyro.evaluate.batching import Array, map_batches, rows_at_once
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
 from tarspyro.infer.pairs import structure_of
@@ -22,6 +22,9 @@ class Filtered(NamedTuple):
     log_likelihood: Array
     mean: Array
     effective_sample_size: Array
+
+    def __repr__(self) -> str:
+        return format_fields("Filtered", self._asdict())
 
 
 def particle_filter(

@@ -10,6 +10,7 @@ __all__ = [
     "animation",
     "arithmetic",
     "canvases",
+    "compare",
     "curves",
     "gaps",
     "graph",
@@ -27,13 +28,14 @@ __all__ = [
 
 from typing import TYPE_CHECKING
 
+from tarspyro.plot.codes import latents
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
+from tarspyro.plot.estimates import compare
 from tarspyro.plot.generation import reconstructions, samples
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.latent_space import (
     active_units,
     interpolation,
-    latents,
     manifold,
     traversal,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ImageShape", "as_array", "as_images", "axes_of", "sheet_of", "show"]
+__all__ = ["ImageShape", "as_array", "as_images", "axes_of", "mass_levels", "sheet_of", "show"]
 
 import math
 from collections.abc import Sequence
@@ -26,6 +26,9 @@ ImageShape: TypeAlias = Sequence[int] | None
 
 # The shapes of images that are not square, by their number of pixels: Frey Face.
 _KNOWN_SHAPES = {560: (28, 20)}
+
+# The shares of the mass of a two-dimensional Gaussian within two and one standard deviations.
+_LEVELS = (0.8647, 0.3935)
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -143,3 +146,10 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def mass_levels(density: np.ndarray) -> list[float]:
+    """Returns the heights above which a density on a grid holds 86 % and 39 % of its mass."""
+    ordered = np.sort(density, axis=None)[::-1]
+    mass = ordered.cumsum() / ordered.sum()
+    return sorted({float(ordered[np.searchsorted(mass, level)]) for level in _LEVELS})

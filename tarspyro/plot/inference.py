@@ -14,16 +14,13 @@ from torch import Tensor
 from tarspyro import evaluate
 from tarspyro.arguments import format_value
 from tarspyro.data import Split
-from tarspyro.plot.figures import as_array, axes_of
+from tarspyro.plot.figures import as_array, axes_of, mass_levels
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import ArrayLike, Program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# The shares of the mass of a two-dimensional Gaussian within two and one standard deviations.
-_LEVELS = (0.8647, 0.3935)
 
 
 def gaps(pairs: Mapping[str, evaluate.Gaps], *, ax: Axes | None = None) -> Figure:
@@ -190,14 +187,7 @@ class _Grid:
         ax.contour(
             *map(as_array, self.sides),
             density,
-            levels=_levels(density),
+            levels=mass_levels(density),
             colors=color,
             zorder=3,
         )
-
-
-def _levels(density: np.ndarray) -> list[float]:
-    """Returns the heights above which a density holds the shares ``_LEVELS`` of its mass."""
-    ordered = np.sort(density, axis=None)[::-1]
-    mass = ordered.cumsum() / ordered.sum()
-    return sorted({float(ordered[np.searchsorted(mass, level)]) for level in _LEVELS})

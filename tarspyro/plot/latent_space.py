@@ -1,11 +1,11 @@
-"""Pictures of the latent space: codes, grids, traversals, interpolations, active units."""
+"""Pictures of the latent space: grids, traversals, interpolations, active units."""
 
 from __future__ import annotations
 
-__all__ = ["active_units", "interpolation", "latents", "manifold", "traversal"]
+__all__ = ["active_units", "interpolation", "manifold", "traversal"]
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyro
@@ -13,113 +13,26 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, format_value
+from tarspyro.arguments import as_count, as_numbers, check_positive, format_value
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
 from tarspyro.infer.traces import PairError, name_of
+from tarspyro.plot.colors import PALETTE
 from tarspyro.plot.figures import ImageShape, as_array, as_images, axes_of, sheet_of, show
+from tarspyro.plot.forms import (
+    as_form,
+    draw_lines,
+    names_of,
+    panels_of,
+    set_title,
+    short_ticks,
+)
 from tarspyro.scopes import evaluating, preserved_rng
-from tarspyro.types import ArrayLike, Data, Program
+from tarspyro.types import ArrayLike, Program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def latents(
-    guide: Program | ArrayLike,
-    data: Data | None = None,
-    *,
-    labels: ArrayLike | None = None,
-    site: str | None = None,
-    method: str = "pca",
-    ax: Axes | None = None,
-) -> Figure:
-    """Draws the posterior means of the data, coloured by label.
-
-    Codes of more than two dimensions are projected by scikit-learn's PCA or t-SNE; the axes
-    name the projection.
-
-    Arguments:
-        guide: The guide, or codes of shape ``(N, *event)``.
-        data: The data to encode; a ``Split`` brings its labels.
-        labels: An integer for each data point.
-        site: The latent variable; not needed if there is one.
-        method: ``"pca"`` or ``"tsne"``.
-        ax: Where to draw.
-
-    Raises:
-        ValueError: If there is no such method, if labels are not one for each data point, or
-            if codes are not finite.
-    """
-    check_choice("method", method, ("pca", "tsne"))
-    with preserved_rng():  # the guide draws, although only its means are read
-        given = (
-            evaluate.embed(guide, cast("Data", data), site=site) if callable(guide) else guide
-        )
-    codes = as_array(given, "guide")
-    if not codes.size or not codes.ndim:
-        raise ValueError(
-            f"guide must be a program, or codes of shape (N, *event), got {format_value(guide)}."
-        )
-    if not np.isfinite(codes).all():
-        raise ValueError(
-            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are"
-            " not."
-        )
-    codes = codes.reshape(len(codes), -1).astype(float)
-    if labels is None and isinstance(data, Split) and data.y is not None and data.y.dim() == 1:
-        labels = data.y
-    classes = None if labels is None else as_array(labels, "labels")
-    if classes is not None and classes.shape != codes.shape[:1]:
-        raise ValueError(
-            f"labels must be one for each of the {len(codes)} codes, got shape"
-            f" {classes.shape}."
-        )
-    points, (xlabel, ylabel) = _projected(codes, method)
-
-    figure, ax = axes_of(ax, (6.4, 5.2))
-    area = min(25.0, max(4.0, 6000 / len(points)))
-    if classes is None:
-        ax.scatter(points[:, 0], points[:, 1], s=area, alpha=0.7, linewidths=0)
-    else:
-        for label in np.unique(classes):
-            color = f"C{int(label) % 10}"
-            x, y = points[classes == label].T
-            ax.scatter(x, y, s=area, alpha=0.7, linewidths=0, color=color, label=str(label))
-        ax.legend(
-            markerscale=(25 / area) ** 0.5,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            frameon=False,
-        )
-    ax.set(xlabel=xlabel, ylabel=ylabel, title="latent space (posterior means)")
-    return figure
-
-
-def _projected(codes: np.ndarray, method: str) -> tuple[np.ndarray, tuple[str, str]]:
-    """Returns codes as points in the plane, and the labels of its axes."""
-    if codes.shape[1] == 1:
-        return np.column_stack([codes, np.arange(len(codes))]), ("z", "data point")
-    if codes.shape[1] == 2:
-        return codes, ("z[0]", "z[1]")
-    if np.ptp(codes, axis=0).max() == 0:  # a collapsed posterior
-        return np.zeros((len(codes), 2)), ("no variance", "no variance")
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, random_state=0)
-        projected = pca.fit_transform(codes)
-        first, second = pca.explained_variance_ratio_
-        return projected, (
-            f"PC 1 ({first:.0%} of variance)",
-            f"PC 2 ({second:.0%} of variance)",
-        )
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(codes) - 1) / 3)
-    tsne = TSNE(2, random_state=0, perplexity=perplexity)
-    return tsne.fit_transform(codes), ("t-SNE 1", "t-SNE 2")
 
 
 def manifold(
@@ -174,9 +87,46 @@ def manifold(
         title = "decoder manifold"
     images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given)
     figure, ax = axes_of(ax, (6.4, 6.4))
-    show(ax, sheet_of(images, num, image_shape))
+    if as_form(None, images, image_shape=image_shape) == "points":
+        _draw_mesh(ax, as_array(images).reshape(-1, num, 2), title)
+        return figure
+    sheet = sheet_of(images, num, image_shape)
+    show(ax, sheet)
     ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
+    _set_ticks(ax, "x", sheet.shape[1], num, short_ticks(first, 5))
+    if not _on_simplex(draws):
+        _set_ticks(ax, "y", sheet.shape[0], num, short_ticks(second.flip(0), 5))
     return figure
+
+
+def _draw_mesh(ax: Axes, points: np.ndarray, title: str) -> None:
+    """Draws where a grid of codes lands in the plane: the lines of equal z[0] and of z[1]."""
+    for lines, color, unit in ((points.swapaxes(0, 1), 0, 1), (points, 2, 0)):
+        for index, line in enumerate(lines):
+            label = f"along z[{unit}]" if index == 0 else "_"
+            ax.plot(*line.T, color=PALETTE[color], linewidth=0.9, label=label)
+    ax.set(title=title, xlabel="x[0]", ylabel="x[1]")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(frameon=False)
+
+
+def _set_ticks(
+    ax: Axes, axis: Literal["x", "y"], length: int, num: int, labels: Mapping[int, str]
+) -> None:
+    """Writes values at the images of a sheet.
+
+    Arguments:
+        ax: The axes.
+        axis: Which of the two axes.
+        length: The number of pixels of the sheet along it.
+        num: The number of images along it.
+        labels: The texts by the number of the image.
+    """
+    step = (length - 1) / num
+    places = [(place + 0.5) * step for place in labels]
+    setter = ax.set_xticks if axis == "x" else ax.set_yticks
+    setter(places, list(labels.values()), fontsize="small")
+    ax.tick_params(axis=axis, length=0)
 
 
 def traversal(
@@ -189,14 +139,19 @@ def traversal(
     num: int = 11,
     latent: str = "z",
     site: str = "x",
+    form: str | None = None,
+    names: Sequence[str] | None = None,
     image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws decoded images as single latent units run through the quantiles of the prior.
+    """Draws what codes decode to as single latent units run through the quantiles of the prior.
 
-    Each row is a unit. With the codes of data, rows are sorted by activity, the variance of
-    the unit's posterior mean (Burda et al. 2015, section 2). In a hierarchy, the model draws
-    the variables between the latent one and the data.
+    Each row is a unit, from its 2 % to its 98 % quantile. With the codes of data, rows are
+    sorted by activity, the variance of the unit's posterior mean (Burda et al. 2015,
+    section 2). In a hierarchy, the model draws the variables between the latent one and the
+    data. Images have the values of the unit below them, if all units share them. Points in the
+    plane are joined to a path for each unit; rows of tables, and series, are lines of the
+    colour of their quantile, with a panel for each unit.
 
     Arguments:
         model: A model that generates with ``batch_size``.
@@ -209,6 +164,8 @@ def traversal(
         num: The number of steps.
         latent: The name of the latent variable.
         site: The observed site to draw.
+        form: ``"images"``, ``"points"``, ``"table"`` or ``"series"``; see ``samples``.
+        names: The names of a table's columns.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
 
@@ -230,20 +187,100 @@ def traversal(
     rows = _units(units, codes, size, latent)
 
     levels = torch.linspace(0.02, 0.98, num)
+    values = torch.stack([torch.quantile(flat[:, unit], levels) for unit in rows])
     grid = center.repeat(len(rows), num, 1)
     for row, unit in enumerate(rows):
-        values = torch.quantile(flat[:, unit], levels)
         if _on_simplex(draws):  # the other units of the point share the rest
             first = unit - unit % draws.shape[-1]
             point = slice(first, first + draws.shape[-1])
             rest = grid[row, :, point].sum(-1) - grid[row, :, unit]
-            grid[row, :, point] *= ((1 - values) / rest)[:, None]
-        grid[row, :, unit] = values
-    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given, latent, site)
+            grid[row, :, point] *= ((1 - values[row]) / rest)[:, None]
+        grid[row, :, unit] = values[row]
+    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given, latent, site).cpu()
 
-    figure, ax = axes_of(ax, (0.6 * num, 0.6 * len(rows) + 0.6))
-    show(ax, sheet_of(images, num, image_shape))
-    ax.set(title="traversal of latent units", ylabel=f"units {', '.join(map(str, rows))}")
+    labels = [f"{latent}[{unit}]" for unit in rows]
+    kind = as_form(form, images, image_shape=image_shape, names=names)
+    if kind == "images":
+        sheet = sheet_of(images, num, image_shape)
+        return _draw_traversal(ax, sheet, values.numpy(), labels)
+    paths = as_array(images).reshape(len(rows), num, *images.shape[1:])
+    if kind == "points":
+        return _draw_paths(ax, paths, labels)
+    columns = names_of(names, None, images.shape[1]) if kind == "table" else None
+    return _draw_changes(ax, paths, labels, columns)
+
+
+def _draw_traversal(
+    ax: Axes | None, sheet: np.ndarray, values: np.ndarray, labels: Sequence[str]
+) -> Figure:
+    """Draws a row of images for each unit, with the values of the units below."""
+    num = values.shape[1]
+    figure, ax = axes_of(ax, (0.6 * num + 0.4, 0.6 * len(labels) + 0.9))
+    show(ax, sheet)
+    shared = bool((np.ptp(values, axis=0) < 0.05 * np.ptp(values)).all())
+    if shared:
+        ticks = short_ticks(values.mean(0), (num + 1) // 2)
+    else:
+        ticks = {p: f"{t} %" for p, t in short_ticks(np.linspace(2, 98, num), 5).items()}
+        labels = [f"{name}: {_ends(row)}" for name, row in zip(labels, values, strict=True)]
+    _set_ticks(ax, "x", sheet.shape[1], num, ticks)
+    _set_ticks(ax, "y", sheet.shape[0], len(labels), dict(enumerate(labels)))
+    ax.set_title("traversal of latent units")
+    ax.set_xlabel("value of the unit" if shared else "quantile of the prior")
+    return figure
+
+
+def _ends(values: np.ndarray) -> str:
+    first, last = short_ticks(values, 2).values() if len(values) > 1 else ("", "")
+    return f"{first} to {last}"
+
+
+def _draw_paths(ax: Axes | None, paths: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draws the path of a point in the plane for each unit, with a ring at its last value."""
+    figure, ax = axes_of(ax, (5.6, 4.8))
+    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        color = PALETTE[index % len(PALETTE)]
+        ax.plot(*path.T, ".-", color=color, linewidth=1, label=label)
+        ax.plot(*path[-1:].T, "o", color=color, markerfacecolor="white", label="_end")
+    ax.set(xlabel="x[0]", ylabel="x[1]", title="traversal of latent units (ring: 98 %)")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def _draw_changes(
+    ax: Axes | None,
+    paths: np.ndarray,
+    labels: Sequence[str],
+    columns: Sequence[str] | None,
+) -> Figure:
+    """Draws lines over the steps or columns, coloured by the quantile, a panel for each unit."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    paths = paths.reshape(*paths.shape[:3], -1)  # (units, steps of the unit, T, channels)
+    channels = paths.shape[3]
+    figure, whole, panels = panels_of(ax, len(labels), channels, (6.0 / channels, 1.5))
+    scale = Normalize(2, 98)
+    colors = [
+        colormaps["viridis"](scale(level)) for level in np.linspace(2, 98, paths.shape[1])
+    ]
+    for index, panel in enumerate(panels):
+        row, channel = divmod(index, channels)
+        is_last = row == len(labels) - 1
+        draw_lines(panel, paths[row, :, :, channel], colors, columns)
+        panel.tick_params(labelsize="x-small", labelbottom=is_last)
+        panel.set_xlabel("step" if is_last and columns is None else "")
+        if channel == 0:
+            panel.set_ylabel(labels[row])
+        if row == 0 and channels > 1:
+            panel.set_title(f"x[{channel}]", fontsize="small")
+    bar = ScalarMappable(scale, "viridis")
+    figure.colorbar(
+        bar, ax=panels if whole is None else whole, label="quantile of the unit (%)"
+    )
+    set_title(figure, whole, "traversal of latent units")
     return figure
 
 
@@ -331,10 +368,11 @@ def active_units(
     threshold: float = 0.01,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draws the activity of latent units, sorted, on a logarithmic scale.
+    """Draws the activity of latent units as bars, sorted, on a logarithmic scale.
 
-    The activity is the variance of the unit's posterior mean over the data. Estimates below a
-    thousandth of the threshold are drawn there.
+    The activity is the variance of the unit's posterior mean over the data. The bars of units
+    that are not active are light; a dotted line is the threshold. Several layers stand side by
+    side. Estimates below a thousandth of the threshold are drawn there.
 
     Arguments:
         activities: The result of ``evaluate.activity``, or several under any names.
@@ -344,8 +382,6 @@ def active_units(
     Raises:
         ValueError: If there is nothing to draw.
     """
-    from matplotlib.ticker import MaxNLocator
-
     check_positive("threshold", threshold)
     layers = activities if isinstance(activities, Mapping) else {"z": activities}
     if not layers:
@@ -354,20 +390,34 @@ def active_units(
             " none."
         )
     figure, ax = axes_of(ax, (6.4, 4.0))
-    for name, values in layers.items():
+    threshold = float(threshold)
+    floor = threshold / 1000
+    ticks: dict[int, str] = {}
+    start = 1
+    for layer, (name, values) in enumerate(layers.items()):
         ordered = np.sort(as_array(values, f"activities of {name}"), axis=None)[::-1]
-        label = f"{name}: {(ordered > float(threshold)).sum()} of {ordered.size} active"
-        heights = ordered.clip(min=threshold / 1000)
-        ax.plot(np.arange(1, ordered.size + 1), heights, ".-", label=label)
-    ax.axhline(threshold, color="0.7", linewidth=1, linestyle=":")
+        active = ordered > threshold
+        bars = ax.bar(
+            start + np.arange(ordered.size),
+            ordered.clip(min=floor),
+            color=PALETTE[layer % len(PALETTE)],
+            label=f"{name}: {active.sum()} of {ordered.size} active",
+        )
+        for bar, is_active in zip(bars, active, strict=True):
+            bar.set_alpha(None if is_active else 0.35)
+        for unit in range(0, ordered.size, max(1, -(-ordered.size * len(layers) // 10))):
+            ticks[start + unit] = str(unit + 1)
+        start += ordered.size + 1  # a gap between layers
+    ax.axhline(threshold, color="0.4", linewidth=1, linestyle=":")
+    ax.set_xticks(list(ticks), list(ticks.values()))
     ax.set(
         yscale="log",
-        xlabel="unit",
+        xlabel="unit, the most active first",
         ylabel="variance of the posterior mean",
         title="activity of latent units",
     )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    ax.set_ylim(bottom=floor / 2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     return figure
 
 

@@ -9,19 +9,32 @@ __all__ = [
     "set_states",
 ]
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # The state_dict of "model", "guide", "params" (of functions) and "loss" (of a game).
 States: TypeAlias = dict[str, dict[str, Tensor]]
 
+# The size of a history in print: all rows if they are few, else the first and the last ones.
+_MOST_ROWS = 10
+_WIDEST = 95
 
-@dataclass
+
+@dataclass(repr=False)
 class History:
     """The history of a training: one row for each epoch, in nats per data point.
+
+    ``history["elbo"]`` is a column, a number for each epoch in which it was measured.
+    ``"elbo" in history`` says whether there is such a column, ``history.columns`` names all,
+    and ``len(history)`` is the number of epochs. In print, a history is a table of its last
+    rows.
 
     Attributes:
         rows: For each epoch a dictionary with the epoch, the number of steps, and the means of
@@ -37,6 +50,11 @@ class History:
         >>> history = History(rows=[{"epoch": 1, "elbo": -20.0}, {"epoch": 2, "elbo": -15.0}])
         >>> history["elbo"]
         [-20.0, -15.0]
+        >>> history
+        History of 2 epochs, the last weights in hand
+        epoch  elbo
+            1   -20
+            2   -15
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -47,10 +65,84 @@ class History:
     others: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> list[float]:
-        return [row[name] for row in self.rows if name in row]
+        """Returns a column: a number for each epoch in which it was measured.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        column = [row[name] for row in self.rows if name in row]
+        if not column:
+            raise KeyError(self._unknown(name))
+        return column
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in row for row in self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        epochs = f"{len(self)} epoch{'' if len(self) == 1 else 's'}"
+        best = f", of which {self.best_epoch} is the best" if self.best_epoch else ""
+        title = f"History of {epochs}{best}, the {self.in_hand} weights in hand"
+        return "\n".join([title, *self._table()])
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, in the order in which they were first measured."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def to_frame(self) -> "DataFrame":
+        """Returns the rows as a DataFrame of pandas, NaN where a column was not measured.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError(
+                "to_frame needs pandas, which is not installed: pip install pandas, or take"
+                " history.rows, a list of dictionaries."
+            ) from None
+        return pandas.DataFrame(self.rows, columns=self.columns)
+
+    def _unknown(self, name: object) -> str:
+        """Returns the sentence that says that there is no such column, and which there are."""
+        columns = self.columns
+        if not columns:
+            return f"The history has no column {name!r}: it has no epochs yet."
+        near = difflib.get_close_matches(str(name), columns, n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        held_out = any(column.startswith("validation_") for column in columns)
+        if str(name).startswith("validation_") and not held_out:
+            hint = ", as fit got no validation data."
+        return f"The history has no column {name!r}{hint} It has {', '.join(columns)}."
+
+    def _table(self) -> list[str]:
+        """Returns the lines of the table: the columns that fit, of the rows that fit."""
+        rows = self.rows
+        if len(rows) > _MOST_ROWS:
+            rows = [rows[0], {}, *rows[2 - _MOST_ROWS :]]
+        cells = {
+            name: [name, *(_cell(row.get(name)) for row in rows)] for name in self.columns
+        }
+        widths = {name: max(map(len, column)) for name, column in cells.items()}
+        shown: list[str] = []
+        for name in cells:
+            if sum(widths[other] + 2 for other in [*shown, name]) <= _WIDEST + 2:
+                shown.append(name)
+        lines = [
+            "  ".join(cells[name][line].rjust(widths[name]) for name in shown).rstrip()
+            for line in range(len(rows) + 1 if shown else 0)
+        ]
+        if len(self.rows) > _MOST_ROWS:
+            lines[2] = "...".rjust(widths[shown[0]])
+        left = [name for name in cells if name not in shown]
+        return lines + _more(left)
 
     def use(self, which: str, model: object, guide: object) -> None:
         """Puts the ``"best"`` or the ``"last"`` weights into the model and the guide.
@@ -64,6 +156,21 @@ class History:
             )
         set_states({**self.others, "model": model, "guide": guide}, self.states[which])
         self.in_hand = which
+
+
+def _cell(value: float | None) -> str:
+    """Returns a number in five digits, nothing if it was not measured."""
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _more(names: Sequence[str]) -> list[str]:
+    """Returns the line that counts the columns that do not fit, if any."""
+    if not names:
+        return []
+    text = f"and {len(names)} more columns: {', '.join(names)}"
+    return [text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."]
 
 
 class Declared:

@@ -178,3 +178,16 @@ def test_piano_roll():
         ValueError, match=r"x must be one piece of shape \(steps, notes\), got \(1, 10, 88\)"
     ):
         plot.piano_roll(roll.unsqueeze(0))
+
+
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray], ids=["tensors", "arrays"])
+def test_a_list_of_sequences_is_sent_to_padded(kind):
+    """In a sentence, whatever the number of sequences."""
+    sequences = [kind(np.zeros((3 + index % 5, 3), np.float32)) for index in range(200)]
+
+    with pytest.raises(
+        ValueError, match=r"200 arrays of 3 to 7 rows: data\.Sequences\.padded"
+    ):
+        as_arguments(sequences, program)
+    with pytest.raises(ValueError, match=r"differ in length: \[\(3, 3\), \(4, 3\)\]"):
+        as_arguments(tuple(sequences[:2]), program)

@@ -715,8 +715,10 @@ def test_the_picture_of_active_units():
     assert ax.get_yscale() == "log"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["z_1: 2 of 3 active", "z_2: 1 of 2 active"]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2.0, 0.5, 0.002], rtol=1e-6)
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.02, 1e-5])
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, [2.0, 0.5, 0.002, 0.02, 1e-5], rtol=1e-6)
+    assert [bar.get_alpha() for bar in ax.patches] == [None, None, 0.35, None, 0.35]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "3", "1", "2"]
     assert (
         plot.active_units(np.array([1.0, 0.1])).axes[0].get_legend().get_texts()[0].get_text()
         == "z: 2 of 2 active"

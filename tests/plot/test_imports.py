@@ -27,3 +27,18 @@ def test_drawing_does_not_import_pyplot():
         "print(plot.Picture.__name__, 'matplotlib.pyplot' in sys.modules)"
     )
     assert run(code) == ["Picture", "False"]
+
+
+def test_a_notebook_without_widgets_gets_no_warning():
+    code = """
+import sys, types, warnings
+import IPython, ipykernel.zmqshell
+sys.modules["ipywidgets"] = None
+IPython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import tarspyro
+    import tqdm.auto  # as Pyro does
+print(len(caught), "tqdm.auto" in sys.modules)
+"""
+    assert run(code) == ["0", "True"]

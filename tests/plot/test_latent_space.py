@@ -8,143 +8,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, Deterministic, guides, models, plot
-from tarspyro.data import Split
+from tarspyro import Conditional, guides, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
-from .pictures import make_pair, points, tiles
+from .pictures import make_pair, tiles
 
 
-def test_latents_are_the_posterior_means(pair, held_out):
-    figure = plot.latents(pair[1], held_out.x)
-    pair[1].eval()
-    with torch.no_grad():
-        means = pair[1].posterior.mean(held_out.x)
-    np.testing.assert_allclose(points(figure), means, rtol=1e-5)
-    assert figure.axes[0].get_legend() is None
-    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z[0]", "z[1]")
-
-
-@pytest.mark.parametrize("form", ["split", "tensor and labels", "array and labels"])
-def test_latents_by_label(form, pair, held_out):
-    if form == "split":
-        figure = plot.latents(pair[1], held_out)
-    elif form == "tensor and labels":
-        figure = plot.latents(pair[1], held_out.x, labels=held_out.y)
-    else:
-        figure = plot.latents(pair[1], held_out.x.numpy(), labels=held_out.y.tolist())
-    ax = figure.axes[0]
-    labels = sorted(set(held_out.y.tolist()))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        str(label) for label in labels
-    ]
-    pair[1].eval()
-    with torch.no_grad():
-        means = pair[1].posterior.mean(held_out.x).numpy()
-    for label, collection in zip(labels, ax.collections, strict=True):
-        np.testing.assert_allclose(
-            collection.get_offsets(), means[held_out.y.numpy() == label], rtol=1e-5
-        )
-    assert len({tuple(collection.get_facecolor()[0]) for collection in ax.collections}) == len(
-        labels
-    )
-
-
-def test_latents_of_data_without_labels(pair, held_out):
-    figure = plot.latents(pair[1], Split(held_out.x))
-    assert len(figure.axes[0].collections) == 1 and figure.axes[0].get_legend() is None
-
-
-@pytest.mark.parametrize(
-    "kind", [torch.tensor, np.array, list], ids=["tensor", "array", "list"]
-)
-def test_latents_of_codes(kind):
-    codes = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
-    np.testing.assert_array_equal(points(plot.latents(kind(codes))), codes)
-    assert len(plot.latents(kind(codes), labels=kind([0, 1, 0])).axes[0].collections) == 2
-    # those of a split are taken with codes as well
-    assert (
-        len(
-            plot.latents(kind(codes), Split(torch.zeros(3, 1), torch.tensor([1, 2, 3])))
-            .axes[0]
-            .collections
-        )
-        == 3
-    )
-
-
-def test_latents_of_one_dimension(held_out):
-    figure = plot.latents(make_pair(latent=1)[1], held_out)
-    assert len(points(figure)) == 60 and figure.axes[0].get_xlabel() == "z"
-    np.testing.assert_array_equal(
-        points(plot.latents(np.array([5.0, 7.0]))), [[5.0, 0.0], [7.0, 1.0]]
-    )
-
-
-def test_latents_of_many_dimensions_by_principal_components():
-    """A plane in five dimensions is found again, up to a rotation."""
-    plane = np.random.default_rng(0).normal(size=(40, 2)) * [3.0, 1.0]
-    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 2)))[0]
-    figure = plot.latents((plane @ basis.T).reshape(40, 5, 1))
-    distances = [
-        np.linalg.norm(p[:, None] - p[None], axis=-1) for p in (points(figure), plane)
-    ]
-    np.testing.assert_allclose(*distances, atol=1e-6)
-    shares = np.sort(np.linalg.eigvalsh(np.cov(plane.T)))[::-1] / np.cov(plane.T).trace()
-    assert figure.axes[0].get_xlabel() == f"PC 1 ({shares[0]:.0%} of variance)"
-    assert figure.axes[0].get_ylabel() == f"PC 2 ({shares[1]:.0%} of variance)"
-
-
-def test_latents_of_a_guide_with_many_dimensions(held_out):
-    figure = plot.latents(make_pair(latent=4)[1], held_out)
-    assert points(figure).shape == (60, 2) and figure.axes[0].get_xlabel().startswith("PC 1")
-
-
-def test_latents_of_many_dimensions_by_neighborhoods():
-    rng = np.random.default_rng(0)
-    codes = np.concatenate([rng.normal(size=(12, 4)), rng.normal(size=(12, 4)) + 100.0])
-    figure = plot.latents(codes, method="tsne")
-    assert figure.axes[0].get_xlabel() == "t-SNE 1"
-    found = points(figure)
-    centers = found[:12].mean(0), found[12:].mean(0)
-    spread = max(
-        np.linalg.norm(found[:12] - centers[0], axis=1).max(),
-        np.linalg.norm(found[12:] - centers[1], axis=1).max(),
-    )
-    assert np.linalg.norm(centers[0] - centers[1]) > spread
-
-
-@pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_latents_of_a_collapsed_posterior(method):
-    figure = plot.latents(np.ones((20, 5)), method=method)
-    assert (points(figure) == 0).all() and figure.axes[0].get_xlabel() == "no variance"
-
-
-def test_latents_of_a_deterministic_guide(held_out):
-    guide = guides.Autoencoder(Deterministic(MLP(64, [8]), 2))
-    np.testing.assert_allclose(
-        points(plot.latents(guide, held_out.x)),
-        guide.encoder.mean(held_out.x).detach(),
-        rtol=1e-5,
-    )
-
-
-def test_latents_of_a_chosen_site():
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z_1", dist.Normal(x, 1.0).to_event(1))
-            pyro.sample("z_2", dist.Normal(-x, 1.0).to_event(1))
-
-    x = torch.rand(5, 2)
-    np.testing.assert_array_equal(points(plot.latents(guide, x, site="z_2")), -x)
-    with pytest.raises(ValueError, match="site must be one of"):
-        plot.latents(guide, x)
-
-
-def test_latents_method_is_checked():
-    with pytest.raises(ValueError, match="method must be 'pca' or 'tsne', got 'umap'"):
-        plot.latents(np.zeros((3, 2)), method="umap")
+def ticks(figure, axis):
+    """The labels of the ticks of the first axes."""
+    return [text.get_text() for text in getattr(figure.axes[0], f"get_{axis}ticklabels")()]
 
 
 def test_manifold_runs_through_equally_likely_steps():
@@ -258,7 +131,7 @@ def test_traversal_changes_one_unit_a_row():
         codes[1, :, 1:] == torch.tensor([2.0, 3.0])
     ).all()
     assert len(tiles(figure, 2, 5, 2, 2)) == 10
-    assert figure.axes[0].get_ylabel() == "units 2, 0"
+    assert ticks(figure, "y") == ["z[2]", "z[0]"]
 
 
 def test_traversal_of_many_units_starts_at_the_median():
@@ -322,11 +195,11 @@ def test_traversal_begins_with_the_most_active_units():
     model, _ = watching(seen)
     codes = torch.tensor([0.1, 3.0, 1.0]) * torch.randn(200, 3)
     figure = plot.traversal(model, codes=codes, num=3)
-    assert figure.axes[0].get_ylabel() == "units 1, 2, 0"
+    assert ticks(figure, "y") == ["z[1]", "z[2]", "z[0]"]
     rows = seen[0].reshape(3, 3, 3)
     assert (rows.std(1).argmax(1) == torch.tensor([1, 2, 0])).all()
     chosen = plot.traversal(model, codes=codes, units=[0], num=3)
-    assert chosen.axes[0].get_ylabel() == "units 0"
+    assert ticks(chosen, "y") == ["z[0]"]
     with pytest.raises(ValueError, match="codes must have 3 units as 'z' has, got 2"):
         plot.traversal(model, codes=codes[:, :2])
 
@@ -356,8 +229,46 @@ def test_traversal_of_a_hierarchy():
     expected = torch.sigmoid(5 + quantiles)
     for row in range(2):
         np.testing.assert_allclose(sheet[1 + 3 * row, 1::3], expected, atol=2e-4)
-    assert figure.axes[0].get_ylabel() == "units 0, 1"
-    assert (
-        plot.traversal(hierarchy, latent="z_2", site="image", num=3).axes[0].get_ylabel()
-        == "units 0"
-    )
+    assert ticks(figure, "y") == ["z_1[0]", "z_1[1]"]
+    other = plot.traversal(hierarchy, latent="z_2", site="image", num=3)
+    assert ticks(other, "y") == ["z_2[0]"]
+
+
+def values(figure, axis):
+    """The numbers at an axis, and the numbers of the images of 2 x 2 pixels that have them."""
+    places = getattr(figure.axes[0], f"get_{axis}ticks")()
+    texts = [text.replace("−", "-") for text in ticks(figure, axis)]
+    return [float(text) for text in texts], [(place - 1.5) / 3 for place in places]
+
+
+def test_values_stand_at_the_images_of_a_manifold():
+    likelihood = watching([], latent=2)[0].likelihood
+    model = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    figure = plot.manifold(model, num=5, extent=4.0)
+    assert values(figure, "x") == ([-4, -2, 0, 2, 4], [0, 1, 2, 3, 4])
+    assert values(figure, "y") == ([4, 2, 0, -2, -4], [0, 1, 2, 3, 4])
+    figure = plot.manifold(model, num=20)
+    assert len(ticks(figure, "x")) == 5  # not one for each of many images
+
+
+def test_values_stand_below_the_images_of_a_traversal():
+    figure = plot.traversal(watching([])[0], num=5)
+    found, places = values(figure, "x")
+    np.testing.assert_allclose(found, [-2.05, 0.0, 2.05], atol=0.1)
+    assert places == [0, 2, 4]
+    assert figure.axes[0].get_xlabel() == "value of the unit"
+
+
+def test_units_of_other_ranges_have_ranges_of_their_own():
+    def model(batch_size=1):
+        with pyro.plate("data", batch_size):
+            scale = torch.tensor([1.0, 100.0])
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+            logits = z.sum(-1, keepdim=True).expand(-1, 4)
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1))
+
+    figure = plot.traversal(model, num=5)
+    assert ticks(figure, "x") == ["2 %", "26 %", "50 %", "74 %", "98 %"]
+    assert figure.axes[0].get_xlabel() == "quantile of the prior"
+    assert ticks(figure, "y")[0].startswith("z[0]: −2")
+    assert ticks(figure, "y")[1].startswith("z[1]: −2") and "e+02" in ticks(figure, "y")[1]

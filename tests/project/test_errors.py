@@ -176,7 +176,7 @@ CASES = {
         "evaluate.classify(q, x)",
     ],
     "Pictures": [
-        "plot.latents(q, x, method='umap')",
+        "plot.latents(q, x, method='mds')",
         "plot.latents(q, x, labels=y[:3])",
         "plot.manifold(p, num=0)",
         "plot.manifold(p, num=3, image_shape=(7, 7))",

@@ -135,16 +135,6 @@ def one_sentence(error):
 # --- History
 
 
-def test_history_columns():
-    history = History(
-        rows=[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "validation_loss": 3.0}]
-    )
-    assert len(history) == 2
-    assert history["loss"] == [2.0, 1.0]
-    assert history["validation_loss"] == [3.0]
-    assert history["nothing"] == []
-
-
 def test_history_puts_weights_in_hand():
     pair = make_pair()
     history = train(pair, None, schedules=WORSE_AT_THE_END)
