@@ -31,13 +31,13 @@ from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.incomplete import has_gaps
+from tarspyro.infer.diagnosis import explained, words_of
 from tarspyro.infer.matching import (
     check_count,
     check_shape,
     check_sites,
     positional_names,
     run_pair,
-    sentence_of,
 )
 from tarspyro.infer.traces import (
     InputError,
@@ -239,7 +239,8 @@ def check_inputs(
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
-            raise InputError(sentence_of((model, guide), arguments, error)) from error
+            found, cause = explained((model, guide), arguments, error)
+            raise found from cause
 
 
 # How many draws tell whether a support depends on a latent variable.

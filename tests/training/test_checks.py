@@ -98,7 +98,7 @@ CASES = {
         lambda: pair(encoder=MLP(32, [4])),
         x.round(),
         {},
-        r"do not run on data of shape \(100, 64\).*\(\*, 32\), got \(100, 64\)",
+        r"posterior\(x\) got x of shape \(100, 64\).*\(\*, 32\), got \(100, 64\)",
     ),
     "parts of different length": (pair, (x.round(), x[:5]), {}, "differ in length"),
     "empty": (pair, x[:0], {}, "no rows"),
