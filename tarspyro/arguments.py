@@ -9,15 +9,19 @@ __all__ = [
     "check_choice",
     "check_constructor",
     "check_module",
+    "check_names",
     "check_number",
     "check_positive",
     "format_value",
+    "suggestion",
 ]
 
+import difflib
+import inspect
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +44,66 @@ def format_value(value: object) -> str:
         return f"an array of shape {value.shape}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def suggestion(
+    name: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """Returns the end of a sentence that names what was probably meant by an unknown name.
+
+    Arguments:
+        name: The unknown name.
+        names: The known names.
+        elsewhere: Names that other libraries use, with what they are called here.
+
+    Example:
+        >>> suggestion("batchsize", ["epochs", "batch_size"])
+        'did you mean batch_size?'
+        >>> suggestion("k", ["num_particles"], {"k": "num_particles"})
+        'did you mean num_particles?'
+    """
+    meant = {**(elsewhere or {}), **{known: known for known in names}}
+    plain = {_plain(known): text for known, text in meant.items()}
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    if close:
+        return f"did you mean {plain[close[0]]}?"
+    return f"its arguments are {', '.join(names)}."
+
+
+def _plain(name: str) -> str:
+    """A name without what is easily mistaken: capitals and underscores."""
+    return name.lower().replace("_", "")
+
+
+def check_names(
+    cls: type, given: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> None:
+    """Raises unless the constructor of a class has arguments of all given names.
+
+    A constructor with ``**options`` passes them on to the one of its base class.
+
+    Raises:
+        TypeError: If it has no argument of a name.
+    """
+    known: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        known += [
+            name
+            for name, parameter in list(parameters.items())[1:]
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+        if not base.__module__.startswith("tarspyro."):
+            return  # a user's class may take any name
+    for name in given:
+        if name not in known:
+            meant = {k: v for k, v in (elsewhere or {}).items() if v in known}
+            what = suggestion(name, list(dict.fromkeys(known)), meant)
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}: {what}")
 
 
 def as_count(name: str, value: object, least: int = 1) -> int:
@@ -204,8 +268,16 @@ def check_module(name: str, value: object) -> None:
     Raises:
         TypeError: If it is not, such as the class of a module.
     """
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        made = f"{value.__name__}(...)"
+        raise TypeError(f"{name} is the class {value.__name__}: give an instance, {made}.")
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
+    if "_modules" not in vars(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__} whose __init__ does not call"
+            " super().__init__(): call it in the first line."
+        )
 
 
 def check_constructor(name: str, value: object, example: str, *arguments: object) -> None:

@@ -1,6 +1,6 @@
 """Diagnosis: one sentence about why programs do not run on data, and supports in words."""
 
-__all__ = ["about_source", "explained", "is_about_site", "words_of"]
+__all__ = ["about_source", "explained", "is_about_site", "single_constraint", "words_of"]
 
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -195,7 +195,7 @@ def words_of(support: Constraint) -> str:
         >>> words_of(constraints.nonnegative), words_of(constraints.one_hot)
         ('numbers of at least 0', 'one-hot vectors')
     """
-    support = _single(support)
+    support = single_constraint(support)
     edges = {
         name: _edge(getattr(support, name))
         for name in ("lower_bound", "upper_bound")
@@ -226,8 +226,8 @@ _WORDS: list[tuple[Any, str]] = [
 ]
 
 
-def _single(support: Any) -> Any:
-    """The constraint of a single number, without the dimensions of the event."""
+def single_constraint(support: Any) -> Any:
+    """Returns the constraint of a single number, without the dimensions of the event."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
     Independent,
+    OneHotCategorical,
     TransformedDistribution,
     biject_to,
     constraints,
@@ -70,8 +71,9 @@ def check_pair(model: Program, guide: Program, *args: object, **kwargs: object) 
         >>> try:
         ...     check_pair(model, guide, torch.zeros(3))
         ... except PairError as error:
-        ...     print(error)
-        guide does not pair with model: the model also samples ['z']; the guide also samples ['w']: give each latent variable the same name in both.
+        ...     print(error)  # doctest: +NORMALIZE_WHITESPACE
+        guide does not pair with model: the model also samples ['z']; the guide also samples
+        ['w']: give each latent variable the same name in both.
     """
     with preserved_rng(), evaluating(model, guide):
         traces = run_pair(model, guide, args, kwargs)
@@ -235,9 +237,13 @@ def check_shape(name: str, distribution: object, value: object) -> None:
     if given == event:
         return
     if not value.is_floating_point() and value.dim() == 1:
+        fix = f"give the data, with rows of shape {event}"
+        if isinstance(_innermost(distribution), OneHotCategorical):
+            one_hot = f"torch.nn.functional.one_hot({name}, {event[-1]}).float()"
+            fix = f"turn them into one-hot vectors, {one_hot}"
         raise InputError(
-            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like"
-            " labels, not data."
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, these look like"
+            f" labels: {fix}."
         )
     if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
         raise InputError(
@@ -253,7 +259,12 @@ def check_shape(name: str, distribution: object, value: object) -> None:
         elif len(event) == 3 and given == event[1:]:
             fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
     else:
-        fix = f"change the likelihood's event_shape to {given}, or the data"
+        fix = (
+            f"give data with rows of shape {event}, or change the likelihood's event_shape and"
+            f" the guide's input to {given}"
+        )
+        if given == ():
+            fix = f"these are single numbers, give data with rows of shape {event}"
     raise InputError(
         f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}."
     )

@@ -31,7 +31,15 @@ _MODAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, Gaussia
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient was not finite."""
+    """A loss or a gradient was not finite.
+
+    Attributes:
+        remedy: A sentence with what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class CollapseError(ArithmeticError):

@@ -6,6 +6,7 @@ compiled or not. No other module of the training asks which one it is.
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from pyro.infer import (
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from tarspyro import infer
 from tarspyro.arguments import format_value
 from tarspyro.infer import ELBO, Compiled, Game, PairError, Player
 from tarspyro.infer.bounds.base import Bound
@@ -328,9 +330,21 @@ def _only_fills_gradients(loss: object) -> bool:
 def _check_kind(loss: object) -> None:
     """Raises a ``TypeError`` if a loss is of a kind that cannot be trained."""
     trainable = callable(loss) or isinstance(loss, Game) or hasattr(loss, "loss_and_grads")
-    if isinstance(loss, type) or not trainable:
+    if isinstance(loss, type):
         raise TypeError(
-            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}."
+            f"loss is the class {loss.__name__}: give an instance, {loss.__name__}"
+            f"{'(...)' if _needs_arguments(loss) else '()'}."
+        )
+    if not trainable:
+        raise TypeError(
+            f"loss must be a bound or a game, got {format_value(loss)}: give an object, such as"
+            f" {_meant_by(loss)}."
+        )
+    if isinstance(loss, nn.modules.loss._Loss):
+        raise TypeError(
+            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}: what it"
+            " measures belongs into the likelihood of the model, such as dist.Normal for squared"
+            " errors and dist.Bernoulli for a binary cross-entropy."
         )
     if isinstance(loss, _JITTED):
         name = type(loss).__name__
@@ -344,6 +358,22 @@ def _check_kind(loss: object) -> None:
             "loss is a TraceTailAdaptive_ELBO, which has gradients but no value: use"
             " tarspyro.infer.Renyi(0.5)."
         )
+
+
+def _needs_arguments(cls: type) -> bool:
+    """Whether a class cannot be called without arguments."""
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in inspect.signature(cls).parameters.values()
+    )
+
+
+def _meant_by(loss: object) -> str:
+    """The bound or game that a text names, or else the usual bound."""
+    names = {name.lower(): name for name in infer.__all__}
+    name = names.get(loss.lower(), "ELBO") if isinstance(loss, str) else "ELBO"
+    return f"tarspyro.infer.{name}()"
 
 
 def _registering(name: str, half: Program) -> Program:
