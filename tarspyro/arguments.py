@@ -12,6 +12,7 @@ __all__ = [
     "check_names",
     "check_number",
     "check_positive",
+    "constructor_parameters",
     "format_value",
     "suggestion",
 ]
@@ -76,11 +77,20 @@ def _plain(name: str) -> str:
 
 
 def check_names(
-    cls: type, given: Iterable[str], elsewhere: Mapping[str, str] | None = None
+    cls: type,
+    given: Iterable[str],
+    elsewhere: Mapping[str, str] | None = None,
+    *,
+    passes_on: bool = False,
 ) -> None:
     """Raises unless the constructor of a class has arguments of all given names.
 
-    A constructor with ``**options`` passes them on to the one of its base class.
+    Arguments:
+        cls: The class.
+        given: The names.
+        elsewhere: Names that other libraries use, with what they are called here.
+        passes_on: Whether the classes of this library pass on ``**options`` to the constructor
+            of their base class. Else a constructor with ``**options`` takes any name.
 
     Raises:
         TypeError: If it has no argument of a name.
@@ -89,21 +99,29 @@ def check_names(
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        parameters = constructor_parameters(base)
         known += [
-            name
-            for name, parameter in list(parameters.items())[1:]
+            parameter.name
+            for parameter in parameters
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-        if not base.__module__.startswith("tarspyro."):
-            return  # a user's class may take any name
+        if not (passes_on and base.__module__.startswith("tarspyro.")):
+            return
     for name in given:
         if name not in known:
             meant = {k: v for k, v in (elsewhere or {}).items() if v in known}
             what = suggestion(name, list(dict.fromkeys(known)), meant)
             raise TypeError(f"{cls.__name__}() has no argument {name!r}: {what}")
+
+
+def constructor_parameters(cls: type) -> list[inspect.Parameter]:
+    """Returns the parameters of the constructor of a class, without ``self``."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            return list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+    return []
 
 
 def as_count(name: str, value: object, least: int = 1) -> int:

@@ -32,7 +32,7 @@ from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.incomplete import has_gaps
-from tarspyro.infer.diagnosis import explained
+from tarspyro.infer.diagnosis import about_source, explained
 from tarspyro.infer.matching import (
     check_count,
     check_shape,
@@ -282,6 +282,8 @@ def _check_observed(
     """
     for name, site in sample_sites(run()):
         value = site["value"]
+        if not isinstance(site["fn"], Distribution):
+            raise PairError(about_source(name, site["fn"]))
         if not (site["is_observed"] and torch.is_tensor(value)) or is_factor(site):
             continue
         check_shape(name, site["fn"], value)

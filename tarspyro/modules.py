@@ -18,11 +18,22 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, check_names, format_value
 from tarspyro.formulas import headline, latex_of, parts_of, split_factors
 from tarspyro.scopes import local_parameters, preserved_rng, registering
 
 _counter = itertools.count()
+
+# The names that other libraries give to arguments of networks and of models.
+_ELSEWHERE = {
+    "encoder": "posterior",
+    "decoder": "likelihood",
+    "network": "trunk",
+    "net": "trunk",
+    **dict.fromkeys(["hidden", "hidden_sizes", "hidden_dims", "layers"], "hidden_features"),
+    **dict.fromkeys(["input_size", "input_dim", "in_dim", "in_channels"], "in_features"),
+    **dict.fromkeys(["latent_dim", "out_features", "shape"], "event_shape"),
+}
 
 
 class Configurable(nn.Module):
@@ -42,6 +53,7 @@ class Configurable(nn.Module):
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Configurable":
+        check_names(cls, kwargs, _ELSEWHERE)
         module = super().__new__(cls)
         # nn.Module's own __setattr__ would register modules among the arguments a second time.
         object.__setattr__(module, "constructor_arguments", (args, kwargs))

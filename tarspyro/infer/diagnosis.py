@@ -37,7 +37,7 @@ def explained(
         library alone, where the user has no line to look at.
     """
     frames = list(_frames(error))
-    site = _about_site(frames, error)
+    site = _about_site(frames, error, _rows(arguments))
     if site is not None:
         return PairError(site), None
     own = frames and str(frames[-1].f_globals.get("__name__", "")).startswith(_LIBRARIES)
@@ -60,7 +60,17 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
         yield from _frames(error.__cause__)
 
 
-def _about_site(frames: Sequence[FrameType], error: Exception) -> str | None:
+def _rows(arguments: Sequence[object]) -> int | None:
+    """The number of rows of the data."""
+    for part in arguments:
+        if isinstance(part, Tensor) and part.dim():
+            return len(part)
+    return None
+
+
+def _about_site(
+    frames: Sequence[FrameType], error: Exception, rows: int | None = None
+) -> str | None:
     """What is wrong with the distribution that ``pyro.sample`` got, as a sentence."""
     for frame in reversed(frames):
         if (
@@ -74,6 +84,12 @@ def _about_site(frames: Sequence[FrameType], error: Exception) -> str | None:
             return about_source(name, given)
         if "Shape mismatch inside plate" in str(error):
             batch = tuple(given.batch_shape)
+            if len(batch) == 1 and batch[0] == rows:
+                return (
+                    f"{name!r} has a distribution of batch shape {batch}, as the data has"
+                    f" {rows} rows, in a plate of another size: write the plate with the size"
+                    " of the data, pyro.plate('data', len(x))."
+                )
             return (
                 f"{name!r} has a distribution of batch shape {batch}, which does not fit into"
                 f" its plates: append .to_event({max(len(batch) - 1, 1)}) to the distribution"
@@ -171,12 +187,13 @@ def _failing_part(
             continue
         program, part = found
         variables = [_variable(before, value) for value in inputs]
-        if not variables or None in variables:
+        if None in variables:
             return None
         given = " and ".join(
             f"{variable} of shape {tuple(value.shape)}"
             for variable, value in zip(variables, inputs, strict=True)
         )
+        given = given or "nothing"
         return program, f"{part}({', '.join(map(str, variables))}) got {given}"
     return None
 

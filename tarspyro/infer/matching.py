@@ -503,7 +503,11 @@ def _check_shapes(
         )
         for kind, (wanted, drawn), fix in (
             ("an event", events, "give both the same event shape"),
-            ("a batch", batches, "put it inside the same plates in both"),
+            (
+                "a batch",
+                batches,
+                "put it inside the same plates in both, pyro.plate('data', len(x))",
+            ),
         ):
             if wanted != drawn:
                 raise PairError(

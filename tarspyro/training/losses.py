@@ -6,8 +6,8 @@ compiled or not. No other module of the training asks which one it is.
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]
 
-import inspect
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,9 +25,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from tarspyro import infer
-from tarspyro.arguments import format_value
-from tarspyro.infer import ELBO, Compiled, Game, PairError, Player
+from tarspyro.arguments import constructor_parameters, format_value
+from tarspyro.infer import ELBO, Compiled, Game, InputError, PairError, Player
 from tarspyro.infer.bounds.base import Bound
+from tarspyro.infer.diagnosis import explained
 from tarspyro.inputs import check_inputs
 from tarspyro.modules import StochasticModule
 from tarspyro.runs.description import describe
@@ -117,9 +118,18 @@ class Objective:
 
     def check_players(self, arguments: Arguments) -> None:
         """Raises a ``PairError`` unless a game can be played with the pair and the batch."""
-        if isinstance(self.loss, Game):
+        if not isinstance(self.loss, Game):
+            return
+        try:
             with pyro.validation_enabled(True):
                 self.loss.check(*self.pair, *arguments)
+            return
+        except (InputError, PairError):
+            raise
+        except (ValueError, RuntimeError, TypeError) as error:
+            failure = error
+        found, cause = explained((*self.pair, self.loss), arguments, failure)
+        raise found from cause
 
     def add_players(
         self, model: list[Tensor], guide: list[Tensor], frozen: Sequence[Tensor] = ()
@@ -270,6 +280,23 @@ class _OfPyro(_Differentiable):
     def evaluate(self, arguments: Arguments) -> tuple[Tensor, Terms]:
         return self._as_tensors(self.loss.loss(*self.registered, *arguments))
 
+    def step(self, arguments: Arguments, size: int, inspect: Inspect | None) -> Step:
+        with self._in_one_sentence():
+            return super().step(arguments, size, inspect)
+
+    @contextlib.contextmanager
+    def _in_one_sentence(self) -> Iterator[None]:
+        """Names the loss in an error of Pyro's that has several lines."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if "\n" not in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise PairError(
+                f"{type(self.loss).__name__} does not run on this pair: {reason}."
+            ) from None
+
     def _as_tensors(self, losses: object) -> tuple[Tensor, Terms]:
         """Numbers as tensors: a loss, or the loss of the model and that of the guide."""
         like = self.player.parameters[0]
@@ -365,7 +392,7 @@ def _needs_arguments(cls: type) -> bool:
     return any(
         parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in inspect.signature(cls).parameters.values()
+        for parameter in constructor_parameters(cls)
     )
 
 

@@ -87,7 +87,7 @@ class Bound(pyro.infer.ELBO):
 
     def __new__(cls, *args: object, **options: object) -> "Bound":
         """Returns a new bound; a misspelt argument gets a sentence with the right one."""
-        check_names(cls, options, _ELSEWHERE)
+        check_names(cls, options, _ELSEWHERE, passes_on=True)
         return super().__new__(cls)
 
     def __init__(
