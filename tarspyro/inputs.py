@@ -408,8 +408,8 @@ def _fix_for_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
             f"all of column {columns[0]} is such, as a constant column is that was divided by"
             " its standard deviation, 0, so leave that column out"
         )
-    if "NaN" not in kinds:
-        return "drop these rows, or clip the values"
+    if "infinite" in kinds:
+        return "drop these rows, or look for a division by 0 or a logarithm of 0 before"
     return (
         "drop these rows, fill the gaps in, or leave them out of the density with an"
         " IncompleteLikelihood and an encoder tarspyro.nn.WithGaps"

@@ -15,8 +15,8 @@ from tarspyro.arguments import format_value
 from tarspyro.infer.traces import InputError, PairError, name_of
 from tarspyro.types import Program
 
-# The packages whose errors are whole sentences, or mean nothing without the program's line.
-_LIBRARIES = ("tarspyro.", "pyro.")
+# The packages in whose code the user has no line to look at.
+_LIBRARIES = ("tarspyro", "pyro", "torch", "contextlib")
 
 
 def explained(
@@ -33,16 +33,21 @@ def explained(
         error: What they raised.
 
     Returns:
-        The new error, and its cause to be shown. That is None if the traceback leads into the
-        library alone, where the user has no line to look at.
+        The new error, and its cause to be shown. That is None if the traceback leads through
+        libraries alone, where the user has no line to look at.
     """
     frames = list(_frames(error))
     site = _about_site(frames, error, _rows(arguments))
     if site is not None:
         return PairError(site), None
-    own = frames and str(frames[-1].f_globals.get("__name__", "")).startswith(_LIBRARIES)
     sentence = _about_data(programs, arguments, error, frames)
-    return InputError(sentence), None if own else error
+    return InputError(sentence), error if any(map(_is_users, frames)) else None
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code of the user."""
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package not in _LIBRARIES
 
 
 def is_about_site(error: Exception) -> bool:

@@ -470,7 +470,8 @@ def _check_plates(
         if sizes[name] != guided[name]:
             raise PairError(
                 f"The plate {name!r} has the size {sizes[name]} in {name_of(model)} and"
-                f" {guided[name]} in {name_of(guide)}: give both the same size."
+                f" {guided[name]} in {name_of(guide)}: give both the same size, such as"
+                f" pyro.plate({name!r}, len(x))."
             )
 
 

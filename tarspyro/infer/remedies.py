@@ -47,7 +47,7 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
     low = value.min().item()
     whole = bool((value == value.round()).all())
     if isinstance(base, Bernoulli):
-        return _fix_for_pixels(name, value, whole)
+        return _fix_for_pixels(name, base, value, whole)
     if isinstance(support, type(constraints.one_hot)):
         return (
             "turn labels into one-hot vectors, torch.nn.functional.one_hot(labels, K).float(),"
@@ -72,17 +72,18 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
     return "rescale the data or choose another likelihood"
 
 
-def _fix_for_pixels(name: str, value: Tensor, whole: bool) -> str:
+def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
     """What to do about values that a Bernoulli does not take."""
     low = value.min().item()
     high = value.max().item()
+    accepts_grey = base._validate_args is False
+    drawn = "" if accepts_grey else " and give fit(..., binarize=True)"
     if low >= -1 and high <= 1:
-        return (
-            f"pixels from -1 to 1 become probabilities by ({name} + 1) / 2, with binarize=True"
-        )
+        return f"pixels from -1 to 1 become probabilities by ({name} + 1) / 2{drawn}"
+    if low >= 0 and 100 < high <= 255:
+        return f"these look like bytes, divide by 255{drawn}"
     if whole and low >= 0:
-        kind = "these look like bytes, divide by 255" if high > 100 else f"divide by {high:g}"
-        return f"{kind} and give fit binarize=True, or for counts take dist.Poisson"
+        return f"divide pixels by {high:g}{drawn}, or for counts take dist.Poisson"
     return _REAL
 
 
@@ -102,7 +103,7 @@ def _fix_for_counts(base: Distribution, value: Tensor, whole: bool) -> str:
 
 def _fix_for_interval(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
     """What to do about values outside an interval, such as that of Beta."""
-    if whole and value.min() >= 0 and 100 < value.max() <= 255:
+    if value.min() >= 0 and 100 < value.max() <= 255:
         scaled = "these look like bytes, divide by 255"
     else:
         scaled = f"scale them, ({name} - {name}.min()) / ({name}.max() - {name}.min())"

@@ -149,15 +149,18 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
     elif real:
         fix = "train on standardized data, tarspyro.nn.Standardize.of(x)(x)"
     elif whole:
-        fix = "put tarspyro.nn.Log1p() before the network, nn.Sequential(Log1p(), network)"
+        fix = (
+            "give it standardized logarithms of the counts, torch.nn.Sequential("
+            "Log1p(), Standardize.of(x.log1p()), network) with the layers of tarspyro.nn"
+        )
     else:
         fix = (
-            "put tarspyro.nn.Standardize.of(x) before the network,"
-            " nn.Sequential(Standardize.of(x), network)"
+            "give it standardized inputs, torch.nn.Sequential(Standardize.of(x), network) with"
+            " a layer of tarspyro.nn"
         )
     return (
-        f"The network of {name_of(guide)} gets inputs of scale {scale:.3g}, and networks start"
-        f" well at a scale near 1: {fix}."
+        f"The network of {name_of(guide)} gets inputs of scale {scale:,.0f}, and networks"
+        f" start well at a scale near 1: {fix}."
     )
 
 

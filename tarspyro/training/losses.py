@@ -154,7 +154,10 @@ class Objective:
                 who = (
                     f"The {player.name} has" if player.name else "The model and the guide have"
                 )
-                raise PairError(f"{who} no parameters to train.")
+                raise PairError(
+                    f"{who} no parameters to train: make networks attributes of a module, or"
+                    " declare numbers with pyro.param."
+                )
         self._find_kinds()
 
     def compile(self, **options: Any) -> None:

@@ -39,7 +39,7 @@ CASES = {
         pair,
         with_nan,
         {"binarize": True},
-        "NaN or infinite values in 1 of 120",
+        "NaN values in 1 of 120",
     ),
     "bytes": (pair, x * 255, {}, "values from 0 to 255.*divide by 255"),
     "bytes of dtype uint8": (pair, (x * 255).to(torch.uint8), {}, "divide by 255"),
@@ -67,8 +67,8 @@ CASES = {
         {},
         "outside the support of Gamma",
     ),
-    "NaN": (pair, with_nan, {}, "NaN or infinite values in 1 of 120 rows, first in row 17"),
-    "infinite": (lambda: pair(dist.Normal), x / 0, {}, "NaN or infinite"),
+    "NaN": (pair, with_nan, {}, "NaN values in 1 of 120 rows, first in row 17"),
+    "infinite": (lambda: pair(dist.Normal), x / 0, {}, "NaN and infinite"),
     "labels for data": (pair, digits().train.y[:120], {}, "these look like labels"),
     "labels among the inputs": (
         pair,
@@ -119,7 +119,7 @@ CASES = {
         pair,
         x.round(),
         {"validation": with_nan},
-        "NaN or infinite values in 1 of 120",
+        "NaN values in 1 of 120",
     ),
     "grey validation data": (pair, x.round(), {"validation": x}, "grey values"),
     "validation of bytes": (
