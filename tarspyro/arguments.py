@@ -43,6 +43,8 @@ def format_value(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray) and value.size > 5:
         return f"an array of shape {value.shape}"
+    if isinstance(value, nn.Module) and "\n" in repr(value):
+        return f"a module {type(value).__name__}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
@@ -205,8 +207,11 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     try:
         tensor = torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
+        fix = ""
+        if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+            fix = ": turn words into numbers, np.unique(words, return_inverse=True)[1]"
         raise TypeError(
-            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}."
+            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}{fix}."
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(

@@ -391,12 +391,12 @@ def _check_finite(part: Argument, position: int) -> None:
     first = int(rows.nonzero()[0])
     raise InputError(
         f"data[{position}] has {' and '.join(kinds)} values in {int(rows.sum())} of {len(rows)}"
-        f" rows, first in row {first}: {_fix_for_gaps(bad, kinds)}."
+        f" rows, first in row {first}{_about_gaps(bad, kinds)}."
     )
 
 
-def _fix_for_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
-    """What to do about values that are not finite.
+def _about_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
+    """The end of a sentence about values that are not finite, with what to do about them.
 
     Arguments:
         bad: Which values are not finite, in rows of numbers.
@@ -405,13 +405,13 @@ def _fix_for_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
     columns = bad.all(0).nonzero().flatten().tolist()
     if columns and len(bad) > 1 and len(columns) < bad.shape[1]:
         return (
-            f"all of column {columns[0]} is such, as a constant column is that was divided by"
-            " its standard deviation, 0, so leave that column out"
+            f", and column {columns[0]} has no other values, as a constant column divided by"
+            " its standard deviation, 0: leave that column out"
         )
     if "infinite" in kinds:
-        return "drop these rows, or look for a division by 0 or a logarithm of 0 before"
+        return ": drop these rows, or look for a division by 0 or a logarithm of 0"
     return (
-        "drop these rows, fill the gaps in, or leave them out of the density with an"
+        ": drop these rows, fill the gaps in, or leave them out of the density with an"
         " IncompleteLikelihood and an encoder tarspyro.nn.WithGaps"
     )
 

@@ -2,6 +2,7 @@
 
 __all__ = ["about_source", "explained", "is_about_site", "single_constraint", "words_of"]
 
+import re
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -151,7 +152,8 @@ def _about_data(
     part = _failing_part(programs, frames)
     if part is not None:
         name, call = part
-        return f"{name} does not run on data of shape {shapes}: {call}: {reason}"
+        reason = reason[:1].lower() + reason[1:] if reason.startswith("The ") else reason
+        return f"{name} does not run on data of shape {shapes}: {call}, and {reason}"
     names = list(dict.fromkeys(name_of(program) for program in programs))
     verb = "does" if len(names) == 1 else "do"
     return f"{' and '.join(names)} {verb} not run on data of shape {shapes}: {reason}"
@@ -162,9 +164,16 @@ def _reason(error: Exception) -> str:
     text = str(error).partition("\n")[0]
     cause = error.__cause__
     if isinstance(cause, Exception):
-        inner = _reason(cause)
+        inner = str(cause).partition("\n")[0]
         if inner and text.endswith(inner):
-            return inner
+            return _reason(cause)
+    sizes = re.search(r"mat1 and mat2 shapes .* \(\d+x(\d+) and (\d+)x\d+\)", text)
+    if sizes is not None:
+        given, wanted = sizes.groups()
+        return (
+            f"a linear layer takes vectors of size {wanted}, got size {given}: make that layer"
+            f" for size {given}, or change the input."
+        )
     return text
 
 

@@ -242,7 +242,7 @@ def check_shape(name: str, distribution: object, value: object) -> None:
             one_hot = f"torch.nn.functional.one_hot({name}, {event[-1]}).float()"
             fix = f"turn them into one-hot vectors, {one_hot}"
         raise InputError(
-            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, these look like"
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, which look like"
             f" labels: {fix}."
         )
     if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
@@ -397,8 +397,8 @@ def _check_roles(
     given = sorted(_observed_names(guided))
     if given and seen:
         raise PairError(
-            f"{pair}: the guide observes {given}, and only the model may observe: sample them"
-            " in the guide without obs."
+            f"{pair}: the guide observes {given}, and only the model may observe: leave out"
+            " obs=... in the guide."
         )
     if given:
         raise PairError(
@@ -436,7 +436,8 @@ def _check_names(
     if guide is no_guide:
         raise PairError(
             f"guide is None, but {name_of(model)} samples {missing}: give a guide that samples"
-            " them too, or as the loss a game, which needs no guide."
+            " them too, or train with a game that needs no guide, such as"
+            " loss=Adversarial(discriminator)."
         )
     parts = []
     if missing:
@@ -447,8 +448,7 @@ def _check_names(
     fix = "give each latent variable the same name in both"
     if not drawn:
         fix = (
-            f"let the guide sample {missing}; a Conditional becomes a guide in"
-            " guides.VAE(conditional)"
+            "sample them in the guide too, as guides.VAE(conditional) does with a Conditional"
         )
     elif not extra:
         fix = f"let the guide sample {missing} too, or observe them in the model, obs=..."

@@ -401,9 +401,9 @@ def check_local(model: Program, structure: Structure) -> None:
     if structure.joint or shared:
         raise PairError(
             f"{name} has no weight for each data point, because its data points share"
-            f" {sorted(shared)}: take -IWAE(num_particles).loss(model, guide, x), the bound of"
-            " all data, or put these sites into the plate of the data if each data point has"
-            " its own."
+            f" {sorted(shared)}: if each data point has its own, put them inside"
+            " pyro.plate('data', len(x)), and else take"
+            " -IWAE(num_particles).loss(model, guide, x), the bound of all data."
         )
     kinds = {frozenset(plate for plate, _ in group.plates) for group in structure.groups}
     if len(kinds) > 1:

@@ -15,7 +15,7 @@ from tarspyro.infer.diagnosis import single_constraint, words_of
 # How far data is moved away from the edge of a support.
 _STEP = 1e-3
 
-_REAL = "take a family of real numbers, such as dist.Normal"
+_REAL = "use a family of real numbers, such as dist.Normal"
 
 
 def about_support(name: str, base: Distribution, value: Tensor, support: Constraint) -> str:
@@ -51,7 +51,7 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
     if isinstance(support, type(constraints.one_hot)):
         return (
             "turn labels into one-hot vectors, torch.nn.functional.one_hot(labels, K).float(),"
-            " or for counts take dist.Multinomial with total_count"
+            " or for counts use dist.Multinomial with total_count"
         )
     if isinstance(support, type(constraints.multinomial(1))) and low >= 0:
         largest = value.sum(-1).max().item()
@@ -77,13 +77,13 @@ def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -
     low = value.min().item()
     high = value.max().item()
     accepts_grey = base._validate_args is False
-    drawn = "" if accepts_grey else " and give fit(..., binarize=True)"
+    drawn = "" if accepts_grey else ", and train with fit(..., binarize=True)"
     if low >= -1 and high <= 1:
-        return f"pixels from -1 to 1 become probabilities by ({name} + 1) / 2{drawn}"
+        return f"scale them to probabilities, ({name} + 1) / 2{drawn}"
     if low >= 0 and 100 < high <= 255:
         return f"these look like bytes, divide by 255{drawn}"
     if whole and low >= 0:
-        return f"divide pixels by {high:g}{drawn}, or for counts take dist.Poisson"
+        return f"divide pixels by {high:g}{drawn}, or for counts use dist.Poisson"
     return _REAL
 
 
@@ -108,7 +108,7 @@ def _fix_for_interval(name: str, base: Distribution, value: Tensor, whole: bool)
     else:
         scaled = f"scale them, ({name} - {name}.min()) / ({name}.max() - {name}.min())"
     if not isinstance(base, ContinuousBernoulli):
-        scaled += ", and take dist.ContinuousBernoulli, which has a density at 0 and 1 too"
+        scaled += ", and use dist.ContinuousBernoulli, which has a density at 0 and 1 too"
     return f"{scaled}, or {_REAL}"
 
 
@@ -147,13 +147,16 @@ def about_edges(name: str, base: Distribution, value: Tensor) -> str | None:
         return None
 
     shown = " and ".join(f"{_number(edge):g}" for edge in edges)
-    place = f"{name} has values of exactly {shown}, where {type(base).__name__} has no density"
+    family = type(base).__name__
+    place = (
+        f"{name} has values of exactly {shown}, where the density of {family} is 0 or infinite"
+    )
     if simplex:
         small = f"{name} + {_STEP:g}"
         return f"{place}: add a small number, ({small}) / ({small}).sum(-1, keepdim=True)."
     if high is not None:
         return (
-            f"{place}: take dist.ContinuousBernoulli, which has one there, or move the data"
+            f"{place}: use dist.ContinuousBernoulli, which allows them, or move the data"
             f" inside, {name}.clamp({_number(low) + _STEP:g}, {_number(high) - _STEP:g})."
         )
     return f"{place}: move these values inside, {name}.clamp(min={_number(low) + _STEP:g})."

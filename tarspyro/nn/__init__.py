@@ -58,6 +58,6 @@ def __getattr__(name: str) -> type[IdentityTrunk]:
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return IdentityTrunk
     own = sys.modules[__name__]
-    elsewhere = f", take torch.nn.{name}" if hasattr(torch.nn, name) else ""
+    elsewhere = f": use torch.nn.{name}" if hasattr(torch.nn, name) else ""
     message = f"module 'tarspyro.nn' has no attribute {name!r}{elsewhere}"
     raise AttributeError(message, name=name, obj=own)

@@ -253,8 +253,11 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     if value.dim() > 0 and value.shape[-1] == size:
         return value.reshape(value.shape[:-1] + shape), len(shape)
     flat = f" or {_starred((size,))}" if len(shape) > 1 else ""
+    given = tuple(value.shape)
+    other = given[-len(shape) :]
     raise ValueError(
-        f"The network takes inputs of shape {_starred(shape)}{flat}, got {tuple(value.shape)}."
+        f"The network takes inputs of shape {_starred(shape)}{flat}, got {given}: make the"
+        f" network for inputs of shape {other}, or change the input."
     )
 
 

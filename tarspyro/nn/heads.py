@@ -35,9 +35,9 @@ def through_heads(
         features = trunk(*folded)
     if not isinstance(features, Tensor):
         raise TypeError(
-            f"{type(trunk).__name__} returns {_shown(features)} and a trunk returns its"
-            " features, one tensor: leave its last layers out, or replace the Conditional by"
-            " FromNetwork(network, lambda loc, log_variance: ...)."
+            f"{type(trunk).__name__} returns {_shown(features)}, where the network of a"
+            " Conditional returns one tensor, its features: leave its last layers out, or"
+            " replace the Conditional by FromNetwork(network, lambda loc, log_variance: ...)."
         )
     # The networks may compute in half precision, but the densities may not.
     half = torch.is_autocast_enabled(features.device.type)

@@ -49,7 +49,7 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
             family = type(_innermost(site["fn"])).__name__
             warn_user(
                 f"binarize=True draws {name} as 0 and 1, and its likelihood is {family}, which"
-                " is for real numbers: leave out binarize=True, or take dist.Bernoulli."
+                " is for real numbers: leave out binarize=True, or use dist.Bernoulli."
             )
 
 
@@ -72,7 +72,7 @@ def remedy_of(
     """
     if not first and rate >= _LARGE_RATE:
         return (
-            f"The steps before were too large: take a smaller learning rate than lr={rate:g},"
+            f"The steps before were too large: use a smaller learning rate than lr={rate:g},"
             " such as lr=0.001."
         )
     if arguments is not None:

@@ -104,8 +104,8 @@ def _check_schedules(schedules: object) -> None:
     for name, schedule in schedules.items():
         if not callable(schedule):
             raise TypeError(
-                f"schedules[{name!r}] must be a function of the step, got"
-                f" {format_value(schedule)}."
+                f"schedules[{name!r}] must be a function of the step, such as"
+                f" lambda step: 0.5, got {format_value(schedule)}."
             )
 
 

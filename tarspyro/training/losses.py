@@ -295,7 +295,7 @@ class _OfPyro(_Differentiable):
         except (ValueError, RuntimeError) as error:
             if "\n" not in str(error):
                 raise
-            reason = " ".join(str(error).split())
+            reason = "; ".join(line.strip() for line in str(error).splitlines())
             raise PairError(
                 f"{type(self.loss).__name__} does not run on this pair: {reason}."
             ) from None
@@ -372,9 +372,9 @@ def _check_kind(loss: object) -> None:
         )
     if isinstance(loss, nn.modules.loss._Loss):
         raise TypeError(
-            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}: what it"
-            " measures belongs into the likelihood of the model, such as dist.Normal for squared"
-            " errors and dist.Bernoulli for a binary cross-entropy."
+            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}: choose"
+            " the likelihood of the model in its place, such as dist.Normal for squared errors"
+            " or dist.Bernoulli for a binary cross-entropy."
         )
     if isinstance(loss, _JITTED):
         name = type(loss).__name__

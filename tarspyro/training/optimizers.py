@@ -3,6 +3,7 @@
 __all__ = ["Optimizer", "check_optimizer", "load_states", "states_of"]
 
 import copy
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -151,6 +152,7 @@ class Optimizer:
             # A CUDA graph reads the learning rate and the number of steps on the device.
             options["capturable"] = True
             options["lr"] = torch.tensor(float(options["lr"]), device=device)
+        self._check_options(takes)
         try:
             return self.optimizer(parameters, **options)
         except (TypeError, ValueError) as error:
@@ -158,6 +160,25 @@ class Optimizer:
             raise type(error)(
                 f"optimizer has options that do not suit {self.name}: {reason}."
             ) from error
+
+    def _check_options(self, takes: Mapping[str, inspect.Parameter]) -> None:
+        """Raises a ``TypeError`` if the class does not take an option.
+
+        Arguments:
+            takes: The parameters of the class.
+        """
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+            return
+        known = [name for name in takes if name != "params"]
+        for options in (self.options, *self.of_players.values()):
+            for name in options:
+                if name not in takes:
+                    close = difflib.get_close_matches(name, known, n=1)
+                    fix = f"did you mean {close[0]}?" if close else "leave it out."
+                    raise TypeError(
+                        f"optimizer has options that do not suit {self.name}: it has no"
+                        f" {name!r}, {fix}"
+                    )
 
     def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:
         """Clips the gradients of parameters; ``norm`` is the norm of their whole gradient."""
@@ -198,7 +219,7 @@ def _check_class(optimizer: object) -> None:
         name = getattr(_class_of(optimizer), "__name__", "the optimizer")
         raise TypeError(
             f"{wanted}, got {name}, which computes the loss several times in a step: fit"
-            " computes it once, so take another one."
+            " computes it once, so use another optimizer."
         )
 
 

@@ -170,7 +170,11 @@ p, q = vae(dist.Beta, pixels)
 fit(p, q, pixels, **short)
 """,
         "InputError",
-        ("x has values of exactly 0 and 1", "Beta has no density", "ContinuousBernoulli"),
+        (
+            "x has values of exactly 0 and 1",
+            "the density of Beta is 0 or infinite",
+            "ContinuousBernoulli",
+        ),
         """
 p, q = vae(dist.ContinuousBernoulli, pixels)
 fit(p, q, pixels, **short)
@@ -185,7 +189,11 @@ p, q = vae(dist.Gamma, table)
 fit(p, q, table.clamp(min=0), **short)
 """,
         "InputError",
-        ("x has values of exactly 0", "Gamma has no density", "x.clamp(min=0.001)"),
+        (
+            "x has values of exactly 0",
+            "the density of Gamma is 0 or infinite",
+            "x.clamp(min=0.001)",
+        ),
         """
 p, q = vae(dist.Gamma, table)
 fit(p, q, table.clamp(min=0).clamp(min=0.001), **short)
@@ -332,7 +340,7 @@ fit(p, q, data.Split(table, labels).one_hot(), **short)
         "Words as data",
         "fit(p, q, np.array(['cat', 'dog']), **short)",
         "TypeError",
-        ("data must be numbers", "'cat'"),
+        ("data must be numbers", "'cat'", "turn words into numbers"),
     ),
     Mistake(
         "The name of a file as data",
@@ -506,7 +514,11 @@ q = guides.VAE(Conditional(dist.Normal, network, 2))
 fit(p, q, table, **short)
 """,
         "InputError",
-        ("guides.VAE", "posterior(x) got x of shape (20, 6)", "20x6 and 5x16"),
+        (
+            "guides.VAE",
+            "posterior(x) got x of shape (20, 6)",
+            "a linear layer takes vectors of size 5, got size 6",
+        ),
         """
 network = nn.Sequential(nn.Linear(6, 16), nn.ReLU())
 q = guides.VAE(Conditional(dist.Normal, network, 2))
@@ -875,7 +887,7 @@ def guide(x):
 infer.ELBO().loss(p, guide, table)
 """,
         "PairError",
-        ("guide observes ['z']", "only the model may observe", "without obs"),
+        ("guide observes ['z']", "only the model may observe", "leave out obs=..."),
         """
 def guide(x):
     with pyro.plate("data", len(x)):
@@ -1034,14 +1046,14 @@ TRAINING = [
         "An option of another optimizer",
         "fit(p, q, table, optimizer=Optimizer(torch.optim.Adam, momentum=0.9), **short)",
         "TypeError",
-        ("optimizer", "Adam", "'momentum'"),
+        ("optimizer", "Adam", "no 'momentum'", "leave it out"),
         "fit(p, q, table, optimizer=Optimizer(torch.optim.SGD, momentum=0.9), **short)",
     ),
     Mistake(
         "A learning rate of 10",
         "fit(p, q, table, lr=10, **short)",
         "NonFiniteError",
-        ("loss was", "step 2", "a smaller learning rate than lr=10", "lr=0.001"),
+        ("loss was", "step 2", "use a smaller learning rate than lr=10", "lr=0.001"),
         "fit(p, q, table, lr=0.001, **short)",
     ),
     Mistake(

@@ -1,11 +1,12 @@
 """Mistakes of beginners get a sentence that helps: ``docs/mistakes.md`` shows them.
 
-``python tests/project/test_mistakes.py`` writes the page anew.
+``python -m tests.project.test_mistakes`` writes the page anew.
 """
 
 import contextlib
 import functools
 import os
+import re
 import tempfile
 import traceback
 import warnings
@@ -16,7 +17,8 @@ import matplotlib.pyplot
 import pyro
 import pytest
 import torch
-from mistakes import CHAPTERS, SETUP
+
+from .mistakes import CHAPTERS, SETUP
 
 FILE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 MISTAKES = [mistake for mistakes in CHAPTERS.values() for mistake in mistakes]
@@ -31,7 +33,7 @@ All examples begin with these lines. Their training is short, since only the sen
 """
 
 # The longest text that Python shows below an error, in lines.
-LONGEST_TRACEBACK = 50
+LONGEST_TRACEBACK = 80
 
 
 @contextlib.contextmanager
@@ -85,6 +87,7 @@ def render() -> str:
         lines.append(f"## {chapter}\n")
         for mistake in mistakes:
             kind, text, _ = answer(mistake.code)
+            text = re.sub(r"batch rows \[.*?\]", "batch rows [...]", text)
             said = "\n".join(f"    {line}" for line in f"{kind}: {text}".splitlines())
             lines.append(f"### {mistake.title}\n")
             lines.append(f"```python\n{mistake.code.strip()}\n```\n\n{said}\n")
