@@ -16,6 +16,9 @@ from tarspyro.arguments import format_value
 from tarspyro.infer.traces import InputError, PairError, name_of
 from tarspyro.types import Program
 
+# Data with values from here on are the likely cause of parameters that are NaN or infinite.
+_LARGE = 20.0
+
 # The packages in whose code the user has no line to look at.
 _LIBRARIES = ("tarspyro", "pyro", "torch", "contextlib")
 
@@ -144,7 +147,7 @@ def _about_data(
     frames: Sequence[FrameType],
 ) -> str:
     """The names of programs, the shapes of the data, and the reason why they do not run."""
-    reason = _reason(error)
+    reason = _about_parameter(error, arguments) or _reason(error)
     shapes = ", ".join(
         str(tuple(part.shape)) if isinstance(part, Tensor) else repr(part)
         for part in arguments
@@ -175,6 +178,26 @@ def _reason(error: Exception) -> str:
             f" for size {given}, or change the input."
         )
     return text
+
+
+def _about_parameter(error: Exception, arguments: Sequence[object]) -> str | None:
+    """What is wrong with a parameter of a distribution that is out of range, such as NaN."""
+    found = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", _reason(error))
+    if found is None:
+        return None
+    name, family = found.groups()
+    numbers = [
+        part.abs().max().item()
+        for part in arguments
+        if isinstance(part, Tensor) and part.is_floating_point() and part.numel()
+    ]
+    fix = "look at the values from which the program computes it"
+    if numbers and max(numbers) > _LARGE:
+        fix = (
+            f"the data have values up to {max(numbers):,.0f}, so give networks standardized"
+            " inputs, torch.nn.Sequential(Standardize.of(x), network) with a layer of tarspyro.nn"
+        )
+    return f"the parameter {name} of {family} is NaN, infinite or out of range: {fix}."
 
 
 def _failing_part(
@@ -227,6 +250,8 @@ def words_of(support: Constraint) -> str:
         ('numbers of at least 0', 'one-hot vectors')
     """
     support = single_constraint(support)
+    if hasattr(support, "known"):
+        return f"{words_of(support.known)}, or NaN"
     edges = {
         name: _edge(getattr(support, name))
         for name in ("lower_bound", "upper_bound")

@@ -27,6 +27,9 @@ def about_support(name: str, base: Distribution, value: Tensor, support: Constra
         value: The data.
         support: The support.
     """
+    known = value.isfinite()
+    if not bool(known.all()) and bool(known.any()):
+        value = value.where(known, value[known].median())  # gaps say nothing
     low = value.min().item()
     high = value.max().item()
     family = type(base).__name__
@@ -38,7 +41,7 @@ def about_support(name: str, base: Distribution, value: Tensor, support: Constra
             " validate_args=False)."
         )
     outside = f"outside the support of {family} ({words_of(support)})"
-    fix = _fix_of(name, base, value, single_constraint(support))
+    fix = _fix_of(name, base, value, single_constraint(getattr(support, "known", support)))
     return f"{name} has values from {low:g} to {high:g}, {outside}: {fix}."
 
 
@@ -132,9 +135,11 @@ def about_edges(name: str, base: Distribution, value: Tensor) -> str | None:
     edges = [edge for edge in (low, high) if edge is not None and bool((value == edge).any())]
     if not edges:
         return None
-    inside = value.clamp(
-        None if low is None else low + _STEP, None if high is None else high - _STEP
-    )
+    inside = value
+    if low is not None:
+        inside = inside.maximum(torch.as_tensor(low).to(value) + _STEP)
+    if high is not None:
+        inside = inside.minimum(torch.as_tensor(high).to(value) - _STEP)
     if simplex:
         inside = inside / inside.sum(-1, keepdim=True)
     density = _log_prob(base, value)
