@@ -97,6 +97,9 @@ def check_names(
     Raises:
         TypeError: If it has no argument of a name.
     """
+    given = list(given)
+    if not given:
+        return
     known: list[str] = []
     for base in cls.__mro__:
         if "__init__" not in vars(base):

@@ -80,6 +80,11 @@ def answer(code: str) -> tuple[str, str, int]:
     raise AssertionError(f"nothing is said to {code}")
 
 
+def escaped(text: str) -> str:
+    """Returns text whose signs mean nothing in Markdown."""
+    return re.sub(r"([*_`\[\]])", r"\\\1", text).replace("<", "&lt;")
+
+
 def render() -> str:
     """Returns the page."""
     lines = [HEAD, f"```python\n{SETUP.strip()}\n```\n"]
@@ -88,7 +93,7 @@ def render() -> str:
         for mistake in mistakes:
             kind, text, _ = answer(mistake.code)
             text = re.sub(r"batch rows \[.*?\]", "batch rows [...]", text)
-            said = "\n".join(f"    {line}" for line in f"{kind}: {text}".splitlines())
+            said = f"> **{kind}**: {escaped(text)}"
             lines.append(f"### {mistake.title}\n")
             lines.append(f"```python\n{mistake.code.strip()}\n```\n\n{said}\n")
             if mistake.fixed is not None:
