@@ -88,7 +88,11 @@ _DEFINED_IN = {
 def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name not in __all__:
-        raise AttributeError(f"module 'tarspyro' has no attribute {name!r}")
+        raise AttributeError(
+            f"module 'tarspyro' has no attribute {name!r}",
+            name=name,
+            obj=sys.modules[__name__],
+        )
 
     if name not in _DEFINED_IN:
         return importlib.import_module(f"tarspyro.{name}")

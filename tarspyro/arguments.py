@@ -9,12 +9,17 @@ __all__ = [
     "check_choice",
     "check_constructor",
     "check_module",
+    "check_names",
     "check_number",
     "check_positive",
     "format_fields",
+    "constructor_parameters",
     "format_value",
+    "suggestion",
 ]
 
+import difflib
+import inspect
 import math
 import numbers
 import operator
@@ -39,6 +44,8 @@ def format_value(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray) and value.size > 5:
         return f"an array of shape {value.shape}"
+    if isinstance(value, nn.Module) and "\n" in repr(value):
+        return f"a module {type(value).__name__}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
@@ -74,6 +81,86 @@ def _format_part(value: object) -> str:
         return shape
     mean = f"mean {numbers.mean():.5g}, " if tensor.is_floating_point() else ""
     return f"{shape}, {mean}from {numbers.min():.5g} to {numbers.max():.5g}"
+
+
+def suggestion(
+    name: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> str:
+    """Returns the end of a sentence that names what was probably meant by an unknown name.
+
+    Arguments:
+        name: The unknown name.
+        names: The known names.
+        elsewhere: Names that other libraries use, with what they are called here.
+
+    Example:
+        >>> suggestion("batchsize", ["epochs", "batch_size"])
+        'did you mean batch_size?'
+        >>> suggestion("k", ["num_particles"], {"k": "num_particles"})
+        'did you mean num_particles?'
+    """
+    meant = {**(elsewhere or {}), **{known: known for known in names}}
+    plain = {_plain(known): text for known, text in meant.items()}
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    if close:
+        return f"did you mean {plain[close[0]]}?"
+    return f"its arguments are {', '.join(names)}."
+
+
+def _plain(name: str) -> str:
+    """A name without what is easily mistaken: capitals and underscores."""
+    return name.lower().replace("_", "")
+
+
+def check_names(
+    cls: type,
+    given: Iterable[str],
+    elsewhere: Mapping[str, str] | None = None,
+    *,
+    passes_on: bool = False,
+) -> None:
+    """Raises unless the constructor of a class has arguments of all given names.
+
+    Arguments:
+        cls: The class.
+        given: The names.
+        elsewhere: Names that other libraries use, with what they are called here.
+        passes_on: Whether the classes of this library pass on ``**options`` to the constructor
+            of their base class. Else a constructor with ``**options`` takes any name.
+
+    Raises:
+        TypeError: If it has no argument of a name.
+    """
+    given = list(given)
+    if not given:
+        return
+    known: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = constructor_parameters(base)
+        known += [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+        if not (passes_on and base.__module__.startswith("tarspyro.")):
+            return
+    for name in given:
+        if name not in known:
+            meant = {k: v for k, v in (elsewhere or {}).items() if v in known}
+            what = suggestion(name, list(dict.fromkeys(known)), meant)
+            raise TypeError(f"{cls.__name__}() has no argument {name!r}: {what}")
+
+
+def constructor_parameters(cls: type) -> list[inspect.Parameter]:
+    """Returns the parameters of the constructor of a class, without ``self``."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            return list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+    return []
 
 
 def as_count(name: str, value: object, least: int = 1) -> int:
@@ -157,8 +244,11 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     try:
         tensor = torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
+        fix = ""
+        if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+            fix = ": turn words into numbers, np.unique(words, return_inverse=True)[1]"
         raise TypeError(
-            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}."
+            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}{fix}."
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
@@ -238,8 +328,16 @@ def check_module(name: str, value: object) -> None:
     Raises:
         TypeError: If it is not, such as the class of a module.
     """
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        made = f"{value.__name__}(...)"
+        raise TypeError(f"{name} is the class {value.__name__}: give an instance, {made}.")
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
+    if "_modules" not in vars(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__} whose __init__ does not call"
+            " super().__init__(): call it in the first line."
+        )
 
 
 def check_constructor(name: str, value: object, example: str, *arguments: object) -> None:

@@ -14,6 +14,7 @@ __all__ = [
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,14 +32,15 @@ from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.incomplete import has_gaps
+from tarspyro.infer.diagnosis import about_source, explained
 from tarspyro.infer.matching import (
     check_count,
     check_shape,
     check_sites,
     positional_names,
     run_pair,
-    sentence_of,
 )
+from tarspyro.infer.remedies import about_edges, about_support
 from tarspyro.infer.traces import (
     InputError,
     PairError,
@@ -75,6 +77,7 @@ def as_arguments(data: Data | None, program: Program, *others: Program) -> Argum
             program has no argument of a name.
     """
     check_program("model or guide", program)
+    _check_no_path(data)
     parts = _parts_of(data, program)
     if parts is None:
         return None
@@ -84,22 +87,31 @@ def as_arguments(data: Data | None, program: Program, *others: Program) -> Argum
     if () in shapes:
         raise ValueError("data has no rows: a part of it is a single number.")
     if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(_uneven(shapes, len(positional_names(program))))
+        raise ValueError(_about_lengths(shapes))
     if not shapes or shapes[0][0] == 0:
         raise ValueError("data is empty: it has no rows.")
     check_count(arguments, program)
     return arguments
 
 
-def _uneven(shapes: Sequence[tuple[int, ...]], num_arguments: int) -> str:
-    """Returns the sentence about parts of data of different lengths."""
-    if len(shapes) > max(2, num_arguments):
-        lengths = [shape[0] for shape in shapes]
-        return (
-            f"data is a list of {len(shapes)} arrays of {min(lengths)} to {max(lengths)} rows:"
-            " data.Sequences.padded makes one tensor of sequences of different lengths."
+def _check_no_path(data: object) -> None:
+    """Raises a ``TypeError`` if data is the path of a file."""
+    if isinstance(data, (str, os.PathLike)):
+        raise TypeError(
+            f"data must be numbers, got the text {os.fspath(data)!r}: read a file first,"
+            f" tarspyro.data.load({os.fspath(data)!r})."
         )
-    return f"The parts of data differ in length: {shapes}."
+
+
+def _about_lengths(shapes: Sequence[tuple[int, ...]]) -> str:
+    """A sentence about parts of data that differ in length."""
+    shown = ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
+    fix = "give every part a row for each data point"
+    if len(shapes[0]) > 1 and len({shape[1:] for shape in shapes}) == 1:
+        fix = (
+            "sequences of several lengths become one part in data.Sequences.padded(sequences)"
+        )
+    return f"The {len(shapes)} parts of data differ in length, got shapes {shown}: {fix}."
 
 
 def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None] | None:
@@ -250,7 +262,8 @@ def check_inputs(
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
-            raise InputError(sentence_of((model, guide), arguments, error)) from error
+            found, cause = explained((model, guide), arguments, error)
+            raise found from cause
 
 
 # How many draws tell whether a support depends on a latent variable.
@@ -269,6 +282,8 @@ def _check_observed(
     """
     for name, site in sample_sites(run()):
         value = site["value"]
+        if not isinstance(site["fn"], Distribution):
+            raise PairError(about_source(name, site["fn"]))
         if not (site["is_observed"] and torch.is_tensor(value)) or is_factor(site):
             continue
         check_shape(name, site["fn"], value)
@@ -281,7 +296,7 @@ def _check_observed(
                     whole = part
         try:
             for batch in _batches_of(whole, value):
-                _check_support(name, site["fn"], batch)
+                _check_support(name, site["fn"], batch, whole)
         except InputError:
             # A support such as that of Uniform(0, z) depends on a latent variable, and the
             # next draw may fit.
@@ -337,9 +352,11 @@ def check_binarizable(part: Tensor | None) -> None:
     low = part.min().item()
     high = part.max().item()
     if low < 0 or high > 1:
+        bytes_ = low >= 0 and 100 < high <= 255
+        fix = "these look like bytes, divide by 255" if bytes_ else "leave out binarize=True"
         raise InputError(
             f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}:"
-            f" {_rescaling(low, high)}."
+            f" {fix}."
         )
 
 
@@ -362,50 +379,73 @@ def _check_finite(part: Argument, position: int) -> None:
     """Raises an ``InputError`` if a part of the data has values that are not finite."""
     if part is None or not part.is_floating_point():
         return
-    rows = (~part.isfinite()).reshape(len(part) if part.dim() else 1, -1).any(1)
-    if rows.any():
-        first = int(rows.nonzero()[0])
-        raise InputError(
-            f"data[{position}] has NaN or infinite values in {int(rows.sum())} of {len(rows)}"
-            f" rows, first in row {first}: drop or impute them."
+    bad = ~part.isfinite().reshape(len(part) if part.dim() else 1, -1)
+    rows = bad.any(1)
+    if not rows.any():
+        return
+    kinds = [
+        kind
+        for kind, found in (("NaN", part.isnan()), ("infinite", part.isinf()))
+        if found.any()
+    ]
+    first = int(rows.nonzero()[0])
+    raise InputError(
+        f"data[{position}] has {' and '.join(kinds)} values in {int(rows.sum())} of {len(rows)}"
+        f" rows, first in row {first}{_about_gaps(bad, kinds)}."
+    )
+
+
+def _about_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
+    """The end of a sentence about values that are not finite, with what to do about them.
+
+    Arguments:
+        bad: Which values are not finite, in rows of numbers.
+        kinds: The kinds of them.
+    """
+    columns = bad.all(0).nonzero().flatten().tolist()
+    if columns and len(bad) > 1 and len(columns) < bad.shape[1]:
+        return (
+            f", and column {columns[0]} has no other values, as a constant column divided by"
+            " its standard deviation, 0: leave that column out"
         )
+    if "infinite" in kinds:
+        return ": drop these rows, or look for a division by 0 or a logarithm of 0"
+    return (
+        ": drop these rows, fill the gaps in, or leave them out of the density with an"
+        " IncompleteLikelihood and an encoder tarspyro.nn.WithGaps"
+    )
 
 
-def _check_support(name: str, distribution: Distribution, value: Tensor) -> None:
-    """Raises an ``InputError`` if a value is outside the support of a distribution."""
+def _check_support(
+    name: str, distribution: Distribution, value: Tensor, whole: Tensor
+) -> None:
+    """Raises an ``InputError`` if a value is outside the support of a distribution, or at an
+    edge without a finite density.
+
+    Arguments:
+        name: The name of the site.
+        distribution: The distribution.
+        value: The value, of as many rows as the distribution.
+        whole: All of the data, for the message.
+    """
     base = distribution
     while isinstance(base, (Independent, MaskedDistribution)):
         base = base.base_dist
     if isinstance(base, Concatenate):
-        for block, part in zip(base.blocks, value.split(base.sizes, -1), strict=True):
-            _check_support(name, block, part)
+        parts = zip(
+            base.blocks, value.split(base.sizes, -1), whole.split(base.sizes, -1), strict=True
+        )
+        for block, part, whole_part in parts:
+            _check_support(name, block, part, whole_part)
         return
     support = base.support
     if isinstance(base, Bernoulli) and base._validate_args is False:
         # The user accepts the cross-entropy of grey values.
         support = constraints.unit_interval
-    if support is None or bool(support.check(value).all()):
+    if support is None:
         return
-    low = value.min().item()
-    high = value.max().item()
-    if isinstance(base, Bernoulli) and 0 <= low and high <= 1:
-        raise InputError(
-            f"{name} has grey values (from {low:g} to {high:g}) but the likelihood is"
-            " Bernoulli, for 0 and 1 alone: draw black and white pixels with binarize=True,"
-            " or accept the cross-entropy of grey values with Conditional(...,"
-            " validate_args=False)."
-        )
-    family = type(base).__name__
-    shown_support = "of each row" if _is_of_rows(support) else support
-    outside = f"outside the support of {family} ({shown_support})"
-    # A support that knows its values tells how others become them.
-    own: Callable[[str, Tensor], str] | None = getattr(support, "remedy", None)
-    remedy = own(name, value) if own is not None else _rescaling(low, high)
-    raise InputError(f"{name} has values from {low:g} to {high:g}, {outside}: {remedy}.")
-
-
-def _rescaling(low: float, high: float) -> str:
-    """A fix for values outside a support, as the end of a sentence."""
-    if low >= 0 and 1 < high <= 255:
-        return "these look like bytes, divide by 255"
-    return "rescale the data or choose another likelihood"
+    if not bool(support.check(value).all()):
+        raise InputError(about_support(name, base, whole, support))
+    sentence = about_edges(name, base, value)
+    if sentence is not None:
+        raise InputError(sentence)

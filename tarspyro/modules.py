@@ -7,6 +7,7 @@ __all__ = [
     "layers_of",
 ]
 
+import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -17,11 +18,22 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, check_names, format_value
 from tarspyro.formulas import headline, latex_of, parts_of, split_factors
 from tarspyro.scopes import local_parameters, preserved_rng, registering
 
 _counter = itertools.count()
+
+# The names that other libraries give to arguments of networks and of models.
+_ELSEWHERE = {
+    "encoder": "posterior",
+    "decoder": "likelihood",
+    "network": "trunk",
+    "net": "trunk",
+    **dict.fromkeys(["hidden", "hidden_sizes", "hidden_dims", "layers"], "hidden_features"),
+    **dict.fromkeys(["input_size", "input_dim", "in_dim", "in_channels"], "in_features"),
+    **dict.fromkeys(["latent_dim", "out_features", "shape"], "event_shape"),
+}
 
 
 class Configurable(nn.Module):
@@ -41,10 +53,22 @@ class Configurable(nn.Module):
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Configurable":
+        check_names(cls, kwargs, _ELSEWHERE)
         module = super().__new__(cls)
         # nn.Module's own __setattr__ would register modules among the arguments a second time.
         object.__setattr__(module, "constructor_arguments", (args, kwargs))
         return module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except AttributeError:
+            if "_modules" in self.__dict__:
+                raise
+            raise TypeError(
+                f"{type(self).__name__}.__init__ sets {name!r} before it calls"
+                " super().__init__(): call that in its first line."
+            ) from None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -153,9 +177,10 @@ class StochasticModule(Configurable):
         numbers, text, lists or arrays.
 
         Raises:
-            TypeError: If an argument is of another kind.
+            TypeError: If an argument is of another kind, or ``factors`` names no attribute.
             ValueError: If ``batch_size`` is below 1.
         """
+        self._check_factors()
         if "batch_size" in kwargs:
             as_count("batch_size", kwargs["batch_size"])
         own = type(self).__module__.startswith("tarspyro.")
@@ -171,6 +196,21 @@ class StochasticModule(Configurable):
                     f"{type(self).__name__} takes tensors with a row for each data point, got"
                     f" {format_value(value)}."
                 )
+
+    def _check_factors(self) -> None:
+        """Raises unless ``factors`` names attributes."""
+        for name in self.factors:
+            try:
+                parts_of(self, name)
+            except AttributeError as error:
+                missing = error.name or name
+                known = [*self._modules, *(n for n in vars(self) if not n.startswith("_"))]
+                close = difflib.get_close_matches(missing, known, n=1)
+                fix = f"did you mean {close[0]!r}?" if close else "name attributes there."
+                raise TypeError(
+                    f"factors of {type(self).__name__} names {missing!r}, which is no attribute"
+                    f" of it: {fix}"
+                ) from None
 
     def register(self) -> None:
         """Registers the parameters in Pyro's store, except inside ``local_parameters``."""
@@ -208,6 +248,7 @@ class StochasticModule(Configurable):
     def __repr__(self) -> str:
         if not self.factors:
             return super().__repr__()
+        self._check_factors()
         lines = [f"{type(self).__name__}: {self.formula}"]
         for name, factor in self.factors.items():
             parts = [repr(part).replace("\n", "\n    ") for part in parts_of(self, name)]

@@ -41,9 +41,11 @@ def find_device(device: Device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         # Torch without CUDA raises an AssertionError.
         reason = str(error).partition("\n")[0].rstrip(".")
+        if isinstance(device, str) and reason.startswith("Expected one of"):
+            reason = "torch knows no device of this name, a GPU is 'cuda' or 'mps'"
         raise ValueError(
-            f"device must be a device of this machine, or 'auto', got {format_value(device)}"
-            f" ({reason})."
+            f"device must be a device of this machine, such as 'cpu', or 'auto', got"
+            f" {format_value(device)}: {reason}."
         ) from error
     if found.type == "meta":
         raise ValueError(

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from tarspyro.arguments import as_numbers, as_shape, format_value
+from tarspyro.arguments import as_numbers, as_shape, format_value, suggestion
 from tarspyro.distributions.links import link_to
 from tarspyro.modules import Configurable
 from tarspyro.types import Distribution
@@ -23,6 +23,15 @@ SPELLINGS = (
     ("gate_logits", "gate"),
     ("scale_tril", "covariance_matrix", "precision_matrix"),
 )
+
+# The usual names of parameters, where those of families differ.
+_USUAL = {
+    "mean": "loc",
+    "mu": "loc",
+    "std": "scale",
+    "sigma": "scale",
+    "alpha": "concentration",
+}
 
 # Parameters that are fixed at these values unless given. Maddison et al. (2016, "The Concrete
 # Distribution", section 5) use a temperature of two thirds for binary variables, and find it
@@ -279,10 +288,10 @@ def _parameter_names(family: type[Any], given: Mapping[str, object]) -> list[str
     allowed = [name for name in signature if name != "self"]
     for name in given:
         if name not in allowed:
-            raise ValueError(
-                f"{family.__name__} has no parameter {name}; its parameters are"
-                f" {', '.join(allowed)}."
-            )
+            others = [other for other in allowed if other != "validate_args"]
+            meant = {usual: p for usual, p in _USUAL.items() if p in others}
+            what = suggestion(name, others, meant).replace("arguments", "parameters")
+            raise ValueError(f"{family.__name__} has no parameter {name!r}: {what}")
     names = [name for name in allowed if name in family.arg_constraints]
     for spellings in SPELLINGS:
         present = [name for name in spellings if name in names]

@@ -53,6 +53,7 @@ __all__ = [
     "true_posterior",
 ]
 
+import sys
 import warnings
 
 from tarspyro.evaluate.amortization import Gaps, gaps
@@ -101,4 +102,6 @@ def __getattr__(name: str) -> type[BoundEstimate]:
             stacklevel=2,
         )
         return BoundEstimate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+    )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
-from tarspyro.infer.matching import explaining
+from tarspyro.infer.matching import check_sites, explaining
 from tarspyro.infer.traces import (
+    InputError,
     PairError,
     Site,
     check_program,
@@ -39,11 +40,14 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
         site: The observed site to reconstruct.
 
     Raises:
+        PairError: If the model observes nothing, as if it were the guide.
         ValueError: If the model has no such site.
     """
 
     def mean(*batch: Argument) -> Array:
-        model_trace, _ = trace_pair(model, guide, batch, {})
+        model_trace, guide_trace = trace_pair(model, guide, batch, {})
+        if site not in model_trace.nodes:
+            check_sites(model, guide, model_trace, guide_trace)
         return distribution_mean(_site(model_trace, site)["fn"])
 
     return map_batches(mean, (model, guide), x)
@@ -70,6 +74,7 @@ def decode(
         site: The observed site to decode.
 
     Raises:
+        InputError: If ``z`` is a single code without a row.
         PairError: If the model does not generate.
         ValueError: If ``given`` has a name that the model does not take or a wrong number of
             rows, or if ``latent`` or ``site`` is not among the model's sites.
@@ -87,6 +92,12 @@ def decode(
             batch_size=len(values), **dict(zip(others, rows, strict=True))
         )
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
+        event = _site(trace, latent)["fn"].event_shape
+        if values.dim() <= len(event):
+            raise InputError(
+                f"z has shape {tuple(codes.shape)}, which is one code: add a dimension,"
+                " z.unsqueeze(0)."
+            )
         return distribution_mean(_site(trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables
@@ -206,6 +217,10 @@ def _rows(
 def _check_generates(model: Program) -> None:
     """Raises unless the model takes ``batch_size``."""
     check_program("model", model)
+    if getattr(model, "density", "p") == "q":
+        raise PairError(
+            f"{name_of(model)} is a guide, which generates no data: give the model."
+        )
     if "batch_size" not in _parameters(model):
         raise PairError(
             f"{name_of(model)} cannot generate without data: give it an argument batch_size,"

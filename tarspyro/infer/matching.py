@@ -9,7 +9,6 @@ __all__ = [
     "explaining",
     "positional_names",
     "run_pair",
-    "sentence_of",
 ]
 
 import contextlib
@@ -24,12 +23,14 @@ from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
     Independent,
+    OneHotCategorical,
     TransformedDistribution,
     biject_to,
     constraints,
 )
 from torch.distributions.constraints import Constraint
 
+from tarspyro.infer.diagnosis import about_source, explained, is_about_site, words_of
 from tarspyro.infer.traces import (
     InputError,
     PairError,
@@ -38,6 +39,7 @@ from tarspyro.infer.traces import (
     is_delta,
     is_factor,
     name_of,
+    no_guide,
     sample_sites,
     trace_pair,
 )
@@ -69,8 +71,9 @@ def check_pair(model: Program, guide: Program, *args: object, **kwargs: object) 
         >>> try:
         ...     check_pair(model, guide, torch.zeros(3))
         ... except PairError as error:
-        ...     print(error)
-        guide does not pair with model: the model also samples ['z']; the guide also samples ['w'].
+        ...     print(error)  # doctest: +NORMALIZE_WHITESPACE
+        guide does not pair with model: the model also samples ['z']; the guide also samples
+        ['w']: give each latent variable the same name in both.
     """
     with preserved_rng(), evaluating(model, guide):
         traces = run_pair(model, guide, args, kwargs)
@@ -96,35 +99,86 @@ def run_pair(
         if check_call is not None:
             check_call(args, kwargs)
     try:
-        return trace_pair(model, guide, args, kwargs)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        own = isinstance(error, (InputError, PairError)) and "\n" not in str(error)
-        if own or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise  # It is one sentence already, or says: out of memory, not implemented.
+        traces = trace_pair(model, guide, args, kwargs)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        if _is_whole(error):
+            raise
+        failure = error
+    else:
+        _check_distributions(*traces)
+        return traces
+    # Outside of the handler, so that no traceback of the failure stands before the sentence.
+    found, cause = _found_alone(model, guide, args, kwargs, failure)
+    raise found from cause
 
-        # If the guide's network fails on the data, a run of the model alone says which shape the
-        # data should have.
-        model_trace, reason = _run_alone(model, args, kwargs)
-        if model_trace is not None:
+
+def _is_whole(error: Exception) -> bool:
+    """Whether an error is one sentence already, or is about something else than the pair.
+
+    Subclasses of ``RuntimeError`` say: out of memory, not implemented.
+    """
+    if isinstance(error, (InputError, PairError)):
+        return "\n" not in str(error)
+    if isinstance(error, AttributeError):
+        return not is_about_site(error)
+    return isinstance(error, RuntimeError) and type(error) is not RuntimeError
+
+
+def _found_alone(
+    model: Program,
+    guide: Program,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    failure: Exception,
+) -> tuple[Exception, Exception | None]:
+    """Returns what is wrong with a pair that failed, and the cause to be shown with it.
+
+    Runs of the model and of the guide alone often tell more than the run of the pair. If the
+    guide's network fails on the data, the model says which shape the data should have.
+    """
+    model_trace, reason = _run_alone(model, args, kwargs)
+    if model_trace is not None:
+        guide_trace, _ = _run_alone(guide, args, kwargs)
+        try:
             for name, site in sample_sites(model_trace):
                 if site["is_observed"]:
                     check_shape(name, site["fn"], site["value"])
-            guide_trace, _ = _run_alone(guide, args, kwargs)
             if guide_trace is not None:
+                sites = dict(sample_sites(model_trace))
+                _check_roles(model, guide, sites, dict(sample_sites(guide_trace)))
                 _check_plates(model, guide, model_trace, guide_trace)
                 _check_shapes(model, guide, model_trace, guide_trace)
-        raise InputError(sentence_of((model, guide), args, reason or error)) from error
+        except (InputError, PairError) as found:
+            return found, None
+    if isinstance(reason, PairError):
+        return reason, None
+    return explained((model, guide), args, reason or failure)
+
+
+def _check_distributions(*traces: Trace) -> None:
+    """Raises a ``PairError`` if a site is sampled from something else than a distribution."""
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            if not isinstance(site["fn"], Distribution):
+                raise PairError(about_source(name, site["fn"]))
 
 
 def _run_alone(
     program: Program, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[Trace | None, Exception | None]:
     """Returns the trace of a program, or the error that it raises."""
+    tracer = poutine.trace()
     try:
-        return poutine.trace(program).get_trace(*args, **kwargs), None
+        with tracer:
+            program(*args, **kwargs)
+        return tracer.trace, None
     except NotImplementedError:  # The prior cannot be drawn from.
         return None, None
     except Exception as error:
+        try:
+            _check_distributions(tracer.trace)  # of the sites before the error
+        except PairError as found:
+            return None, found
         return None, error
 
 
@@ -137,29 +191,20 @@ def explaining(programs: Sequence[Program], arguments: Sequence[object]) -> Iter
     """
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-        whole = isinstance(error, ValueError) and "\n" not in str(error)
-        if whole or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
-            raise  # It is one sentence already, or says: out of memory, not implemented.
-        if isinstance(error, (InputError, PairError)):
-            raise type(error)(str(error).partition("\n")[0]) from error
-        raise InputError(sentence_of(programs, arguments, error)) from error
-
-
-def sentence_of(
-    programs: Sequence[Program], arguments: Sequence[object], error: Exception
-) -> str:
-    """Returns a sentence with the programs' names, the shapes of the data, and the reason why
-    the programs do not run on it.
-    """
-    reason = str(error).partition("\n")[0]
-    shapes = ", ".join(
-        str(tuple(part.shape)) if isinstance(part, Tensor) else repr(part)
-        for part in arguments
-    )
-    names = list(dict.fromkeys(name_of(program) for program in programs))
-    verb = "does" if len(names) == 1 else "do"
-    return f"{' and '.join(names)} {verb} not run on data of shape {shapes}: {reason}"
+        return
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError, TypeError) as error:
+        whole = isinstance(error, (ValueError, TypeError)) and "\n" not in str(error)
+        if (whole and not is_about_site(error)) or _is_whole(error):
+            raise
+        failure: Exception = error
+    except AttributeError as error:
+        if not is_about_site(error):
+            raise
+        failure = error
+    if isinstance(failure, (InputError, PairError)):
+        raise type(failure)(str(failure).partition("\n")[0]) from failure
+    found, cause = explained(programs, arguments, failure)
+    raise found from cause
 
 
 def _order_of_axes(given: tuple[int, ...], event: tuple[int, ...]) -> list[int] | None:
@@ -192,9 +237,13 @@ def check_shape(name: str, distribution: object, value: object) -> None:
     if given == event:
         return
     if not value.is_floating_point() and value.dim() == 1:
+        fix = f"give the data, with rows of shape {event}"
+        if isinstance(_innermost(distribution), OneHotCategorical):
+            one_hot = f"torch.nn.functional.one_hot({name}, {event[-1]}).float()"
+            fix = f"turn them into one-hot vectors, {one_hot}"
         raise InputError(
-            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: these look like"
-            " labels, not data."
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, which look like"
+            f" labels: {fix}."
         )
     if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
         raise InputError(
@@ -210,7 +259,12 @@ def check_shape(name: str, distribution: object, value: object) -> None:
         elif len(event) == 3 and given == event[1:]:
             fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
     else:
-        fix = f"change the likelihood's event_shape to {given}, or the data"
+        fix = (
+            f"give data with rows of shape {event}, or change the likelihood's event_shape and"
+            f" the guide's input to {given}"
+        )
+        if given == ():
+            fix = f"these are single numbers, give data with rows of shape {event}"
     raise InputError(
         f"{name} has rows of shape {given}, but the likelihood draws {event}: {fix}."
     )
@@ -225,6 +279,11 @@ def check_count(arguments: Sequence[object], program: Program) -> None:
         ValueError: If there are too many parts.
     """
     names = positional_names(program)
+    if not names and arguments and _takes_nothing(program):
+        raise ValueError(
+            f"{name_of(program)} takes no data: define it with the arguments of the other half,"
+            f" such as {name_of(program)}(x)."
+        )
     if names and len(arguments) > len(names):
         raise ValueError(
             f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)}"
@@ -246,6 +305,16 @@ def positional_names(program: Program) -> list[str]:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _takes_nothing(program: Program) -> bool:
+    """Whether a program is a function without arguments."""
+    if isinstance(program, nn.Module):
+        return False
+    try:
+        return not inspect.signature(program).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def check_sites(
@@ -286,7 +355,8 @@ def check_sites(
         if latent - drawn:
             unseen = f" and samples {sorted(latent - drawn)}, which the guide does not"
         raise PairError(
-            f"{name_of(model)} observes nothing{unseen}: give pyro.sample the data, obs=..."
+            f"{name_of(model)} observes nothing{unseen}: give the data to a pyro.sample of the"
+            " model, pyro.sample('x', ..., obs=x)."
         )
     _check_names(model, guide, sites, guided)
     _check_plates(model, guide, model_trace, guide_trace)
@@ -327,8 +397,8 @@ def _check_roles(
     given = sorted(_observed_names(guided))
     if given and seen:
         raise PairError(
-            f"{pair}: the guide observes {given}, and only the model may observe: sample them"
-            " in the guide without obs=..."
+            f"{pair}: the guide observes {given}, and only the model may observe: leave out"
+            " obs=... in the guide."
         )
     if given:
         raise PairError(
@@ -363,13 +433,28 @@ def _check_names(
                 f"The model enumerates {name!r} sequentially, which does not sum it out: write"
                 " infer={'enumerate': 'parallel'}."
             )
+    if guide is no_guide:
+        raise PairError(
+            f"guide is None, but {name_of(model)} samples {missing}: give a guide that samples"
+            " them too, or train with a game that needs no guide, such as"
+            " loss=Adversarial(discriminator)."
+        )
     parts = []
     if missing:
         parts.append(f"the model also samples {missing}")
     if extra:
         parts.append(f"the guide also samples {extra}")
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
-    raise PairError(f"{pair}: {'; '.join(parts)}.")
+    fix = "give each latent variable the same name in both"
+    if not drawn:
+        fix = (
+            "sample them in the guide too, as guides.VAE(conditional) does with a Conditional"
+        )
+    elif not extra:
+        fix = f"let the guide sample {missing} too, or observe them in the model, obs=..."
+    elif not missing:
+        fix = f"leave {extra} out of the guide, or sample them in the model too"
+    raise PairError(f"{pair}: {'; '.join(parts)}: {fix}.")
 
 
 def _check_plates(
@@ -385,7 +470,8 @@ def _check_plates(
         if sizes[name] != guided[name]:
             raise PairError(
                 f"The plate {name!r} has the size {sizes[name]} in {name_of(model)} and"
-                f" {guided[name]} in {name_of(guide)}: give both the same size."
+                f" {guided[name]} in {name_of(guide)}: give both the same size, such as"
+                f" pyro.plate({name!r}, len(x))."
             )
 
 
@@ -418,7 +504,11 @@ def _check_shapes(
         )
         for kind, (wanted, drawn), fix in (
             ("an event", events, "give both the same event shape"),
-            ("a batch", batches, "put it inside the same plates in both"),
+            (
+                "a batch",
+                batches,
+                "put it inside the same plates in both, pyro.plate('data', len(x))",
+            ),
         ):
             if wanted != drawn:
                 raise PairError(
@@ -459,9 +549,15 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     if inside and alike and not (support.is_discrete and other.is_discrete):
         return
     raise PairError(
-        f"{name!r} is {_family(prior)} in the model ({support}), and the guide draws"
-        f" {_family(posterior)} ({other}): give both the same support."
+        f"{name!r} has the prior {_family(prior)} ({words_of(support)}) in the model, and the"
+        f" guide draws it from {_family(posterior)} ({words_of(other)}): take families with the"
+        f" same support, such as {_alike(prior, posterior)}."
     )
+
+
+def _alike(prior: Distribution, posterior: Distribution) -> str:
+    """Families with the same support, for a message."""
+    return f"{_family(posterior)} in both, or {_family(prior)} in both"
 
 
 def _kind(support: Constraint) -> object:

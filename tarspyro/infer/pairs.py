@@ -395,14 +395,15 @@ def check_local(model: Program, structure: Structure) -> None:
         raise PairError(
             f"{name} has no weight for each data point, because no site lies in a plate: put"
             " the sites of a data point inside one, such as pyro.plate('data', len(x)), or"
-            " take -IWAE(num_particles).loss(...), the bound of all data."
+            " take -IWAE(num_particles).loss(model, guide, x), the bound of all data."
         )
     shared = list(structure.latent) if structure.joint else structure.shared
     if structure.joint or shared:
         raise PairError(
             f"{name} has no weight for each data point, because its data points share"
-            f" {sorted(shared)}: take -IWAE(num_particles).loss(...), the bound of all data, or"
-            " condition the model on what they share."
+            f" {sorted(shared)}: if each data point has its own, put them inside"
+            " pyro.plate('data', len(x)), and else take"
+            " -IWAE(num_particles).loss(model, guide, x), the bound of all data."
         )
     kinds = {frozenset(plate for plate, _ in group.plates) for group in structure.groups}
     if len(kinds) > 1:

@@ -54,6 +54,9 @@ def check_program(name: str, program: object) -> None:
     Raises:
         TypeError: If it is something else, such as a class or a distribution.
     """
+    if isinstance(program, type):
+        made = f"{program.__name__}(...)"
+        raise TypeError(f"{name} is the class {program.__name__}: give an instance, {made}.")
     if not callable(program) or isinstance(program, (type, torch.distributions.Distribution)):
         raise TypeError(
             f"{name} must be a module or a function that samples from Pyro's sites, got"

@@ -34,7 +34,10 @@ __all__ = [
     "unfold",
 ]
 
+import sys
 import warnings
+
+import torch
 
 from tarspyro.nn.attention import AttentionRead, AttentionWrite, Read, Write
 from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, IdentityTrunk
@@ -56,4 +59,7 @@ def __getattr__(name: str) -> type[IdentityTrunk]:
         message = "tarspyro.nn.Unchanged is now tarspyro.nn.IdentityTrunk."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return IdentityTrunk
-    raise AttributeError(f"module 'tarspyro.nn' has no attribute {name!r}")
+    own = sys.modules[__name__]
+    elsewhere = f": use torch.nn.{name}" if hasattr(torch.nn, name) else ""
+    message = f"module 'tarspyro.nn' has no attribute {name!r}{elsewhere}"
+    raise AttributeError(message, name=name, obj=own)

@@ -232,10 +232,10 @@ def as_events(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> list[tuple[T
 
 def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"The network takes tensors, got {format_value(value)}: make one of it,"
-            " torch.as_tensor(...)."
-        )
+        fix = "make one of it, torch.as_tensor(...)"
+        if isinstance(value, Distribution):
+            fix = "draw from the distribution, pyro.sample(name, distribution)"
+        raise TypeError(f"The network takes tensors, got {format_value(value)}: {fix}.")
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
@@ -248,10 +248,12 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     shape = tuple(shape)
     if shape and not (value.is_floating_point() or value.is_complex()):
         # Labels of shape (10,) could be ten labels, or one vector of ten numbers.
+        fix = "give labels as one-hot vectors, such as data.Split(x, y).one_hot()"
+        if value.dim() > 1 and value.shape[value.dim() - len(shape) :] == shape:
+            fix = "make real numbers of the data, such as x.float()"
         raise ValueError(
             f"The network takes inputs of shape {_starred(shape)} in floating point, got"
-            f" {value.dtype} of shape {tuple(value.shape)}: give labels as one-hot vectors,"
-            " such as data.Split(x, y).one_hot()."
+            f" {value.dtype} of shape {tuple(value.shape)}: {fix}."
         )
     if value.shape[value.dim() - len(shape) :] == shape:
         return value, len(shape)
@@ -259,8 +261,11 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     if value.dim() > 0 and value.shape[-1] == size:
         return value.reshape(value.shape[:-1] + shape), len(shape)
     flat = f" or {_starred((size,))}" if len(shape) > 1 else ""
+    given = tuple(value.shape)
+    other = given[-len(shape) :]
     raise ValueError(
-        f"The network takes inputs of shape {_starred(shape)}{flat}, got {tuple(value.shape)}."
+        f"The network takes inputs of shape {_starred(shape)}{flat}, got {given}: make the"
+        f" network for inputs of shape {other}, or change the input."
     )
 
 

@@ -14,6 +14,13 @@ from tarspyro.nn.folding import ELEMENTWISE, event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
 
 
+def _shown(value: object) -> str:
+    """What a network returns, in few words."""
+    if isinstance(value, (tuple, list)):
+        return f"{len(value)} values"
+    return format_value(value)
+
+
 def through_heads(
     trunk: nn.Module, heads: nn.ModuleDict, context: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
@@ -28,9 +35,9 @@ def through_heads(
         features = trunk(*folded)
     if not isinstance(features, Tensor):
         raise TypeError(
-            f"{type(trunk).__name__} returns {format_value(features)} and a trunk returns its"
-            " features, one tensor: leave its last layers out, or wrap it,"
-            " FromNetwork(network, lambda loc, log_variance: ...)."
+            f"{type(trunk).__name__} returns {_shown(features)}, where the network of a"
+            " Conditional returns one tensor, its features: leave its last layers out, or"
+            " replace the Conditional by FromNetwork(network, lambda loc, log_variance: ...)."
         )
     # The networks may compute in half precision, but the densities may not.
     half = torch.is_autocast_enabled(features.device.type)

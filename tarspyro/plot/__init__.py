@@ -26,6 +26,7 @@ __all__ = [
     "traversal",
 ]
 
+import sys
 from typing import TYPE_CHECKING
 
 from tarspyro.plot.codes import latents
@@ -53,4 +54,6 @@ def __getattr__(name: str) -> "type[Picture]":
         from tarspyro.plot.picture import Picture
 
         return Picture
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+    )

@@ -31,7 +31,15 @@ _MODAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, Gaussia
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient was not finite."""
+    """A loss or a gradient was not finite.
+
+    Attributes:
+        remedy: A sentence with what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class CollapseError(ArithmeticError):
@@ -96,8 +104,8 @@ def _check_schedules(schedules: object) -> None:
     for name, schedule in schedules.items():
         if not callable(schedule):
             raise TypeError(
-                f"schedules[{name!r}] must be a function of the step, got"
-                f" {format_value(schedule)}."
+                f"schedules[{name!r}] must be a function of the step, such as"
+                f" lambda step: 0.5, got {format_value(schedule)}."
             )
 
 

@@ -2,14 +2,13 @@
 
 __all__ = ["Renewed", "renew"]
 
-import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tarspyro.arguments import check_choice, format_value
+from tarspyro.arguments import check_choice, format_value, suggestion
 from tarspyro.data import Stream
 from tarspyro.runs.folder import Run
 from tarspyro.training.checks import warn_user
@@ -103,17 +102,11 @@ def renew(
 
 def _suggestion(name: str, names: Collection[str]) -> str:
     """The end of a sentence that names the argument that was probably meant."""
-    if name in _ELSEWHERE:
-        return f"did you mean {_ELSEWHERE[name]}?"
     of_run = {option: f"folder=Run(..., {option}=...)" for option in _OF_RUN}
     of_optimizer = {
         option: f"optimizer=Optimizer(..., {option}=...)" for option in _OF_OPTIMIZER
     }
-    known = {**of_run, **of_optimizer, **{name: name for name in names}}
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {known[close[0]]}?"
-    return f"its arguments are {', '.join(names)}."
+    return suggestion(name, names, {**of_run, **of_optimizer, **_ELSEWHERE})
 
 
 def _with_optimizer_options(

@@ -20,6 +20,7 @@ from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
 from tarspyro.scopes import find_device, local_parameters, own_store, preserved_rng
+from tarspyro.training.advice import advise
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
 from tarspyro.training.counts import Counter
@@ -195,7 +196,7 @@ def fit(
         batches = make_batches(data, shuffle=shuffle)
         held_out = None
         if validation is not None:
-            _check_readable_again(validation)
+            _check_validation(validation)
             held_out = make_batches(validation, shuffle=False, pixel_seed=0)
         first = _check_pair(objective, batches, held_out)
         if objective.ranks_epochs:  # a game has no likelihood to start from
@@ -242,8 +243,18 @@ def _check_ranking(objective: Objective, patience: int | None) -> None:
         )
 
 
-def _check_readable_again(validation: Data) -> None:
-    """Raises a ``ValueError`` if held-out data can be read only once."""
+def _check_validation(validation: Data) -> None:
+    """Raises unless held-out data is data, which can be read more than once.
+
+    Raises:
+        TypeError: If it is a number, such as a share of the data.
+        ValueError: If it can be read only once.
+    """
+    if isinstance(validation, (int, float)):
+        raise TypeError(
+            f"validation must be held-out data, got {validation}: split the data, such as"
+            " fit(model, guide, x[1000:], validation=x[:1000])."
+        )
     if isinstance(validation, (Iterator, Stream)):
         raise ValueError(
             f"validation is read after every epoch, got {format_value(validation)}, which is"
@@ -278,6 +289,7 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
         objective.check_data(held_out.first(), held_out.constant)
     objective.check_players(first)
     warn_of_evaluation_mode(objective.halves)
+    advise(*objective.pair, first, binarize=batches.binarize)
     return first
 
 

@@ -2,8 +2,10 @@
 
 __all__ = ["FiniteGuard"]
 
+import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from tarspyro.infer import Player
 from tarspyro.runs.history import States
+from tarspyro.training.advice import remedy_of
 from tarspyro.training.checks import CollapseError, NonFiniteError, describe_nonfinite
 from tarspyro.training.state import TrainingState
 from tarspyro.types import Arguments
@@ -93,7 +96,10 @@ class FiniteGuard:
             when = f"step {one.step} (epoch {epoch}, batch {one.batch})"
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 cause = "" if arguments is None else f": {self._cause(arguments, noise)}"
-                self._skip_or_stop(f"The {_what(one.player, loss, norm)} at {when}{cause}.")
+                self._skip_or_stop(
+                    f"The {_what(one.player, loss, norm)} at {when}{cause}.",
+                    functools.partial(self._remedy, arguments, first=one.step == 1),
+                )
                 return False
             self._check_winner(one.player, loss, when)
         return True
@@ -129,13 +135,20 @@ class FiniteGuard:
     def _cause(self, arguments: Arguments, noise: Tensor | None) -> str:
         return describe_nonfinite(*self.state.pair, arguments, self.state.modules, noise)
 
-    def _skip_or_stop(self, sentence: str) -> None:
+    def _remedy(self, arguments: Arguments | None, *, first: bool) -> str:
+        groups = [
+            group for optimizer in self.state.optimizers for group in optimizer.param_groups
+        ]
+        rate = max(float(group["lr"]) for group in groups)
+        return remedy_of(*self.state.pair, arguments, first=first, rate=rate)
+
+    def _skip_or_stop(self, sentence: str, remedy: Callable[[], str]) -> None:
         if not self.skips:
-            raise NonFiniteError(sentence)
+            raise NonFiniteError(sentence, remedy())
         in_a_row = self.state.add_skipped_step()
         if in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"{sentence} It was the last of {in_a_row} such steps in a row."
+                f"{sentence} It was the last of {in_a_row} such steps in a row.", remedy()
             )
         weights = [
             tensor for state in self.state.weights().values() for tensor in state.values()

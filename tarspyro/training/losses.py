@@ -6,7 +6,8 @@ compiled or not. No other module of the training asks which one it is.
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,9 +24,11 @@ from pyro.infer import (
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from tarspyro.arguments import format_value
-from tarspyro.infer import ELBO, Compiled, Game, PairError, Player
+from tarspyro import infer
+from tarspyro.arguments import constructor_parameters, format_value
+from tarspyro.infer import ELBO, Compiled, Game, InputError, PairError, Player
 from tarspyro.infer.bounds.base import Bound
+from tarspyro.infer.diagnosis import explained
 from tarspyro.inputs import check_inputs
 from tarspyro.modules import StochasticModule
 from tarspyro.runs.description import describe
@@ -115,9 +118,18 @@ class Objective:
 
     def check_players(self, arguments: Arguments) -> None:
         """Raises a ``PairError`` unless a game can be played with the pair and the batch."""
-        if isinstance(self.loss, Game):
+        if not isinstance(self.loss, Game):
+            return
+        try:
             with pyro.validation_enabled(True):
                 self.loss.check(*self.pair, *arguments)
+            return
+        except (InputError, PairError):
+            raise
+        except (ValueError, RuntimeError, TypeError) as error:
+            failure = error
+        found, cause = explained((*self.pair, self.loss), arguments, failure)
+        raise found from cause
 
     def add_players(
         self, model: list[Tensor], guide: list[Tensor], frozen: Sequence[Tensor] = ()
@@ -142,7 +154,10 @@ class Objective:
                 who = (
                     f"The {player.name} has" if player.name else "The model and the guide have"
                 )
-                raise PairError(f"{who} no parameters to train.")
+                raise PairError(
+                    f"{who} no parameters to train: make networks attributes of a module, or"
+                    " declare numbers with pyro.param."
+                )
         self._find_kinds()
 
     def compile(self, **options: Any) -> None:
@@ -268,6 +283,23 @@ class _OfPyro(_Differentiable):
     def evaluate(self, arguments: Arguments) -> tuple[Tensor, Terms]:
         return self._as_tensors(self.loss.loss(*self.registered, *arguments))
 
+    def step(self, arguments: Arguments, size: int, inspect: Inspect | None) -> Step:
+        with self._in_one_sentence():
+            return super().step(arguments, size, inspect)
+
+    @contextlib.contextmanager
+    def _in_one_sentence(self) -> Iterator[None]:
+        """Names the loss in an error of Pyro's that has several lines."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if "\n" not in str(error):
+                raise
+            reason = "; ".join(line.strip() for line in str(error).splitlines())
+            raise PairError(
+                f"{type(self.loss).__name__} does not run on this pair: {reason}."
+            ) from None
+
     def _as_tensors(self, losses: object) -> tuple[Tensor, Terms]:
         """Numbers as tensors: a loss, or the loss of the model and that of the guide."""
         like = self.player.parameters[0]
@@ -328,9 +360,21 @@ def _only_fills_gradients(loss: object) -> bool:
 def _check_kind(loss: object) -> None:
     """Raises a ``TypeError`` if a loss is of a kind that cannot be trained."""
     trainable = callable(loss) or isinstance(loss, Game) or hasattr(loss, "loss_and_grads")
-    if isinstance(loss, type) or not trainable:
+    if isinstance(loss, type):
         raise TypeError(
-            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}."
+            f"loss is the class {loss.__name__}: give an instance, {loss.__name__}"
+            f"{'(...)' if _needs_arguments(loss) else '()'}."
+        )
+    if not trainable:
+        raise TypeError(
+            f"loss must be a bound or a game, got {format_value(loss)}: give an object, such as"
+            f" {_meant_by(loss)}."
+        )
+    if isinstance(loss, nn.modules.loss._Loss):
+        raise TypeError(
+            f"loss must be a bound or a game, such as ELBO(), got {format_value(loss)}: choose"
+            " the likelihood of the model in its place, such as dist.Normal for squared errors"
+            " or dist.Bernoulli for a binary cross-entropy."
         )
     if isinstance(loss, _JITTED):
         name = type(loss).__name__
@@ -344,6 +388,22 @@ def _check_kind(loss: object) -> None:
             "loss is a TraceTailAdaptive_ELBO, which has gradients but no value: use"
             " tarspyro.infer.Renyi(0.5)."
         )
+
+
+def _needs_arguments(cls: type) -> bool:
+    """Whether a class cannot be called without arguments."""
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in constructor_parameters(cls)
+    )
+
+
+def _meant_by(loss: object) -> str:
+    """The bound or game that a text names, or else the usual bound."""
+    names = {name.lower(): name for name in infer.__all__}
+    name = names.get(loss.lower(), "ELBO") if isinstance(loss, str) else "ELBO"
+    return f"tarspyro.infer.{name}()"
 
 
 def _registering(name: str, half: Program) -> Program:

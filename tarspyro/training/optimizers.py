@@ -3,11 +3,13 @@
 __all__ = ["Optimizer", "check_optimizer", "load_states", "states_of"]
 
 import copy
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_choice, check_number, check_positive, format_value
@@ -56,11 +58,7 @@ class Optimizer:
         on_nonfinite: str = "stop",
         **options: Any,
     ) -> None:
-        if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                "optimizer must be the class of a torch optimizer, such as torch.optim.Adam,"
-                f" got {format_value(optimizer)}."
-            )
+        _check_class(optimizer)
         limits = {"clip_norm": clip_norm, "clip_value": clip_value}
         for name, limit in limits.items():
             if limit is not None:
@@ -154,6 +152,7 @@ class Optimizer:
             # A CUDA graph reads the learning rate and the number of steps on the device.
             options["capturable"] = True
             options["lr"] = torch.tensor(float(options["lr"]), device=device)
+        self._check_options(takes)
         try:
             return self.optimizer(parameters, **options)
         except (TypeError, ValueError) as error:
@@ -162,12 +161,66 @@ class Optimizer:
                 f"optimizer has options that do not suit {self.name}: {reason}."
             ) from error
 
+    def _check_options(self, takes: Mapping[str, inspect.Parameter]) -> None:
+        """Raises a ``TypeError`` if the class does not take an option.
+
+        Arguments:
+            takes: The parameters of the class.
+        """
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+            return
+        known = [name for name in takes if name != "params"]
+        for options in (self.options, *self.of_players.values()):
+            for name in options:
+                if name not in takes:
+                    close = difflib.get_close_matches(name, known, n=1)
+                    fix = f"did you mean {close[0]}?" if close else "leave it out."
+                    raise TypeError(
+                        f"optimizer has options that do not suit {self.name}: it has no"
+                        f" {name!r}, {fix}"
+                    )
+
     def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:
         """Clips the gradients of parameters; ``norm`` is the norm of their whole gradient."""
         if self.clip_norm is not None and norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
+
+
+def _check_class(optimizer: object) -> None:
+    """Raises a ``TypeError`` unless something may be the class of a torch optimizer."""
+    wanted = "optimizer must be the class of a torch optimizer, such as torch.optim.Adam"
+    if isinstance(optimizer, torch.optim.Optimizer):
+        name = type(optimizer).__name__
+        rate = float(optimizer.param_groups[0]["lr"])
+        raise TypeError(
+            f"{wanted}, got an instance of {name}: give optimizer=torch.optim.{name} and"
+            f" lr={rate:g}, since fit makes the instance."
+        )
+    if (
+        isinstance(optimizer, PyroOptim)
+        or getattr(optimizer, "__module__", "") == "pyro.optim"
+    ):
+        raise TypeError(
+            f"{wanted}, got an optimizer of pyro.optim: give the class of the same name in"
+            " torch.optim, and lr=..."
+        )
+    if isinstance(optimizer, str):
+        names = {name.lower(): name for name in vars(torch.optim)}
+        name = names.get(optimizer.lower(), "Adam")
+        raise TypeError(f"{wanted}, got {optimizer!r}: give torch.optim.{name}.")
+    is_other = isinstance(optimizer, type) and not issubclass(optimizer, torch.optim.Optimizer)
+    if not callable(optimizer) or is_other:
+        raise TypeError(f"{wanted}, got {format_value(optimizer)}.")
+    step = getattr(_class_of(optimizer), "step", None)
+    closure = inspect.signature(step).parameters.get("closure") if callable(step) else None
+    if closure is not None and closure.default is closure.empty:
+        name = getattr(_class_of(optimizer), "__name__", "the optimizer")
+        raise TypeError(
+            f"{wanted}, got {name}, which computes the loss several times in a step: fit"
+            " computes it once, so use another optimizer."
+        )
 
 
 def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float) -> Optimizer:

@@ -2,6 +2,7 @@
 
 __all__ = ["Schedule", "Schedules"]
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -84,7 +85,8 @@ class Schedules:
         if not buffers:
             raise ValueError(
                 f"schedules has {name!r}, which is neither 'lr', nor an attribute of"
-                f" {type(self.objective.loss).__name__}, nor a fixed parameter in the pair."
+                f" {type(self.objective.loss).__name__}, nor a fixed parameter in the pair"
+                f"{self._meant_by(name)}"
             )
 
         def fill(value: float) -> None:
@@ -92,6 +94,12 @@ class Schedules:
                 buffer.fill_(value)
 
         return fill
+
+    def _meant_by(self, name: str) -> str:
+        """The end of a sentence about a name that is not found."""
+        adjustable = getattr(self.objective.loss, "adjustable", ())
+        close = difflib.get_close_matches(name, ["lr", *adjustable], n=1)
+        return f": did you mean {close[0]!r}?" if close else "."
 
 
 def _set_rate(groups: list[dict[str, object]], value: float) -> None:

@@ -166,9 +166,11 @@ class Trainer:
         try:
             yield
         except (NonFiniteError, CollapseError) as error:
+            remedy = (
+                getattr(error, "remedy", "") or "Try a smaller learning rate or clip_norm."
+            )
             raise type(error)(
-                f"{error} Training stopped; {self.guard.go_back()}. Try a smaller learning rate"
-                " or clip_norm."
+                f"{error} Training stopped; {self.guard.go_back()}. {remedy}"
             ) from None
         except ProcessError as error:
             raise ProcessError(f"{error} Training stopped{self._how_to_go_on()}.") from error

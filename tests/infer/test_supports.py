@@ -152,3 +152,62 @@ def test_a_support_that_nothing_moves_is_judged_as_before():
 
     with pytest.raises(InputError, match="outside the support of Gamma"):
         check_inputs(model, guide, [torch.tensor([1.0, -1.0])])
+
+
+TABLE = torch.linspace(0, 1, 60).reshape(10, 6)
+SHARES = torch.softmax(TABLE, -1)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "remedy"),
+    [
+        (dist.Beta(torch.full((6,), 2.0), 3.0), TABLE, "exactly 0 and 1.*ContinuousBernoulli"),
+        (dist.Beta(torch.full((6,), 2.0), 3.0), 0.5 * TABLE, r"exactly 0, .*x\.clamp\(0\.001"),
+        (
+            dist.Gamma(torch.full((6,), 2.0), 1.0),
+            TABLE,
+            r"exactly 0, .*x\.clamp\(min=0\.001\)",
+        ),
+        (
+            dist.Dirichlet(torch.full((6,), 2.0)),
+            torch.eye(6),
+            r"exactly 0, .*\(x \+ 0\.001\) / \(x \+ 0\.001\)\.sum",
+        ),
+    ],
+    ids=str,
+)
+def test_values_at_an_edge_without_a_density_are_named(likelihood, x, remedy):
+    """They are in the support, where the density is zero or infinite."""
+    fn = likelihood if likelihood.event_shape else likelihood.to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", fn, obs=x)
+
+    assert fn.support.check(x).all() and not fn.log_prob(x).isfinite().all()
+    with pytest.raises(InputError, match=remedy):
+        check_inputs(model, lambda x: None, [x])
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x"),
+    [
+        (dist.Exponential(torch.ones(6)), TABLE),
+        (dist.HalfNormal(torch.ones(6)), TABLE),
+        (dist.ContinuousBernoulli(torch.full((6,), 0.3)), TABLE),
+        (dist.Beta(torch.full((6,), 2.0), 3.0), TABLE.clamp(0.001, 0.999)),
+        (dist.Gamma(torch.full((6,), 2.0), 1.0), TABLE.clamp(min=0.001)),
+        (dist.Uniform(torch.zeros(6), 2.0), TABLE),
+        (dist.Poisson(torch.ones(6)), TABLE.round()),
+        (dist.Dirichlet(torch.full((6,), 2.0)), SHARES),
+    ],
+    ids=str,
+)
+def test_values_with_a_density_are_let_through(likelihood, x):
+    fn = likelihood if likelihood.event_shape else likelihood.to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", fn, obs=x)
+
+    check_inputs(model, lambda x: None, [x])

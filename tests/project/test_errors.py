@@ -27,7 +27,7 @@ black and white pixels, `y` are labels, and `encoder` and `decoder` are the cond
 An argument of the wrong type raises a `TypeError`, a value out of range a `ValueError`. Two kinds of `ValueError` have
 names: `InputError` for data that does not fit the likelihood, and `PairError` for a model and a guide that do not match.
 Unusable files raise a `RunError` or a `DataError`, both kinds of `OSError`. A family without a required closed form
-raises a `NotImplementedError`.
+raises a `NotImplementedError`. [Mistakes of beginners](mistakes.md) shows longer examples, with what works.
 """
 
 CASES = {

@@ -31,11 +31,14 @@ def test_quick_start(capsys):
 
 
 def edited(code, line):
-    """The code with the line in place of the one that assigns the same name."""
-    (statement,) = ast.parse(line).body
-    name = statement.targets[0].id
-    code, count = re.subn(rf"^{name} = .*$", lambda found: line, code, flags=re.MULTILINE)
-    assert count == 1, f"the quick start assigns {name} {count} times"
+    """The code with the assignments of a line in place of those to the same names."""
+    for statement in ast.parse(line).body:
+        name = statement.targets[0].id
+        new = ast.get_source_segment(line, statement)
+        code, count = re.subn(
+            rf"^{name} = .*$", lambda found, new=new: new, code, flags=re.MULTILINE
+        )
+        assert count == 1, f"the quick start assigns {name} {count} times"
     return code
 
 

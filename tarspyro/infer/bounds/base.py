@@ -15,11 +15,20 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from tarspyro.arguments import as_count, check_number
+from tarspyro.arguments import as_count, check_names, check_number
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import name_of, trace_pair
 from tarspyro.types import Program
+
+# The names that papers and other libraries give to arguments of bounds.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ["k", "num_samples", "n_samples", "samples", "particles", "num_importance_samples"],
+        "num_particles",
+    ),
+    **dict.fromkeys(["kl_weight", "kl_coef", "kld_weight"], "beta"),
+}
 
 
 class Bound(pyro.infer.ELBO):
@@ -75,6 +84,11 @@ class Bound(pyro.infer.ELBO):
     whole: bool = True
     programs: tuple[Program, ...] = ()
     parameters: list[Tensor] | None = None
+
+    def __new__(cls, *args: object, **options: object) -> "Bound":
+        """Returns a new bound; a misspelt argument gets a sentence with the right one."""
+        check_names(cls, options, _ELSEWHERE, passes_on=True)
+        return super().__new__(cls)
 
     def __init__(
         self,

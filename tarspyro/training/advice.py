@@ -1,0 +1,185 @@
+"""Advice before and after the first step, by what is seen in the data and in the networks."""
+
+__all__ = ["advise", "remedy_of"]
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Independent
+from pyro.poutine import Trace
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from tarspyro.infer.diagnosis import single_constraint
+from tarspyro.infer.traces import is_factor, name_of, sample_sites, trace_pair
+from tarspyro.programs import tensors_of
+from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.training.checks import warn_user
+from tarspyro.types import Arguments, Program
+
+# The root of the mean square of inputs from which on a network starts badly.
+_LARGE = 20.0
+
+# Rows of so many whole numbers from 0 to 255 look like images.
+_PIXELS = 32
+
+# A learning rate from which on a single step may spoil a network. The default is 0.001.
+_LARGE_RATE = 0.05
+
+
+def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bool) -> None:
+    """Warns of inputs whose scale is far from 1, and of pixels under a family of real numbers.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: The first batch.
+        binarize: Whether ``fit`` draws the pixels of the first part of the data.
+    """
+    scale, trace = _run(model, guide, arguments)
+    if trace is None:
+        return
+    if scale > _LARGE:
+        warn_user(_about_scale(guide, scale, arguments, trace))
+    for name, site in _observed(trace).items():
+        if binarize and site["value"] is arguments[0] and _is_real(site["fn"]):
+            family = type(_innermost(site["fn"])).__name__
+            warn_user(
+                f"binarize=True draws {name} as 0 and 1, and its likelihood is {family}, which"
+                " is for real numbers: leave out binarize=True, or use dist.Bernoulli."
+            )
+
+
+def remedy_of(
+    model: Program,
+    guide: Program,
+    arguments: Arguments | None,
+    *,
+    first: bool,
+    rate: float,
+) -> str:
+    """Returns a sentence with a remedy for a loss or a gradient that is not finite.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: The batch, if it is known.
+        first: Whether it is the first step of the training.
+        rate: The largest learning rate.
+    """
+    if not first and rate >= _LARGE_RATE:
+        return (
+            f"The steps before were too large: use a smaller learning rate than lr={rate:g},"
+            " such as lr=0.001."
+        )
+    if arguments is not None:
+        scale, trace = _run(model, guide, arguments)
+        if trace is not None and scale > _LARGE:
+            return _about_scale(guide, scale, arguments, trace)
+    if first:
+        return (
+            "It is the first step, so the learning rate is not the cause: look at the data and"
+            " at the parameters with which the networks start."
+        )
+    return "Try a smaller learning rate or clip_norm."
+
+
+def _run(model: Program, guide: Program, arguments: Arguments) -> tuple[float, Trace | None]:
+    """Runs a pair; returns the scale of the guide's inputs, and the trace of the model.
+
+    The scale is the root of the mean square of what the first layer with weights gets. There
+    is no trace if the pair does not run as a whole, as in some games.
+    """
+    seen: list[Tensor] = []
+
+    def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not seen:
+            seen.extend(tensors_of(inputs)[:1])
+
+    with (
+        contextlib.suppress(RuntimeError, ValueError, TypeError),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        preserved_rng(),
+        evaluating(model, guide),
+        _watching(guide, see),
+    ):
+        model_trace, _ = trace_pair(model, guide, arguments, {})
+        scale = 0.0
+        if seen and seen[0].is_floating_point():
+            scale = seen[0].double().square().mean().sqrt().item()
+        return scale, model_trace
+    return 0.0, None
+
+
+@contextlib.contextmanager
+def _watching(
+    program: Program, see: Callable[[nn.Module, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """Calls a function with the inputs of every layer of a program that has weights."""
+    layers = program.modules() if isinstance(program, nn.Module) else ()
+    handles = [
+        layer.register_forward_pre_hook(see)
+        for layer in layers
+        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trace) -> str:
+    """A sentence about inputs of a scale far from 1."""
+    data = max(tensors_of(arguments), key=lambda part: float(part.abs().max()))
+    real = any(
+        site["value"] is data and _is_real(site["fn"]) for site in _observed(trace).values()
+    )
+    whole = bool((data == data.round()).all()) and float(data.min()) >= 0
+    high = float(data.max())
+    if whole and 100 < high <= 255 and data[0].numel() >= _PIXELS:
+        fix = (
+            "the data look like the bytes of images, divide them by 255, as a"
+            " tarspyro.distributions.DiscretizedLogistic takes them too"
+        )
+    elif real:
+        fix = "train on standardized data, tarspyro.nn.Standardize.of(x)(x)"
+    elif whole:
+        fix = (
+            "give it standardized logarithms of the counts, torch.nn.Sequential("
+            "Log1p(), Standardize.of(x.log1p()), network) with the layers of tarspyro.nn"
+        )
+    else:
+        fix = (
+            "give it standardized inputs, torch.nn.Sequential(Standardize.of(x), network) with"
+            " a layer of tarspyro.nn"
+        )
+    return (
+        f"The network of {name_of(guide)} gets inputs of scale {scale:,.0f}, and networks"
+        f" start well at a scale near 1: {fix}."
+    )
+
+
+def _observed(trace: Trace) -> dict[str, dict[str, Any]]:
+    """The observed sites of a trace that hold data."""
+    return {
+        name: site
+        for name, site in sample_sites(trace)
+        if site["is_observed"] and not is_factor(site)
+    }
+
+
+def _is_real(distribution: Any) -> bool:
+    """Whether a family has all real numbers as its support."""
+    support = single_constraint(_innermost(distribution).support)
+    return support is constraints.real or isinstance(support, type(constraints.real))
+
+
+def _innermost(distribution: Any) -> Any:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution

@@ -1,0 +1,135 @@
+"""Advice of ``fit``: inputs of a scale far from 1, and remedies for losses that are not finite."""
+
+import warnings
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from tarspyro import Conditional, Optimizer, fit, guides, models
+from tarspyro.distributions import default_prior
+from tarspyro.infer import InputError
+from tarspyro.nn import MLP, Log1p, Standardize
+
+SHORT = {"epochs": 1, "batch_size": 20, "progress": False, "seed": 0}
+TABLE = torch.linspace(-2, 2, 240).reshape(40, 6)
+
+
+def pair(family=dist.Normal, first=(), **fixed):
+    """A pair for rows of six numbers, whose encoder begins with some layers."""
+    torch.manual_seed(0)
+    likelihood = Conditional(family, MLP(2, [16]), 6, **fixed)
+    network = nn.Sequential(*first, MLP(6, [16]))
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    return p, guides.VAE(Conditional(dist.Normal, network, 2))
+
+
+POSITIVE = 500 + 100 * TABLE
+COUNTS = (500 * TABLE.abs()).round()
+
+
+@pytest.mark.parametrize(
+    ("family", "fixed", "x", "remedy"),
+    [
+        (dist.Normal, {"scale": 0.5}, POSITIVE, r"train on standardized data"),
+        (dist.Normal, {"scale": 0.5}, COUNTS, r"train on standardized data"),
+        (dist.LogNormal, {}, POSITIVE + 0.5, r"Sequential\(Standardize\.of\(x\), network\)"),
+        (dist.Poisson, {}, COUNTS, r"Sequential\(Log1p\(\), Standardize"),
+        (dist.Normal, {"scale": 0.5}, 0.06 * POSITIVE, r"gets inputs of scale 24,"),
+    ],
+)
+def test_inputs_of_another_scale_are_named_with_a_remedy(family, fixed, x, remedy):
+    with pytest.raises(UserWarning, match=remedy):
+        fit(*pair(family, **fixed), x, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("family", "fixed", "x", "first"),
+    [
+        (dist.Normal, {"scale": 0.5}, TABLE, []),
+        (dist.Normal, {"scale": 0.5}, 4 * TABLE, []),
+        (dist.Normal, {"scale": 0.5}, Standardize.of(POSITIVE)(POSITIVE), []),
+        (dist.Gamma, {}, POSITIVE + 0.5, [Standardize.of(POSITIVE)]),
+        (dist.Poisson, {}, COUNTS, [Log1p(), Standardize.of(COUNTS.log1p())]),
+        (dist.Poisson, {}, (3 * TABLE.abs()).round(), []),
+    ],
+)
+def test_no_advice_after_the_remedy(family, fixed, x, first):
+    history = fit(*pair(family, first, **fixed), x, **SHORT)
+    assert len(history) == 1
+
+
+def failure(p, q, x, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(FloatingPointError) as error:
+            fit(p, q, x, **{**SHORT, **options})
+    return str(error.value)
+
+
+class Root(nn.Module):
+    """A square root at zero, whose slope is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return (self.weight * x).abs().sqrt()
+
+
+def test_the_first_step_is_not_blamed_on_the_learning_rate():
+    for options in ({}, {"lr": 10}):
+        text = failure(*pair(first=[Root()], scale=0.5), TABLE, **options)
+        assert "at step 1" in text
+        assert "the learning rate is not the cause" in text
+        assert "smaller learning rate" not in text
+
+
+def test_parameters_that_overflow_before_the_first_step_are_named_with_the_scale():
+    with pytest.raises(InputError, match="concentration of Gamma is NaN, infinite.*up to 499"):
+        fit(*pair(dist.Gamma), POSITIVE, **SHORT)
+    with pytest.raises(InputError, match=r"concentration of Gamma .*: look at the values"):
+        fit(*pair(dist.Gamma, [Infinite()]), TABLE.abs() + 0.1, **SHORT)
+
+
+class Infinite(nn.Module):
+    """A layer that fails."""
+
+    def forward(self, x):
+        return x / 0
+
+
+def test_raw_counts_are_blamed_on_their_scale():
+    text = failure(*pair(dist.Poisson), COUNTS)
+    assert "at step 1" in text
+    assert "gets inputs of scale" in text
+    assert "smaller learning rate" not in text
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_later_steps_are_blamed_on_a_large_learning_rate(on_nonfinite):
+    p, q = pair()
+    adam = Optimizer(torch.optim.Adam, on_nonfinite=on_nonfinite)
+    text = failure(p, q, TABLE, lr=1e3, optimizer=adam, epochs=30)
+    assert "use a smaller learning rate than lr=1000, such as lr=0.001" in text
+
+
+def test_pixels_drawn_for_real_numbers_are_named():
+    p, q = pair(scale=0.5)
+    grey = (TABLE + 2) / 4
+    with pytest.raises(UserWarning, match="x as 0 and 1, and its likelihood is Normal"):
+        fit(p, q, grey, binarize=True, **SHORT)
+    fit(*pair(dist.Bernoulli), grey, binarize=True, **SHORT)
+
+
+def test_advice_leaves_the_random_state_and_the_weights():
+    p, q = pair(scale=0.5)
+    before = {name: value.clone() for name, value in q.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one = fit(p, q, POSITIVE, lr=0, **SHORT)["loss"]
+        other = fit(p, q, POSITIVE, lr=0, **SHORT)["loss"]
+    assert one == other
+    assert all(torch.equal(value, before[name]) for name, value in q.state_dict().items())
