@@ -1,4 +1,4 @@
-"""The command line: ``tarspyro list | train | evaluate | sample | plot``."""
+"""The command line: ``tarspyro list | train | evaluate | sample | plot | embed | impute``."""
 
 __all__ = ["METHODS", "main"]
 
@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tarspyro.commands.completion import completion
 from tarspyro.commands.listing import list_methods
 from tarspyro.commands.methods import METHODS
-from tarspyro.commands.parser import parse
+from tarspyro.commands.parser import parse, tree
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(arguments)
         if options.command == "list":
             list_methods()
+            return 0
+        if options.command == "completion":
+            print(completion(options.shell, tree()), end="")
             return 0
 
         _import_modules(getattr(options, "modules", ()))
