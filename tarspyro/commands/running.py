@@ -10,7 +10,6 @@ __all__ = [
     "train",
 ]
 
-import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarspyro import Optimizer, __version__, fit, load_run
+from tarspyro import Optimizer, fit, load_run
 from tarspyro.commands.methods import METHODS
 from tarspyro.commands.methods.codes import codes_of, filled
 from tarspyro.commands.methods.files import (
     Contents,
     Reading,
     open_file,
-    stamp,
     without_padding,
 )
 from tarspyro.commands.methods.forms import Part, PreparedData
@@ -36,6 +34,7 @@ from tarspyro.commands.methods.method import Method
 from tarspyro.commands.methods.reports import Trained
 from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.commands.methods.writing import write_codes, write_filled, write_samples
+from tarspyro.commands.reuse import made_of
 from tarspyro.runs import LoadedRun, Run
 from tarspyro.scopes import find_device
 
@@ -171,21 +170,11 @@ def _resumed(options: Namespace, run: Path) -> tuple[str, Layout | None, dict[st
 
 def evaluate_run(options: Namespace) -> None:
     """Prints the report of a run, and writes it to ``evaluation.json``."""
-    run = Path(options.run)
-    config = Run(run).config()
-    name, trained_on, kept = _settings(config, run)
-    method = METHODS[name].completed(trained_on["name"], kept)
-    if options.num_particles is not None:
-        method = replace(method, likelihood_particles=options.num_particles)
-
-    known = _known_report(run, _made_of(run, options.which, trained_on["name"], method))
-    if known is not None and not options.again:
-        print(*known, sep="\n")
-        print(f"(as in {run / 'evaluation.json'}: --again computes it anew)")
-        return
     trained = _open(options)
-    method = replace(trained.method, likelihood_particles=method.likelihood_particles)
-    _report(replace(trained, method=method), run)
+    if options.num_particles is not None:
+        method = replace(trained.method, likelihood_particles=options.num_particles)
+        trained = replace(trained, method=method)
+    _report(trained, Path(options.run))
 
 
 def sample_run(options: Namespace) -> None:
@@ -387,34 +376,10 @@ def _report(trained: Trained, run: Path) -> None:
             print(line)
             lines.append(line)
             result |= entries
-    made_of = _made_of(run, history.in_hand, _path(trained.data.name), trained.method)
-    result |= {"lines": lines, "made of": made_of}
+    particles = trained.method.likelihood_particles
+    found = made_of(run, history.in_hand, _path(trained.data.name), particles)
+    result |= {"lines": lines, "made of": found}
     (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _made_of(run: Path, which: str, data: str, method: Method) -> dict[str, object]:
-    """Returns all that a report depends on."""
-    files = (run / f"{which}.safetensors", run / "config.json")
-    return {
-        "which": which,
-        "files": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()],
-        "data": data,
-        "stamp": None if data in SOURCES or not Path(data).exists() else stamp(data),
-        "particles": method.likelihood_particles,
-        "version": __version__,
-    }
-
-
-def _known_report(run: Path, made_of: Mapping[str, object]) -> list[str] | None:
-    """Returns the lines of the report that is there, if it is of these weights and data."""
-    try:
-        found = json.loads((run / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict) or found.get("made of") != made_of:
-        return None
-    lines = found.get("lines")
-    return [str(line) for line in lines] if isinstance(lines, list) else None
 
 
 # --- pictures

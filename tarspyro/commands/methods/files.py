@@ -12,6 +12,7 @@ __all__ = [
     "without_padding",
 ]
 
+import contextlib
 import csv
 import io
 import os
@@ -42,6 +43,8 @@ _LARGE = 1 << 30
 _HELD_OUT = 10_000
 # A whole number from 0 up is a count if small ones occur, and otherwise a measurement.
 _SMALL_COUNT = 1
+# Names of columns that number the rows, if all of their values differ.
+_NUMBERS = ("id", "index", "row", "unnamed: 0")
 # Labels with more values than these are no classes.
 _MOST_CLASSES = 1000
 
@@ -295,7 +298,12 @@ def open_file(path: str, reading: Reading, layout: Layout | None = None) -> Cont
         layout: The layout of a training, whose columns the table must have.
     """
     file = Path(path).expanduser()
-    contents = _sequences(file) if reading.sequences else None
+    contents = _sequences(file)
+    if contents is not None and not reading.sequences:
+        raise ValueError(
+            f"{path} holds sequences, which vrnn and deep-markov-model train on: train one of"
+            " them, or save one array x with a row for each data point."
+        )
     contents = contents or _large(file) or _sparse(file) or _loaded(file, reading, layout)
     if reading.sequences and contents.lengths is None:
         contents = _as_sequences(contents)
@@ -357,10 +365,17 @@ def _sparse(file: Path) -> Contents | None:
 
 def _sequences(file: Path) -> Contents | None:
     """Returns the sequences of an .npz file that holds one array for each, or an array with
-    their lengths.
+    their lengths; or those of a cell array in a .mat file.
     """
     import numpy as np
 
+    if file.suffix.lower() == ".mat" and file.is_file():
+        from tarspyro.data.matlab import read_matlab
+
+        for name in ("x", "X", "data", "sequences"):
+            with contextlib.suppress(ValueError):
+                parts = read_matlab(file.read_bytes(), [name])[name]
+                return _padded(file, parts) if len(parts) > 1 else None
     if file.suffix.lower() != ".npz" or not file.is_file():
         return None
     import torch
@@ -374,9 +389,16 @@ def _sequences(file: Path) -> Contents | None:
         if len(names) < 3 or "x" in names:
             return None
         parts = [archive[name] for name in names]
+    return _padded(file, parts)
+
+
+def _padded(file: Path, parts: "Sequence[np.ndarray[Any, Any]]") -> Contents | None:
+    """Returns arrays (steps, features) as sequences; None if they are something else."""
     if any(part.dtype.kind not in "biuf" or part.ndim not in (1, 2) for part in parts):
         return None
     parts = [_native(part)[:, None] if part.ndim == 1 else _native(part) for part in parts]
+    if len({part.shape[1] for part in parts}) > 1:
+        return None
     padded = tarspyro.data.Sequences.padded(parts)
     return Contents(str(file), padded.x, lengths=padded.lengths)
 
@@ -393,14 +415,19 @@ def _as_sequences(contents: Contents) -> Contents:
 
 def _loaded(file: Path, reading: Reading, layout: Layout | None) -> Contents:
     """Returns what ``tarspyro.data.load`` reads."""
-    loaded: Split | Table | None = _with_columns(file, reading, layout)
+    loaded: Split | Table | None = None
+    empty: tuple[str, ...] = ()
+    rows = _chosen_cells(file, reading, layout)
+    if rows is not None:
+        empty = _empty(rows) if layout is not None else ()
+        loaded = _read_cells(file, rows, empty)
     if loaded is None:
         if reading.size is not None and len(reading.size) != 2:
             raise ValueError("--size is a height and a width, such as --size 32 32.")
         size = None if reading.size is None else (reading.size[0], reading.size[1])
         loaded = tarspyro.data.load(file, size=size)
     if isinstance(loaded, tarspyro.data.Table):
-        return _table(str(file), loaded, reading.target, layout)
+        return _table(str(file), loaded, reading.target, layout, empty)
     classes: tuple[str, ...] = ()
     if file.is_dir() and loaded.y is not None:
         folders = sorted(p.name for p in file.iterdir() if p.is_dir() and p.name[0] != ".")
@@ -411,8 +438,12 @@ def _loaded(file: Path, reading: Reading, layout: Layout | None) -> Contents:
     return Contents(str(file), loaded.x, loaded.y, classes=classes)
 
 
-def _with_columns(file: Path, reading: Reading, layout: Layout | None) -> "Table | None":
-    """Returns some of the columns of a table; None if the file holds none, or all are read."""
+def _chosen_cells(
+    file: Path, reading: Reading, layout: Layout | None
+) -> list[list[str]] | None:
+    """Returns the cells of some columns of a table, below their names; None if the file holds
+    no table with names, or all columns are read.
+    """
     if file.suffix.lower() not in (".csv", ".tsv", ".txt") or not file.is_file():
         return None
     if layout is None and not reading.without:
@@ -425,15 +456,31 @@ def _with_columns(file: Path, reading: Reading, layout: Layout | None) -> "Table
             raise ValueError(
                 f"--without {name}: {file} has no such column, it has {', '.join(names)}."
             )
-    kept = list(range(len(names)))
-    if reading.without:
-        kept = [index for index in kept if names[index] not in reading.without]
-    elif layout is not None and set(layout.order) <= set(names):
+    if layout is None:
+        kept = [index for index, name in enumerate(names) if name not in reading.without]
+    elif set(layout.order) <= set(names):
         wanted = {*layout.order, layout.target}
-        kept = [index for index in kept if names[index] in wanted]
+        kept = [index for index, name in enumerate(names) if name in wanted]
+    else:
+        return None
+    chosen = [[row[index] for index in kept if index < len(row)] for row in rows[1:]]
+    return [[names[index] for index in kept], *chosen]
 
+
+def _empty(rows: list[list[str]]) -> tuple[str, ...]:
+    """Returns the names of the columns without a value."""
+    names, *cells = rows
+    return tuple(
+        name
+        for index, name in enumerate(names)
+        if not any(row[index] for row in cells if index < len(row))
+    )
+
+
+def _read_cells(file: Path, rows: list[list[str]], empty: tuple[str, ...]) -> "Table":
+    """Returns the table of some cells, without empty columns. A row without values stays one."""
+    kept = [index for index, name in enumerate(rows[0]) if name not in empty]
     text = io.StringIO()
-    # A row whose only value is left out stays a row.
     csv.writer(text).writerows(
         [row[index] or "NA" for index in kept if index < len(row)] for row in rows
     )
@@ -452,7 +499,14 @@ def cells_of(file: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows if any(map(str.strip, row))]
 
 
-def _table(path: str, table: "Table", target: str | None, layout: Layout | None) -> Contents:
+def _table(
+    path: str,
+    table: "Table",
+    target: str | None,
+    layout: Layout | None,
+    empty: tuple[str, ...] = (),
+) -> Contents:
+    """Returns a table without its target, of whose columns some may be empty."""
     names = [column.name for column in table.columns]
     notes: list[str] = []
     kept = list(names)
@@ -469,7 +523,7 @@ def _table(path: str, table: "Table", target: str | None, layout: Layout | None)
             f" {', '.join(names)}."
         )
     if layout is not None:
-        return replace(_conformed(path, table, layout), y=y, classes=classes)
+        return replace(_conformed(path, table, layout, empty), y=y, classes=classes)
 
     for column in table.columns:
         if column.name in kept and _is_index(table, column):
@@ -498,7 +552,10 @@ def _is_index(table: "Table", column: "Column") -> bool:
     if column.kind != "count":
         return False
     values = table.column(column.name)
-    return bool((values == values[0] + torch.arange(len(values))).all()) and len(values) > 2
+    if len(values) < 3:
+        return False
+    named = column.name.lower() in _NUMBERS and len(values.unique()) == len(values)
+    return named or bool((values == values[0] + torch.arange(len(values))).all())
 
 
 def _with_measurements(table: "Table") -> "Table":
@@ -515,7 +572,7 @@ def _with_measurements(table: "Table") -> "Table":
     return Table(table.x, tuple(columns))
 
 
-def _conformed(path: str, table: "Table", layout: Layout) -> Contents:
+def _conformed(path: str, table: "Table", layout: Layout, empty: tuple[str, ...]) -> Contents:
     """Returns a table with the columns of a training's.
 
     Raises:
@@ -526,7 +583,8 @@ def _conformed(path: str, table: "Table", layout: Layout) -> Contents:
     from tarspyro.data import Column, Table
 
     columns = {column.name: column for column in table.columns}
-    missing = [name for name, *_ in layout.columns if name not in columns]
+    names = [name for name, *_ in layout.columns]
+    missing = [name for name in names if name not in columns and name not in empty]
     if missing:
         raise ValueError(
             f"{path} has no column {missing[0]!r}, which the run was trained on: its columns"
@@ -534,8 +592,12 @@ def _conformed(path: str, table: "Table", layout: Layout) -> Contents:
         )
     parts = []
     for name, kind, levels in layout.columns:
+        column = Column(name, kind, levels)
+        if name in empty:
+            parts.append(torch.full((len(table), column.width), torch.nan))
+            continue
         values = table.column(name).reshape(len(table), -1)
-        parts.append(_as_column(path, values, columns[name], Column(name, kind, levels)))
+        parts.append(_as_column(path, values, columns[name], column))
     x = torch.cat(parts, 1)
     whole = Table(x, tuple(Column(*column) for column in layout.columns))
     return Contents(path, x, None, whole, layout.order, target=layout.target)

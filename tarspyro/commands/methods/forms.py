@@ -342,14 +342,23 @@ def _own_few_labels(own: OwnData, method: "Method") -> PreparedData:
     method = cast("SemiSupervisedVAE", method)
     data = _own(own, method)
     split = tarspyro.data.Split(*own.train)
-    count = min(method.labels, len(split))
+    # Each class has the same number of labelled rows.
+    assert split.y is not None, "a file without labels has been refused"
+    least = int(split.y.bincount().min())
+    each = min(method.labels // len(own.layout.classes), max(1, least // 2))
+    if each < 1:
+        raise ValueError(
+            f"--labels {method.labels} leaves no label for some of the"
+            f" {len(own.layout.classes)} classes: give more."
+        )
+    count = each * len(own.layout.classes)
     labelled, unlabelled = tarspyro.data.labelled_subset(split, count, method.seed)
     pixels = own.layout.family == "Bernoulli" and own.layout.values != "binary"
     classes = len(own.layout.classes)
     batches = tarspyro.data.PartlyLabelled(
         labelled,
         unlabelled,
-        batch_size=method.batch_size,
+        batch_size=min(len(unlabelled), method.batch_size),
         labelled_batch_size=min(len(labelled), method.batch_size),
         num_classes=classes,
         binarize=pixels and not method.grey,

@@ -342,6 +342,8 @@ def _accuracy(share: float) -> Finding:
 
 def _mean(values: "Tensor") -> str:
     """The mean with its standard error."""
+    if len(values) < 2:
+        return f"{values.mean().item():.2f}"
     return f"{values.mean().item():.2f} +- {values.std().item() / len(values) ** 0.5:.2f}"
 
 
