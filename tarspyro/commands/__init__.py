@@ -1,4 +1,4 @@
-"""The command line: ``tarspyro list | train | evaluate | sample | plot``."""
+"""The command line: ``tarspyro list | train | evaluate | sample | plot | embed | impute``."""
 
 __all__ = ["METHODS", "main"]
 
@@ -6,21 +6,39 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from tarspyro.commands.completion import completion
 from tarspyro.commands.listing import list_methods
 from tarspyro.commands.methods import METHODS
-from tarspyro.commands.parser import parse
+from tarspyro.commands.parser import UsageError, parse, tree
+from tarspyro.commands.reuse import known_report
+from tarspyro.commands.wording import in_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 2 after an error that the user can mend, or
     130 after an interruption.
     """
+    names: list[str] = []
     try:
         options = parse(arguments)
+        if options.command == "train":
+            names = list(METHODS[options.method].options)
         if options.command == "list":
             list_methods()
             return 0
+        if options.command == "completion":
+            print(completion(options.shell, tree()), end="")
+            return 0
+
+        if options.command == "evaluate" and not options.again:
+            run = Path(options.run)
+            known = known_report(run, options.which, options.num_particles)
+            if known is not None:
+                print(*known, sep="\n")
+                print(f"(as in {run / 'evaluation.json'}: --again computes it anew)")
+                return 0
 
         _import_modules(getattr(options, "modules", ()))
 
@@ -36,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ArithmeticError,
         NotImplementedError,
     ) as error:
-        print(
-            f"tarspyro: {' '.join(str(error).split()) or type(error).__name__}",
-            file=sys.stderr,
-        )
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, UsageError):
+            sentence = in_options(sentence, names)
+        print(f"tarspyro: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tarspyro: interrupted", file=sys.stderr)

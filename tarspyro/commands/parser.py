@@ -7,21 +7,33 @@ error in a box of several lines, without a suggestion for a misspelled method. t
 function for each command, so that methods could not share settings by inheritance.
 """
 
-__all__ = ["UsageError", "parse"]
+__all__ = ["UsageError", "parse", "tree"]
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
+from tarspyro import __version__
+from tarspyro.commands.completion import SHELLS
 from tarspyro.commands.methods import METHODS
 from tarspyro.commands.methods.forms import as_list
 from tarspyro.commands.methods.method import Method
 from tarspyro.commands.methods.settings import DATA, GROUPS, TRAINING, Setting
 from tarspyro.commands.methods.sources import SOURCES
 
-_COMMANDS = ("list", "train", "evaluate", "sample", "plot")
+_COMMANDS = (
+    "list",
+    "train",
+    "evaluate",
+    "sample",
+    "plot",
+    "embed",
+    "impute",
+    "completion",
+)
 _FOLDER = "the run folder"
 
 
@@ -122,12 +134,18 @@ def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return choice
 
 
+def _looks_like_a_path(text: str) -> bool:
+    return os.sep in text or os.path.splitext(text)[1] != ""
+
+
 def _data_of(method: Method) -> Callable[[str], str]:
     names = method.form.names
 
     def data(text: str) -> str:
-        if text in names:
+        if text in names or os.path.exists(os.path.expanduser(text)):
             return text
+        if text not in SOURCES and _looks_like_a_path(text):
+            raise argparse.ArgumentTypeError(f"there is no file or folder {text}")
 
         accepted = f"{method.name} takes {method.form.title}: {as_list(names)}"
         if text in SOURCES:
@@ -136,7 +154,7 @@ def _data_of(method: Method) -> Callable[[str], str]:
             )
         hint = _did_you_mean(text, names)
         raise argparse.ArgumentTypeError(
-            f"there is no data set {text!r}{hint or f', and {accepted}'}"
+            f"there is no data set {text!r}{hint or f', and {accepted}, or a file or folder'}"
         )
 
     return data
@@ -152,8 +170,15 @@ def _parser() -> argparse.ArgumentParser:
             "Deep generative models as pairs of Pyro programs: train any method of the library"
             " on any data it suits.",
             "tarspyro train vae --data digits --latent 10",
+            "tarspyro train vae --data table.csv",
             "tarspyro sample runs/vae-digits",
         ),
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"tarspyro {__version__}",
+        help="show the version",
     )
     commands = parser.add_subparsers(
         required=True,
@@ -199,7 +224,59 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
+    _add_embedding(
+        command(
+            "embed",
+            "write the codes of data points",
+            "tarspyro embed runs/vae-table --out codes.csv",
+            "tarspyro embed runs/vae-table --data other.csv --out codes.npz",
+        )
+    )
+    _add_imputation(
+        command(
+            "impute",
+            "fill the gaps of a file, empty cells or NaN",
+            "tarspyro impute runs/vae-table --data table.csv --out filled.csv",
+        )
+    )
+    shell = command(
+        "completion",
+        "print a script that completes commands and options in a shell",
+        'eval "$(tarspyro completion bash)"      (in ~/.bashrc; zsh likewise)',
+        "tarspyro completion fish > ~/.config/fish/completions/tarspyro.fish",
+    )
+    shell.add_argument(
+        "shell", type=_one_of(SHELLS), metavar=f"{{{','.join(SHELLS)}}}", help="the shell"
+    )
     return parser
+
+
+def tree() -> dict[str, dict[str, list[str]]]:
+    """Returns the options by command and by what follows it, a method or nothing."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, parser in _choices(_parser()).items():
+        if name == "completion":
+            found[name] = {shell: [] for shell in SHELLS}
+        else:
+            followers = _choices(parser) or {"": parser}
+            found[name] = {
+                follower: sorted(
+                    flag
+                    for action in of._actions
+                    for flag in action.option_strings
+                    if flag.startswith("--")
+                )
+                for follower, of in followers.items()
+            }
+    return found
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Returns the parsers of the commands or of the methods, by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
 
 
 def _help(text: str, *examples: str) -> dict[str, Any]:
@@ -245,6 +322,11 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=_count,
         help="draws for the log-likelihood (default: the training's)",
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="compute the report also if evaluation.json has it for these weights and data",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -256,7 +338,38 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws", action="store_true", help="draw pixels instead of showing their means"
     )
-    parser.add_argument("--out", help="the picture's file (default: samples.png in the run)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="a .png picture, or numbers as .npz or .csv (default: samples.png in the run)",
+    )
+
+
+def _add_embedding(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="the data (default: all rows of the training's file, or the test part of a data"
+        " set)",
+    )
+    _add_out(parser)
+
+
+def _add_imputation(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--data", metavar="PATH", required=True, help="the file with gaps")
+    parser.add_argument("--seed", type=_whole, default=0, help="of the draws (default: 0)")
+    parser.add_argument(
+        "--draws", action="store_true", help="fill the gaps with draws instead of means"
+    )
+    _add_out(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="the file to write, .npz or .csv"
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -284,8 +397,9 @@ def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
     groups[DATA].add_argument(
         "--data",
         type=_data_of(method),
-        metavar="NAME",
-        help=f"{as_list(names)} (default: {names[0]})",
+        metavar="NAME or PATH",
+        help=f"{as_list(names)} (default: {names[0]}), or a file or folder of your own, with"
+        f" {method.form.own}",
     )
     for setting in method.settings:
         _add_setting(groups[setting.group], method, setting)

@@ -1,10 +1,18 @@
-"""The commands that compute: train a method; evaluate, sample from and draw a run."""
+"""The commands that compute: train a method; evaluate, sample from, draw and use a run."""
 
-__all__ = ["RUN_COMMANDS", "evaluate_run", "plot_run", "sample_run", "train"]
+__all__ = [
+    "RUN_COMMANDS",
+    "embed_run",
+    "evaluate_run",
+    "impute_run",
+    "plot_run",
+    "sample_run",
+    "train",
+]
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +21,20 @@ import torch
 
 from tarspyro import Optimizer, fit, load_run
 from tarspyro.commands.methods import METHODS
+from tarspyro.commands.methods.codes import codes_of, filled
+from tarspyro.commands.methods.files import (
+    Contents,
+    Reading,
+    open_file,
+    without_padding,
+)
+from tarspyro.commands.methods.forms import Part, PreparedData
+from tarspyro.commands.methods.layout import Layout
+from tarspyro.commands.methods.method import Method
 from tarspyro.commands.methods.reports import Trained
 from tarspyro.commands.methods.sources import SOURCES
+from tarspyro.commands.methods.writing import write_codes, write_filled, write_samples
+from tarspyro.commands.reuse import made_of
 from tarspyro.runs import LoadedRun, Run
 from tarspyro.scopes import find_device
 
@@ -26,29 +46,28 @@ def train(options: Namespace) -> None:
     """Trains a method on a data set; leaves a run folder with its report and pictures."""
     method = METHODS[options.method]
     data = options.data or method.form.names[0]
-    run = Path(options.run or f"runs/{options.method}-{data}")
+    run = Path(options.run or f"runs/{options.method}-{Path(data).stem}")
 
     kept: dict[str, object] = {}
+    layout: Layout | None = None
     if options.resume:
-        data, kept = _resumed(options, run)
-
-    if options.given.get("grey") and "images" not in SOURCES[data].kind:
+        data, layout, kept = _resumed(options, run)
+    elif (run / "config.json").exists() and not options.overwrite:
         raise ValueError(
-            f"--grey is for images, and {data} holds {SOURCES[data].kind}: leave it out."
+            f"{run} holds a run already: --resume goes on with it, --overwrite replaces it, and"
+            " --run names another folder."
         )
 
+    _check_options(options, data)
     o = method.completed(data, {**kept, **options.given})
     find_device(options.device)
-    material = method.form.load(data, o)
+    material = method.form.load(_path(data), o, layout)
+    o = o.settled(material)
     torch.manual_seed(o.seed)
     model, guide, loss = o.build(material)
 
     print(*(half for half in (model, guide) if half is not None), sep="\n")
-    counts = (
-        f"{len(material.train[0])} training {material.unit}s, {len(material.test[0])} held out"
-    )
-    print(", ".join([f"{data}: {counts}", *_pixels(material.image_shape, o.grey)]))
-
+    _print_data(data, material, o)
     fit(
         model,
         guide,
@@ -59,17 +78,13 @@ def train(options: Namespace) -> None:
         epochs=o.epochs,
         batch_size=o.batch_size,
         validation=material.validation,
-        binarize=not o.grey,
+        binarize=material.binarize,
         patience=getattr(o, "patience", None),
         folder=Run(
             run,
             resume=options.resume,
             overwrite=options.overwrite,
-            settings={
-                "method": options.method,
-                "data": {"name": data, "grey": o.grey},
-                "options": {name: getattr(o, name) for name in method.options},
-            },
+            settings=_settings_of(data, material, o),
         ),
         device=options.device,
         seed=o.seed,
@@ -77,25 +92,80 @@ def train(options: Namespace) -> None:
         compile=o.compile,
     )
 
-    trained = Trained(_moved(load_run(run), options.device), material, o)
+    loaded = _moved(load_run(run), options.device)
+    trained = Trained(loaded, material, o, progress=not options.quiet)
     _report(trained, run)
     _draw(trained, run)
 
 
-def _resumed(options: Namespace, run: Path) -> tuple[str, dict[str, object]]:
+def _path(data: str) -> str:
+    """Returns the path of a file for every folder that a command may be given in."""
+    return data if data in SOURCES else str(Path(data).expanduser().resolve())
+
+
+def _settings_of(data: str, material: PreparedData, method: Method) -> dict[str, object]:
+    """Returns what a run's configuration says beside the pair and the training."""
+    trained_on: dict[str, object] = {"name": _path(data), "grey": method.grey}
+    if material.layout is not None:
+        trained_on["layout"] = material.layout.described()
+    options = {name: getattr(method, name) for name in method.options}
+    return {"method": method.name, "data": trained_on, "options": options}
+
+
+def _check_options(options: Namespace, data: str) -> None:
+    """Raises a ``ValueError`` if an option is not for the data."""
+    if data not in SOURCES:
+        return
+    source = SOURCES[data]
+    if options.given.get("grey") and "images" not in source.kind:
+        raise ValueError(
+            f"--grey is for images, and {data} holds {source.kind}: leave it out."
+        )
+    for name in ("rows", "target", "size", "without"):
+        if options.given.get(name) is not None:
+            raise ValueError(
+                f"--{name} is for files of your own, not for {data}: leave it out."
+            )
+
+
+def _print_data(data: str, material: PreparedData, method: Method) -> None:
+    """Prints what the training part holds, and what is done with it."""
+    train, test = material.sizes_of_parts
+    counts = f"{train} training {material.unit}s, {test} held out"
+    pixels = _pixels(material, method.grey)
+    if material.own is None:
+        print(", ".join([f"{data}: {counts}", *pixels]))
+        return
+
+    own = material.own
+    layout = own.layout
+    words = f"{Path(data).name}: {layout.extent}, {layout.sentence}"
+    named = getattr(method, "likelihood", None)
+    if named is not None:
+        flag = "" if layout.family == "Blocks" else " (--likelihood names another)"
+        words += f" -> {layout.likelihood}{flag}"
+    for line in (words, *own.contents.notes, own.sentence):
+        print(line)
+    if material.binarize:
+        print(f"{pixels[0]} (--grey keeps them grey)")
+    print(f"{method.epochs} epochs of {-(-train // method.batch_size)} steps")
+
+
+def _resumed(options: Namespace, run: Path) -> tuple[str, Layout | None, dict[str, object]]:
     """Returns the data set and the options of the run to resume.
 
     Raises:
         ValueError: If the command names another method or data set.
     """
     method, trained_on, kept = _settings(Run(run).config(), run)
-    data = trained_on["name"]
-    if method != options.method or options.data not in (None, data):
+    data: str = trained_on["name"]
+    other = options.data is not None and _path(options.data) != data
+    if method != options.method or other:
         asked = f"{options.method} on {options.data or data}"
         raise ValueError(
             f"{run} holds a run of {method} on {data}, not {asked}: give another --run."
         )
-    return data, kept
+    return data, _layout(trained_on), kept
 
 
 def evaluate_run(options: Namespace) -> None:
@@ -108,7 +178,9 @@ def evaluate_run(options: Namespace) -> None:
 
 
 def sample_run(options: Namespace) -> None:
-    """Draws samples of the model of a run into a picture."""
+    """Writes samples of the model of a run, as a picture or as numbers."""
+    out = Path(options.out or Path(options.run) / "samples.png")
+    _check_suffix(out, (".png", ".npz", ".csv"))
     trained = _open(options)
     sampler = trained.method.sampler
     if sampler is None:
@@ -122,9 +194,59 @@ def sample_run(options: Namespace) -> None:
             f" plot {options.run}."
         )
 
-    out = Path(options.out or Path(options.run) / "samples.png")
-    _save(sampler(trained, options.num, options.seed, not options.draws), out)
+    layout = trained.data.layout
+    if out.suffix == ".png":
+        _save(sampler.picture(trained, options.num, options.seed, not options.draws), out)
+    else:
+        # A mean is a picture of a sample for an image alone.
+        mean = trained.data.image_shape is not None and not options.draws
+        samples = sampler.draw(trained, options.num, options.seed, mean)
+        sequences = trained.method.form.sequences and trained.data.image_shape is None
+        write_samples(out, samples, layout, samples["x"].shape[1] if sequences else None)
     print(out)
+
+
+def embed_run(options: Namespace) -> None:
+    """Writes the codes of data points."""
+    out = Path(options.out)
+    _check_suffix(out, (".npz", ".csv"))
+    trained = _open(options)
+    part, contents = _given_part(trained, options.data)
+    codes = torch.cat([codes_of(trained, piece).cpu() for piece in part])
+    lengths = None if contents is None else contents.lengths
+    layout = trained.data.layout
+    labels = None
+    if contents is not None and contents.y is not None and layout is not None:
+        classes = layout.classes or contents.classes
+        labels = [classes[int(y)] if classes else f"{y:g}" for y in contents.y.tolist()]
+    write_codes(out, codes, lengths, labels)
+    shape = "x".join(map(str, codes.shape[1:]))
+    print(f"{out}: codes of {len(codes)} {trained.data.unit}s, {shape} each")
+
+
+def impute_run(options: Namespace) -> None:
+    """Writes a file with its gaps filled."""
+    out = Path(options.out)
+    _check_suffix(out, (".npz", ".csv"))
+    trained = _open(options)
+    layout = trained.data.layout
+    method = trained.method
+    if layout is None or len(trained.data.test) > 1 or not method.codes:
+        raise ValueError(
+            f"{options.run} cannot fill gaps: train a method of x alone, such as vae, on a file"
+            " with gaps."
+        )
+    contents = open_file(_path(options.data), _reading(method), layout)
+    x = layout.apply(contents.rows(torch.arange(len(contents))))
+    gaps = int(x.isnan().sum())
+    if not gaps:
+        raise ValueError(
+            f"{options.data} has no gaps: no cell is empty, and no number is NaN."
+        )
+    done = filled(trained, x, mean=not options.draws, seed=options.seed)
+    write_filled(out, contents, layout, layout.undo(done))
+    how = "draws" if options.draws else "means"
+    print(f"{out}: {len(x)} rows, {gaps / x.numel():.0%} of the values filled with {how}")
 
 
 def plot_run(options: Namespace) -> None:
@@ -137,7 +259,64 @@ RUN_COMMANDS = {
     "evaluate": evaluate_run,
     "sample": sample_run,
     "plot": plot_run,
+    "embed": embed_run,
+    "impute": impute_run,
 }
+
+
+def _check_suffix(out: Path, suffixes: Sequence[str]) -> None:
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out {out}: its name ends in none of {', '.join(suffixes)}.")
+
+
+def _reading(method: Method) -> Reading:
+    """Returns how another file than the training's is read."""
+    size = None if method.size is None else tuple(method.size)
+    return Reading(size=size, sequences=method.form.sequences)
+
+
+def _given_part(t: Trained, data: str | None) -> tuple[Sequence[Part], Contents | None]:
+    """Returns the data that a command is to use, in pieces, and the file that it comes from.
+
+    It is all rows of a file, in their order, or the test part of a data set.
+    """
+    layout = t.data.layout
+    if layout is None:
+        if data is None:
+            return [t.data.test], None
+        if data not in t.method.form.names:
+            raise ValueError(
+                f"the run was trained on {t.data.name}: give a data set of its kind, not {data}."
+            )
+        return [t.method.form.load(data, t.method).test], None
+
+    reading = _reading(t.method)
+    if data is None and t.data.own is not None:
+        reading = replace(
+            reading, rows=t.method.rows, target=getattr(t.method, "target", None)
+        )
+    contents = open_file(_path(data or t.data.name), reading, layout)
+    pieces: list[Part] = []
+    for rows in torch.arange(len(contents)).split(10_000):
+        pieces.append(_piece(t, contents, layout, rows))
+    return pieces, contents
+
+
+def _piece(t: Trained, contents: Contents, layout: Layout, rows: torch.Tensor) -> Part:
+    """Returns some rows of a file as the arguments of the guide."""
+    x = layout.apply(contents.rows(rows))
+    if contents.lengths is not None:
+        return without_padding(x, contents.lengths[rows]), contents.lengths[rows]
+    if t.method.form.sequences:  # images, row by row
+        return (x.movedim(1, 2).flatten(2),)
+    if len(t.data.test) == 1:
+        return (x,)
+    if contents.y is None:
+        raise ValueError(
+            f"{contents.path} has no labels, which {t.method.name} needs: give a table with the"
+            " column of the training, or images in a folder for each class."
+        )
+    return x, torch.nn.functional.one_hot(contents.y, t.data.num_classes).to(x.dtype)
 
 
 def _open(options: Namespace) -> Trained:
@@ -146,8 +325,13 @@ def _open(options: Namespace) -> Trained:
     name, trained_on, kept = _settings(loaded.config, options.run)
     method = METHODS[name].completed(trained_on["name"], kept)
     method = replace(method, grey=bool(trained_on.get("grey", method.grey)))
-    data = method.form.load(trained_on["name"], method)
+    data = method.form.load(trained_on["name"], method, _layout(trained_on))
     return Trained(_moved(loaded, options.device), data, method)
+
+
+def _layout(trained_on: Mapping[str, Any]) -> Layout | None:
+    """Returns how the values of a run's file became x; None for a data set."""
+    return Layout.read(trained_on["layout"]) if "layout" in trained_on else None
 
 
 def _settings(
@@ -164,7 +348,8 @@ def _settings(
     method = METHODS.get(name) if isinstance(name, str) else None
 
     if method and isinstance(trained_on, dict) and isinstance(kept, dict):
-        if trained_on.get("name") in method.form.names:
+        of_a_file = isinstance(trained_on.get("layout"), dict)
+        if trained_on.get("name") in method.form.names or of_a_file:
             known = {setting: kept[setting] for setting in method.options if setting in kept}
             return method.name, trained_on, known
     raise ValueError(
@@ -172,21 +357,32 @@ def _settings(
     )
 
 
+# --- the report
+
+
 def _report(trained: Trained, run: Path) -> None:
     """Prints what the method's reports find, and writes it to the run's folder."""
     history = trained.history
     result: dict[str, object] = {"weights": history.in_hand}
-    pixels = _pixels(trained.data.image_shape, trained.method.grey)
+    pixels = _pixels(trained.data, trained.method.grey)
     if pixels:
         result["pixels"] = pixels[0]
 
     weights = f"weights: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})"
-    print("; ".join([weights, *pixels]))
+    lines = ["; ".join([weights, *pixels])]
+    print(lines[0])
     for report in trained.method.report:
         for line, entries in report(trained):
             print(line)
+            lines.append(line)
             result |= entries
+    particles = trained.method.likelihood_particles
+    found = made_of(run, history.in_hand, _path(trained.data.name), particles)
+    result |= {"lines": lines, "made of": found}
     (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+# --- pictures
 
 
 def _draw(trained: Trained, run: Path) -> None:
@@ -194,7 +390,7 @@ def _draw(trained: Trained, run: Path) -> None:
     method = trained.method
     drawn = [pair for draw in method.figures for pair in draw(trained)]
     if method.sampler is not None:
-        drawn.append(("samples", method.sampler(trained, None, 0, True)))
+        drawn.append(("samples", method.sampler.picture(trained, None, 0, True)))
 
     for name, figure in drawn:
         _save(figure, run / f"{name}.png")
@@ -215,10 +411,12 @@ def _moved(loaded: LoadedRun, device: str) -> LoadedRun:
     return loaded
 
 
-def _pixels(image_shape: tuple[int, ...] | None, grey: bool) -> list[str]:
+def _pixels(data: PreparedData, grey: bool) -> list[str]:
     """Returns the phrase on the pixels; none for other data."""
-    if image_shape is None:
+    if data.binarize:
+        return ["pixels binarized dynamically (held-out ones once), on the device"]
+    if data.layout is not None and isinstance(data.layout.loc, list):
+        return ["densities of standardized values"]
+    if data.image_shape is None:
         return []
-    if grey:
-        return ["grey pixels"]
-    return ["pixels binarized dynamically (held-out ones once), on the device"]
+    return ["grey pixels"] if grey else []

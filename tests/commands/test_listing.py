@@ -17,8 +17,9 @@ def test_list(capsys):
         assert method.title in blocks[name] and method.paper in blocks[name]
         assert f"tarspyro train {name}\n" in blocks[name] + "\n"
         assert all(data in blocks[name] for data in method.form.names)
-    assert "--latent 2 --hidden 256 256 --trunk mlp --family Normal" in blocks["vae"]
+    assert "--latent 2 --hidden 256 256 --family Normal" in blocks["vae"]
     assert "digits (300 epochs)" in blocks["vae"] and "digits (100 epochs)" in blocks["vrnn"]
+    assert blocks["vae"].count("own data  images or a table") == 1
     assert all(source.about in listing for source in SOURCES.values())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import (
     Built,
@@ -19,7 +19,7 @@ from tarspyro.commands.methods.networks import family_named, standard_normal, tr
 from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,13 @@ class VAE(_Denoising, Variational):
     paper = "Kingma and Welling 2013, arXiv:1312.6114"
     pair = "VAE"
     form = IMAGES
+    whole_input = True
 
     latent: int = latent_units(2)
     hidden: Sequence[int] = hidden_layers(256, 256)
-    trunk: Literal["mlp", "conv"] = setting("mlp", PAIR, "the kind of network")
+    trunk: Literal["mlp", "conv"] | None = setting(
+        None, PAIR, "the kind of network; conv for images of your own, else mlp"
+    )
     family: str = setting(
         "Normal", PAIR, "the latent family, such as Normal, Gamma or Dirichlet"
     )
@@ -74,14 +77,14 @@ class VAE(_Denoising, Variational):
 
     report = (reports.bound, reports.likelihood_of("x"), reports.active_units)
     figures = (*pictures.WITH_CODES, pictures.manifold)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
-        encoder, decoder = trunks(self.trunk, data.shape, self.latent, self.hidden)
+        encoder, decoder = trunks(self.trunk, data, self.latent, self.hidden)
         posterior = self._posterior(encoder)
         prior = self._prior(data, posterior)
         return Built(
-            tarspyro.models.VAE(prior, self.observed(data.shape, decoder)),
+            tarspyro.models.VAE(prior, self.observed(data, decoder)),
             tarspyro.guides.VAE(posterior, self.corruption()),
             self.bound(),
         )
@@ -102,13 +105,7 @@ class VAE(_Denoising, Variational):
         from pyro.distributions import transforms
 
         if self.prior == "vamp":
-            assert isinstance(data.batches, tuple)
-            (x,) = data.batches  # grey pixels
-            count = min(100, len(x))
-            noise = 0.02 * torch.randn(count, *data.shape)
-            return tarspyro.distributions.VampPrior(
-                posterior, (x.mean(0) + noise).clamp(0.001, 0.999)
-            )
+            return tarspyro.distributions.VampPrior(posterior, _pseudo_inputs(data))
 
         if self.prior == "standard":
             return tarspyro.distributions.default_prior(family_named(self.family), self.latent)
@@ -129,6 +126,20 @@ class VAE(_Denoising, Variational):
             )
 
 
+def _pseudo_inputs(data: PreparedData) -> "Tensor":
+    """Returns the initial pseudo-inputs, near the mean of the data."""
+    import torch
+
+    if data.layout is not None and data.layout.gaps:
+        raise ValueError(
+            "--prior vamp has inputs of its own, which no gaps suit: leave it out."
+        )
+    x = data.batches[0] if isinstance(data.batches, tuple) else data.train[0]  # grey pixels
+    noise = 0.02 * torch.randn(min(100, data.sizes_of_parts[0]), *data.shape)
+    inputs = x.mean(0) + noise
+    return inputs.clamp(0.001, 0.999) if data.image_shape else inputs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder(_Denoising, EarlyStopping, Pixels):
     """Autoencoder, with neither a prior nor noise in its code."""
@@ -138,18 +149,21 @@ class Autoencoder(_Denoising, EarlyStopping, Pixels):
     paper = "Hinton and Salakhutdinov 2006; denoising: Vincent et al. 2008"
     pair = "Autoencoder"
     form = IMAGES
+    whole_input = True
 
     latent: int = latent_units(2)
     hidden: Sequence[int] = hidden_layers(256, 256)
-    trunk: Literal["mlp", "conv"] = setting("mlp", PAIR, "the kind of network")
+    trunk: Literal["mlp", "conv"] | None = setting(
+        None, PAIR, "the kind of network; conv for images of your own, else mlp"
+    )
 
     report = (reports.bound,)
     figures = (pictures.reconstructions, pictures.latents, pictures.curves)
 
     def build(self, data: PreparedData) -> Built:
-        encoder, decoder = trunks(self.trunk, data.shape, self.latent, self.hidden)
+        encoder, decoder = trunks(self.trunk, data, self.latent, self.hidden)
         return Built(
-            tarspyro.models.Autoencoder(self.observed(data.shape, decoder), self.latent),
+            tarspyro.models.Autoencoder(self.observed(data, decoder), self.latent),
             tarspyro.guides.Autoencoder(
                 tarspyro.Deterministic(encoder, self.latent), self.corruption()
             ),

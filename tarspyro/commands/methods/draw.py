@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import IMAGES, LABELLED_IMAGES, PreparedData
-from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.layout import Seen, default_family
+from tarspyro.commands.methods.method import Built, Variational, WithLabels
 from tarspyro.commands.methods.networks import mlp, normal, standard_normal
 from tarspyro.commands.methods.settings import PAIR, latent_units, setting
 
@@ -39,12 +40,20 @@ class _Attention:
 class _Painting(Variational):
     """Methods that paint an image in steps."""
 
+    images_alone = True
+
     steps: int = setting(8, PAIR, "in how many steps an image is painted")
     likelihood_particles: int = 100
     clip_norm: float | None = 5.0
     lr: float = 3e-3
 
     figures = (pictures.canvases, pictures.curves)
+
+    def family_of(self, seen: Seen) -> str | None:
+        # The guide sees the mean of the canvas in every step, which takes long to compute for
+        # 256 levels.
+        family = super().family_of(seen) or default_family(seen)
+        return "Normal" if family == "DiscretizedLogistic" else family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +77,7 @@ class _Recurrent(_Attention, _Painting):
         read = self._reader(h, shape)
         write = self._writer(h, shape)
         canvas = tarspyro.nn.Canvas(tarspyro.nn.Recurrence(nn.LSTMCell(z + y, h)), write)
-        likelihood = self.observed(shape, tarspyro.nn.IdentityTrunk(shape))
+        likelihood = self.observed(data, tarspyro.nn.IdentityTrunk(shape))
         encoder = tarspyro.nn.Recurrence(nn.LSTMCell(read.out_features + h + y, h))
         posterior = normal(mlp([], h), z)
 
@@ -92,7 +101,7 @@ class DRAW(_Recurrent):
     form = IMAGES
 
     report = (reports.bound, reports.likelihood_of("x"))
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +123,7 @@ class ConvDRAW(_Painting):
     )
 
     report = (reports.bound, reports.likelihood_of("x"))
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
         shape = data.shape
@@ -130,7 +139,7 @@ class ConvDRAW(_Painting):
             tarspyro.nn.ConvWrite(hidden, shape),
         )
         encoder = tarspyro.nn.Recurrence(tarspyro.nn.ConvLSTMCell(16 + self.units, hidden))
-        likelihood = self.observed(shape, tarspyro.nn.IdentityTrunk(shape))
+        likelihood = self.observed(data, tarspyro.nn.IdentityTrunk(shape))
         prior = normal(tarspyro.nn.FeatureMap(hidden), code)
         posterior = normal(tarspyro.nn.FeatureMap(hidden), code)
         return Built(
@@ -141,7 +150,7 @@ class ConvDRAW(_Painting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionalDRAW(_Recurrent):
+class ConditionalDRAW(WithLabels, _Recurrent):
     """DRAW of images given labels."""
 
     name = "conditional-draw"
@@ -149,6 +158,7 @@ class ConditionalDRAW(_Recurrent):
     paper = "Gregor et al. 2015, arXiv:1502.04623; Sohn, Lee and Yan 2015"
     pair = "ConditionalDRAW"
     form = LABELLED_IMAGES
+    classes = True
 
     report = (reports.bound, reports.likelihood_of("x | y"))
-    sampler = staticmethod(pictures.of_each_class)
+    sampler = samples.OF_EACH_CLASS

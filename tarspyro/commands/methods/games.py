@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import (
     IMAGES,
     IMAGES_OR_POINTS,
     LABELLED_IMAGES,
     PreparedData,
 )
-from tarspyro.commands.methods.method import Built, EarlyStopping, Method
+from tarspyro.commands.methods.method import Built, EarlyStopping, Method, WithLabels
 from tarspyro.commands.methods.networks import (
     bernoulli,
     decoder,
@@ -117,7 +117,7 @@ class GAN(_Generating):
     paper = "Goodfellow et al. 2014, arXiv:1406.2661"
     pair = "GAN"
     form = IMAGES_OR_POINTS
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
         generator = self._generator(data, self.latent)
@@ -128,7 +128,7 @@ class GAN(_Generating):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionalGAN(_Generating):
+class ConditionalGAN(WithLabels, _Generating):
     """GAN of images given labels."""
 
     name = "conditional-gan"
@@ -136,7 +136,8 @@ class ConditionalGAN(_Generating):
     paper = "Mirza and Osindero 2014, arXiv:1411.1784"
     pair = "ConditionalGAN"
     form = LABELLED_IMAGES
-    sampler = staticmethod(pictures.of_each_class)
+    classes = True
+    sampler = samples.OF_EACH_CLASS
 
     def build(self, data: PreparedData) -> Built:
         generator = self._generator(data, self.latent, data.num_classes)
@@ -154,6 +155,7 @@ class VAEGAN(_Game):
     paper = "Larsen et al. 2015, arXiv:1512.09300"
     pair = "VAE"
     form = IMAGES
+    images_alone = True
 
     latent: int = latent_units(16)
     hidden: Sequence[int] = hidden_layers(128, 128)
@@ -163,7 +165,7 @@ class VAEGAN(_Game):
     optimizer = {"betas": (0.5, 0.999)}
     report = (reports.reconstruction_error, reports.game)
     figures = (*pictures.WITH_CODES, pictures.manifold)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
         x = data.shape
@@ -195,7 +197,7 @@ class AdversarialAutoencoder(_Game):
 
     report = (reports.reconstruction_error, reports.codes, reports.game)
     figures = (*pictures.WITH_CODES, pictures.manifold)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
         model, guide = deterministic_pair(data.shape, self.latent, self.hidden, self.scale)
@@ -227,7 +229,7 @@ class WassersteinAutoencoder(EarlyStopping, Method):
 
     report = (reports.reconstruction_error, reports.codes)
     figures = (*pictures.WITH_CODES, pictures.manifold)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
         pair = deterministic_pair(data.shape, self.latent, self.hidden, self.scale)

@@ -8,13 +8,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import Built, Variational
-from tarspyro.commands.methods.networks import mlp, normal, standard_normal
+from tarspyro.commands.methods.networks import mlp, normal, seeing, standard_normal
 from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_layers, setting
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tarspyro import Conditional
     from tarspyro.nn import MLP
 
@@ -27,18 +29,19 @@ class _Layers(Variational):
     hidden: Sequence[int]
 
     form = IMAGES
+    whole_input = True
     latent_site = "z_1"
     report = (reports.bound, reports.likelihood_of("x"), reports.active_units)
     figures = (*pictures.WITH_CODES, pictures.units)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
-    def _network(self, inputs: int | tuple[int, ...]) -> "MLP":
+    def _network(self, *inputs: int | tuple[int, ...]) -> "MLP":
         """A network between latent variables. Its features are bounded, so that scales stay in
         the range of numbers.
         """
         from torch import nn
 
-        return mlp(self.hidden, inputs, activation=nn.Tanh)
+        return mlp(self.hidden, *inputs, activation=nn.Tanh)
 
     def _between(self) -> "list[Conditional]":
         """The distributions p(z_k | z_{k + 1})."""
@@ -61,14 +64,14 @@ class HierarchicalVAE(_Layers):
     )
 
     def build(self, data: PreparedData) -> Built:
-        inputs: list[int | tuple[int, ...]] = [data.shape, *self.latent[:-1]]
+        networks = [seeing(data, self._network), *map(self._network, self.latent[:-1])]
         posteriors = [
-            normal(self._network(x), z) for x, z in zip(inputs, self.latent, strict=True)
+            normal(network, z) for network, z in zip(networks, self.latent, strict=True)
         ]
         model = tarspyro.models.HierarchicalVAE(
             standard_normal(self.latent[-1]),
             self._between(),
-            self.observed(data.shape, self._network(self.latent[0])),
+            self.observed(data, self._network(self.latent[0])),
         )
         guide = tarspyro.guides.HierarchicalVAE(posteriors, chain=self.chain)
         return Built(model, guide, self.bound())
@@ -88,13 +91,13 @@ class LadderVAE(_Layers):
 
     def build(self, data: PreparedData) -> Built:
         width = self.hidden[-1]
-        encoders = [self._network(data.shape)]
+        encoders: list[nn.Module] = [seeing(data, self._network)]
         encoders += [self._network(width) for _ in self.latent[1:]]
         posteriors = [normal(mlp([], width), z) for z in self.latent]
         model = tarspyro.models.LadderVAE(
             standard_normal(self.latent[-1]),
             self._between(),
-            self.observed(data.shape, self._network(self.latent[0])),
+            self.observed(data, self._network(self.latent[0])),
         )
         guide = tarspyro.guides.LadderVAE(encoders, posteriors, list(model.conditionals))
         return Built(model, guide, self.bound())

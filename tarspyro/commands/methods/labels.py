@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import FEW_LABELS, LABELLED_IMAGES, PreparedData
-from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.method import Built, Variational, WithLabels
 from tarspyro.commands.methods.networks import (
     categorical,
     decoder,
@@ -28,7 +28,7 @@ from tarspyro.commands.methods.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionalVAE(Variational):
+class ConditionalVAE(WithLabels, Variational):
     """VAE of images given labels."""
 
     name = "conditional-vae"
@@ -36,6 +36,7 @@ class ConditionalVAE(Variational):
     paper = "Sohn, Lee and Yan 2015"
     pair = "ConditionalVAE"
     form = LABELLED_IMAGES
+    classes = True
 
     latent: int = latent_units(10)
     hidden: Sequence[int] = hidden_layers(256, 256)
@@ -45,7 +46,7 @@ class ConditionalVAE(Variational):
 
     report = (reports.bound, reports.likelihood_of("x | y"), reports.active_units)
     figures = (*pictures.WITH_CODES, pictures.analogies)
-    sampler = staticmethod(pictures.of_each_class)
+    sampler = samples.OF_EACH_CLASS
 
     def build(self, data: PreparedData) -> Built:
         x = data.shape
@@ -56,7 +57,7 @@ class ConditionalVAE(Variational):
             if self.prior == "standard"
             else normal(decoder(self.hidden, y), z)
         )
-        likelihood = self.observed(x, decoder(self.hidden, z, y))
+        likelihood = self.observed(data, decoder(self.hidden, z, y))
         return Built(
             tarspyro.models.ConditionalVAE(prior, likelihood),
             tarspyro.guides.ConditionalVAE(normal(encoder(self.hidden, x, y), z)),
@@ -65,7 +66,7 @@ class ConditionalVAE(Variational):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CMMA(Variational):
+class CMMA(WithLabels, Variational):
     """CMMA, whose labels act on images through the prior alone."""
 
     name = "cmma"
@@ -73,20 +74,21 @@ class CMMA(Variational):
     paper = "Pandey and Dukkipati 2016, arXiv:1603.01801"
     pair = "CMMA"
     form = LABELLED_IMAGES
+    classes = True
 
     latent: int = latent_units(16)
     hidden: Sequence[int] = hidden_layers(256, 256)
 
     report = (reports.bound, reports.likelihood_of("x | y"), reports.active_units)
     figures = (pictures.reconstructions, pictures.latents, pictures.curves)
-    sampler = staticmethod(pictures.of_each_class)
+    sampler = samples.OF_EACH_CLASS
 
     def build(self, data: PreparedData) -> Built:
         x = data.shape
         y = data.num_classes
         z = self.latent
         prior = normal(decoder(self.hidden, y), z)
-        likelihood = self.observed(x, decoder(self.hidden, z))
+        likelihood = self.observed(data, decoder(self.hidden, z))
         return Built(
             tarspyro.models.CMMA(prior, likelihood),
             tarspyro.guides.CMMA(normal(encoder(self.hidden, x, y), z)),
@@ -95,7 +97,7 @@ class CMMA(Variational):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiSupervisedVAE(Variational):
+class SemiSupervisedVAE(WithLabels, Variational):
     """M2, with few labels among many images."""
 
     name = "semi-supervised-vae"
@@ -103,6 +105,7 @@ class SemiSupervisedVAE(Variational):
     paper = "Kingma et al. 2014, arXiv:1406.5298"
     pair = "SemiSupervisedVAE"
     form = FEW_LABELS
+    classes = True
     latent_site = "z"
 
     latent: int = latent_units(10)
@@ -115,7 +118,7 @@ class SemiSupervisedVAE(Variational):
 
     report = (reports.bound, reports.likelihood_of("x"), reports.classification)
     figures = (*pictures.WITH_CODES, pictures.analogies)
-    sampler = staticmethod(pictures.of_each_class)
+    sampler = samples.OF_EACH_CLASS
 
     def build(self, data: PreparedData) -> Built:
         import pyro.distributions as dist
@@ -128,7 +131,7 @@ class SemiSupervisedVAE(Variational):
         model = tarspyro.models.SemiSupervisedVAE(
             standard_normal(z),
             tarspyro.distributions.default_prior(dist.OneHotCategorical, y),
-            self.observed(x, decoder(self.hidden, z, y)),
+            self.observed(data, decoder(self.hidden, z, y)),
             num_labelled=labelled,
             num_unlabelled=unlabelled,
         )

@@ -6,18 +6,19 @@ __all__ = [
     "Loss",
     "Method",
     "Pixels",
-    "Sampler",
     "Variational",
     "WithBound",
+    "WithLabels",
 ]
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import tarspyro
 from tarspyro.commands.methods.forms import Form, PreparedData
-from tarspyro.commands.methods.networks import bernoulli, with_scale
+from tarspyro.commands.methods.layout import FAMILIES, Layout, Seen
+from tarspyro.commands.methods.networks import likelihood_of
 from tarspyro.commands.methods.settings import (
     BOUND,
     DATA,
@@ -31,15 +32,20 @@ from tarspyro.commands.methods.settings import (
 from tarspyro.commands.methods.sources import SOURCES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pyro.infer import ELBO
     from torch import nn
 
-    from tarspyro import Conditional, StochasticModule
+    from tarspyro import StochasticModule
     from tarspyro.commands.methods.pictures import Drawn
     from tarspyro.commands.methods.reports import Finding, Trained
+    from tarspyro.commands.methods.samples import Sampler
     from tarspyro.infer import Game
     from tarspyro.infer.bounds.base import Bound
+
+
+# The default of steps on a file of the user's own, and of epochs at most.
+_STEPS = 5000
+_MOST_EPOCHS = 300
 
 
 class Built(NamedTuple):
@@ -48,13 +54,6 @@ class Built(NamedTuple):
     model: "StochasticModule"
     guide: "StochasticModule | None"
     loss: "ELBO | Game"
-
-
-class Sampler(Protocol):
-    """Draws samples of a trained model."""
-
-    def __call__(self, t: "Trained", num: int | None, seed: int, mean: bool) -> "Figure":
-        """Draws ``num`` samples, or as many as fill the picture; means if ``mean``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,11 @@ class Method:
         epochs_on: The default number of epochs by data set, if it is not the data set's own.
         site: The name of the observed site.
         latent_site: The name of the latent site to draw, if there are several.
+        classes: Whether it needs labels that are classes.
+        images_alone: Whether a file of the user's own has to hold images.
+        whole_input: Whether the guide sees x alone, so that its first layers may suit counts,
+            columns of several kinds and gaps.
+        codes: Whether the guide gives every data point a code.
 
     Example:
         >>> from tarspyro.commands import METHODS
@@ -99,7 +103,18 @@ class Method:
     epochs_on: ClassVar[Mapping[str, int]] = {}
     site: ClassVar[str] = "x"
     latent_site: ClassVar[str | None] = None
+    classes: ClassVar[bool] = False
+    images_alone: ClassVar[bool] = False
+    whole_input: ClassVar[bool] = False
+    codes: ClassVar[bool] = True
 
+    size: Sequence[int] | None = setting(
+        None, DATA, "of a folder, scale its images to this height and width"
+    )
+    without: Sequence[str] | None = setting(None, DATA, "of a table, leave these columns out")
+    rows: int | None = setting(
+        None, DATA, "of a file, use so many rows, evenly spaced; all if not given"
+    )
     epochs: int = setting(0, TRAINING, "passes over the data")  # 0: the data set decides
     batch_size: int = setting(100, TRAINING, "data points in a step")
     lr: float = setting(1e-3, TRAINING, "the learning rate of Adam")
@@ -114,7 +129,7 @@ class Method:
     # Fixed here, and settings of the methods below that can choose.
     grey: bool = True
     patience: int | None = None
-    likelihood_particles: int = 1000
+    likelihood_particles: int = 100
 
     @property
     def settings(self) -> list[Setting]:
@@ -130,12 +145,43 @@ class Method:
         """Returns the default number of epochs on a data set."""
         return self.epochs_on.get(data, SOURCES[data].epochs)
 
+    def family_of(self, seen: Seen) -> str | None:
+        """Returns the likelihood of a file's values; None for the one that suits them."""
+        return "Normal"
+
+    def check_takes(self, path: str, layout: Layout) -> None:
+        """Raises a ``ValueError`` if the method cannot take what a file holds."""
+        taken = f"{path} cannot train {self.name}, which takes {self.form.own}"
+        if self.form.sequences and layout.kind == "a table":
+            raise ValueError(
+                f"{taken}: save an .npz file with an array (steps, features) for each sequence,"
+                " or one array (sequences, steps, features)."
+            )
+        if self.images_alone and layout.kind != "images":
+            raise ValueError(
+                f"{taken.removesuffix(' or a table')}: tarspyro train vae takes it."
+            )
+        if layout.gaps and not self.whole_input:
+            raise ValueError(
+                f"{path} has gaps, which {self.name} cannot train on: tarspyro train vae can, and"
+                " tarspyro impute fills them."
+            )
+
     def completed(self, data: str, given: Mapping[str, Any]) -> "Method":
         """Returns the method with the given settings; the data set decides on those that
         are not given.
         """
         method = replace(self, **given)
+        if data not in SOURCES:
+            return method
         return replace(method, epochs=method.epochs or self.epochs_of(data))
+
+    def settled(self, data: PreparedData) -> "Method":
+        """Returns the method with what the contents of a file decide."""
+        if data.own is None or self.epochs:
+            return self
+        steps = -(-data.sizes_of_parts[0] // self.batch_size)
+        return replace(self, epochs=min(_MOST_EPOCHS, -(-_STEPS // steps)))
 
     def build(self, data: PreparedData) -> Built:
         """Returns the pair and its loss, with new weights."""
@@ -204,17 +250,29 @@ class EarlyStopping:
 
 @dataclass(frozen=True, kw_only=True)
 class _Likelihood:
-    likelihood_particles: int = setting(
-        1000, REPORT, "draws for the log-likelihood at the end"
+    likelihood_particles: int = setting(100, REPORT, "draws for the log-likelihood at the end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithLabels:
+    """Methods that need labels or targets."""
+
+    target: str | None = setting(
+        None, DATA, "of a file, the column or the other file with the labels"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels(Method):
-    """Methods whose likelihood is Bernoulli, of binary or grey pixels, or Normal."""
+    """Methods whose likelihood is Bernoulli, of binary or grey pixels, Normal, or what suits
+    a file of the user's own.
+    """
 
-    likelihood: Literal["Bernoulli", "Normal"] | None = setting(
-        None, PAIR, "the family of the data; what suits the data set if not given"
+    likelihood: str | None = setting(
+        None,
+        PAIR,
+        "the family of the data; what suits the data if not given",
+        choices=FAMILIES,
     )
     scale: float | None = setting(
         None, PAIR, "the scale of the Normal likelihood; learned if not given"
@@ -224,16 +282,31 @@ class Pixels(Method):
     def completed(self, data: str, given: Mapping[str, Any]) -> Method:
         method = super().completed(data, given)
         assert isinstance(method, Pixels)
+        if data not in SOURCES:
+            return method
 
         likelihood = method.likelihood or SOURCES[data].likelihood
         binary = likelihood == "Bernoulli" and "images" in SOURCES[data].kind
         return replace(method, likelihood=likelihood, grey=method.grey or not binary)
 
-    def observed(self, shape: tuple[int, ...], trunk: "nn.Module") -> "Conditional":
+    def settled(self, data: PreparedData) -> Method:
+        method = super().settled(data)
+        assert isinstance(method, Pixels)
+        if data.layout is None:
+            return method
+        return replace(method, likelihood=data.layout.family)
+
+    def family_of(self, seen: Seen) -> str | None:
+        if self.likelihood is None and seen.values in ("counts", "mixed"):
+            return None if self.whole_input else "Normal"
+        return self.likelihood
+
+    def observed(self, data: PreparedData, trunk: "nn.Module") -> "nn.Module":
         """Returns p(x | inputs of the trunk), of the family that ``--likelihood`` names."""
-        if self.likelihood == "Normal":
-            return with_scale(trunk, shape, self.scale)
-        return bernoulli(trunk, shape, grey=self.grey)
+        assert self.likelihood is not None, "the data decides if the user does not"
+        # The log-probability of grey pixels that are not binarized is a cross-entropy.
+        grey = not data.binarize and (data.layout is None or data.layout.values != "binary")
+        return likelihood_of(self.likelihood, trunk, data, scale=self.scale, grey=grey)
 
 
 @dataclass(frozen=True, kw_only=True)

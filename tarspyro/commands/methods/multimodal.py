@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import LABELLED_IMAGES, PreparedData
-from tarspyro.commands.methods.method import Built, Variational
+from tarspyro.commands.methods.method import Built, Variational, WithLabels
 from tarspyro.commands.methods.networks import (
     categorical,
     decoder,
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Multimodal(Variational):
+class _Multimodal(WithLabels, Variational):
     """Methods of two modalities, x_1 the image and x_2 the label."""
 
     latent: int
     hidden: Sequence[int]
 
     form = LABELLED_IMAGES
+    classes = True
     site = "x_1"
     report = (reports.bound, reports.likelihood_of("x, y"), reports.labels_from_images)
     figures = (*pictures.WITH_CODES, pictures.images_from_labels)
-    sampler = staticmethod(pictures.samples)
+    sampler = samples.PLAIN
 
     def _modalities(self, data: PreparedData) -> "tuple[list[nn.Module], list[nn.Module]]":
         """The likelihoods of image and label, and the posteriors given one of them."""
@@ -50,7 +51,7 @@ class _Multimodal(Variational):
         label = categorical(decoder(self.hidden, z), y)
         given_image = normal(encoder(self.hidden, x), z)
         given_label = normal(encoder(self.hidden, y), z)
-        image = self.observed(x, decoder(self.hidden, z))
+        image = self.observed(data, decoder(self.hidden, z))
         return [image, label], [given_image, given_label]
 
 

@@ -7,21 +7,25 @@ __all__ = [
     "deterministic_pair",
     "encoder",
     "family_named",
+    "likelihood_of",
     "mlp",
     "normal",
+    "seeing",
     "standard_normal",
     "trunks",
     "with_scale",
 ]
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tarspyro
+from tarspyro.commands.methods.forms import PreparedData
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
-    from torch import nn
+    from torch import Tensor, nn
 
     from tarspyro import Conditional, guides, models
     from tarspyro.distributions import Prior
@@ -47,16 +51,173 @@ def decoder(hidden: Sequence[int], *inputs: Shape) -> "MLP":
     return mlp(hidden[::-1], *inputs)
 
 
+def seeing(
+    data: PreparedData, network: "Callable[..., nn.Module]", dim: int | None = None
+) -> "nn.Module":
+    """Returns a network of x, whose first layers suit a file of the user's own: counts come as
+    logarithms, columns of several kinds standardized, gaps with a mask.
+
+    Arguments:
+        data: The data.
+        network: Makes the network for an x of a shape; for gaps it is given the shape of a
+            mask too, or more channels if there is a ``dim``.
+        dim: The dimension of x along which values and mask are laid side by side.
+    """
+    from torch import nn
+
+    shape = data.shape
+    layout = data.layout
+    if layout is None:
+        return network(shape)
+    if not layout.gaps:
+        built = network(shape)
+    elif dim is None:
+        built = tarspyro.nn.WithGaps(network(shape, shape), shape)
+    else:
+        built = tarspyro.nn.WithGaps(network((2 * shape[0], *shape[1:])), shape, dim=dim)
+    if layout.family in ("Poisson", "NegativeBinomial"):
+        return nn.Sequential(tarspyro.nn.Log1p(), built)
+    if layout.family == "Blocks":
+        return nn.Sequential(tarspyro.nn.Standardize.of(data.train[0]), built)
+    return built
+
+
 def trunks(
-    kind: str, shape: tuple[int, ...], latent: int, hidden: Sequence[int]
+    kind: str | None, data: PreparedData, latent: int, hidden: Sequence[int]
 ) -> "tuple[nn.Module, nn.Module]":
-    """Returns an encoder and a decoder of the kind that ``--trunk`` names."""
+    """Returns an encoder and a decoder of the kind that ``--trunk`` names; by default
+    convolutions for images of the user's own, and else perceptrons.
+    """
+    image = data.image_shape
+    if kind is None:
+        kind = "conv" if data.own is not None and image is not None else "mlp"
     if kind == "mlp":
-        return encoder(hidden, shape), decoder(hidden, latent)
+        return seeing(data, lambda *x: encoder(hidden, *x)), decoder(hidden, latent)
+    if image is None:
+        raise ValueError(
+            f"--trunk conv is for images, and {data.name} holds rows of shape {data.shape}:"
+            " leave it out."
+        )
+    # Small images are halved twice at most, large ones to a side below eight.
+    halvings = min(2 if data.own is None else 5, int(math.log2(max(4, min(image[1:]) / 2))))
+    channels = [min(32 * 2**layer, 128) for layer in range(max(1, halvings))]
+    if data.own is None:
+        channels = [32, 64]
     return (
-        tarspyro.nn.ConvEncoder(shape, [32, 64]),
-        tarspyro.nn.ConvDecoder(latent, shape, [64, 32]),
+        seeing(data, lambda x: tarspyro.nn.ConvEncoder(x, channels), dim=0),
+        tarspyro.nn.ConvDecoder(latent, image, channels[::-1]),
     )
+
+
+def likelihood_of(
+    family: str,
+    trunk: "nn.Module",
+    data: PreparedData,
+    *,
+    scale: float | None = None,
+    grey: bool = False,
+) -> "nn.Module":
+    """Returns p(x | inputs of the trunk). Learned constants of a file of the user's own start
+    at what its training part has.
+
+    Arguments:
+        family: The name of the family, or ``Blocks`` for columns of several kinds.
+        trunk: The network.
+        data: The data.
+        scale: The scale of a Normal; learned if None.
+        grey: Whether a Bernoulli takes grey values.
+    """
+    layout = data.layout
+    if family == "Blocks":
+        assert layout is not None, "only a file has columns of several kinds"
+        built: nn.Module = _blocks(trunk, data, scale)
+    elif family == "Normal":
+        initial = 1.0 if layout is not None and layout.kind != "images" else 0.1
+        built = with_scale(trunk, data.shape, scale, initial=initial)
+    elif family == "Bernoulli":
+        built = bernoulli(trunk, data.shape, grey=grey)
+    elif family == "DiscretizedLogistic":
+        built = _levels(trunk, data)
+    else:
+        built = _counts(family, trunk, data.shape)
+
+    if layout is None:
+        return built
+    if family != "Blocks":
+        _start_at(built, data.train[0])
+    return tarspyro.IncompleteLikelihood(built) if layout.gaps else built
+
+
+def _blocks(trunk: "nn.Module", data: PreparedData, scale: float | None) -> "nn.Module":
+    """Returns the likelihood of a table with columns of several kinds."""
+    assert data.layout is not None, "only a file has columns of several kinds"
+    blocks: list[nn.Module] = []
+    start = 0
+    for kind, size in data.layout.blocks():
+        part = data.train[0][:, start : start + size]
+        start += size
+        if kind == "category":
+            blocks.append(categorical(trunk, size))
+            continue
+        if kind == "real":
+            blocks.append(with_scale(trunk, (size,), scale, initial=1.0))
+        elif kind == "binary":
+            blocks.append(bernoulli(trunk, (size,), grey=False))
+        else:
+            blocks.append(_counts("NegativeBinomial", trunk, (size,)))
+        _start_at(blocks[-1], part)
+    return tarspyro.Blocks(*blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _levels(trunk: "nn.Module", data: PreparedData) -> "Conditional":
+    """Returns a discretized logistic, which starts at the mean of the data with a scale of a
+    tenth of its range.
+    """
+    import torch
+    from torch import nn
+
+    logistic = tarspyro.distributions.DiscretizedLogistic
+    built = tarspyro.Conditional(logistic, trunk, data.shape)
+    starts = {"loc": data.train[0].nanmean().item(), "scale": math.log(0.1)}
+    for name, start in starts.items():
+        head = built.heads[name]
+        for layer in head.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
+                with torch.no_grad():
+                    layer.bias.fill_(start)
+    return built
+
+
+def _counts(family: str, trunk: "nn.Module", shape: tuple[int, ...]) -> "Conditional":
+    """Returns a Poisson, or a negative binomial with a learned dispersion of each element."""
+    import pyro.distributions as dist
+    import torch
+
+    if family == "Poisson":
+        return tarspyro.Conditional(dist.Poisson, trunk, shape)
+    dispersion = torch.nn.Parameter(torch.ones(shape))
+    return tarspyro.Conditional(dist.NegativeBinomial, trunk, shape, total_count=dispersion)
+
+
+def _start_at(likelihood: "nn.Module", x: "Tensor") -> None:
+    """Gives the probabilities and the rates of a likelihood the data's means to start from."""
+    import torch
+    from pyro.distributions import Bernoulli
+    from torch import nn
+
+    assert isinstance(likelihood, tarspyro.Conditional), "a block is one family"
+    for name in ("logits", "rate"):
+        head = likelihood.heads[name] if name in likelihood.heads else None
+        if not isinstance(head, nn.Linear):
+            continue
+        known = (~x.isnan()).sum(0).clamp(min=1)
+        mean = (x.nan_to_num(0.0).sum(0) / known).flatten()
+        start = mean.clamp(min=1e-3).log()
+        if likelihood.family is Bernoulli:
+            start = mean.clamp(1e-3, 1 - 1e-3).logit()
+        if head.bias.shape == start.shape:
+            with torch.no_grad():
+                head.bias.copy_(start)
 
 
 def bernoulli(trunk: "nn.Module", shape: tuple[int, ...], *, grey: bool) -> "Conditional":

@@ -18,7 +18,7 @@ __all__ = [
     "units",
 ]
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import tarspyro
@@ -45,7 +45,9 @@ def curves(t: Trained) -> Iterator[Drawn]:
 
 
 def reconstructions(t: Trained) -> Iterator[Drawn]:
-    """Draws test images and their reconstructions."""
+    """Draws test images and their reconstructions; of a table nothing."""
+    if t.data.image_shape is None:
+        return
     figure = tarspyro.plot.reconstructions(
         t.model,
         t.guide,
@@ -77,6 +79,8 @@ def manifold(t: Trained) -> Iterator[Drawn]:
     """
     model = cast("models.VAE", t.model)
     shape = t.data.image_shape
+    if shape is None:
+        return
     if model.prior().event_shape.numel() == 2:
         yield "manifold", tarspyro.plot.manifold(model, image_shape=shape)
     else:
@@ -106,6 +110,8 @@ def analogies(t: Trained) -> Iterator[Drawn]:
     """Draws test images, and beside each the images of its code with every label."""
     import torch
 
+    if t.data.image_shape is None:
+        return
     count = 8
     classes = t.data.num_classes
     x = t.data.test[0][:count]
@@ -121,6 +127,8 @@ def images_from_labels(t: Trained) -> Iterator[Drawn]:
     """Draws images given labels, a row for each label."""
     import torch
 
+    if t.data.image_shape is None:
+        return
     columns = 12
     labels = torch.eye(t.data.num_classes).repeat_interleave(columns, 0)
     images = tarspyro.evaluate.impute_modalities(
@@ -132,8 +140,10 @@ def images_from_labels(t: Trained) -> Iterator[Drawn]:
 
 def continuations(t: Trained) -> Iterator[Drawn]:
     """Draws continuations of the first half of test sequences."""
-    if t.data.image_shape is None:
+    if t.data.image_shape is None and _is_binary(t):
         yield "continuation", _continued_music(t)
+    elif t.data.image_shape is None:
+        yield "continuation", _continued_series(t)
     else:
         yield "continuations", _continued_images(t)
 
@@ -149,6 +159,49 @@ def _continued_music(t: Trained) -> "Figure":
     piece = torch.cat([x[0, :known], rest[0, 0]])
     title = "a piece, from the line on the model's"
     return tarspyro.plot.piano_roll(piece, known=known, title=title)
+
+
+def _is_binary(t: Trained) -> bool:
+    """Whether a sequence is a piano roll."""
+    return t.data.layout is None or t.data.layout.values == "binary"
+
+
+def _continued_series(t: Trained) -> "Figure":
+    """A series, and draws of how it may go on from its middle."""
+    import torch
+
+    x, *lengths = t.data.test
+    length = int(lengths[0][0]) if lengths else x.shape[1]
+    known = max(1, length // 2)
+    total = max(length, known + 1)
+    rest = tarspyro.evaluate.continuations(
+        t.model, t.guide, x[:1, :known], total, num_samples=4, seed=0
+    )
+    drawn = [torch.cat([x[0, :known], part[0]]) for part in rest]
+    title = "a test sequence (black), from the line on draws of the model"
+    return _series(t, [x[0, :length]], drawn, title, known)
+
+
+def _series(
+    t: Trained,
+    data: "Sequence[Tensor]",
+    drawn: "Sequence[Tensor]",
+    title: str,
+    known: int | None = None,
+) -> "Figure":
+    """Draws series of some features, one below the other, in the units of the data."""
+    count = min(6, t.data.shape[0])
+    figure = tarspyro.plot.Picture(figsize=(7.0, 1.6 * count + 0.6), layout="constrained")
+    axes = figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0]
+    for feature, ax in enumerate(axes):
+        for values, color in [*((v, "C0") for v in drawn), *((v, "black") for v in data)]:
+            raw = values.cpu() if t.data.layout is None else t.data.layout.undo(values.cpu())
+            ax.plot(raw[:, feature].numpy(), color=color, linewidth=1)
+        if known is not None:
+            ax.axvline(known - 0.5, color="0.7", linewidth=1)
+    axes[0].set_title(title, fontsize="medium")
+    axes[-1].set_xlabel("step")
+    return figure
 
 
 def _continued_images(t: Trained) -> "Figure":
@@ -189,7 +242,7 @@ def regression(t: Trained) -> Iterator[Drawn]:
 
 
 def samples(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
-    """Draws a sheet of images, or a cloud of points."""
+    """Draws a sheet of images, a cloud of points, or the distributions of a table's columns."""
     from tarspyro.plot.figures import axes_of
 
     if t.data.image_shape is not None:
@@ -202,7 +255,9 @@ def samples(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
             image_shape=t.data.image_shape,
         )
 
-    drawn = tarspyro.evaluate.sample(t.model, num or 1000, seed=seed).cpu()
+    drawn = tarspyro.evaluate.sample(t.model, num or 1000, seed=seed, site=t.method.site).cpu()
+    if t.data.layout is not None:
+        return _columns(t, drawn)
     figure, ax = axes_of(None, (4.8, 4.8))
     for points, color in ((t.data.test[0], "0.8"), (drawn, "C0")):
         ax.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=3, color=color)
@@ -210,12 +265,52 @@ def samples(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
     return figure
 
 
+def _columns(t: Trained, drawn: "Tensor") -> "Figure":
+    """Draws the distributions of a table's first columns, of samples and of the data."""
+    import numpy as np
+
+    layout = t.data.layout
+    assert layout is not None, "only a file has columns"
+    data = layout.undo(t.data.train[0][:10_000].flatten(1)).double().numpy()
+    samples = layout.undo(drawn.flatten(1)).double().numpy()
+    count = min(12, data.shape[1])
+    rows = -(-count // 4)
+    figure = tarspyro.plot.Picture(figsize=(9.0, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, min(4, count), squeeze=False).flatten()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    for column in range(count):
+        known = data[:, column][~np.isnan(data[:, column])]
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+        edges = np.linspace(low, high if high > low else low + 1.0, 21)
+        for values, color in ((known, "0.8"), (samples[:, column], "C0")):
+            weights = np.full(len(values), 1 / max(1, len(values)))
+            filled = color != "C0"
+            kind = "stepfilled" if filled else "step"
+            ax = axes[column]
+            ax.hist(
+                np.clip(values, edges[0], edges[-1]),
+                edges,
+                weights=weights,
+                color=color,
+                histtype=kind,
+            )
+        axes[column].set_title(layout.names[column], fontsize="small")
+        axes[column].set_yticks([])
+    figure.suptitle("samples (data in grey)", fontsize="medium")
+    return figure
+
+
 def of_each_class(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
     """Draws a sheet of images with a row for each class. The number of images is rounded up
-    to fill the rows.
+    to fill the rows. Of a table it draws the columns.
     """
     import torch
 
+    if t.data.image_shape is None:
+        y = torch.eye(t.data.num_classes).repeat(-(-1000 // t.data.num_classes), 1)
+        drawn = tarspyro.evaluate.sample(t.model, len(y), given={"y": y}, seed=seed)
+        return _columns(t, drawn.cpu())
     classes = t.data.num_classes
     columns = 10 if num is None else -(-num // classes)
     figure = tarspyro.plot.samples(
@@ -248,6 +343,8 @@ def sequences(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
 
     count = num or 4
     pieces = tarspyro.evaluate.sample(t.model, count, length=min(length, 100), seed=seed)
+    if not _is_binary(t):
+        return _series(t, [], list(pieces), "samples")
     figure = tarspyro.plot.Picture(figsize=(9.0, 2.4 * count), layout="constrained")
     axes = figure.subplots(count, 1, squeeze=False)[:, 0]
     for piece, ax in zip(pieces, axes, strict=True):

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import tarspyro
 from tarspyro.commands.methods import pictures, reports
 from tarspyro.commands.methods.forms import LABELLED_IMAGES, TARGETS, PreparedData
-from tarspyro.commands.methods.method import Built, EarlyStopping, Method, WithBound
+from tarspyro.commands.methods.method import (
+    Built,
+    EarlyStopping,
+    Method,
+    WithBound,
+    WithLabels,
+)
 from tarspyro.commands.methods.networks import (
     categorical,
     encoder,
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BayesianRegression(WithBound, Method):
+class BayesianRegression(WithLabels, WithBound, Method):
     """Bayesian neural network of a number, whose noise is learned, or of a class."""
 
     name = "bayesian-regression"
@@ -32,6 +38,7 @@ class BayesianRegression(WithBound, Method):
     paper = "Kingma and Welling 2013, arXiv:1312.6114, appendix F"
     pair = "BayesianRegression"
     form = TARGETS
+    codes = False
 
     hidden: Sequence[int] = hidden_layers(50)
 
@@ -64,7 +71,7 @@ class BayesianRegression(WithBound, Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(EarlyStopping, Method):
+class Classifier(WithLabels, EarlyStopping, Method):
     """Classifier, trained by maximum likelihood."""
 
     name = "classifier"
@@ -72,6 +79,7 @@ class Classifier(EarlyStopping, Method):
     paper = "maximum likelihood"
     pair = "Classifier"
     form = LABELLED_IMAGES
+    classes = True
     epochs_on = {"digits": 100}
 
     hidden: Sequence[int] = hidden_layers(256, 256)

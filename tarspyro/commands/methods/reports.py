@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -43,6 +44,11 @@ Report = Callable[["Trained"], Iterator[Finding]]
 
 # The number of training rows on which the bound is evaluated.
 _ROWS = 10_000
+# The rows by which the time of a report is estimated, and those of a step of its progress.
+_FIRST = 100
+_PIECE = 500
+# The seconds from which on a report shows its progress.
+_LONG = 3
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,13 @@ class Trained:
         run: The pair and the history of its training.
         data: The data on which it was trained, and on which it is evaluated.
         method: The method, with the settings of the training.
+        progress: Whether long reports show their progress.
     """
 
     run: "LoadedRun"
     data: PreparedData
     method: "Method"
+    progress: bool = True
 
     @property
     def model(self) -> "StochasticModule":
@@ -98,14 +106,21 @@ def likelihood_of(variables: str) -> Report:
 
     def likelihood(t: Trained) -> Iterator[Finding]:
         count = t.method.likelihood_particles
-        values = tarspyro.evaluate.log_likelihood(
-            t.model, t.guide, t.data.test, num_particles=count, seed=0
-        )
+
+        def of(part: Part, seed: int) -> "Tensor":
+            found: Tensor = tarspyro.evaluate.log_likelihood(
+                t.model, t.guide, part, num_particles=count, seed=seed
+            )
+            return found
+
+        values = _in_pieces(t, f"log p({variables})", of)
         line = (
             f"test  log p({variables}) {_mean(values)} (importance weighted, {count}"
             " particles)"
         )
-        yield line, {"log-likelihood": values.mean().item(), "particles": count}
+        bits, entries = _bits_of(t, values.mean().item())
+        entries |= {"log-likelihood": values.mean().item(), "particles": count}
+        yield line + bits, entries
 
     return likelihood
 
@@ -113,11 +128,16 @@ def likelihood_of(variables: str) -> Report:
 def filtered(t: Trained) -> Iterator[Finding]:
     """Reports the log-likelihood of sequences by a particle filter."""
     count = t.method.likelihood_particles
-    values = tarspyro.evaluate.particle_filter(
-        t.model, t.guide, t.data.test, num_particles=count, seed=0
-    ).log_likelihood
+
+    def of(part: Part, seed: int) -> "Tensor":
+        found: Tensor = tarspyro.evaluate.particle_filter(
+            t.model, t.guide, part, num_particles=count, seed=seed
+        ).log_likelihood
+        return found
+
+    values = _in_pieces(t, "log p(x)", of)
     line = f"test  log p(x) {_mean(values)} (particle filter, {count} particles)"
-    entries = {"log-likelihood": values.mean().item(), "particles": count}
+    entries: dict[str, object] = {"log-likelihood": values.mean().item(), "particles": count}
     yield line + _per_step(t.data.test, values), entries
 
 
@@ -262,6 +282,46 @@ def game(t: Trained) -> Iterator[Finding]:
         yield line, {"modes": found.modes, "near a mode": found.quality}
 
 
+def _in_pieces(t: Trained, what: str, estimate: "Callable[[Part, int], Tensor]") -> "Tensor":
+    """Returns an estimate for every test row. The first rows tell how long all of them take;
+    a report that takes long says so, and shows its progress.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    rows = len(t.data.test[0])
+    starts = [0, *range(_FIRST, rows, _PIECE)]
+    pieces = [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
+
+    def of(index: int) -> "Tensor":
+        part = tuple(values[pieces[index]] for values in t.data.test)
+        return estimate(part, index).cpu()
+
+    begin = time.perf_counter()
+    found = [of(0)]
+    seconds = (time.perf_counter() - begin) * (rows / len(found[0]) - 1)
+    slow = t.progress and seconds > _LONG
+    if slow:
+        count = t.method.likelihood_particles
+        flag = "--likelihood-particles"
+        tqdm.write(
+            f"{what} of {rows} {t.data.unit}s with {count} particles: about"
+            f" {seconds:.0f} s ({flag} in train and --num-particles in evaluate change it)"
+        )
+    rest = range(1, len(pieces))
+    found += [of(index) for index in tqdm(rest, desc=what, disable=not slow, leave=False)]
+    return torch.cat(found)
+
+
+def _bits_of(t: Trained, nats: float) -> tuple[str, dict[str, object]]:
+    """Returns bits per dimension, of 8-bit data."""
+    layout = t.data.layout
+    if layout is None or layout.family != "DiscretizedLogistic":
+        return "", {}
+    bits = -nats / (math.log(2) * math.prod(t.data.shape))
+    return f" = {bits:.3f} bits per dimension", {"bits per dimension": bits}
+
+
 def first_rows(part: Part, count: int) -> Part:
     """Returns the first rows of a part."""
     return tuple(values[:count] for values in part)
@@ -282,6 +342,8 @@ def _accuracy(share: float) -> Finding:
 
 def _mean(values: "Tensor") -> str:
     """The mean with its standard error."""
+    if len(values) < 2:
+        return f"{values.mean().item():.2f}"
     return f"{values.mean().item():.2f} +- {values.std().item() / len(values) ** 0.5:.2f}"
 
 

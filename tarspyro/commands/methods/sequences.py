@@ -4,10 +4,10 @@ __all__ = ["VRNN", "DeepMarkovModel"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import tarspyro
-from tarspyro.commands.methods import pictures, reports
+from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import SEQUENCES, PreparedData
 from tarspyro.commands.methods.method import Built, Loss, Variational
 from tarspyro.commands.methods.networks import decoder, encoder, mlp, normal, standard_normal
@@ -42,15 +42,15 @@ class _Sequential(Variational):
     epochs_on = {"digits": 100}
     report = (reports.bound, reports.filtered)
     figures = (pictures.continuations, pictures.curves)
-    sampler = staticmethod(pictures.sequences)
+    sampler = samples.SEQUENCES
 
-    def _steps(self, data: PreparedData, trunk: "nn.Module") -> "Conditional":
+    def _steps(self, data: PreparedData, trunk: "nn.Module") -> "nn.Module":
         """Returns the likelihood of a step. Under a Bernoulli its initial probabilities are
         the frequencies of the data.
         """
         import torch
 
-        steps = self.observed(data.shape, trunk)
+        steps = self.observed(data, trunk)
         if self.likelihood != "Bernoulli":
             return steps
 
@@ -58,7 +58,7 @@ class _Sequential(Variational):
         length = lengths[0] if lengths else torch.full((len(x),), x.shape[1])
         inside = torch.arange(x.shape[1]) < length[:, None]
         frequencies = x[inside].mean(0)
-        bias = steps.heads["logits"].bias
+        bias = cast("Conditional", steps).heads["logits"].bias
         assert isinstance(bias, torch.Tensor), "the heads of a Conditional are linear"
         with torch.no_grad():
             bias.copy_(torch.logit(frequencies, 1e-3))

@@ -164,11 +164,11 @@ def test_every_method(name, tmp_path, capsys):
         "state.safetensors",
     }
     first, printed = report(run), capsys.readouterr().out
-    assert first.keys() == entries | {"weights", "pixels"}
+    assert first.keys() == entries | {"weights", "pixels", "lines", "made of"}
     assert all(math.isfinite(value) for value in first.values() if isinstance(value, float))
     before = {path.name: path.read_bytes() for path in run.glob("*.png")}
 
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--again"]) == 0
     assert report(run) == first  # the same weights, pixels and noise
     assert all(line in printed for line in capsys.readouterr().out.splitlines())
     assert main(["plot", str(run)]) == 0
@@ -221,7 +221,7 @@ def test_choices(name, options, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tiny(name, run, *options)) == 0, capsys.readouterr().err
     first = report(run)
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--again"]) == 0
     assert report(run) == first
     if METHODS[name].sampler:
         assert main(["sample", str(run), "--num", "3", "--draws"]) == 0
@@ -405,7 +405,14 @@ def test_music_is_reported_by_the_step(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tiny("vrnn", run, "--data", "jsb_chorales")) == 0
     printed, found = capsys.readouterr().out, report(run)
-    assert found.keys() == {"weights", "nats per sequence", "log-likelihood", "particles"}
+    assert found.keys() == {
+        "weights",
+        "nats per sequence",
+        "log-likelihood",
+        "particles",
+        "lines",
+        "made of",
+    }
     steps = 9 + 6 + 8
     value, per_step = map(
         float, re.search(r"log p\(x\) (\S+) .*\((\S+) a step\)", printed).groups()
@@ -433,7 +440,7 @@ def test_a_regression_is_reported_in_the_target_s_units(tmp_path, monkeypatch, c
         "yacht",
         data.Regression("yacht", table.train, table.test, 10.0, 15.0 * math.e),
     )
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--again"]) == 0
     second = report(run)
     assert second["log-likelihood"] == pytest.approx(first["log-likelihood"] - 1, abs=1e-5)
     assert second["root mean squared error"] == pytest.approx(
@@ -561,7 +568,7 @@ def test_a_run_without_options(tmp_path, monkeypatch):
     assert report(run).keys() == first.keys()
     config["options"] = {"labels": "many"}
     (run / "config.json").write_text(json.dumps(config))
-    assert main(["evaluate", str(run)]) == 2
+    assert main(["evaluate", str(run), "--again"]) == 2
 
 
 # --- mistakes
