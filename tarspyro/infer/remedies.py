@@ -2,7 +2,8 @@
 
 __all__ = ["about_edges", "about_support"]
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -120,6 +121,37 @@ def _fix_for_interval(name: str, base: Distribution, value: Tensor, whole: bool)
     return f"{scaled}, or {_REAL}"
 
 
+def _only_inside(distribution: Distribution, value: Tensor, inside: Tensor) -> bool:
+    """Returns whether some density is finite for values moved inside, and not where they are."""
+    density = _log_prob(distribution, value)
+    moved = _log_prob(distribution, inside)
+    if density is None or moved is None:
+        return False
+    return bool((~density.isfinite() & moved.isfinite()).any())
+
+
+def _neighbours(distribution: Distribution) -> Iterator[Distribution]:
+    """Yields distributions of the same family with half and twice the positive parameters.
+
+    A Beta(1, 1), with which a network starts, has a density at 0, and its neighbours have none.
+    """
+    constraints_of: Mapping[str, object] = distribution.arg_constraints
+    positive = [
+        name
+        for name, constraint in constraints_of.items()
+        if constraint is constraints.positive and torch.is_tensor(getattr(distribution, name))
+    ]
+    for factor in (0.5, 2.0) if positive else ():
+        changed = {name: factor * getattr(distribution, name) for name in positive}
+        others = {
+            name: getattr(distribution, name)
+            for name in constraints_of
+            if name not in positive and name in vars(distribution)
+        }
+        with contextlib.suppress(TypeError, ValueError):
+            yield type(distribution)(**changed, **others, validate_args=False)
+
+
 def about_edges(name: str, base: Distribution, value: Tensor) -> str | None:
     """Returns a sentence about values at the edge of a support, where there is no finite density.
 
@@ -147,13 +179,7 @@ def about_edges(name: str, base: Distribution, value: Tensor) -> str | None:
         inside = inside.minimum(torch.as_tensor(high).to(value) - _STEP)
     if simplex:
         inside = inside / inside.sum(-1, keepdim=True)
-    density = _log_prob(base, value)
-    moved = _log_prob(base, inside)
-    if (
-        density is None
-        or moved is None
-        or not bool((~density.isfinite() & moved.isfinite()).any())
-    ):
+    if not any(_only_inside(other, value, inside) for other in (base, *_neighbours(base))):
         return None
 
     shown = " and ".join(f"{_number(edge):g}" for edge in edges)

@@ -201,6 +201,7 @@ def fit(
         first = _check_pair(objective, batches, held_out)
         if objective.ranks_epochs:  # a game has no likelihood to start from
             start_near(*objective.pair, functools.partial(batches.examples, first))
+        advise(*objective.pair, first, binarize=binarize)
         state = _start(objective, first, optimizer, compile, progress)
         trainer = Trainer(
             objective,
@@ -289,7 +290,6 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
         objective.check_data(held_out.first(), held_out.constant)
     objective.check_players(first)
     warn_of_evaluation_mode(objective.halves)
-    advise(*objective.pair, first, binarize=batches.binarize)
     return first
 
 

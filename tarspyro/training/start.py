@@ -255,10 +255,50 @@ def _standardize_inputs(conditional: Conditional, calls: Sequence[_Call]) -> boo
             continue
         same = [value for value in inputs if value.shape[1:] == inputs[0].shape[1:]]
         rows = torch.cat(same)
-        if _is_far_from_one(rows):
+        if _is_far_from_one(rows) and _goes_in_as_it_is(conditional, calls[0].context, index):
             conditional.standardize(str(index), rows)
             done = True
     return done
+
+
+def _goes_in_as_it_is(
+    conditional: Conditional, context: tuple[Tensor, ...], index: int
+) -> bool:
+    """Returns whether the first layer with weights gets a context value as it is.
+
+    A trunk that takes logarithms, divides by 255 or normalizes needs the value itself.
+    """
+    seen: list[Tensor] = []
+
+    def see(layer: nn.Module, inputs: tuple[object, ...]) -> None:
+        if not seen:
+            seen.extend(part for part in inputs if isinstance(part, Tensor))
+
+    handles = [
+        layer.register_forward_pre_hook(see)
+        for layer in conditional.trunk.modules()
+        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+    ]
+    try:
+        conditional.outputs(*context)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(seen) and _is_part_of(context[index].nan_to_num(0.0), seen[0])
+
+
+def _is_part_of(value: Tensor, inputs: Tensor) -> bool:
+    """Returns whether the inputs of a layer are a value, or its columns beside others."""
+    flat = value.reshape(-1)
+    if inputs.numel() == flat.numel():
+        return torch.equal(inputs.reshape(-1), flat)
+    rows = value.reshape(-1, value.shape[-1])
+    beside = inputs.reshape(-1, inputs.shape[-1])
+    size = rows.shape[1]
+    return len(rows) == len(beside) and any(
+        torch.equal(beside[:, start : start + size], rows)
+        for start in range(beside.shape[1] - size + 1)
+    )
 
 
 def _is_far_from_one(rows: Tensor) -> bool:
