@@ -142,7 +142,7 @@ def trial(x, validation, seed, epochs):
         rows.append(vae.decoder(torch.randn(12, LATENT)))
 
     p, q, first = pair(x, seed, epochs, DiscretizedLogistic)
-    bits = evaluate.bits_per_dimension((p, q), validation, num_particles=50, seed=0)
+    bits = evaluate.bits_per_dim((p, q), validation, num_particles=50, seed=0)
     figures["discretized logistic: bits per dimension"] = bits.mean
     figures["discretized logistic: bits, standard error"] = bits.standard_error
     figures["discretized logistic: first loss"] = first

@@ -22,7 +22,7 @@ __all__ = [
     "anomaly_score",
     "arithmetic",
     "auroc",
-    "bits_per_dimension",
+    "bits_per_dim",
     "canvases",
     "classify",
     "coherence",
@@ -59,7 +59,7 @@ import warnings
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
-from tarspyro.evaluate.bits import BitsPerDimension, bits_per_dimension
+from tarspyro.evaluate.bits import BitsPerDimension, bits_per_dim
 from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.densities import LogDensities, log_densities

@@ -1,6 +1,6 @@
 """Bits per dimension, the unit of likelihoods of images."""
 
-__all__ = ["BitsPerDimension", "bits_per_dimension"]
+__all__ = ["BitsPerDimension", "bits_per_dim"]
 
 import functools
 import math
@@ -40,7 +40,7 @@ class BitsPerDimension(NamedTuple):
     monte_carlo_error: float
 
 
-def bits_per_dimension(
+def bits_per_dim(
     log_likelihood: Nats | tuple[Program, Program],
     x: Data,
     *,
@@ -95,7 +95,7 @@ def bits_per_dimension(
 
     Example:
         >>> uniform = torch.full((10,), -3 * 32 * 32 * math.log(256))
-        >>> round(bits_per_dimension(uniform, torch.zeros(10, 3, 32, 32)).mean, 4)
+        >>> round(bits_per_dim(uniform, torch.zeros(10, 3, 32, 32)).mean, 4)
         8.0
     """
     if divisor is not None:

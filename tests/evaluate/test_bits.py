@@ -13,7 +13,7 @@ from tarspyro import Conditional, IncompleteLikelihood, evaluate, guides, models
 from tarspyro.conditional import Blocks
 from tarspyro.data import Split
 from tarspyro.distributions import DiscretizedLogistic, default_prior
-from tarspyro.evaluate import bits_per_dimension
+from tarspyro.evaluate import bits_per_dim
 from tarspyro.infer.traces import PairError
 from tarspyro.nn import MLP
 
@@ -41,7 +41,7 @@ def test_discrete_likelihoods_are_probabilities():
     # A very wide logistic distribution has half of its probability at each end.
     x = BYTES / 255
     likelihood = DiscretizedLogistic(torch.tensor(0.4).double(), torch.tensor(0.2).double())
-    found = bits_per_dimension(independent(likelihood, SHAPE), x, num_particles=3, seed=0)
+    found = bits_per_dim(independent(likelihood, SHAPE), x, num_particles=3, seed=0)
     exact = -likelihood.log_prob(x).flatten(1).sum(1) / (60 * math.log(2))
     assert torch.allclose(found.bits, exact)
     assert found.mean == pytest.approx(exact.mean().item())
@@ -50,7 +50,7 @@ def test_discrete_likelihoods_are_probabilities():
 
     uniform = DiscretizedLogistic(torch.tensor(0.5).double(), torch.tensor(1e6).double(), 2)
     black_and_white = (BYTES > 127).double()
-    found = bits_per_dimension(independent(uniform, SHAPE), black_and_white, num_particles=2)
+    found = bits_per_dim(independent(uniform, SHAPE), black_and_white, num_particles=2)
     assert torch.allclose(found.bits, torch.ones(7).double(), atol=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_densities_of_scaled_data_are_those_of_the_bytes():
         x = (BYTES + noise) / divisor
         uniform = dist.Uniform(torch.tensor(0.0).double(), 256 / divisor)
         pair = independent(uniform, SHAPE)
-        found = bits_per_dimension(pair, x, divisor=divisor, num_particles=2)
+        found = bits_per_dim(pair, x, divisor=divisor, num_particles=2)
         assert torch.allclose(found.bits, torch.full((7,), 8.0).double())
 
     # Any other density bounds the bits of its own cells from above, on average over the noise.
@@ -72,7 +72,7 @@ def test_densities_of_scaled_data_are_those_of_the_bytes():
     pair = independent(normal, SHAPE)
     averaged = torch.stack(
         [
-            bits_per_dimension(
+            bits_per_dim(
                 pair,
                 (BYTES + torch.rand(BYTES.shape).double()) / 256,
                 divisor=256,
@@ -88,21 +88,21 @@ def test_densities_of_scaled_data_are_those_of_the_bytes():
 def test_numbers_of_an_evaluation():
     x = torch.zeros(4, 2, 3)
     nats = torch.tensor([-6.0, -12.0, -18.0, -24.0]) * math.log(2)
-    found = bits_per_dimension(nats, x)
+    found = bits_per_dim(nats, x)
     assert torch.allclose(found.bits, torch.tensor([1.0, 2, 3, 4]).double())
     assert found.mean == pytest.approx(2.5) and math.isnan(found.monte_carlo_error)
     assert found.standard_error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2)
-    assert bits_per_dimension(nats, x, divisor=256).mean == pytest.approx(10.5)
-    assert bits_per_dimension(nats, x, divisor=255).mean == pytest.approx(2.5 + math.log2(255))
+    assert bits_per_dim(nats, x, divisor=256).mean == pytest.approx(10.5)
+    assert bits_per_dim(nats, x, divisor=255).mean == pytest.approx(2.5 + math.log2(255))
 
     estimate = evaluate.LogLikelihood(nats, torch.full((4,), 0.3), torch.ones(4))
-    error = bits_per_dimension(estimate, x).monte_carlo_error
+    error = bits_per_dim(estimate, x).monte_carlo_error
     assert error == pytest.approx(0.3 / 2 / (6 * math.log(2)))
     bound = evaluate.BoundEstimate(nats, nats + 1, torch.ones(4))
-    assert bits_per_dimension(bound, Split(x)).mean == pytest.approx(2.5)
-    found = bits_per_dimension(nats.numpy(), x.numpy())
+    assert bits_per_dim(bound, Split(x)).mean == pytest.approx(2.5)
+    found = bits_per_dim(nats.numpy(), x.numpy())
     assert isinstance(found.bits, np.ndarray) and found.mean == pytest.approx(2.5)
-    assert math.isnan(bits_per_dimension(nats[:1], x[:1]).standard_error)
+    assert math.isnan(bits_per_dim(nats[:1], x[:1]).standard_error)
 
 
 def test_a_pair_with_binarized_pixels():
@@ -111,11 +111,11 @@ def test_a_pair_with_binarized_pixels():
     p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 12))
     q = guides.VAE(Conditional(dist.Normal, MLP(12, [8]), 2))
     options = {"num_particles": 20, "binarize": True, "seed": 3}
-    found = bits_per_dimension((p, q), Split(x), **options)
+    found = bits_per_dim((p, q), Split(x), **options)
     nats = evaluate.log_likelihood(p, q, x, errors=True, **options)
-    assert torch.equal(found.bits, bits_per_dimension(nats, x).bits)
+    assert torch.equal(found.bits, bits_per_dim(nats, x).bits)
     assert found.monte_carlo_error > 0
-    as_array = bits_per_dimension((p, q), x.numpy(), **options)
+    as_array = bits_per_dim((p, q), x.numpy(), **options)
     assert isinstance(as_array.bits, np.ndarray) and as_array.mean == found.mean
 
 
@@ -157,7 +157,7 @@ def test_what_has_no_bits_is_refused(case):
     if isinstance(given, tuple) and isinstance(given[1], nn.Module) and case == "gaps":
         given = (given[0], guides.VAE(Conditional(dist.Normal, Zeros(), 2)))
     with pytest.raises(ValueError, match=message):
-        bits_per_dimension(given, x, num_particles=5, **options)
+        bits_per_dim(given, x, num_particles=5, **options)
 
 
 class Zeros(nn.Module):
@@ -181,8 +181,8 @@ def test_a_pair_that_observes_several_sites_is_refused():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(PairError, match=r"observes \['x', 'y'\]"):
-        bits_per_dimension((model, guide), (GREY, GREY[:, 0]), divisor=1)
+        bits_per_dim((model, guide), (GREY, GREY[:, 0]), divisor=1)
     with pytest.raises(TypeError, match="got 3 programs"):
-        bits_per_dimension((model, guide, guide), GREY)
+        bits_per_dim((model, guide, guide), GREY)
     with pytest.raises(TypeError, match="log_likelihood must be numbers"):
-        bits_per_dimension("all of them", GREY)
+        bits_per_dim("all of them", GREY)
