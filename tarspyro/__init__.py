@@ -6,6 +6,7 @@ and the help of the command line do not wait for PyTorch.
 """
 
 __all__ = [
+    "Autoregressive",
     "Blocks",
     "Conditional",
     "Deterministic",
@@ -38,6 +39,7 @@ from tarspyro._version import __version__
 
 if TYPE_CHECKING:
     from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
+    from tarspyro.autoregressive import Autoregressive
     from tarspyro.conditional import (
         Blocks,
         Conditional,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 # The module that defines each public name. All other public names are packages.
 _DEFINED_IN = {
+    "Autoregressive": "autoregressive",
     "Blocks": "conditional",
     "Conditional": "conditional",
     "Deterministic": "conditional",

@@ -1,6 +1,6 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["make_head", "through_heads", "zero_weights"]
+__all__ = ["LazyHead", "make_head", "out_features", "through_heads", "zero_weights"]
 
 import math
 from collections.abc import Callable
@@ -48,10 +48,10 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
         return initialize(own(tuple(shape)))
     layers: list[nn.Module] = []
     size = math.prod(shape)
-    features = _out_features(trunk)
+    features = out_features(trunk)
     if features is None:
         # The trunk does not tell the number of its features; the first call does.
-        layers += [nn.Flatten(), _LazyHead(size)]
+        layers += [nn.Flatten(), LazyHead(size)]
     else:
         layers.append(initialize(nn.Linear(features, size)))
     if len(shape) != 1:
@@ -69,7 +69,7 @@ def zero_weights(head: nn.Module) -> None:
     """
     for layer in head.modules():
         weight = getattr(layer, "weight", None)
-        if isinstance(layer, _LazyHead):
+        if isinstance(layer, LazyHead):
             layer.starts_at_zero = True
         elif isinstance(weight, nn.Parameter) and not isinstance(
             weight, UninitializedParameter
@@ -77,7 +77,7 @@ def zero_weights(head: nn.Module) -> None:
             nn.init.zeros_(weight)
 
 
-class _LazyHead(nn.LazyLinear):
+class LazyHead(nn.LazyLinear):
     """A linear head that the first call tells the number of features."""
 
     starts_at_zero = False
@@ -90,13 +90,13 @@ class _LazyHead(nn.LazyLinear):
             nn.init.zeros_(self.weight)
 
 
-def _out_features(trunk: nn.Module) -> int | None:
+def out_features(trunk: nn.Module) -> int | None:
     """Returns the number of a trunk's features; None if it does not tell."""
     if isinstance(trunk, nn.Sequential):
         for layer in reversed(trunk):
             # A gated linear unit is among the activations, but halves the number of features.
             if type(layer).__module__ not in ELEMENTWISE or isinstance(layer, nn.GLU):
-                return _out_features(layer)
+                return out_features(layer)
         return None
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

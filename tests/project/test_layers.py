@@ -18,7 +18,7 @@ FLOORS = (
     {"nn", "runs", "sequences"},
     {"distributions"},
     {"conditional", "inputs", "models", "infer.bounds"},
-    {"guides", "evaluate", "infer.games", "infer.compilation"},
+    {"autoregressive", "guides", "evaluate", "infer.games", "infer.compilation"},
     {"infer (its names)", "plot"},
     {"training"},
     {"tarspyro (its names)", "estimators"},
