@@ -30,6 +30,7 @@ from torch.utils.data import TensorDataset
 from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.matching import (
     check_count,
@@ -363,8 +364,9 @@ def _check_finite(part: Argument, position: int) -> None:
 def _check_support(name: str, distribution: Distribution, value: Tensor) -> None:
     """Raises an ``InputError`` if a value is outside the support of a distribution."""
     base = distribution
-    while isinstance(base, (Independent, MaskedDistribution)):
-        base = base.base_dist
+    while isinstance(base, (Independent, MaskedDistribution, AutoregressiveDistribution)):
+        whole = isinstance(base, AutoregressiveDistribution)
+        base = base.elements if whole else base.base_dist
     if isinstance(base, Concatenate):
         for block, part in zip(base.blocks, value.split(base.sizes, -1), strict=True):
             _check_support(name, block, part)

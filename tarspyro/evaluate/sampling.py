@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.conditional import distribution_mean
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.traces import (
@@ -32,6 +33,8 @@ from tarspyro.types import Argument, ArrayLike, Data, Program
 def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> Array:
     """Returns the mean of the likelihood at a draw of the posterior, for each data point.
 
+    An autoregressive likelihood has no mean in closed form; it gives a draw.
+
     Arguments:
         model: The model.
         guide: The guide.
@@ -44,7 +47,7 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
 
     def mean(*batch: Argument) -> Array:
         model_trace, _ = trace_pair(model, guide, batch, {})
-        return distribution_mean(_site(model_trace, site)["fn"])
+        return _shown(_site(model_trace, site)["fn"])
 
     return map_batches(mean, (model, guide), x)
 
@@ -59,7 +62,8 @@ def decode(
 ) -> Array:
     """Returns the mean of the likelihood given values of a latent variable.
 
-    The model draws its other latent variables.
+    The model draws its other latent variables. An autoregressive likelihood has no mean in
+    closed form; it gives a draw.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
@@ -87,7 +91,7 @@ def decode(
             batch_size=len(values), **dict(zip(others, rows, strict=True))
         )
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
-        return distribution_mean(_site(trace, site)["fn"])
+        return _shown(_site(trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables
         return map_batches(mean, [model], z, arguments=(codes,), extra=list(others.values()))
@@ -115,7 +119,8 @@ def sample(
             their step: ``"x"`` for ``x_0``, ``x_1``, ..., of shape ``(num_samples, length,
             *event)``.
         mean: Whether to return the mean of the site's distribution instead of a draw from it,
-            as papers do for Bernoulli likelihoods.
+            as papers do for Bernoulli likelihoods; an autoregressive distribution has none in
+            closed form, and gives a draw.
         seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
@@ -153,7 +158,7 @@ def sample(
 
     def value(name: str) -> Tensor:
         node = _site(trace, name)
-        drawn: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
+        drawn: Tensor = _shown(node["fn"]) if mean else node["value"]
         return drawn
 
     def values(name: str) -> Tensor:
@@ -164,6 +169,13 @@ def sample(
     if isinstance(site, str):
         return values(site)
     return {name: values(name) for name in site}
+
+
+def _shown(distribution: Any) -> Tensor:
+    """Returns the mean of a distribution; of an autoregressive one a draw."""
+    if isinstance(distribution, AutoregressiveDistribution):
+        return distribution.sample()
+    return distribution_mean(distribution)
 
 
 def _site(trace: Trace, name: str) -> Site:
