@@ -158,7 +158,8 @@ def sample(
 
     def value(name: str) -> Tensor:
         node = _site(trace, name)
-        drawn: Tensor = _shown(node["fn"]) if mean else node["value"]
+        means = mean and not isinstance(node["fn"], AutoregressiveDistribution)
+        drawn: Tensor = distribution_mean(node["fn"]) if means else node["value"]
         return drawn
 
     def values(name: str) -> Tensor:
