@@ -17,6 +17,7 @@ __all__ = [
     "StochasticModule",
     "TensorBoard",
     "Transformed",
+    "VectorQuantized",
     "__version__",
     "data",
     "distributions",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from tarspyro.evaluate import embed
     from tarspyro.modules import StochasticModule
+    from tarspyro.quantized import VectorQuantized
     from tarspyro.runs import Run, load_run
     from tarspyro.sequences import sequential
     from tarspyro.training.callbacks import TensorBoard
@@ -69,6 +71,7 @@ _DEFINED_IN = {
     "StochasticModule": "modules",
     "TensorBoard": "training.callbacks",
     "Transformed": "conditional",
+    "VectorQuantized": "quantized",
     "embed": "evaluate",
     "fit": "training.fit",
     "load_run": "runs",

@@ -9,6 +9,7 @@ __all__ = [
     "Canvas",
     "CausalConv1d",
     "CausalRNN",
+    "Codebook",
     "ConvDecoder",
     "ConvEncoder",
     "ConvLSTMCell",
@@ -42,6 +43,7 @@ import warnings
 from tarspyro.nn.attention import AttentionRead, AttentionWrite, Read, Write
 from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, IdentityTrunk
 from tarspyro.nn.causal_sequences import CausalConv1d, CausalRNN
+from tarspyro.nn.codebook import Codebook
 from tarspyro.nn.conv import ConvDecoder, ConvEncoder
 from tarspyro.nn.discriminator import Discriminator, PatchGAN, spectrally_normalized
 from tarspyro.nn.folding import event_ndims, fold, unfold
