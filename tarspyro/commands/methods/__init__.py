@@ -11,7 +11,13 @@ in ``METHODS``. ``autoencoders``, ``labels``, ``multimodal``, ``hierarchies``, `
 __all__ = ["METHODS"]
 
 from tarspyro.commands.methods.autoencoders import VAE, Autoencoder
-from tarspyro.commands.methods.densities import MADE, Flow, PixelCNN, PixelVAE
+from tarspyro.commands.methods.densities import (
+    MADE,
+    VQVAE,
+    Flow,
+    PixelCNN,
+    PixelVAE,
+)
 from tarspyro.commands.methods.draw import DRAW, ConditionalDRAW, ConvDRAW
 from tarspyro.commands.methods.games import (
     GAN,
@@ -45,6 +51,7 @@ _ALL: tuple[Method, ...] = (
     MADE(),
     PixelCNN(),
     PixelVAE(),
+    VQVAE(),
     Flow(),
     GAN(),
     ConditionalGAN(),

@@ -1,6 +1,6 @@
-"""``made``, ``pixelcnn``, ``pixel-vae`` and ``flow``."""
+"""``made``, ``pixelcnn``, ``pixel-vae``, ``vq-vae`` and ``flow``."""
 
-__all__ = ["MADE", "Flow", "PixelCNN", "PixelVAE"]
+__all__ = ["MADE", "VQVAE", "Flow", "PixelCNN", "PixelVAE"]
 
 import math
 from collections.abc import Iterator, Sequence
@@ -214,6 +214,54 @@ class PixelVAE(_Convolutional, Variational):
             ),
             tarspyro.guides.VAE(tarspyro.Conditional(Normal, encoder, self.latent)),
             bound,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAE(_Convolutional, Variational):
+    """Vector-quantized VAE, whose prior over the codes is learned beside it."""
+
+    name = "vq-vae"
+    title = "vector-quantized VAE, with a PixelCNN over its codes"
+    paper = "van den Oord et al. 2017, arXiv:1711.00937"
+    pair = "VAE"
+    form = IMAGES
+
+    codes: int = setting(64, PAIR, "the number of codes")
+    size: int = setting(16, PAIR, "the size of a code")
+    hidden: Sequence[int] = hidden_layers(256)
+    commitment: float = setting(
+        0.25, PAIR, "the weight of the penalty that keeps outputs near codes", least=None
+    )
+
+    report = (reports.bound,)
+    figures = (pictures.reconstructions, pictures.curves)
+    sampler = staticmethod(pictures.samples)
+
+    def build(self, data: PreparedData) -> Built:
+        from pyro.distributions import Categorical
+
+        nn = tarspyro.nn
+        # The encoder halves the image twice.
+        height, width = (-(-side // 4) for side in data.shape[1:])
+        shape = (self.size, height, width)
+        codebook = nn.Codebook(self.codes, self.size)
+        trunk = nn.PixelCNN((height, width), **self.network, num_classes=self.codes)
+        indices = tarspyro.Autoregressive(
+            Categorical,
+            trunk,
+            (height, width),
+            param_shapes={"logits": (height, width, self.codes)},
+        )
+        encoder = nn.ConvEncoder(data.shape, [32, 64])
+        posterior = tarspyro.VectorQuantized(
+            encoder, codebook, shape, commitment=self.commitment
+        )
+        decoder = nn.MLP(shape, list(self.hidden)[::-1])
+        return Built(
+            tarspyro.models.VAE(posterior.prior(indices), self.observed(data.shape, decoder)),
+            tarspyro.guides.VAE(posterior),
+            self.bound(),
         )
 
 
