@@ -266,6 +266,11 @@ class Autoregressive(FamilyModule, Interface):
         x = x.reshape(len(x), *shapes[0])
         masked = self.num_masks > 1
         features = self.trunk(x, *context, mask=mask) if masked else self.trunk(x, *context)
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"trunk must return its features, one tensor, and {type(self.trunk).__name__}"
+                f" returns a {type(features).__name__}: wrap it in a module that does."
+            )
         return {
             name: _full(head(features, mask) if masked else head(features))
             for name, head in self.heads.items()

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.functional import linear
 
-from tarspyro.arguments import as_count, as_shape, format_value
+from tarspyro.arguments import as_count, as_numbers, as_shape, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import Event, fold, unfold
 from tarspyro.nn.heads import out_features
@@ -155,6 +155,8 @@ class CausalTrunk(Configurable):
 
     def forward(self, x: Tensor, *context: Tensor, mask: int | Tensor = 0) -> Tensor:
         """Returns the features of x given the context values."""
+        if isinstance(x, Tensor):
+            x = as_numbers("x", x)  # Sparse tensors have no windows.
         folded, lead = fold([x, *context], self.in_shapes)
         given = None if self.context is None else self.context(*folded[1:])
         return unfold(self.features(folded[0], given, mask), lead)
