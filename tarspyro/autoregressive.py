@@ -130,7 +130,8 @@ class Autoregressive(FamilyModule, Interface):
             context = tuple(unfold(part, lead) for part in folded)
         if not self._trusted:
             self._check_trunk([value.detach() for value in context])
-        return AutoregressiveDistribution(self, context, lead)
+        validate_args: Any = self._options.get("validate_args")
+        return AutoregressiveDistribution(self, context, lead, validate_args)
 
     def template(self) -> Distribution:
         """Returns the distribution of all elements if they were independent."""

@@ -2,6 +2,7 @@
 
 __all__ = ["AutoregressiveDistribution", "Conditionals"]
 
+import functools
 from typing import Protocol
 
 import torch
@@ -18,9 +19,11 @@ class Conditionals(Protocol):
 
     Attributes:
         ranks: The step in which each position is drawn, of shape ``(masks, positions)``.
+        event_shape: The shape of a draw.
     """
 
     ranks: Tensor
+    event_shape: Size
 
     def template(self) -> Distribution:
         """Returns the distribution of all elements if they were independent."""
@@ -63,10 +66,12 @@ class AutoregressiveDistribution(TorchDistribution):
     ) -> None:
         self.conditionals = conditionals
         self.context = context
-        self.elements = conditionals.template()
-        if validate_args is None and _innermost(self.elements)._validate_args is False:
-            validate_args = False
-        super().__init__(batch_shape, self.elements.event_shape, validate_args)
+        super().__init__(batch_shape, Size(conditionals.event_shape), validate_args)
+
+    @functools.cached_property
+    def elements(self) -> Distribution:
+        """The distribution of all elements if they were independent."""
+        return self.conditionals.template()
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
