@@ -293,6 +293,8 @@ def test_completions_of_what_comes_before_are_refused():
     known[0, :, :2] = True
     known[1, :, 1:] = True
     assert p().completes(known).tolist() == [True, False]
+    one_late = torch.arange(12).reshape(1, 3, 4)
+    assert not p().completes((one_late < 5) | (one_late == 6))
     assert p().completes(torch.ones(1, 3, 4, dtype=torch.bool))
     assert p().completes(torch.zeros(1, 3, 4, dtype=torch.bool))
 

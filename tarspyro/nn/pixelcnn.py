@@ -282,7 +282,6 @@ class _Rows:
         block = self.block
         half = block.reach
         width = values.shape[-1]
-        self.left.zero_()
         self.above[:, :, half + i, half : half + width] = values[:, :, 0]
         window = self.above[:, :, i : i + half + 1]
         above = conv2d(window, block.vertical.weight, block.vertical.bias)
