@@ -16,6 +16,7 @@ __all__ = [
     "ConditionalVAE",
     "ConvDRAW",
     "DeepMarkovModel",
+    "Density",
     "HierarchicalVAE",
     "LadderVAE",
     "SemiSupervisedVAE",
@@ -30,6 +31,7 @@ from tarspyro.models.conditional_gan import ConditionalGAN
 from tarspyro.models.conditional_vae import ConditionalVAE
 from tarspyro.models.conv_draw import ConvDRAW
 from tarspyro.models.deep_markov_model import DeepMarkovModel
+from tarspyro.models.density import Density
 from tarspyro.models.draw import DRAW
 from tarspyro.models.gan import GAN
 from tarspyro.models.hierarchical_vae import HierarchicalVAE

@@ -6,6 +6,7 @@ and the help of the command line do not wait for PyTorch.
 """
 
 __all__ = [
+    "Autoregressive",
     "Blocks",
     "Conditional",
     "Deterministic",
@@ -16,6 +17,7 @@ __all__ = [
     "StochasticModule",
     "TensorBoard",
     "Transformed",
+    "VectorQuantized",
     "__version__",
     "data",
     "distributions",
@@ -41,6 +43,7 @@ from tarspyro._version import __version__
 
 if TYPE_CHECKING:
     from tarspyro import data, distributions, evaluate, guides, infer, models, nn, plot
+    from tarspyro.autoregressive import Autoregressive
     from tarspyro.conditional import (
         Blocks,
         Conditional,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     )
     from tarspyro.evaluate import embed
     from tarspyro.modules import StochasticModule
+    from tarspyro.quantized import VectorQuantized
     from tarspyro.runs import Run, load_run
     from tarspyro.sequences import sequential
     from tarspyro.training.callbacks import TensorBoard
@@ -67,6 +71,7 @@ if "ipykernel" in sys.modules:
 
 # The module that defines each public name. All other public names are packages.
 _DEFINED_IN = {
+    "Autoregressive": "autoregressive",
     "Blocks": "conditional",
     "Conditional": "conditional",
     "Deterministic": "conditional",
@@ -77,6 +82,7 @@ _DEFINED_IN = {
     "StochasticModule": "modules",
     "TensorBoard": "training.callbacks",
     "Transformed": "conditional",
+    "VectorQuantized": "quantized",
     "embed": "evaluate",
     "fit": "training.fit",
     "initialize_from_data": "training.start",

@@ -6,6 +6,7 @@ __all__ = [
     "Deterministic",
     "FromNetwork",
     "IncompleteLikelihood",
+    "Interface",
     "Transformed",
 ]
 
@@ -65,7 +66,7 @@ def _array_in_array_out(method: Callable[..., Tensor]) -> Callable[..., Any]:
     return twin
 
 
-class _Interface(nn.Module, ConditionalDistribution):
+class Interface(nn.Module, ConditionalDistribution):
     """The methods of any conditional distribution, with tensors or with NumPy arrays."""
 
     def condition(self, context: Tensor) -> Distribution:
@@ -143,7 +144,7 @@ class _Interface(nn.Module, ConditionalDistribution):
         own = self(*context)
         given: object = other
         if callable(given) and not isinstance(given, Distribution):
-            given = given(*context) if isinstance(given, _Interface) else given()
+            given = given(*context) if isinstance(given, Interface) else given()
         if not isinstance(given, Distribution):
             raise TypeError(
                 "other must be a distribution or a module that returns one, got"
@@ -165,7 +166,7 @@ class _Interface(nn.Module, ConditionalDistribution):
             ) from error
 
 
-class Conditional(FamilyModule, _Interface):
+class Conditional(FamilyModule, Interface):
     r"""A conditional distribution :math:`p(x \mid c)`: a network computes a family's parameters.
 
     .. math:: h = \mathrm{trunk}(c), \qquad
@@ -321,7 +322,7 @@ def _identity(shape: tuple[int, ...]) -> Standardize:
     return Standardize(torch.zeros(shape), torch.ones(shape))
 
 
-class Deterministic(Configurable, _Interface):
+class Deterministic(Configurable, Interface):
     r"""A network as a point distribution, with all probability at its output.
 
     .. math:: x = t(W \, \mathrm{trunk}(c) + b)
@@ -385,7 +386,7 @@ class Deterministic(Configurable, _Interface):
         return f"{self.headline} from {self.trunk!r}"
 
 
-class FromNetwork(Configurable, _Interface):
+class FromNetwork(Configurable, Interface):
     r"""A conditional distribution whose network computes the parameters itself.
 
     .. math:: p(x \mid c) = d(\mathrm{network}(c))
@@ -456,7 +457,7 @@ class FromNetwork(Configurable, _Interface):
         return f"FromNetwork({type(self.network).__name__})"
 
 
-class IncompleteLikelihood(Configurable, _Interface):
+class IncompleteLikelihood(Configurable, Interface):
     r"""A likelihood of data with gaps, NaN, which are integrated out.
 
     .. math:: \log p(x_\mathrm{known} \mid c) = \sum_{i \text{ known}} \log p_i(x_i \mid c)
@@ -491,7 +492,7 @@ class IncompleteLikelihood(Configurable, _Interface):
         return f"{self.likelihood!r}, with gaps"
 
 
-class Blocks(Configurable, _Interface):
+class Blocks(Configurable, Interface):
     r"""Several conditional distributions of one context, concatenated to one vector.
 
     .. math:: p(x \mid c) = \prod_b p_b(x_b \mid c), \qquad x = (x_1, \dots, x_B)
@@ -537,7 +538,7 @@ class Blocks(Configurable, _Interface):
         return " and ".join(getattr(block, "headline", repr(block)) for block in self.blocks)
 
 
-class Transformed(Configurable, _Interface):
+class Transformed(Configurable, Interface):
     r"""A normalizing flow: a distribution whose draws pass through invertible transforms.
 
     .. math:: z = t_n(\dots t_1(z_0)), \quad z_0 \sim q_0(z_0 \mid c), \qquad

@@ -31,6 +31,7 @@ from torch.utils.data import TensorDataset
 from tarspyro.arguments import as_numbers, format_value
 from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.diagnosis import about_source, explained
 from tarspyro.infer.matching import (
@@ -429,8 +430,9 @@ def _check_support(
         whole: All of the data, for the message.
     """
     base = distribution
-    while isinstance(base, (Independent, MaskedDistribution)):
-        base = base.base_dist
+    while isinstance(base, (Independent, MaskedDistribution, AutoregressiveDistribution)):
+        ordered = isinstance(base, AutoregressiveDistribution)
+        base = base.elements if ordered else base.base_dist
     if isinstance(base, Concatenate):
         parts = zip(
             base.blocks, value.split(base.sizes, -1), whole.split(base.sizes, -1), strict=True

@@ -3,6 +3,7 @@
 __all__ = [
     "Beta",
     "Chi2",
+    "CodePrior",
     "Concatenate",
     "Dirichlet",
     "DiscretizedLogistic",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 from tarspyro.distributions import kl as _kl  # noqa: F401  registers the KL divergences
+from tarspyro.distributions.coded import CodePrior
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate, MixtureOfExperts, ProductOfExperts
 from tarspyro.distributions.family import FamilyModule

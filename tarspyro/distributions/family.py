@@ -111,13 +111,18 @@ class FamilyModule(Configurable):
         parameters = {
             name: transform(free[name]) for name, (transform, _) in self.free.items()
         }
-        for name in self._fixed:
-            parameters[name] = getattr(self, f"fixed_{name}")
-        for name, transform in self._learned.items():
-            parameters[name] = transform(getattr(self, f"free_{name}"))
-        distribution: Distribution = self.family(**parameters, **self._options)
+        distribution: Distribution = self.family(
+            **parameters, **self.constants(), **self._options
+        )
         independent = len(self.event_shape) - self._native
         return distribution.to_event(independent) if independent else distribution
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns the fixed and the learned parameters, which do not depend on a context."""
+        values = {name: getattr(self, f"fixed_{name}") for name in self._fixed}
+        for name, transform in self._learned.items():
+            values[name] = transform(getattr(self, f"free_{name}"))
+        return values
 
     @property
     def headline(self) -> str:

@@ -136,8 +136,10 @@ def map_tensors(owner: object, fn: Callable[[Tensor], Tensor]) -> None:
             map_tensors(value, fn)
 
 
-def as_prior(prior: object) -> Callable[..., Distribution]:
+def as_prior(prior: object, name: str = "prior") -> Callable[..., Distribution]:
     """Returns a callable that returns the prior: itself, or a module around a distribution.
+
+    ``name`` is the argument's name in errors.
 
     Raises:
         TypeError: If ``prior`` is neither.
@@ -151,7 +153,7 @@ def as_prior(prior: object) -> Callable[..., Distribution]:
         return _Constant(prior)
     if isinstance(prior, type) or not callable(prior):
         raise TypeError(
-            "prior must be a distribution or a module that returns one, such as"
+            f"{name} must be a distribution or a module that returns one, such as"
             f" default_prior(...), got {format_value(prior)}."
         )
     return prior

@@ -12,7 +12,7 @@ _SCORES = ("elbo", "log_likelihood", "reconstruction")
 
 def anomaly_score(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     *,
     score: str = "elbo",
@@ -36,7 +36,7 @@ def anomaly_score(
 
     Arguments:
         model: The model.
-        guide: The guide.
+        guide: The guide; None for a model without latent variables, whose ELBO is log p(x).
         x: The data, in any form that ``fit`` takes in memory.
         score: The score, one of the above.
         num_particles: The number of draws for each data point; 100 if not given.

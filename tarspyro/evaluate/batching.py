@@ -87,8 +87,12 @@ class ParticleChunks:
 
     def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:
         structure = self._structure_of(batch)
-        for count in chunk_sizes(self.num_particles, count_rows(batch)):
+        for count in chunk_sizes(self.count(batch), count_rows(batch)):
             yield count, structure
+
+    def count(self, batch: Arguments) -> int:
+        """Returns the number of particles: one if nothing is drawn, as all would be equal."""
+        return self.num_particles if self._structure_of(batch).latent else 1
 
     def _structure_of(self, batch: Arguments) -> Structure:
         shapes = tuple(None if part is None else part.shape for part in batch)

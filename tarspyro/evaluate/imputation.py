@@ -27,9 +27,11 @@ from tarspyro.evaluate.missing import (
     Incomplete,
     MissingElements,
     as_trust,
+    completions,
     expanded,
     log_noise,
 )
+from tarspyro.infer.traces import no_guide
 from tarspyro.types import ArrayLike, Data, Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
@@ -37,7 +39,7 @@ _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
 
 def impute(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     mask: ArrayLike,
     *,
@@ -69,6 +71,10 @@ def impute(
     - ``"importance"``: one of ``num_particles`` codes is chosen with probability proportional
       to its weight (see ``imputation_log_likelihood``). Exact in the limit of many particles.
 
+    Without latent variables the draws are exact: of an autoregressive ``Density`` if the
+    observed elements of each row come before the others in its order, such as the upper half
+    of an image. Rounds and particles then have no meaning; a mean is that of the draws.
+
     Inpainting, super-resolution and denoising are one call each, with another mask:
     ``data.lower_half``, ``data.random_pixels`` or ``data.off_grid``, or probabilities instead
     of booleans. A probability :math:`m_d` is that of an unchanged binary element; otherwise a
@@ -77,8 +83,8 @@ def impute(
     .. math:: p(\tilde{x}_d \mid x_d) = m_d \, [\tilde{x}_d = x_d] + (1 - m_d) / 2
 
     Arguments:
-        model: The model, whose likelihood of x factorizes over its elements.
-        guide: The guide.
+        model: The model, whose likelihood of x factorizes over its elements, or a ``Density``.
+        guide: The guide; None for a model without latent variables.
         x: The data, in any form that ``fit`` takes in memory; its first part is x. Missing
             elements may have any value, such as NaN, and are ignored.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
@@ -102,8 +108,9 @@ def impute(
     Raises:
         InputError: If an observed element does not fit the likelihood.
         NotImplementedError: If ``mean`` is true and the mean has no closed form.
-        PairError: If the likelihood does not factorize, if the model has no such site, or if
-            its prior cannot be drawn from.
+        PairError: If the likelihood does not factorize, if the model has no such site, if its
+            prior cannot be drawn from, or if an autoregressive density would have to draw
+            elements that come before observed ones.
         ValueError: If an argument is out of range.
 
     Example:
@@ -127,6 +134,7 @@ def impute(
     num_particles = as_count("num_particles", num_particles)
     copies = 1 if num_samples is None else as_count("num_samples", num_samples)
     weighted = method == "importance"
+    guide = no_guide if guide is None else guide
     pair = MissingElements(
         model, guide, site, num_rounds, metropolis=method == "metropolis-within-gibbs"
     )
@@ -134,6 +142,11 @@ def impute(
     def imputed(x: Tensor, *columns: Tensor) -> Array:
         *others, trust = columns
         batch = Incomplete(x.where(trust > 0, 0), tuple(others), trust)
+        exact = completions(
+            model, batch, site, (num_samples or num_particles) if mean else copies
+        )
+        if exact is not None:
+            return exact.mean(0) if mean else exact.movedim(0, 1)
         pair.check(batch)
         if weighted:
             trace, log_w = pair.weighed(batch, num_particles)

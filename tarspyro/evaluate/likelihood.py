@@ -25,7 +25,14 @@ from tarspyro.arguments import as_count, format_fields
 from tarspyro.evaluate.batching import Array, ParticleChunks, in_memory, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.traces import PairError, name_of, sample_sites, sum_of, trace_pair
+from tarspyro.infer.traces import (
+    PairError,
+    name_of,
+    no_guide,
+    sample_sites,
+    sum_of,
+    trace_pair,
+)
 from tarspyro.inputs import each
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
@@ -55,7 +62,7 @@ class LogLikelihood(NamedTuple):
 
 def log_likelihood(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     *,
     num_particles: int = 1000,
@@ -81,9 +88,12 @@ def log_likelihood(
 
     Both are estimates from the same weights: neither shows a mode that the guide misses.
 
+    Without latent variables, as of a ``Density``, the log-likelihood is exact: no particles are
+    drawn, and the standard error is zero.
+
     Arguments:
         model: The model.
-        guide: The guide.
+        guide: The guide; None for a model without latent variables.
         x: The data, in any form that ``fit`` takes in memory.
         num_particles: K, the number of draws for each data point.
         errors: Whether to return a tuple (log_likelihood, standard_error,
@@ -118,6 +128,7 @@ def log_likelihood(
         array([10., 10.])
     """
     num_particles = num_particles_of("num_particles", num_particles, errors)
+    guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
 
     def estimate(*batch: Argument) -> LogLikelihood:
@@ -125,7 +136,7 @@ def log_likelihood(
             log_weights(model, guide, *batch, num_particles=count, structure=structure)
             for count, structure in chunks(batch)
         )
-        return log_mean_exp(log_w, num_particles)
+        return log_mean_exp(log_w, chunks.count(batch))
 
     result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
     return result if errors else result.log_likelihood
@@ -276,7 +287,7 @@ def _check_condition(model: Program, guide: Program, x: Tensor, y: Tensor) -> Te
 
 def elbo(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     *,
     num_particles: int = 1,
@@ -291,7 +302,7 @@ def elbo(
 
     Arguments:
         model: The model.
-        guide: The guide.
+        guide: The guide; None for a model without latent variables, whose ELBO is log p(x).
         x: The data, in any form that ``fit`` takes in memory.
         num_particles: The number of draws for each data point.
         analytic_kl: Whether to take the KL in closed form where that is legal, as the bound
@@ -311,6 +322,7 @@ def elbo(
     """
     num_particles = as_count("num_particles", num_particles)
     bound = ELBO(analytic_kl=analytic_kl)
+    guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
 
     def estimate(*batch: Argument) -> BoundEstimate:
@@ -320,7 +332,7 @@ def elbo(
             )
             for count, structure in chunks(batch)
         )
-        likelihood, kl = terms / num_particles
+        likelihood, kl = terms / chunks.count(batch)
         return BoundEstimate(likelihood - kl, likelihood, kl)
 
     return map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
@@ -328,7 +340,7 @@ def elbo(
 
 def reconstruction(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     *,
     num_particles: int = 1,

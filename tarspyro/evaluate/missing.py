@@ -1,6 +1,13 @@
 """Pairs of which some elements of x are missing: chains, weighted codes, likelihoods."""
 
-__all__ = ["Incomplete", "MissingElements", "as_trust", "expanded", "log_noise"]
+__all__ = [
+    "Incomplete",
+    "MissingElements",
+    "as_trust",
+    "completions",
+    "expanded",
+    "log_noise",
+]
 
 import math
 from collections.abc import Iterable
@@ -17,6 +24,7 @@ from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, as_numbers
 from tarspyro.conditional import distribution_mean
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import in_memory
 from tarspyro.evaluate.densities import Values, one_dim
 from tarspyro.infer.pairs import check_local, structure_of
@@ -26,6 +34,7 @@ from tarspyro.infer.traces import (
     check_program,
     log_prob,
     name_of,
+    no_guide,
     particle_plate,
     reduce_to,
     sample_sites,
@@ -34,6 +43,7 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.inputs import check_inputs, each
+from tarspyro.scopes import preserved_rng
 from tarspyro.types import Arguments, ArrayLike, Data, Program
 
 # The number of chains whose missing elements the guide sees for its weighted codes.
@@ -341,6 +351,41 @@ class _Observed:
                 log_probs = torch.where(mask, log_probs, 0)
             fn = fn.base_dist
         return log_probs
+
+
+def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Tensor | None:
+    """Returns exact draws of a model without latent variables given the observed elements.
+
+    They have the shape ``(copies, rows, *event)``; None if the model has latent variables.
+
+    Raises:
+        InputError: If an observed element does not fit the likelihood.
+        PairError: If the elements depend on each other in a way that cannot be conditioned on.
+        ValueError: If the mask holds probabilities.
+    """
+    try:
+        with preserved_rng():
+            trace = poutine.trace(model).get_trace(*batch.arguments)
+    except (NotImplementedError, RuntimeError, ValueError, TypeError):
+        return None  # ``MissingElements.check`` says why the model does not run.
+    if _latent(trace) or batch.trust.dtype != torch.bool or site not in trace.nodes:
+        return None
+    fn = _site(trace, site)["fn"]
+    shape = (copies, *batch.x.shape)
+    x = batch.x.expand(shape)
+    known = batch.trust.expand(shape)
+    if isinstance(fn, AutoregressiveDistribution):
+        if not bool(fn.completes(batch.trust).all()):
+            raise PairError(
+                f"{name_of(model)} draws elements in an order, and in some rows of x observed"
+                " ones come after missing ones: give a mask that is true up to some place of the"
+                " order, or train with an order in which these elements come first."
+            )
+        drawn = fn.complete(x, known)
+    else:
+        drawn = torch.where(known, x, _elements(model, fn).sample(torch.Size([copies])))
+    check_inputs(model, no_guide, batch.completed(drawn[0]))
+    return drawn
 
 
 def log_noise(x: Tensor, observed: Tensor, trust: Tensor) -> Tensor:

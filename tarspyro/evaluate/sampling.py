@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.conditional import distribution_mean
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
 from tarspyro.infer.matching import check_sites, explaining
 from tarspyro.infer.traces import (
@@ -33,6 +34,8 @@ from tarspyro.types import Argument, ArrayLike, Data, Program
 def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> Array:
     """Returns the mean of the likelihood at a draw of the posterior, for each data point.
 
+    An autoregressive likelihood has no mean in closed form; it gives a draw.
+
     Arguments:
         model: The model.
         guide: The guide.
@@ -48,7 +51,7 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
         model_trace, guide_trace = trace_pair(model, guide, batch, {})
         if site not in model_trace.nodes:
             check_sites(model, guide, model_trace, guide_trace)
-        return distribution_mean(_site(model_trace, site)["fn"])
+        return _shown(_site(model_trace, site)["fn"])
 
     return map_batches(mean, (model, guide), x)
 
@@ -63,7 +66,8 @@ def decode(
 ) -> Array:
     """Returns the mean of the likelihood given values of a latent variable.
 
-    The model draws its other latent variables.
+    The model draws its other latent variables. An autoregressive likelihood has no mean in
+    closed form; it gives a draw.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
@@ -98,7 +102,7 @@ def decode(
                 f"z has shape {tuple(codes.shape)}, which is one code: add a dimension,"
                 " z.unsqueeze(0)."
             )
-        return distribution_mean(_site(trace, site)["fn"])
+        return _shown(_site(trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables
         return map_batches(mean, [model], z, arguments=(codes,), extra=list(others.values()))
@@ -126,7 +130,8 @@ def sample(
             their step: ``"x"`` for ``x_0``, ``x_1``, ..., of shape ``(num_samples, length,
             *event)``.
         mean: Whether to return the mean of the site's distribution instead of a draw from it,
-            as papers do for Bernoulli likelihoods.
+            as papers do for Bernoulli likelihoods; an autoregressive distribution has none in
+            closed form, and gives a draw.
         seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
@@ -164,7 +169,8 @@ def sample(
 
     def value(name: str) -> Tensor:
         node = _site(trace, name)
-        drawn: Tensor = distribution_mean(node["fn"]) if mean else node["value"]
+        means = mean and not isinstance(node["fn"], AutoregressiveDistribution)
+        drawn: Tensor = distribution_mean(node["fn"]) if means else node["value"]
         return drawn
 
     def values(name: str) -> Tensor:
@@ -175,6 +181,13 @@ def sample(
     if isinstance(site, str):
         return values(site)
     return {name: values(name) for name in site}
+
+
+def _shown(distribution: Any) -> Tensor:
+    """Returns the mean of a distribution; of an autoregressive one a draw."""
+    if isinstance(distribution, AutoregressiveDistribution):
+        return distribution.sample()
+    return distribution_mean(distribution)
 
 
 def _site(trace: Trace, name: str) -> Site:

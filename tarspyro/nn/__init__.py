@@ -1,11 +1,15 @@
 """Networks: trunks, recurrent cells, canvases, discriminators, noise."""
 
 __all__ = [
+    "MADE",
     "MLP",
     "AttentionRead",
     "AttentionWrite",
     "Backward",
     "Canvas",
+    "CausalConv1d",
+    "CausalRNN",
+    "Codebook",
     "ConvDecoder",
     "ConvEncoder",
     "ConvLSTMCell",
@@ -18,6 +22,7 @@ __all__ = [
     "Log1p",
     "MaskingNoise",
     "PatchGAN",
+    "PixelCNN",
     "RandomWeights",
     "Read",
     "Recurrence",
@@ -41,13 +46,17 @@ import torch
 
 from tarspyro.nn.attention import AttentionRead, AttentionWrite, Read, Write
 from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, IdentityTrunk
+from tarspyro.nn.causal_sequences import CausalConv1d, CausalRNN
+from tarspyro.nn.codebook import Codebook
 from tarspyro.nn.conv import ConvDecoder, ConvEncoder
 from tarspyro.nn.discriminator import Discriminator, PatchGAN, spectrally_normalized
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.inputs import Log1p, Standardize, WithGaps
+from tarspyro.nn.made import MADE
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
+from tarspyro.nn.pixelcnn import PixelCNN
 from tarspyro.nn.random_weights import RandomWeights
 from tarspyro.nn.recurrent import Backward, ConvLSTMCell, Recurrence, as_recurrence
 from tarspyro.nn.residual import ResidualBlock

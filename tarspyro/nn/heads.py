@@ -1,6 +1,14 @@
 """Heads: the last layers of a network, one for each parameter of a family."""
 
-__all__ = ["bias_of", "make_head", "scale_weights", "through_heads", "zero_weights"]
+__all__ = [
+    "LazyHead",
+    "bias_of",
+    "make_head",
+    "out_features",
+    "scale_weights",
+    "through_heads",
+    "zero_weights",
+]
 
 import math
 from collections.abc import Callable
@@ -55,10 +63,10 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
         return initialize(own(tuple(shape)))
     layers: list[nn.Module] = []
     size = math.prod(shape)
-    features = _out_features(trunk)
+    features = out_features(trunk)
     if features is None:
         # The trunk does not tell the number of its features; the first call does.
-        layers += [nn.Flatten(), _LazyHead(size)]
+        layers += [nn.Flatten(), LazyHead(size)]
     else:
         layers.append(initialize(nn.Linear(features, size)))
     if len(shape) != 1:
@@ -76,7 +84,7 @@ def zero_weights(head: nn.Module) -> None:
     """
     for layer in head.modules():
         weight = getattr(layer, "weight", None)
-        if isinstance(layer, _LazyHead):
+        if isinstance(layer, LazyHead):
             layer.starts_at_zero = True
         elif isinstance(weight, nn.Parameter) and not isinstance(
             weight, UninitializedParameter
@@ -107,7 +115,7 @@ _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SHAPES = (nn.Sequential, nn.Flatten, nn.Unflatten)
 
 
-class _LazyHead(nn.LazyLinear):
+class LazyHead(nn.LazyLinear):
     """A linear head that the first call tells the number of features."""
 
     starts_at_zero = False
@@ -120,13 +128,13 @@ class _LazyHead(nn.LazyLinear):
             nn.init.zeros_(self.weight)
 
 
-def _out_features(trunk: nn.Module) -> int | None:
+def out_features(trunk: nn.Module) -> int | None:
     """Returns the number of a trunk's features; None if it does not tell."""
     if isinstance(trunk, nn.Sequential):
         for layer in reversed(trunk):
             # A gated linear unit is among the activations, but halves the number of features.
             if type(layer).__module__ not in ELEMENTWISE or isinstance(layer, nn.GLU):
-                return _out_features(layer)
+                return out_features(layer)
         return None
     size = getattr(trunk, "out_features", None)
     return size if isinstance(size, int) else None

@@ -3,13 +3,21 @@ pictures.
 
 A new method is a subclass of ``Method`` in one of the modules below, and its default instance
 in ``METHODS``. ``autoencoders``, ``labels``, ``multimodal``, ``hierarchies``, ``sequences``,
-``draw``, ``games`` and ``regression`` hold the methods. They share ``settings`` (options as
-fields), ``forms`` and ``sources`` (data), ``networks``, ``reports`` and ``pictures``.
+``draw``, ``densities``, ``games`` and ``regression`` hold the methods. They share ``settings``
+(options as fields), ``forms`` and ``sources`` (data), ``networks``, ``reports`` and
+``pictures``.
 """
 
 __all__ = ["METHODS"]
 
 from tarspyro.commands.methods.autoencoders import VAE, Autoencoder
+from tarspyro.commands.methods.densities import (
+    MADE,
+    VQVAE,
+    Flow,
+    PixelCNN,
+    PixelVAE,
+)
 from tarspyro.commands.methods.draw import DRAW, ConditionalDRAW, ConvDRAW
 from tarspyro.commands.methods.games import (
     GAN,
@@ -40,6 +48,11 @@ _ALL: tuple[Method, ...] = (
     DRAW(),
     ConvDRAW(),
     ConditionalDRAW(),
+    MADE(),
+    PixelCNN(),
+    PixelVAE(),
+    VQVAE(),
+    Flow(),
     GAN(),
     ConditionalGAN(),
     VAEGAN(),

@@ -15,6 +15,7 @@ __all__ = [
     "regression",
     "samples",
     "sequences",
+    "sheet",
     "units",
 ]
 
@@ -120,7 +121,7 @@ def analogies(t: Trained) -> Iterator[Drawn]:
     images = tarspyro.evaluate.decode(t.model, z.repeat_interleave(classes, 0), given=given)
     rows = torch.cat([x[:, None], images.reshape(len(x), classes, *x.shape[1:])], 1)
     title = "test images, and their codes with every label"
-    yield "analogies", _sheet(t, rows.flatten(0, 1), classes + 1, title)
+    yield "analogies", sheet(t, rows.flatten(0, 1), classes + 1, title)
 
 
 def images_from_labels(t: Trained) -> Iterator[Drawn]:
@@ -135,7 +136,7 @@ def images_from_labels(t: Trained) -> Iterator[Drawn]:
         t.model, t.guide, (None, labels), mean=True, seed=0
     )
     title = "images from labels, a row for each"
-    yield "images_from_labels", _sheet(t, images["x_1"], columns, title)
+    yield "images_from_labels", sheet(t, images["x_1"], columns, title)
 
 
 def continuations(t: Trained) -> Iterator[Drawn]:
@@ -217,7 +218,7 @@ def _continued_images(t: Trained) -> "Figure":
     drawn = torch.cat([beginnings.expand(len(rest), *beginnings.shape), rest], 2)
     images = torch.cat([x[None, :count], drawn]).flatten(0, 1)
     title = "test images, and below how their upper halves may go on"
-    return _sheet(t, images, len(beginnings), title)
+    return sheet(t, images, len(beginnings), title)
 
 
 def regression(t: Trained) -> Iterator[Drawn]:
@@ -352,7 +353,8 @@ def sequences(t: Trained, num: int | None, seed: int, mean: bool) -> "Figure":
     return figure
 
 
-def _sheet(t: Trained, images: "Tensor", columns: int, title: str) -> "Figure":
+def sheet(t: Trained, images: "Tensor", columns: int, title: str) -> "Figure":
+    """Draws images in rows of so many columns."""
     from tarspyro.plot.figures import axes_of, sheet_of, show
 
     rows = -(-len(images) // columns)

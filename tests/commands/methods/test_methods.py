@@ -34,6 +34,11 @@ EXPECTED = {
     "draw": (BOUND, {"canvases", "painting"}),
     "conv-draw": (BOUND, {"canvases", "painting"}),
     "conditional-draw": (BOUND, {"canvases", "painting"}),
+    "made": ({"log-likelihood"}, {"completions"}),
+    "pixelcnn": ({"log-likelihood"}, {"completions"}),
+    "pixel-vae": (BOUND | {"active units"}, SEEN | {"traversal"}),
+    "vq-vae": ({"nats per image"}, {"reconstructions"}),
+    "flow": ({"log-likelihood"}, set()),
     "gan": ({"losses", "real", "fake"}, set()),
     "conditional-gan": ({"losses", "real", "fake"}, set()),
     "vae-gan": ({"mean squared error", "losses", "real", "fake"}, SEEN | {"traversal"}),
@@ -51,6 +56,9 @@ TINY = {
     "hidden": "8",
     "units": "6",
     "steps": "2",
+    "layers": "2",
+    "channels": "4",
+    "codes": "8",
     "labels": "20",
     "likelihood_particles": "3",
     "clip_norm": "5",
@@ -164,7 +172,8 @@ def test_every_method(name, tmp_path, capsys):
         "state.safetensors",
     }
     first, printed = report(run), capsys.readouterr().out
-    assert first.keys() == entries | {"weights", "pixels", "lines", "made of"}
+    own = set() if name == "flow" else {"pixels"}
+    assert first.keys() == entries | own | {"weights", "lines", "made of"}
     assert all(math.isfinite(value) for value in first.values() if isinstance(value, float))
     before = {path.name: path.read_bytes() for path in run.glob("*.png")}
 
@@ -214,6 +223,9 @@ def test_every_method(name, tmp_path, capsys):
             ["--data", "jsb_chorales", "--loss", "iwae", "--num-particles", "2"],
         ),
         ("bayesian-regression", ["--data", "yacht", "--loss", "renyi"]),
+        ("made", ["--order", "random", "--masks", "2"]),
+        ("pixelcnn", ["--gated", "--data", "frey_face"]),
+        ("pixel-vae", ["--free-bits", "0.5", "--grey"]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
