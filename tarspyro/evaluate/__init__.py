@@ -7,12 +7,15 @@ __all__ = [
     "Estimate",
     "Filtered",
     "Gaps",
+    "GuideCheck",
     "LogDensities",
     "LogLikelihood",
     "Neighbours",
     "ParzenLogLikelihood",
     "PosteriorKL",
     "PrecisionRecall",
+    "SiteCheck",
+    "UnitCheck",
     "accuracy",
     "active_units",
     "activity",
@@ -22,6 +25,7 @@ __all__ = [
     "arithmetic",
     "auroc",
     "canvases",
+    "check_guide",
     "classify",
     "coherence",
     "conditional_log_likelihood",
@@ -56,6 +60,7 @@ import warnings
 from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
+from tarspyro.evaluate.calibration import GuideCheck, SiteCheck, UnitCheck, check_guide
 from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.densities import LogDensities, log_densities

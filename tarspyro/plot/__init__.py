@@ -9,6 +9,7 @@ __all__ = [
     "active_units",
     "animation",
     "arithmetic",
+    "calibration",
     "canvases",
     "curves",
     "gaps",
@@ -27,6 +28,7 @@ __all__ = [
 
 from typing import TYPE_CHECKING
 
+from tarspyro.plot.calibration import calibration
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.generation import reconstructions, samples
 from tarspyro.plot.inference import gaps, posteriors
