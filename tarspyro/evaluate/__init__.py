@@ -3,7 +3,9 @@
 __all__ = [
     "BoundEstimate",
     "Canvases",
+    "Comparison",
     "Coverage",
+    "Difference",
     "Estimate",
     "Filtered",
     "Gaps",
@@ -28,6 +30,7 @@ __all__ = [
     "check_guide",
     "classify",
     "coherence",
+    "compare",
     "conditional_log_likelihood",
     "continuations",
     "decode",
@@ -63,6 +66,7 @@ from tarspyro.evaluate.anomalies import anomaly_score, auroc
 from tarspyro.evaluate.calibration import GuideCheck, SiteCheck, UnitCheck, check_guide
 from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
+from tarspyro.evaluate.comparison import Comparison, Difference, compare
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours

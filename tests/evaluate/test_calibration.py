@@ -159,23 +159,22 @@ def test_a_model_that_generates_needs_no_data():
 
 
 def test_masked_latent_values_are_left_out():
-    lengths = torch.tensor([1.0, 2.0]).repeat(20)
-
-    def model(x):
+    def model(x, lengths):
         with pyro.plate("data", len(x)):
             for t in range(2):
-                with pyro.poutine.mask(mask=lengths[: len(x)] > t):
+                with pyro.poutine.mask(mask=lengths > t):
                     z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
                     pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
 
-    def guide(x):
+    def guide(x, lengths):
         with pyro.plate("data", len(x)):
             for t in range(2):
-                with pyro.poutine.mask(mask=lengths[: len(x)] > t):
+                with pyro.poutine.mask(mask=lengths > t):
                     pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.5**0.5))
 
+    data = (torch.zeros(40, 2), torch.tensor([1, 2]).repeat(20))
     found = evaluate.check_guide(
-        model, guide, torch.zeros(40, 2), num_simulations=400, annealing=False, seed=0
+        model, guide, data, num_simulations=400, annealing=False, seed=0
     )
     assert found.calibrated, found
     assert not found.sites["z_0"].ranks.isnan().any()

@@ -9,7 +9,10 @@ from pyro import poutine
 from torch.distributions import constraints
 
 from tarspyro import infer
-from tarspyro.infer import ELBO, IWAE, Renyi, explain
+from tarspyro.infer import ELBO, IWAE, PairError, Renyi, explain
+from tarspyro.infer.traces import no_guide
+
+from ..random_programs import draw
 
 X = torch.tensor([0.5, 2.0, -1.0])
 
@@ -208,7 +211,7 @@ def test_a_plate_that_holds_nothing():
 
     found = explain(ELBO(), empty, guide, X)
     assert found.findings == (
-        "The plate 'data' of the model holds no site: indent the sites that belong to it.",
+        "The plate 'data' holds no site: indent the sites that belong to it.",
     )
 
 
@@ -247,8 +250,39 @@ def test_shared_latent_variables():
     assert "given one draw of m" in found.weights
 
 
+WEIGHTS = {"local": "a weight for each", "shared": "one weight", "joint": "one weight"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(24))
+def test_random_arrangements_of_plates(seed):
+    pair = draw(seed)
+    programs = pair.build()
+    elbo = explain(ELBO(), programs.model, programs.guide, *programs.args)
+    found = explain(IWAE(4), programs.model, programs.guide, *programs.args)
+    if pair.wrong:
+        assert not found.is_lower_bound and found.findings
+        return
+    assert found.weights.startswith(WEIGHTS.get(pair.structure, ""))
+    if pair.scaling in ("", "all", "given", "size"):
+        assert elbo.is_lower_bound
+    try:
+        IWAE(4).loss(programs.model, programs.guide, *programs.args)
+    except PairError:
+        # An explanation needs no refusal, but it must not promise a bound then.
+        assert not found.is_lower_bound or programs_enumerate(programs)
+    else:
+        assert "refuses" not in found.kind
+
+
+def programs_enumerate(programs):
+    """Whether the model sums a latent variable out, which weighted bounds refuse."""
+    structure = ELBO().structure(programs.model, programs.guide, *programs.args)
+    return bool(structure.enumerated)
+
+
 def test_other_things_are_refused():
     with pytest.raises(TypeError, match="bound must be a bound"):
         explain(infer.WAE, model, guide, X)
-    found = explain(pyro.infer.Trace_ELBO(), model, infer.traces.no_guide, X)
+    found = explain(pyro.infer.Trace_ELBO(), model, no_guide, X)
     assert not found.is_lower_bound and "do not match" in found.kind

@@ -398,9 +398,14 @@ class _Reading:
     def _scales(self) -> str:
         """Returns why scales forbid a bound, or an empty text."""
         assert self.structure is not None
-        inside = _has_scales([*self.modelled.values(), *self.guided.values()])
-        logarithm = isinstance(self.bound, _LOGARITHMS_OF_PYRO) and self.particles > 1
-        if inside and (logarithm or (self._is_weighted and self._is_joint)):
+        sites = [*self.modelled.values(), *self.guided.values()]
+        inside = isinstance(self.bound, _LOGARITHMS_OF_PYRO) and _has_scales(sites)
+        if self._is_weighted and not self._is_of_pyro and not self._have_common_scales():
+            own = {_own_scale(site) for site in sites if not is_factor(site)}
+            if not self._is_joint or len(own) > 1:
+                return "its sites have different scales, so it refuses this pair"
+            inside = True  # The scales of subsamples belong into the weight of all data.
+        if inside and self.particles > 1:
             self.findings.append(
                 f"{self.name} has the scale of a subsample, or of poutine.scale, inside a"
                 " logarithm, where it is an exponent of the weight."
@@ -422,6 +427,17 @@ class _Reading:
             self.findings.append("The bound is one of a likelihood with a scale of its own.")
         return ""
 
+    def _have_common_scales(self) -> bool:
+        """Whether the sites of each weight have one scale."""
+        assert self.structure is not None
+        scales: dict[int, list[Tensor | float]] = {}
+        for sites in (self.modelled, self.guided):
+            for name, site in sites.items():
+                place = self.structure.group_of.get(name, SHARED)
+                scales.setdefault(place, []).append(site["scale"])
+        scales.pop(SHARED, None)
+        return all(map(_are_equal, scales.values()))
+
     def _orders(self) -> str:
         """Returns why Pyro's closed forms are no bound, or an empty text."""
         if not isinstance(self.bound, pyro.infer.TraceMeanField_ELBO):
@@ -435,23 +451,23 @@ class _Reading:
         return ""
 
     def _empty_plates(self) -> list[str]:
-        """Returns a sentence for each plate that holds no site."""
-        found = []
-        for half, trace in (("model", self.model_trace), ("guide", self.guide_trace)):
+        """Returns a sentence for each plate that holds no site of either half."""
+        held = set()
+        entered = []
+        for trace in (self.model_trace, self.guide_trace):
             nodes: dict[str, Any] = trace.nodes
-            held = {
-                frame.name
-                for site in nodes.values()
-                if site["type"] == "sample" and not site_is_subsample(site)
-                for frame in site["cond_indep_stack"]
-            }
             for name, site in nodes.items():
-                if site["type"] == "sample" and site_is_subsample(site) and name not in held:
-                    found.append(
-                        f"The plate {name!r} of the {half} holds no site: indent the sites that"
-                        " belong to it."
-                    )
-        return found
+                if site["type"] != "sample":
+                    continue
+                if site_is_subsample(site):
+                    entered.append(name)
+                else:
+                    held |= {frame.name for frame in site["cond_indep_stack"]}
+        return [
+            f"The plate {name!r} holds no site: indent the sites that belong to it."
+            for name in entered
+            if name not in held
+        ]
 
 
 _LOWER_OF_PYRO = (
@@ -498,6 +514,12 @@ def _has_scales(sites: Sequence[Site]) -> bool:
         for site in sites
         if not is_factor(site)
     )
+
+
+def _are_equal(scales: Sequence[Tensor | float]) -> bool:
+    """Whether all scales are the same."""
+    first, *others = (torch.as_tensor(scale).double() for scale in scales)
+    return all(other.shape == first.shape and bool((other == first).all()) for other in others)
 
 
 def _scale_text(site: Site | None, guided: Site | None) -> str:
