@@ -21,7 +21,7 @@ from tarspyro.commands.methods.method import Method
 from tarspyro.commands.methods.settings import DATA, GROUPS, TRAINING, Setting
 from tarspyro.commands.methods.sources import SOURCES
 
-_COMMANDS = ("list", "train", "evaluate", "sample", "plot")
+_COMMANDS = ("list", "train", "evaluate", "sample", "plot", "compare")
 _FOLDER = "the run folder"
 
 
@@ -199,6 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
+    _add_comparison(
+        command(
+            "compare",
+            "compare the log-likelihoods of runs on the same held-out data",
+            "tarspyro compare runs/vae-digits runs/iwae-digits",
+        )
+    )
     return parser
 
 
@@ -216,6 +223,21 @@ def _help(text: str, *examples: str) -> dict[str, Any]:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of all commands on a run."""
     parser.add_argument("run", help="the run folder")
+    _add_loading(parser)
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="run", help="the run folders")
+    _add_loading(parser)
+    parser.add_argument(
+        "--num-particles",
+        type=_count,
+        help="draws for the log-likelihood (default: the first training's)",
+    )
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of loading a run."""
     parser.add_argument(
         "--which",
         type=_one_of(("best", "last")),

@@ -1,6 +1,6 @@
 """The commands that compute: train a method; evaluate, sample from and draw a run."""
 
-__all__ = ["RUN_COMMANDS", "evaluate_run", "plot_run", "sample_run", "train"]
+__all__ = ["RUN_COMMANDS", "evaluate_run", "open_run", "plot_run", "sample_run", "train"]
 
 import json
 from argparse import Namespace
@@ -132,18 +132,36 @@ def plot_run(options: Namespace) -> None:
     _draw(_open(options), Path(options.run))
 
 
+def _compare_runs(options: Namespace) -> None:
+    """Compares runs, by a module that imports this one."""
+    from tarspyro.commands.comparing import compare_runs
+
+    compare_runs(options)
+
+
 RUN_COMMANDS = {
     "train": train,
     "evaluate": evaluate_run,
     "sample": sample_run,
     "plot": plot_run,
+    "compare": _compare_runs,
 }
 
 
 def _open(options: Namespace) -> Trained:
-    """Reads a run of ``train``, with the data that it was trained on."""
-    loaded = load_run(options.run, options.which)
-    name, trained_on, kept = _settings(loaded.config, options.run)
+    """Reads the run of a command."""
+    return open_run(options, options.run)
+
+
+def open_run(options: Namespace, run: str) -> Trained:
+    """Reads a run of ``train``, with the data that it was trained on.
+
+    Arguments:
+        options: The options of the command, with ``which`` and ``device``.
+        run: The folder of the run.
+    """
+    loaded = load_run(run, options.which)
+    name, trained_on, kept = _settings(loaded.config, run)
     method = METHODS[name].completed(trained_on["name"], kept)
     method = replace(method, grey=bool(trained_on.get("grey", method.grey)))
     data = method.form.load(trained_on["name"], method)

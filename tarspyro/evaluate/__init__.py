@@ -5,6 +5,8 @@ __all__ = [
     "Canvases",
     "Comparison",
     "Coverage",
+    "Decomposition",
+    "Diagnosis",
     "Difference",
     "Estimate",
     "Filtered",
@@ -17,6 +19,7 @@ __all__ = [
     "PosteriorKL",
     "PrecisionRecall",
     "SiteCheck",
+    "Symptom",
     "UnitCheck",
     "accuracy",
     "active_units",
@@ -34,6 +37,7 @@ __all__ = [
     "conditional_log_likelihood",
     "continuations",
     "decode",
+    "diagnose",
     "elbo",
     "embed",
     "frechet_distance",
@@ -68,6 +72,7 @@ from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.comparison import Comparison, Difference, compare
 from tarspyro.evaluate.densities import LogDensities, log_densities
+from tarspyro.evaluate.diagnosis import Decomposition, Diagnosis, Symptom, diagnose
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (

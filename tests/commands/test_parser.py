@@ -39,7 +39,7 @@ def test_wrong_usage(arguments, assert_one_line):
         (["train", "vea"], ["no method 'vea'", "did you mean vae?", "tarspyro train --help"]),
         (["trian"], ["no command 'trian'", "did you mean train?", "tarspyro --help"]),
         (["vae"], ["no command 'vae'", "did you mean tarspyro train vae?"]),
-        (["dance"], ["no command 'dance'", "list, train, evaluate, sample or plot"]),
+        (["dance"], ["no command 'dance'", "list, train, evaluate, sample, plot or compare"]),
         (["train", "xyz"], ["'xyz'", "tarspyro list"]),
         (["train", "vae", "extra"], ["argument extra"]),
         (
