@@ -22,6 +22,7 @@ from tarspyro.runs.history import History
 from tarspyro.scopes import find_device, local_parameters, own_store, preserved_rng
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
+from tarspyro.training.collapse import CollapseAlarm, both
 from tarspyro.training.counts import Counter
 from tarspyro.training.deprecations import renew
 from tarspyro.training.distributed import Processes, join
@@ -214,7 +215,7 @@ def fit(
             held_out,
             epochs=epochs,
             patience=patience,
-            callback=callback,
+            callback=both(CollapseAlarm(objective, first, schedules), callback),
             progress=progress,
         )
         history = state.history
