@@ -21,6 +21,7 @@ __all__ = [
     "distributions",
     "embed",
     "evaluate",
+    "export",
     "fit",
     "guides",
     "infer",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Transformed,
     )
     from tarspyro.evaluate import embed
+    from tarspyro.exporting import export
     from tarspyro.modules import StochasticModule
     from tarspyro.runs import Run, load_run
     from tarspyro.sequences import sequential
@@ -67,6 +69,7 @@ _DEFINED_IN = {
     "TensorBoard": "training.callbacks",
     "Transformed": "conditional",
     "embed": "evaluate",
+    "export": "exporting",
     "fit": "training.fit",
     "load_run": "runs",
     "sequential": "sequences",

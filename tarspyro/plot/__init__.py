@@ -5,6 +5,7 @@ Every function returns its figure; no display is needed. A single picture is dra
 """
 
 __all__ = [
+    "Explorer",
     "Picture",
     "active_units",
     "animation",
@@ -12,6 +13,7 @@ __all__ = [
     "calibration",
     "canvases",
     "curves",
+    "explore",
     "gaps",
     "graph",
     "imputations",
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from tarspyro.plot.calibration import calibration
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
+from tarspyro.plot.explorer import Explorer, explore
 from tarspyro.plot.generation import reconstructions, samples
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.latent_space import (

@@ -14,8 +14,10 @@ from tarspyro.training.checks import warn_user
 from tarspyro.training.losses import Objective
 from tarspyro.types import Arguments
 
-# The epochs after which the KL is looked at.
+# The epochs and the steps after which the KL is looked at, whichever take longer. Earlier than
+# that, the KL of a model that trains well may fall at first, and then grow.
 _EPOCHS = 2
+_STEPS = 100
 # A KL below the first number that does not grow, or below the second, is collapsed (nats).
 _SMALL = 0.1
 _NOTHING = 0.01
@@ -25,7 +27,9 @@ _FAILURES = (PairError, RuntimeError, ValueError, TypeError, LookupError, NotImp
 
 
 class CollapseAlarm:
-    """Warns after the second epoch if the guide is the prior, whatever the data point.
+    """Warns if the guide is the prior, whatever the data point.
+
+    It looks after the second epoch, or after a hundred steps if epochs are short.
 
     The measure is the mean KL of a batch, summed over all latent units. A model that uses its
     code pays nats for it, and the KL grows from the start. The alarm is for bounds alone, and
@@ -51,20 +55,20 @@ class CollapseAlarm:
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Looks at the pair after an epoch, whose number is ``row["epoch"]``."""
-        if not self.watching or row["epoch"] > _EPOCHS:
+        if not self.watching:
             return
         kl = self._kl()
         if kl is None:
             self.watching = False
             return
         self.seen.append(kl)
-        if len(self.seen) < _EPOCHS:
+        if len(self.seen) < _EPOCHS or row["steps"] < _STEPS:
             return
         self.watching = False
-        if kl < _NOTHING or (kl < _SMALL and kl <= self.seen[0]):
+        if kl < _NOTHING or (kl < _SMALL and kl <= self.seen[-2]):
             warn_user(
-                f"The posterior has collapsed: after {_EPOCHS} epochs the KL of all latent units"
-                f" together is {kl:.2g} nats, so the code says nothing about the data. Try"
+                f"The posterior has collapsed: after {len(self.seen)} epochs the KL of all latent"
+                f" units together is {kl:.2g} nats, so the code says nothing about the data. Try"
                 " loss=ELBO(free_bits=0.25), a warm-up of beta by schedules, a smaller beta, or"
                 " a weaker decoder; evaluate.diagnose(model, guide, x) says more."
             )

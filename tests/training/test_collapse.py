@@ -13,7 +13,7 @@ from tarspyro.infer import ELBO, IWAE
 from tarspyro.nn import MLP
 from tarspyro.training.collapse import CollapseAlarm
 
-OPTIONS = {"epochs": 2, "batch_size": 50, "lr": 3e-3, "binarize": True, "seed": 0}
+OPTIONS = {"epochs": 2, "batch_size": 28, "lr": 3e-3, "binarize": True, "seed": 0}
 
 
 class Deaf(nn.Module):
