@@ -23,6 +23,7 @@ __all__ = [
     "distributions",
     "embed",
     "evaluate",
+    "export",
     "fit",
     "guides",
     "infer",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Transformed,
     )
     from tarspyro.evaluate import embed
+    from tarspyro.exporting import export
     from tarspyro.modules import StochasticModule
     from tarspyro.quantized import VectorQuantized
     from tarspyro.runs import Run, load_run
@@ -84,6 +86,7 @@ _DEFINED_IN = {
     "Transformed": "conditional",
     "VectorQuantized": "quantized",
     "embed": "evaluate",
+    "export": "exporting",
     "fit": "training.fit",
     "initialize_from_data": "training.start",
     "load_run": "runs",

@@ -32,6 +32,7 @@ _COMMANDS = (
     "plot",
     "embed",
     "impute",
+    "compare",
     "completion",
 )
 _FOLDER = "the run folder"
@@ -248,6 +249,13 @@ def _parser() -> argparse.ArgumentParser:
     shell.add_argument(
         "shell", type=_one_of(SHELLS), metavar=f"{{{','.join(SHELLS)}}}", help="the shell"
     )
+    _add_comparison(
+        command(
+            "compare",
+            "compare the log-likelihoods of runs on the same held-out data",
+            "tarspyro compare runs/vae-digits runs/iwae-digits",
+        )
+    )
     return parser
 
 
@@ -293,6 +301,21 @@ def _help(text: str, *examples: str) -> dict[str, Any]:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of all commands on a run."""
     parser.add_argument("run", help="the run folder")
+    _add_loading(parser)
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="run", help="the run folders")
+    _add_loading(parser)
+    parser.add_argument(
+        "--num-particles",
+        type=_count,
+        help="draws for the log-likelihood (default: the first training's)",
+    )
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of loading a run."""
     parser.add_argument(
         "--which",
         type=_one_of(("best", "last")),

@@ -5,6 +5,7 @@ __all__ = [
     "embed_run",
     "evaluate_run",
     "impute_run",
+    "open_run",
     "plot_run",
     "sample_run",
     "train",
@@ -254,6 +255,13 @@ def plot_run(options: Namespace) -> None:
     _draw(_open(options), Path(options.run))
 
 
+def _compare_runs(options: Namespace) -> None:
+    """Compares runs, by a module that imports this one."""
+    from tarspyro.commands.comparing import compare_runs
+
+    compare_runs(options)
+
+
 RUN_COMMANDS = {
     "train": train,
     "evaluate": evaluate_run,
@@ -261,6 +269,7 @@ RUN_COMMANDS = {
     "plot": plot_run,
     "embed": embed_run,
     "impute": impute_run,
+    "compare": _compare_runs,
 }
 
 
@@ -320,9 +329,19 @@ def _piece(t: Trained, contents: Contents, layout: Layout, rows: torch.Tensor) -
 
 
 def _open(options: Namespace) -> Trained:
-    """Reads a run of ``train``, with the data that it was trained on."""
-    loaded = load_run(options.run, options.which)
-    name, trained_on, kept = _settings(loaded.config, options.run)
+    """Reads the run of a command."""
+    return open_run(options, options.run)
+
+
+def open_run(options: Namespace, run: str) -> Trained:
+    """Reads a run of ``train``, with the data that it was trained on.
+
+    Arguments:
+        options: The options of the command, with ``which`` and ``device``.
+        run: The folder of the run.
+    """
+    loaded = load_run(run, options.which)
+    name, trained_on, kept = _settings(loaded.config, run)
     method = METHODS[name].completed(trained_on["name"], kept)
     method = replace(method, grey=bool(trained_on.get("grey", method.grey)))
     data = method.form.load(trained_on["name"], method, _layout(trained_on))

@@ -4,16 +4,24 @@ __all__ = [
     "BitsPerDimension",
     "BoundEstimate",
     "Canvases",
+    "Comparison",
     "Coverage",
+    "Decomposition",
+    "Diagnosis",
+    "Difference",
     "Estimate",
     "Filtered",
     "Gaps",
+    "GuideCheck",
     "LogDensities",
     "LogLikelihood",
     "Neighbours",
     "ParzenLogLikelihood",
     "PosteriorKL",
     "PrecisionRecall",
+    "SiteCheck",
+    "Symptom",
+    "UnitCheck",
     "accuracy",
     "active_units",
     "activity",
@@ -24,11 +32,14 @@ __all__ = [
     "auroc",
     "bits_per_dim",
     "canvases",
+    "check_guide",
     "classify",
     "coherence",
+    "compare",
     "conditional_log_likelihood",
     "continuations",
     "decode",
+    "diagnose",
     "elbo",
     "embed",
     "frechet_distance",
@@ -60,9 +71,12 @@ from tarspyro.evaluate.amortization import Gaps, gaps
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.anomalies import anomaly_score, auroc
 from tarspyro.evaluate.bits import BitsPerDimension, bits_per_dim
+from tarspyro.evaluate.calibration import GuideCheck, SiteCheck, UnitCheck, check_guide
 from tarspyro.evaluate.classification import accuracy, classify
 from tarspyro.evaluate.codes import active_units, activity, embed
+from tarspyro.evaluate.comparison import Comparison, Difference, compare
 from tarspyro.evaluate.densities import LogDensities, log_densities
+from tarspyro.evaluate.diagnosis import Decomposition, Diagnosis, Symptom, diagnose
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (

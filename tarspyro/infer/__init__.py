@@ -8,6 +8,7 @@ __all__ = [
     "Compiled",
     "Divergence",
     "ELBO",
+    "Explanation",
     "FIVO",
     "Game",
     "GaussianKernel",
@@ -25,11 +26,13 @@ __all__ = [
     "RecordingError",
     "Renyi",
     "SemiSupervised",
+    "SiteExplanation",
     "VAEGAN",
     "WAE",
     "Wasserstein",
     "WeightedBound",
     "check_pair",
+    "explain",
     "log_weights",
     "mmd",
     "renyi_bound",
@@ -39,6 +42,7 @@ __all__ = [
 from tarspyro import distributions as _  # noqa: F401
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
+from tarspyro.infer.bounds.explanation import Explanation, SiteExplanation, explain
 from tarspyro.infer.bounds.fivo import FIVO
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
 from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets

@@ -5,13 +5,16 @@ Every function returns its figure; no display is needed. A single picture is dra
 """
 
 __all__ = [
+    "Explorer",
     "Picture",
     "active_units",
     "animation",
     "arithmetic",
+    "calibration",
     "canvases",
     "compare",
     "curves",
+    "explore",
     "gaps",
     "graph",
     "imputations",
@@ -29,9 +32,11 @@ __all__ = [
 import sys
 from typing import TYPE_CHECKING
 
+from tarspyro.plot.calibration import calibration
 from tarspyro.plot.codes import latents
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.estimates import compare
+from tarspyro.plot.explorer import Explorer, explore
 from tarspyro.plot.generation import reconstructions, samples
 from tarspyro.plot.inference import gaps, posteriors
 from tarspyro.plot.latent_space import (

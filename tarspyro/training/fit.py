@@ -23,6 +23,7 @@ from tarspyro.scopes import find_device, local_parameters, own_store, preserved_
 from tarspyro.training.advice import advise
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
+from tarspyro.training.collapse import CollapseAlarm, both
 from tarspyro.training.counts import Counter
 from tarspyro.training.deprecations import renew
 from tarspyro.training.distributed import Processes, join
@@ -221,7 +222,7 @@ def fit(
             held_out,
             epochs=epochs,
             patience=patience,
-            callback=callback,
+            callback=both(CollapseAlarm(objective, first, schedules), callback),
             progress=progress,
         )
         history = state.history

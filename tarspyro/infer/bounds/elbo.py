@@ -1,6 +1,6 @@
 """The evidence lower bound."""
 
-__all__ = ["ELBO"]
+__all__ = ["ELBO", "kl_is_exact"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -398,6 +398,7 @@ class _KL(NamedTuple):
         mask: The mask of the site.
         rest: The correction for different masks of guide and model, one number for each row;
             None if the masks are the same.
+        exact: Whether the value is the closed form.
     """
 
     value: Tensor
@@ -406,6 +407,7 @@ class _KL(NamedTuple):
     scale: Tensor | float = 1.0
     mask: Mask = None
     rest: Tensor | None = None
+    exact: bool = False
 
     @property
     def total(self) -> Term:
@@ -459,8 +461,35 @@ def _kl(guided: Site, site: Site, *, analytic: bool, by_coordinate: bool) -> _KL
             if guided["mask"] is not mask:
                 rest = _beside_the_mask(guided["fn"], guided["value"], guided["mask"], mask)
                 rest = rest * scale
-            return _KL(divergence, plates, coordinates, scale, mask, rest)
+            return _KL(divergence, plates, coordinates, scale, mask, rest, exact=True)
     return _KL(_scaled_log_prob(guided).value - _scaled_log_prob(site).value, plates)
+
+
+def kl_is_exact(
+    model_sites: Mapping[str, Site], guide_sites: Mapping[str, Site], name: str
+) -> tuple[bool, str]:
+    """Returns whether the KL of a latent site is in closed form, and why it is not.
+
+    ``ELBO`` samples it for the same three reasons.
+    """
+    site = model_sites[name]
+    guided = guide_sites[name]
+    order = list(guide_sites)
+    for earlier, other in model_sites.items():
+        if earlier == name:
+            break
+        after = earlier in guide_sites and order.index(earlier) > order.index(name)
+        if after and not other["is_observed"]:
+            return (
+                False,
+                f"the guide draws {earlier!r}, which the model draws before, after it",
+            )
+    term = _kl(guided, site, analytic=True, by_coordinate=False)
+    if term.exact:
+        return True, ""
+    if _divergence(guided["fn"], site["fn"], guided["value"]) is None:
+        return False, "no closed form"
+    return False, "its scales differ in model and guide"
 
 
 def _divergence(q: Distribution, p: Distribution, value: Tensor) -> Tensor | None:

@@ -1,0 +1,212 @@
+"""A page that shows a latent space under the pointer, in one file without a server."""
+
+from __future__ import annotations
+
+__all__ = ["Explorer", "explore"]
+
+import base64
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarspyro import evaluate
+from tarspyro.arguments import as_count, as_shape
+from tarspyro.data import Split
+from tarspyro.plot.explorer_page import PAGE
+from tarspyro.plot.figures import as_array
+from tarspyro.types import ArrayLike, Program
+
+# The points along each side of the grid of decoded images, and along each unit's slider.
+_SIDE = 24
+_STEPS = 13
+# The number of data points whose own picture is in the file.
+_PICTURES = 1000
+
+
+class Explorer:
+    """A page that ``explore`` has made. A notebook shows it in place.
+
+    Attributes:
+        page: The page, as HTML.
+        path: Its file; None if none was written.
+    """
+
+    def __init__(self, page: str, path: Path | None) -> None:
+        self.page = page
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Explorer({len(self.page) / 1e6:.1f} MB, {self.path or 'in memory'})"
+
+    def _repr_html_(self) -> str:
+        frame = 'style="width: 100%; height: 640px; border: 0"'
+        return f'<iframe srcdoc="{html.escape(self.page, quote=True)}" {frame}></iframe>'
+
+
+def explore(
+    model: Program,
+    guide: Program,
+    x: ArrayLike | Split,
+    path: str | Path | None = None,
+    *,
+    labels: ArrayLike | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    num_codes: int = 10_000,
+    title: str = "latent space",
+) -> Explorer:
+    """Makes a page on which a latent space is explored with the pointer.
+
+    The page is one file that needs no server and no network. It shows the codes of the data,
+    coloured by label. Where the pointer is, it shows what the model decodes there,
+    interpolated on a grid that is decoded beforehand, and the nearest data point. Clicks lay a
+    path, which plays as an animation; the arrow keys move the pointer, the space bar plays.
+
+    With more than two units, the axes are the two whose codes vary the most. Each unit has a
+    slider. The picture is then the sum of the changes that single units make, which
+    approximates the decoder away from the axes.
+
+    Arguments:
+        model: A model with one latent variable, that generates with ``batch_size``.
+        guide: The guide.
+        x: The data: images, or rows of numbers.
+        path: The file to write, if any.
+        labels: The class of each data point, whole numbers from 0; those of a ``Split`` are
+            taken.
+        image_shape: The shape of an image, (height, width) or (3, height, width); read off
+            if not given.
+        num_codes: The number of first data points to show.
+        title: The title of the page.
+
+    Raises:
+        ValueError: If the labels are not as many as the data, or a row is no image of that
+            shape.
+    """
+    num_codes = as_count("num_codes", num_codes)
+    if isinstance(x, Split):
+        labels = x.y if labels is None else labels
+        x = x.x
+    rows = torch.as_tensor(x)[:num_codes]
+    colours = _labels(labels, len(torch.as_tensor(x)))[:num_codes]
+    codes = torch.as_tensor(evaluate.embed(guide, rows)).cpu().flatten(1).double()
+    shape = _image_shape(rows, image_shape)
+
+    spread = codes.std(0) if len(codes) > 1 else torch.ones(codes.shape[1])
+    axes = spread.argsort(descending=True)[:2].tolist()
+    axes = axes if len(axes) == 2 else [0, 0]
+    low = codes.quantile(0.002, 0) - 0.3 * spread
+    high = codes.quantile(0.998, 0) + 0.3 * spread
+    centre = codes.mean(0)
+    content = {
+        "title": title,
+        "shape": shape,
+        "axes": axes,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "centre": centre.tolist(),
+        "side": _SIDE,
+        "steps": _STEPS,
+        "codes": _packed(_scaled(codes, low, high)),
+        "labels": colours,
+        "grid": _pictures(model, _grid(centre, low, high, axes), rows, shape),
+        "strips": [
+            _pictures(model, _line(centre, low, high, unit), rows, shape)
+            for unit in range(codes.shape[1] if codes.shape[1] > 2 else 0)
+        ],
+        "data": _encoded(rows[:_PICTURES], shape),
+    }
+    # A closing tag inside the title would end the script.
+    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    page = PAGE.replace("$TITLE", html.escape(title)).replace("$DATA", data)
+    file = None if path is None else Path(path)
+    if file is not None:
+        file.write_text(page, encoding="utf-8")
+    return Explorer(page, file)
+
+
+def _labels(labels: ArrayLike | None, count: int) -> list[int]:
+    if labels is None:
+        return [0] * count
+    values = as_array(labels, "labels")
+    if values.ndim == 2:
+        values = values.argmax(1)
+    if values.shape != (count,):
+        raise ValueError(
+            f"labels must have one number for each of {count} data points, got shape"
+            f" {values.shape}."
+        )
+    return [int(value) for value in values]
+
+
+def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:
+    """Returns height, width and channels of a picture; a vector is one line of pixels."""
+    size = math.prod(rows.shape[1:])
+    shape = (
+        tuple(as_shape("image_shape", given)) if given is not None else tuple(rows.shape[1:])
+    )
+    if given is None and len(shape) == 1:
+        side = math.isqrt(size)
+        shape = (side, side) if side**2 == size else (1, size)
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    if math.prod(shape) != size or len(shape) not in (2, 3):
+        raise ValueError(
+            f"image_shape must be that of {size} numbers, (height, width) or (3, height,"
+            f" width), got {given if given is not None else tuple(rows.shape[1:])}."
+        )
+    return [*shape, 1] if len(shape) == 2 else [shape[1], shape[2], shape[0]]
+
+
+def _grid(centre: Tensor, low: Tensor, high: Tensor, axes: list[int]) -> Tensor:
+    """Returns the points of a grid over two units, row by row from below."""
+    steps = torch.linspace(0, 1, _SIDE, dtype=torch.double)
+    points = centre.repeat(_SIDE * _SIDE, 1)
+    down, right = torch.meshgrid(steps, steps, indexing="ij")
+    for axis, place in zip(axes[::-1], (down, right), strict=True):
+        points[:, axis] = low[axis] + place.flatten() * (high[axis] - low[axis])
+    return points
+
+
+def _line(centre: Tensor, low: Tensor, high: Tensor, unit: int) -> Tensor:
+    points = centre.repeat(_STEPS, 1)
+    points[:, unit] = (
+        torch.linspace(0, 1, _STEPS, dtype=torch.double) * (high[unit] - low[unit]) + low[unit]
+    )
+    return points
+
+
+def _pictures(model: Program, points: Tensor, rows: Tensor, shape: list[int]) -> str:
+    """Returns what the model decodes at some points, as text."""
+    decoded = torch.as_tensor(evaluate.decode(model, points.float())).cpu()
+    return _encoded(decoded, shape, rows)
+
+
+def _encoded(images: Tensor, shape: list[int], like: Tensor | None = None) -> str:
+    """Returns images as bytes, in base 64: the range of the data is black to white."""
+    height, width, channels = shape
+    range_of = (images if like is None else like).double()
+    low = min(0.0, float(range_of.min()))
+    high = max(1.0, float(range_of.max()))
+    pixels = images.double().reshape(len(images), channels, height, width).movedim(1, -1)
+    levels = ((pixels - low) / (high - low) * 255).round().clamp(0, 255)
+    return _text(levels.numpy().astype(np.uint8))
+
+
+def _scaled(codes: Tensor, low: Tensor, high: Tensor) -> np.ndarray:
+    """Returns codes as whole numbers of 16 bits, from the low to the high end."""
+    width = (high - low).clamp(min=1e-12)
+    levels = ((codes - low) / width * 65535).round().clamp(0, 65535)
+    return levels.numpy().astype("<u2")
+
+
+def _packed(values: np.ndarray) -> dict[str, Any]:
+    return {"rows": len(values), "units": values.shape[1], "bytes": _text(values)}
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
