@@ -11,7 +11,6 @@ from pathlib import Path
 import pyro
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from tarspyro.arguments import format_value
 from tarspyro.data import Stream
@@ -22,6 +21,11 @@ from tarspyro.runs.history import History
 from tarspyro.scopes import find_device, local_parameters, own_store, preserved_rng
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
+from tarspyro.training.comparison import (
+    describe_batches,
+    describe_loss,
+    describe_optimizer,
+)
 from tarspyro.training.counts import Counter
 from tarspyro.training.deprecations import renew
 from tarspyro.training.distributed import Processes, join
@@ -29,6 +33,7 @@ from tarspyro.training.losses import Loss, Objective
 from tarspyro.training.optimizers import Optimizer, OptimizerClass, check_optimizer
 from tarspyro.training.parameters import find_parameters
 from tarspyro.training.schedules import Schedule
+from tarspyro.training.screen import say
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 from tarspyro.types import Arguments, Data, Device, Program
@@ -41,7 +46,7 @@ def fit(
     *,
     loss: Loss | None = None,
     optimizer: Optimizer | OptimizerClass = torch.optim.Adam,
-    lr: float = 1e-3,
+    lr: float | None = None,
     epochs: int = 10,
     batch_size: int = 100,
     shuffle: bool = True,
@@ -74,7 +79,7 @@ def fit(
     ``history.use("last", model, guide)`` changes that. In a game every player has its own
     optimizer. Game losses do not rank epochs, so the last weights are kept.
 
-    Ctrl-C and SIGTERM end the training of a run after the current step, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGHUP end the training of a run after the current step, with a checkpoint.
     Under ``torchrun`` all processes train together: ``batch_size`` counts the rows of all, and
     each process takes its share of every batch. The first process writes the run.
 
@@ -100,7 +105,8 @@ def fit(
         optimizer: The class of a torch optimizer; or ``tarspyro.Optimizer(...)`` with options,
             gradient clipping, options for single players of a game, and what to do about a
             loss that is not finite.
-        lr: The learning rate of all players.
+        lr: The learning rate of all players. None stands for 1e-3, or for that of the run
+            that is resumed.
         epochs: The number of passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch. The last batch of an epoch may be shorter.
         shuffle: Whether the data has a new order in every epoch.
@@ -146,7 +152,8 @@ def fit(
         CollapseError: If a player of a game has won, so that the others learn nothing. The
             weights likewise.
         ProcessError: If another process of the training has died.
-        RunError: If ``folder`` holds a run already, or a corrupted one is resumed.
+        RunError: If ``folder`` holds a run already, or is written by another training; or if
+            a corrupted run is resumed, or one of another pair, loss or data.
         TypeError: If an argument has the wrong type, or is unknown.
         ValueError: If an argument is out of range.
 
@@ -179,7 +186,7 @@ def fit(
     _check_ranking(objective, patience)
     device = join(find_device(device))
     processes = Processes()
-    with _prepared(objective, device, seed, processes):
+    with _prepared(objective, device, seed, processes), _written_alone(run, processes):
         make_batches = functools.partial(
             Batches,
             program=model,
@@ -207,8 +214,20 @@ def fit(
             processes=processes,
         )
         if run is not None:
-            settings = {"epochs": epochs, "batch_size": batch_size, "binarize": binarize}
-            trainer.open(_config(objective, guide, run, settings | {"seed": seed}))
+            settings = {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "binarize": binarize,
+                "seed": seed,
+                "lr": state.rates,
+                "shuffle": shuffle,
+                "autocast": None if autocast is None else str(autocast),
+                "loss": describe_loss(objective.loss, schedules or ()),
+                "optimizer": describe_optimizer(optimizer),
+                "data": describe_batches(batches),
+                "validation": describe_batches(held_out),
+            }
+            trainer.open(_config(objective, guide, run, settings), batches)
         trainer.train(
             batches,
             held_out,
@@ -220,7 +239,7 @@ def fit(
         history = state.history
         history.use(keep or ("last" if held_out is None else "best"), model, guide)
     if progress and processes.first:
-        tqdm.write(_summary(history, objective))
+        say(_summary(history, objective))
     return history
 
 
@@ -265,6 +284,16 @@ def _prepared(
         yield
 
 
+@contextlib.contextmanager
+def _written_alone(run: Run | None, processes: Processes) -> Iterator[None]:
+    """Keeps other trainings from writing the run folder."""
+    if run is None or not processes.first:
+        yield
+    else:
+        with run.written_alone():
+            yield
+
+
 def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None) -> Arguments:
     """Checks the pair and the data before the first step; returns the first batch."""
     first = batches.first()
@@ -289,13 +318,14 @@ def _start(
     optimizer.check_players([player.name for player in objective.players])
     if compile:
         # A program that cannot be recorded is trained eagerly.
-        objective.compile(report=tqdm.write if progress else None, fallback=True)
+        objective.compile(report=say if progress else None, fallback=True)
     optimizers = [
         optimizer.make(player.name, player.parameters, captured=objective.is_compiled(player))
         for player in objective.players
     ]
     declared = {"params": found.declared} if found.declared.tensors else {}
-    return TrainingState({**objective.halves, **declared}, optimizers)
+    given = [optimizer.gives_rate(player.name) for player in objective.players]
+    return TrainingState({**objective.halves, **declared}, optimizers, given)
 
 
 def _config(
