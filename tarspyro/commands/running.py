@@ -2,6 +2,7 @@
 
 __all__ = ["RUN_COMMANDS", "evaluate_run", "plot_run", "sample_run", "train"]
 
+import io
 import json
 from argparse import Namespace
 from collections.abc import Mapping
@@ -122,9 +123,12 @@ def sample_run(options: Namespace) -> None:
             f" plot {options.run}."
         )
 
-    out = Path(options.out or Path(options.run) / "samples.png")
-    _save(sampler(trained, options.num, options.seed, not options.draws), out)
-    print(out)
+    figure = sampler(trained, options.num, options.seed, not options.draws)
+    if options.out:
+        figure.savefig(options.out, dpi=150)
+    else:
+        _save(figure, Path(options.run), "samples.png")
+    print(options.out or Path(options.run) / "samples.png")
 
 
 def plot_run(options: Namespace) -> None:
@@ -186,7 +190,8 @@ def _report(trained: Trained, run: Path) -> None:
         for line, entries in report(trained):
             print(line)
             result |= entries
-    (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    content = json.dumps(result, indent=1) + "\n"
+    Run(run).write("evaluation.json", content.encode())
 
 
 def _draw(trained: Trained, run: Path) -> None:
@@ -197,14 +202,15 @@ def _draw(trained: Trained, run: Path) -> None:
         drawn.append(("samples", method.sampler(trained, None, 0, True)))
 
     for name, figure in drawn:
-        _save(figure, run / f"{name}.png")
+        _save(figure, run, f"{name}.png")
     print(f"pictures in {run}: {', '.join(f'{name}.png' for name, _ in drawn)}")
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()  # in a stranger's run folder a link would lead out of the folder
-    figure.savefig(path, dpi=150)
+def _save(figure: "Figure", run: Path, name: str) -> None:
+    """Saves a picture in a run's folder, where a link or a pipe may stand in its place."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    Run(run).write(name, picture.getvalue())
 
 
 def _moved(loaded: LoadedRun, device: str) -> LoadedRun:

@@ -114,6 +114,7 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         self.program = program
+        self.batch_size = batch_size
         self.dtype = type_of(program, *others)
         self.device = device
         self.binarize = binarize
@@ -154,6 +155,13 @@ class Batches:
     def constant(self) -> Arguments | None:
         """All of the data, if it is in memory and its pixels are not drawn anew."""
         return None if self.binarize else self.tensors
+
+    @property
+    def rows_of_last(self) -> int | None:
+        """The number of rows of the last batch of an epoch; None if a loader decides it."""
+        if self._rows is None or not self._rows.size:
+            return None
+        return (self._rows.size - 1) % self._rows.batch_size + 1
 
     @property
     def is_read(self) -> bool:

@@ -10,15 +10,25 @@ from pathlib import Path
 
 import pyro
 import torch
+from pyro import poutine
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tarspyro.arguments import format_value
 from tarspyro.data import Stream
-from tarspyro.infer.traces import no_guide
+from tarspyro.infer.traces import no_guide, trace_pair
+from tarspyro.inputs import count_rows, each
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
-from tarspyro.scopes import find_device, local_parameters, own_store, preserved_rng
+from tarspyro.scopes import (
+    exclusive,
+    find_device,
+    kept_buffers,
+    local_parameters,
+    own_store,
+    preserved_rng,
+)
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
 from tarspyro.training.comparison import (
@@ -270,10 +280,11 @@ def _prepared(
     objective: Objective, device: torch.device, seed: int | None, processes: Processes
 ) -> Iterator[None]:
     """Moves the pair to a device, and gives the training its own random state and store."""
-    for half in objective.halves.values():
-        if isinstance(half, nn.Module):
-            half.to(device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive())
+        for half in objective.halves.values():
+            if isinstance(half, nn.Module):
+                half.to(device)
         if seed is not None or processes.size > 1:
             stack.enter_context(preserved_rng(seed))
             processes.vary_noise()
@@ -301,8 +312,47 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     if held_out is not None:
         objective.check_data(held_out.first(), held_out.constant)
     objective.check_players(first)
+    _check_last_batch(objective, batches, first)
     warn_of_evaluation_mode(objective.halves)
     return first
+
+
+def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) -> None:
+    """Raises a ``ValueError`` if the last batch of an epoch is too small for the pair.
+
+    Batch normalization, for example, does not train on a single row.
+    """
+    rows = batches.rows_of_last
+    whole = count_rows(first)
+    if (
+        rows is None
+        or rows >= whole
+        or not any(m.training for m in _normalizations(objective))
+    ):
+        return
+    last = each(lambda part: part[:rows], first)
+    halves = objective.pair
+    try:
+        with preserved_rng(), kept_buffers(*halves), torch.no_grad(), poutine.block():
+            trace_pair(*halves, last, {})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            return
+        raise ValueError(
+            f"batch_size={batches.batch_size} leaves {rows} row for the last batch of an epoch,"
+            " on which batch normalization cannot be trained: give another batch_size."
+        ) from error
+
+
+def _normalizations(objective: Objective) -> list[nn.Module]:
+    """The layers of a pair that normalize over a batch."""
+    return [
+        part
+        for half in objective.halves.values()
+        if isinstance(half, nn.Module)
+        for part in half.modules()
+        if isinstance(part, _BatchNorm)
+    ]
 
 
 def _start(

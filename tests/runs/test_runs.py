@@ -723,7 +723,7 @@ def test_weights_that_do_not_fit(folder, trained):
     assert config["guide"]["args"][0]["args"][1]["args"][1] == [8]
     config["guide"]["args"][0]["args"][1]["args"][1] = [8, 8]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match="do not fit .*Missing key"):
+    with pytest.raises(RunError, match="do not fit .*it lacks"):
         load_run(folder)
 
 
