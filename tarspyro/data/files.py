@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import format_value, printable
 
 MAX_BYTES = 1 << 27  # of a file, packed or unpacked
 SECONDS = 3600  # that a download may take
@@ -36,6 +36,10 @@ Decoder = Callable[[bytes], bytes]
 
 class DataError(OSError):
     """A data file is missing, cannot be downloaded, or has the wrong content."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote a stranger's file, which must not command the terminal.
+        super().__init__(printable(message))
 
 
 def data_folder(folder: str | Path | None) -> Path:

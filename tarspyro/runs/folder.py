@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, format_value, printable
 from tarspyro.runs.description import with_public_paths
 from tarspyro.runs.history import States, is_ranked
 
@@ -33,6 +33,10 @@ _LARGE = 1 << 26
 
 class RunError(OSError):
     """A run folder exists already, is missing, or has a file that cannot be read."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote a stranger's file, which must not command the terminal.
+        super().__init__(printable(message))
 
 
 class Run:
