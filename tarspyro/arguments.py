@@ -29,7 +29,7 @@ _LONGEST = 120  # The longest text of a value in a message, in characters.
 
 
 def printable(text: str) -> str:
-    """Returns a text without characters that command a terminal, such as escape sequences.
+    r"""Returns a text without characters that command a terminal, such as escape sequences.
 
     Example:
         >>> printable("a\\x1b[31m red\\n word")

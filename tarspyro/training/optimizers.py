@@ -395,9 +395,14 @@ def load_states(
         }
         # The options are those of this training, which may run on another device.
         groups = optimizer.state_dict()["param_groups"]
-        own_rates = [group["lr"] for group in optimizer.param_groups]
+        own_groups = list(optimizer.param_groups)
+        own_rates = [group["lr"] for group in own_groups]
         optimizer.load_state_dict({"state": own_states, "param_groups": groups})
-        for group, own_rate in zip(optimizer.param_groups, own_rates, strict=True):
+        # Schedules hold these dictionaries, which torch has replaced by others.
+        for group, loaded in zip(own_groups, optimizer.param_groups, strict=True):
+            group.update(loaded)
+        optimizer.param_groups[:] = own_groups
+        for group, own_rate in zip(own_groups, own_rates, strict=True):
             rate = rates.pop(0)
             # A captured step reads this tensor, so it has to stay the same object.
             group["lr"] = own_rate.fill_(rate) if torch.is_tensor(own_rate) else rate

@@ -94,6 +94,13 @@ def test_options_of_an_older_run_are_compared_with_its_state(run):
     assert len(go_on(run)) == 2
 
 
+def test_a_schedule_of_the_learning_rate_goes_on(tmp_path):
+    options = {"schedules": {"lr": lambda step: 0.1 * 0.5**step}}
+    whole = train(None, pair(0), epochs=3, **options)
+    train(tmp_path, pair(0), epochs=1, **options)
+    assert go_on(tmp_path, epochs=3, **options).step_losses == whole.step_losses
+
+
 def test_a_schedule_that_gives_another_value(tmp_path):
     train(tmp_path, pair(0), schedules={"beta": lambda step: 0.5})
     with pytest.raises(RunError, match=r"schedules gave \{'beta': 0.5\} .*\{'beta': 0.25\}"):
