@@ -16,6 +16,7 @@ __all__ = [
     "constructor_parameters",
     "format_value",
     "suggestion",
+    "printable",
 ]
 
 import difflib
@@ -31,6 +32,16 @@ import torch
 from torch import Size, Tensor, nn
 
 _LONGEST = 120  # The longest text of a value in a message, in characters.
+
+
+def printable(text: str) -> str:
+    r"""Returns a text without characters that command a terminal, such as escape sequences.
+
+    Example:
+        >>> printable("a\\x1b[31m red\\n word")
+        'a\\\\x1b[31m red word'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def format_value(value: object) -> str:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "evaluating",
+    "exclusive",
     "find_device",
     "get_rng_states",
     "kept_buffers",
@@ -14,6 +15,8 @@ __all__ = [
 
 import contextlib
 import contextvars
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 
 import pyro
@@ -26,6 +29,31 @@ from tarspyro.types import Device
 
 # Whether a ``StochasticModule`` registers its parameters in Pyro's store.
 registering = contextvars.ContextVar("registering", default=True)
+
+# Pyro's stack and parameter store, and torch's random state, exist once in a process. So one
+# thread at a time runs programs.
+_running = threading.RLock()
+_SILENT_SECONDS = 10.0  # a thread that waits longer says so
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Lets other threads that run programs wait meanwhile; the same thread may enter again.
+
+    All contexts of this module that change something global enter it too.
+    """
+    if not _running.acquire(timeout=_SILENT_SECONDS):
+        warnings.warn(
+            "Another thread of this process trains or evaluates a pair, and this thread waits"
+            " until it has ended, since Pyro's stack and torch's random state exist once in a"
+            " process. Processes do not wait for each other.",
+            stacklevel=3,
+        )
+        _running.acquire()
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def find_device(device: Device) -> torch.device:
@@ -58,11 +86,12 @@ def find_device(device: Device) -> torch.device:
 @contextlib.contextmanager
 def local_parameters() -> Iterator[None]:
     """Keeps the parameters of every ``StochasticModule`` out of Pyro's global store."""
-    token = registering.set(False)
-    try:
-        yield
-    finally:
-        registering.reset(token)
+    with exclusive():
+        token = registering.set(False)
+        try:
+            yield
+        finally:
+            registering.reset(token)
 
 
 @contextlib.contextmanager
@@ -74,20 +103,21 @@ def own_store() -> Iterator[None]:
     ``pyro.param`` are kept, since they exist in the store alone.
     """
     store = pyro.get_param_store()
-    outside: StateDict = store.get_state()
-    store.clear()
-    store.set_state(_declared(outside))
-    try:
-        yield
-    finally:
-        # Pyro's own scope would lose what was declared before an error.
-        declared = _declared(store.get_state())
-        merged: StateDict = {
-            "params": {**outside["params"], **declared["params"]},
-            "constraints": {**outside["constraints"], **declared["constraints"]},
-        }
+    with exclusive():
+        outside: StateDict = store.get_state()
         store.clear()
-        store.set_state(merged)
+        store.set_state(_declared(outside))
+        try:
+            yield
+        finally:
+            # Pyro's own scope would lose what was declared before an error.
+            declared = _declared(store.get_state())
+            merged: StateDict = {
+                "params": {**outside["params"], **declared["params"]},
+                "constraints": {**outside["constraints"], **declared["constraints"]},
+            }
+            store.clear()
+            store.set_state(merged)
 
 
 def _declared(state: StateDict) -> StateDict:
@@ -112,15 +142,16 @@ def evaluating(*programs: object) -> Iterator[None]:
         if isinstance(program, nn.Module)
         for part in program.modules()
     ]
-    modes = [(module, module.training) for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with exclusive():
+        modes = [(module, module.training) for module in modules]
+        try:
+            for module in modules:
+                module.training = False
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 @contextlib.contextmanager
@@ -173,7 +204,7 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         if torch.cuda.is_initialized() or seed is not None
         else ()
     )
-    with torch.random.fork_rng(devices=list(devices)):
+    with exclusive(), torch.random.fork_rng(devices=list(devices)):
         if seed is not None:
             torch.manual_seed(seed)
         yield

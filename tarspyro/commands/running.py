@@ -11,6 +11,7 @@ __all__ = [
     "train",
 ]
 
+import io
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -197,7 +198,11 @@ def sample_run(options: Namespace) -> None:
 
     layout = trained.data.layout
     if out.suffix == ".png":
-        _save(sampler.picture(trained, options.num, options.seed, not options.draws), out)
+        figure = sampler.picture(trained, options.num, options.seed, not options.draws)
+        if options.out:
+            figure.savefig(out, dpi=150)
+        else:
+            _save(figure, out.parent, out.name)
     else:
         # A mean is a picture of a sample for an image alone.
         mean = trained.data.image_shape is not None and not options.draws
@@ -398,7 +403,8 @@ def _report(trained: Trained, run: Path) -> None:
     particles = trained.method.likelihood_particles
     found = made_of(run, history.in_hand, _path(trained.data.name), particles)
     result |= {"lines": lines, "made of": found}
-    (run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    content = json.dumps(result, indent=1) + "\n"
+    Run(run).write("evaluation.json", content.encode())
 
 
 # --- pictures
@@ -412,14 +418,15 @@ def _draw(trained: Trained, run: Path) -> None:
         drawn.append(("samples", method.sampler.picture(trained, None, 0, True)))
 
     for name, figure in drawn:
-        _save(figure, run / f"{name}.png")
+        _save(figure, run, f"{name}.png")
     print(f"pictures in {run}: {', '.join(f'{name}.png' for name, _ in drawn)}")
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()  # in a stranger's run folder a link would lead out of the folder
-    figure.savefig(path, dpi=150)
+def _save(figure: "Figure", run: Path, name: str) -> None:
+    """Saves a picture in a run's folder, where a link or a pipe may stand in its place."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    Run(run).write(name, picture.getvalue())
 
 
 def _moved(loaded: LoadedRun, device: str) -> LoadedRun:

@@ -4,18 +4,31 @@
 # checksum of the decoded bytes are ours, because pooch has no limit and hashes the bytes as
 # they come, which differ from one compression to another.
 
-__all__ = ["MAX_BYTES", "DataError", "data_folder", "fetch", "read"]
+__all__ = [
+    "MAX_BYTES",
+    "DataError",
+    "check_file",
+    "check_size",
+    "data_folder",
+    "fetch",
+    "memory",
+    "read",
+]
 
 import contextlib
 import hashlib
 import logging
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import format_value, printable
 
 MAX_BYTES = 1 << 27  # of a file, packed or unpacked
+SECONDS = 3600  # that a download may take
+_LARGE = 1 << 26  # bytes from which on a file may not consist of holes
 RETRIES = 2  # after one and two seconds
 
 Decoder = Callable[[bytes], bytes]
@@ -23,6 +36,10 @@ Decoder = Callable[[bytes], bytes]
 
 class DataError(OSError):
     """A data file is missing, cannot be downloaded, or has the wrong content."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote a stranger's file, which must not command the terminal.
+        super().__init__(printable(message))
 
 
 def data_folder(folder: str | Path | None) -> Path:
@@ -70,12 +87,53 @@ def read(path: Path) -> bytes:
     Raises:
         DataError: If it cannot be read, or is not a regular file.
     """
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise DataError(f"{path} cannot be read (it is not a regular file).")
+    check_file(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def check_file(path: Path, most: int | None = None) -> None:
+    """Raises a ``DataError`` if a file is no regular one, or would fill the memory.
+
+    Arguments:
+        path: The file.
+        most: The largest number of bytes that its content may have; half of the memory if it
+            is not given.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(f"{path} cannot be read ({_line(error)}).") from error
+        return  # the one who reads it says so
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
+        raise DataError(f"{path} cannot be read (it is not a regular file).")
+    check_size(path, found.st_size, most)
+    held = getattr(found, "st_blocks", None)
+    if held is not None and found.st_size > _LARGE and 512 * held < found.st_size // 20:
+        raise DataError(f"{path} cannot be read (it consists of holes).")
+
+
+def check_size(source: object, size: int, most: int | None = None) -> None:
+    """Raises a ``DataError`` if a content has more bytes than half of the memory, or more than
+    it may have.
+    """
+    limit = most or memory() // 2
+    if size > limit:
+        raise DataError(
+            f"{source} cannot be read (it has {size} bytes, and {limit} are the most): read a"
+            " part of it, or give a tarspyro.data.Stream."
+        )
+
+
+def memory() -> int:
+    """Returns the bytes of this machine's memory; a guess where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 33
 
 
 def _decoded(
@@ -145,6 +203,7 @@ def _receive(url: str, name: str) -> bytes:
     # By default requests asks for compression on the way, and would unpack a .gz file.
     headers = {"Accept-Encoding": "identity"}
     received = bytearray()
+    end = time.monotonic() + SECONDS  # a server that drips would be waited for without end
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         response.raise_for_status()
         length = response.headers.get("Content-Length", "")
@@ -158,6 +217,8 @@ def _receive(url: str, name: str) -> bytes:
                         f"{url} does not end after {MAX_BYTES >> 20} MB, more than any data"
                         " set has."
                     )
+                if time.monotonic() > end:
+                    raise DataError(f"{url} has not ended after {SECONDS} seconds.")
     return bytes(received)
 
 

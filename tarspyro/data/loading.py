@@ -2,7 +2,6 @@
 
 __all__ = ["load"]
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from tarspyro.arguments import format_value
 from tarspyro.data.containers import Split
-from tarspyro.data.files import DataError
+from tarspyro.data.files import MAX_BYTES, DataError, check_file, check_size
 from tarspyro.data.image_folder import IMAGES, read_image_folder
 from tarspyro.data.images import gunzip, read_idx
 from tarspyro.data.matlab import read_matlab
 from tarspyro.data.tables import Table, read_table
 
+_MOST_PACKED = 100  # how many times smaller an array may be in an archive
 _LABELS = ("y", "label", "labels", "target", "targets")
 
 
@@ -71,6 +71,7 @@ def load(
         return read_image_folder(file, size)
     if not file.is_file():
         raise DataError(f"{file} cannot be read (it is no file).")
+    check_file(file)
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
         text = _text(file)
@@ -87,7 +88,7 @@ def load(
     if suffix in readers:
         try:
             return readers[suffix](file)
-        except (ValueError, EOFError, OSError, KeyError) as error:
+        except (ValueError, EOFError, OSError, KeyError, MemoryError) as error:
             if isinstance(error, DataError):
                 raise
             reason = " ".join(str(error).split())
@@ -140,6 +141,14 @@ def _npy(file: Path) -> Split:
 
 def _npz(file: Path) -> Split:
     with np.load(file, allow_pickle=False) as archive:
+        # A small archive may hold gigabytes of zeros.
+        for entry in archive.zip.infolist():
+            if entry.file_size > max(MAX_BYTES, _MOST_PACKED * entry.compress_size):
+                raise DataError(
+                    f"{file} cannot be read ({entry.filename} has {entry.file_size} bytes, more"
+                    f" than {_MOST_PACKED} times as many as in the archive)."
+                )
+            check_size(file, entry.file_size)
         names = list(archive.files)
         x, y = _inputs_and_labels(names, str(file))
         inputs = as_rows(archive[x], f"{file}: {x}")
@@ -148,21 +157,18 @@ def _npz(file: Path) -> Split:
 
 
 def _matlab(file: Path) -> Split:
-    content = file.read_bytes()
-    for x in ("x", "X", "data"):
-        try:
-            inputs = as_rows(read_matlab(content, [x])[x][0], f"{file}: {x}")
-        except ValueError:
-            continue
-        labels = None
-        for y in ("y", "Y", "labels", "label"):
-            with contextlib.suppress(ValueError):
-                labels = as_rows(
-                    read_matlab(content, [y])[y][0].reshape(-1), f"{file}: {y}", labels=True
-                )
-                break
-        return _split(inputs, labels, str(file))
-    raise DataError(f"{file} has no array x, X or data: save it under one of these names.")
+    inputs = ("x", "X", "data")
+    labels = ("y", "Y", "labels", "label")
+    found = read_matlab(file.read_bytes(), [*inputs, *labels], some=True)
+    x = next((name for name in inputs if found.get(name)), None)
+    y = next((name for name in labels if found.get(name)), None)
+    if x is None:
+        raise DataError(f"{file} has no array x, X or data: save it under one of these names.")
+    rows = as_rows(found[x][0], f"{file}: {x}")
+    if y is None:
+        return _split(rows, None, str(file))
+    column = found[y][0].reshape(-1)
+    return _split(rows, as_rows(column, f"{file}: {y}", labels=True), str(file))
 
 
 def _inputs_and_labels(names: list[str], source: str) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from tarspyro.arguments import printable
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Json, Program
 
@@ -405,8 +406,10 @@ def _find(path: str, kinds: tuple[type, ...]) -> type:
         found = _public_names(module_name).get(name) if module_name in _PUBLIC else None
     if found is None:
         raise ImportError(
-            f"The run uses {name} of the module {module_name}, which has no such class: "
-            "define it first."
+            printable(
+                f"The run uses {name} of the module {module_name}, which has no such class:"
+                " define it first."
+            )
         )
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise TypeError(
@@ -440,8 +443,10 @@ def _of_module(module_name: str, name: str) -> object:
         importlib.import_module(module_name)
     if module_name not in sys.modules:
         raise ImportError(
-            f"The run uses {name} of the module {module_name}: import {module_name} before "
-            "loading the run."
+            printable(
+                f"The run uses {name} of the module {module_name}: import {module_name} before"
+                " loading the run."
+            )
         )
     found: object = sys.modules[module_name]
     for part in name.split("."):

@@ -1,29 +1,42 @@
 """Run folders: the configuration, history, weights and checkpoints of a training."""
 
-__all__ = ["Run", "RunError"]
+__all__ = ["Run", "RunError", "open_regular"]
 
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, format_value, printable
 from tarspyro.runs.description import with_public_paths
-from tarspyro.runs.history import States, rank
+from tarspyro.runs.history import States, is_ranked
 
 FORMAT = 2
+# The largest files that are read, since their objects take many times as much memory.
+_MOST = {".json": 1 << 24, ".jsonl": 1 << 25}
+_WHICH = ("best", "last")
+_LONGEST_NAME = 255
+_MOST_HEADER = 1 << 25
+# From so many bytes on a file may not consist of holes.
+_LARGE = 1 << 26
 
 
 class RunError(OSError):
     """A run folder exists already, is missing, or has a file that cannot be read."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote a stranger's file, which must not command the terminal.
+        super().__init__(printable(message))
 
 
 class Run:
@@ -69,6 +82,7 @@ class Run:
             raise TypeError(
                 f"folder must be the path of a run folder, got {format_value(folder)}."
             )
+        folder = _usable(folder)
         if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "auto")):
             raise ValueError(
                 f"resume must be True, False or 'auto', got {format_value(resume)}."
@@ -79,7 +93,7 @@ class Run:
             )
         if checkpoint_steps is not None:
             checkpoint_steps = as_count("checkpoint_steps", checkpoint_steps)
-        self.folder = Path(folder)
+        self.folder = folder
         self.resume = resume
         self.overwrite = overwrite
         self.checkpoint_steps = checkpoint_steps
@@ -123,12 +137,64 @@ class Run:
             raise RunError(
                 f"{self.folder} could not be written ({error.strerror}): give another folder."
             ) from error
-        self._write("config.json", content)
+        self.write("config.json", content)
+
+    @contextlib.contextmanager
+    def written_alone(self) -> Iterator[None]:
+        """Keeps other trainings from writing the folder; creates it if it is missing.
+
+        The lock belongs to the process: it ends with it, however it ends. On a file system
+        that knows no locks there is none.
+
+        Raises:
+            RunError: If another training writes the folder, or it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise RunError(f"{self.folder} is a file: give the name of a folder.") from error
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} could not be written ({error.strerror}): give another folder."
+            ) from error
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        # A process that is forked meanwhile, such as the worker of a loader, may live longer.
+        held = _Handle(handle)
+        os.register_at_fork(after_in_child=held.close)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            held.close()
+            raise RunError(
+                f"{self.folder} is being written by another training: wait until it has ended,"
+                " or give another folder."
+            ) from error
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            held.close()
 
     @property
     def exists(self) -> bool:
         """Whether a training has begun to write the folder."""
         return (self.folder / "config.json").exists()
+
+    def update(self, config: Mapping[str, object]) -> None:
+        """Writes the configuration of a run anew; if that fails, the old one stays."""
+        with contextlib.suppress(RunError):  # a disk may be full or read-only
+            self.write("config.json", json.dumps(config, indent=1).encode())
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights of an epoch."""
+        return any((self.folder / f"{which}.safetensors").exists() for which in _WHICH)
 
     @property
     def has_state(self) -> bool:
@@ -168,7 +234,7 @@ class Run:
             for half, state in states.items()
             for name, tensor in state.items()
         }
-        self._write(f"{which}.safetensors", self._packed(flat, {"epoch": epoch}))
+        self.write(f"{which}.safetensors", self._packed(flat, {"epoch": epoch}))
 
     def load_weights(self, which: str) -> States:
         """Reads the ``"best"`` or ``"last"`` weights."""
@@ -177,6 +243,30 @@ class Run:
             half, _, key = name.partition(".")
             states.setdefault(half, {})[key] = tensor
         return {half: state for half, state in states.items() if state}
+
+    def entries(self, which: str) -> dict[str, tuple[int, ...]]:
+        """Returns the names and the shapes of the weights in a file, without reading them."""
+        name = f"{which}.safetensors"
+        try:
+            with open_regular(self.folder / name) as file:
+                size = int.from_bytes(file.read(8), "little")
+                if size > _MOST_HEADER:
+                    raise ValueError(f"its header has {size} bytes")
+                header = json.loads(file.read(size))
+                held = os.fstat(file.fileno()).st_size - 8 - size
+            header.pop("__metadata__", None)
+            shapes = {key: tuple(map(int, entry["shape"])) for key, entry in header.items()}
+            for key, entry in header.items():
+                start, end = entry["data_offsets"]
+                if not 0 <= start <= end <= held or math.prod(shapes[key]) > 2 * (end - start):
+                    raise ValueError(f"{key} is not within the file")
+            return shapes
+        except RunError:
+            raise
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._corrupted(name, error) from error
 
     def epoch_of(self, which: str) -> int | None:
         """Returns the epoch of the ``"best"`` or ``"last"`` weights; None if there are none."""
@@ -194,13 +284,16 @@ class Run:
         older = [
             self.folder / f"state-{age}.safetensors" for age in range(1, self.keep_checkpoints)
         ]
-        for age in range(len(older) - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                older[age - 1].replace(older[age])
+        try:
+            for age in range(len(older) - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    older[age - 1].replace(older[age])
+        except OSError as error:
+            raise RunError(f"{older[0]} could not be renamed ({error.strerror}).") from error
         if older and self.has_state:
             # A copy, so that the newest checkpoint stays until another one takes its place.
-            self._write(older[0].name, newest.read_bytes())
-        self._write(newest.name, content)
+            self.write(older[0].name, self._read(newest.name))
+        self.write(newest.name, content)
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Reads the newest checkpoint that ``save_state`` wrote."""
@@ -209,7 +302,7 @@ class Run:
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Writes the rows of the history, each as a line of JSON."""
         lines = [json.dumps(row) + "\n" for row in rows]
-        self._write("metrics.jsonl", "".join(lines).encode())
+        self.write("metrics.jsonl", "".join(lines).encode())
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Reads the rows of the history."""
@@ -219,7 +312,7 @@ class Run:
         except (ValueError, RecursionError) as error:
             raise self._corrupted("metrics.jsonl", error) from error
         for row in rows:
-            if not isinstance(row, dict) or not _is_ranked(row):
+            if not isinstance(row, dict) or not is_ranked(row):
                 raise self._corrupted("metrics.jsonl", "a line is not the row of an epoch")
         return rows
 
@@ -255,27 +348,37 @@ class Run:
         return RunError(f"{self.folder / name} is corrupted ({reason}){hint}.")
 
     def _read(self, name: str) -> bytes:
-        path = self.folder / name
-        if path.exists() and not path.is_file():
-            # Reading a device may never end.
-            raise RunError(f"{path} cannot be read (it is no file).")
         try:
-            return path.read_bytes()
+            with open_regular(self.folder / name, _MOST.get(Path(name).suffix)) as file:
+                return file.read()
         except OSError as error:
+            if isinstance(error, RunError):
+                raise
+            raise self._unreadable(name, error) from error
+        except MemoryError as error:
             raise RunError(
-                f"{self.folder} has no readable {name} ({error.strerror}): is it a run folder?"
+                f"{self.folder / name} cannot be read (it does not fit into memory)."
             ) from error
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _unreadable(self, name: str, error: OSError) -> RunError:
+        return RunError(
+            f"{self.folder} has no readable {name} ({error.strerror}): is it a run folder?"
+        )
+
+    def write(self, name: str, content: bytes) -> None:
         """Writes a file beside its place and moves it there.
 
-        So a crash leaves the old file or the new one, never a part of a file.
+        So a crash leaves the old file or the new one, never a part of a file, and what stands
+        in the place of either, such as a link or a pipe, is replaced and not written through.
+
+        Raises:
+            RunError: If it cannot be written.
         """
         partial = self.folder / (name + ".part")
         try:
             # A link in this place would lead out of the folder.
             partial.unlink(missing_ok=True)
-            with open(partial, "wb") as file:
+            with open(partial, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -289,9 +392,92 @@ class Run:
             ) from error
 
 
-def _is_ranked(row: Mapping[str, object]) -> bool:
-    """Whether a row of the history has the numbers by which epochs are compared."""
-    return all(isinstance(number, (int, float)) for number in rank(row))
+def _usable(folder: str | Path) -> Path:
+    """The path of a folder, with ``~`` as the home.
+
+    Raises:
+        ValueError: If no folder can have this name.
+    """
+    name = str(folder)
+    if not name.strip() or "\0" in name:
+        raise ValueError(
+            f"folder must be the path of a run folder, got {format_value(folder)}."
+        )
+    longest = max((part for part in Path(name).parts), key=len)
+    if len(os.fsencode(longest)) > _LONGEST_NAME:
+        raise ValueError(
+            f"folder has a name of {len(os.fsencode(longest))} bytes, and a name may have"
+            f" {_LONGEST_NAME}: {format_value(longest)}."
+        )
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"folder names a home that is not known, got {format_value(folder)}."
+        ) from error
+
+
+class _Handle:
+    """An open file that is closed once."""
+
+    def __init__(self, number: int) -> None:
+        self.number: int | None = number
+
+    def close(self) -> None:
+        """Closes the file, if it is open."""
+        if self.number is not None:
+            number = self.number
+            self.number = None
+            os.close(number)
+
+
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """Opens a regular file to read it.
+
+    A link is not followed, a pipe or a device is not waited for, and a file that consists of
+    holes is not read, since it would fill the memory.
+
+    Arguments:
+        path: The file.
+        most: The largest number of bytes that it may have.
+
+    Raises:
+        RunError: If it is something else than a regular file, or has too many bytes.
+        OSError: If it cannot be opened.
+    """
+    if path.is_symlink():
+        raise RunError(f"{path} cannot be read (it is a link): put the file in its place.")
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    found = os.fstat(file.fileno())
+    reason = None
+    if not stat.S_ISREG(found.st_mode):
+        reason = "it is no file"
+    elif most is not None and found.st_size > most:
+        reason = f"it has {found.st_size} bytes, more than {most}"
+    elif _is_hollow(file.fileno(), found.st_size):
+        reason = "it consists of holes"
+    if reason is not None:
+        file.close()
+        raise RunError(f"{path} cannot be read ({reason}).")
+    return file
+
+
+def _is_hollow(handle: int, size: int) -> bool:
+    """Whether a large file has hardly any data, so that it is no file of numbers."""
+    if size < _LARGE or not hasattr(os, "SEEK_DATA"):
+        return False
+    held = 0
+    position = 0
+    with contextlib.suppress(OSError):  # there is no more data, or it cannot be told
+        while held <= size // 20:
+            start = os.lseek(handle, position, os.SEEK_DATA)
+            position = os.lseek(handle, start, os.SEEK_HOLE)
+            held += position - start
+    os.lseek(handle, 0, os.SEEK_SET)
+    return held <= size // 20
 
 
 def _header(content: bytes) -> dict[str, Any]:

@@ -4,7 +4,9 @@ __all__ = [
     "Declared",
     "History",
     "States",
+    "check_states",
     "get_states",
+    "is_ranked",
     "rank",
     "set_states",
 ]
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -187,7 +190,12 @@ class Declared:
         return dict(self.tensors)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts values into the parameters."""
+        """Puts values into the parameters.
+
+        Raises:
+            ValueError: If names or shapes are not those of the parameters.
+        """
+        _check_state("params", self, state)
         for name, value in state.items():
             self.tensors[name].data.copy_(value)
 
@@ -201,6 +209,11 @@ def rank(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row.get("stage", 0), row.get("objective")
 
 
+def is_ranked(row: Mapping[str, object]) -> bool:
+    """Returns whether a row has the numbers by which epochs are compared."""
+    return all(isinstance(number, (int, float)) for number in rank(row))
+
+
 def get_states(halves: Mapping[str, object]) -> States:
     """Returns copies of the parameters and buffers of the halves, on the CPU."""
     return {
@@ -211,6 +224,45 @@ def get_states(halves: Mapping[str, object]) -> States:
         for half, program in halves.items()
         if isinstance(program, (nn.Module, Declared))
     }
+
+
+def check_states(halves: Mapping[str, object], states: States) -> None:
+    """Raises a ``ValueError`` unless states have the names, shapes and types of all halves.
+
+    It is called before anything is written: a state of another pair would leave half of the
+    weights untrained, or reach memory that belongs to something else.
+    """
+    for half in states:
+        if not isinstance(halves.get(half), (nn.Module, Declared)):
+            raise ValueError(f"it holds weights of a {half}, and there is none")
+    for half, program in halves.items():
+        if isinstance(program, (nn.Module, Declared)):
+            _check_state(half, program, states.get(half, {}))
+
+
+def _check_state(
+    half: str, program: "nn.Module | Declared", state: Mapping[str, Tensor]
+) -> None:
+    expected: Mapping[str, Tensor] = program.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        found = f"lacks {half}.{missing[0]}" if missing else f"holds {half}.{unknown[0]}"
+        others = len(missing or unknown) - 1
+        raise ValueError(f"it {found}{f' and {others} more' if others else ''}")
+    for name, tensor in expected.items():
+        if is_lazy(tensor):
+            continue  # the first batch would give it its size
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{half}.{name} has the shape {tuple(tensor.shape)}, the file holds"
+                f" {tuple(state[name].shape)}"
+            )
+        if state[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{half}.{name} is of {tensor.dtype}, the file holds {state[name].dtype}: "
+                "see torch.set_default_dtype"
+            )
 
 
 def set_states(halves: Mapping[str, object], states: States) -> None:

@@ -5,18 +5,26 @@ __all__ = [
     "load_run",
 ]
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tarspyro.arguments import check_choice
 from tarspyro.runs.description import build, refers
 from tarspyro.runs.folder import Run, RunError
-from tarspyro.runs.history import Declared, History, States, rank, set_states
+from tarspyro.runs.history import Declared, History, check_states, rank, set_states
+from tarspyro.runs.limits import check_entries, count_objects, limited_numbers
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Json, Program
+
+# A description may have so many objects and numbers beside those that the weights explain.
+_OBJECTS = 5_000
+_NUMBERS = 10_000_000
 
 
 class LoadedRun(NamedTuple):
@@ -69,22 +77,24 @@ def load_run(
             f"{folder} holds halves that share modules: pass both, model=... and guide=..., or"
             " neither."
         )
+    held = run.entries(which)
     built: dict[str, object] = {}
     with preserved_rng():  # building draws initial weights, which are overwritten
         for half in halves:
             if halves[half] is None:
-                halves[half] = _rebuild(run, half, config[half], built)
+                halves[half] = _rebuild(run, half, config[half], built, held)
 
     # Everything is read before the halves change, so that a corrupted file leaves them alone.
+    _check_sizes(run, which, halves, held)
     states = run.load_weights(which)
     history = History(rows=run.read_metrics(), in_hand=which)
     states.pop("loss", None)  # the networks of a game belong to its training
     if "params" in states:
         halves["params"] = _declared(run, states["params"])
     try:
-        _check_precision(halves, states)
+        check_states(halves, states)
         set_states(halves, states)
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"{folder}: the {which} weights do not fit the model and the guide ({reason})."
@@ -95,14 +105,23 @@ def load_run(
     return LoadedRun(halves["model"], halves["guide"], config, history)
 
 
-def _rebuild(run: Run, half: str, described: Json, built: dict[str, object]) -> object:
+def _rebuild(
+    run: Run,
+    half: str,
+    described: Json,
+    built: dict[str, object],
+    held: Mapping[str, tuple[int, ...]],
+) -> object:
     """Builds a half from its description.
+
+    What it may build is limited by the weights of the run: the description is a stranger's.
 
     Arguments:
         run: The run.
         half: ``"model"`` or ``"guide"``.
         described: The description.
         built: What was built before, see ``build``.
+        held: The entries of the weights file, with their shapes.
 
     Raises:
         RunError: If the description is none, or says why there is none.
@@ -111,8 +130,15 @@ def _rebuild(run: Run, half: str, described: Json, built: dict[str, object]) -> 
     if isinstance(described, dict) and "unavailable" in described:
         reason = str(described["unavailable"]).rstrip(".")
         raise RunError(f"{run.folder} cannot rebuild its {half} ({reason}): pass {half}=...")
+    numbers = sum(map(math.prod, held.values()))
     try:
-        return build(described, f"#/{half}", built)
+        if count_objects(described) > _OBJECTS + 10 * len(held):
+            raise ValueError("it describes far more objects than the run has weights")
+        # Constructors draw initial weights, and pass some of them on.
+        with limited_numbers(_NUMBERS + 10 * numbers):
+            program = build(described, f"#/{half}", built)
+        check_entries(program, _OBJECTS + 10 * len(held))
+        return program
     except ImportError:
         raise
     except Exception as error:
@@ -120,6 +146,39 @@ def _rebuild(run: Run, half: str, described: Json, built: dict[str, object]) -> 
             f"{run.folder / 'config.json'} does not describe a {half} ({error}): pass"
             f" {half}=..."
         ) from error
+
+
+def _check_sizes(
+    run: Run, which: str, halves: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises a ``RunError`` if the weights need far more memory than those of the halves.
+
+    It is asked before the weights are read.
+    """
+    rest = sum(math.prod(shape) for name, shape in held.items() if not _is_of_half(name))
+    asked = sum(map(math.prod, held.values())) - rest
+    own = sum(
+        tensor.numel()
+        for half in halves.values()
+        if isinstance(half, nn.Module)
+        for tensor in half.state_dict().values()
+        if not is_lazy(tensor)
+    )
+    lazy = any(
+        is_lazy(tensor)
+        for half in halves.values()
+        if isinstance(half, nn.Module)
+        for tensor in half.state_dict().values()
+    )
+    if asked > own + _NUMBERS and not lazy:
+        raise RunError(
+            f"{run.folder}: the {which} weights do not fit the model and the guide (they are"
+            f" {asked} numbers, and the pair has {own})."
+        )
+
+
+def _is_of_half(name: str) -> bool:
+    return name.startswith(("model.", "guide."))
 
 
 def _declared(run: Run, names: Iterable[str]) -> Declared:
@@ -138,14 +197,3 @@ def _declared(run: Run, names: Iterable[str]) -> Declared:
     # Pyro's parameters carry a function that returns their unconstrained value.
     stored: dict[str, Any] = {name: store[name] for name in names}
     return Declared({name: value.unconstrained() for name, value in stored.items()})
-
-
-def _check_precision(halves: Mapping[str, Any], states: States) -> None:
-    """Raises a ``TypeError`` if weights have another type than the parameters."""
-    for half, state in states.items():
-        for name, tensor in halves[half].state_dict().items():
-            if name in state and state[name].dtype != tensor.dtype:
-                raise TypeError(
-                    f"{half}.{name} is of {tensor.dtype}, the file holds {state[name].dtype}: "
-                    "see torch.set_default_dtype"
-                )

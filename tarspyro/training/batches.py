@@ -24,6 +24,7 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import type_of
 from tarspyro.training.distributed import Processes
+from tarspyro.training.interrupts import sheltered
 from tarspyro.types import Argument, Arguments, Data, Program
 
 # The number of rows that stand for all of the data.
@@ -116,6 +117,7 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         self.program = program
+        self.batch_size = batch_size
         self.dtype = type_of(program, *others)
         self.device = device
         self.binarize = binarize
@@ -158,9 +160,39 @@ class Batches:
         return None if self.binarize else self.tensors
 
     @property
+    def rows_of_last(self) -> int | None:
+        """The number of rows of the last batch of an epoch; None if a loader decides it."""
+        if self._rows is None or not self._rows.size:
+            return None
+        return (self._rows.size - 1) % self._rows.batch_size + 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a loader or a stream of the user decides how many batches there are."""
+        return self._rows is None
+
+    @property
     def exhausted(self) -> bool:
         """Whether a stream has ended. This waits for its next batch."""
         return isinstance(self.source, Stream) and not self.source.peek()
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators that a loader of the user and its parts hold."""
+        found: dict[int, torch.Generator] = {}
+        seen: set[int] = set()
+        waiting: list[object] = [self.source]
+        while waiting:
+            part = waiting.pop()
+            if id(part) in seen or part is self._rows:
+                continue
+            seen.add(id(part))
+            for name, value in getattr(part, "__dict__", {}).items():
+                if isinstance(value, torch.Generator):
+                    found.setdefault(id(value), value)
+                elif name in ("sampler", "batch_sampler", "dataset"):
+                    waiting.append(value)
+        return list(found.values())
 
     def first(self) -> Arguments:
         """Returns the first rows in their given order."""
@@ -168,7 +200,9 @@ class Batches:
             rows = slice(self._rows.batch_size)
             return self._prepare(each(operator.itemgetter(rows), self.tensors))
         source = self.source.peek() if isinstance(self.source, Stream) else self.source
-        for batch in source:
+        with sheltered(source):
+            batches = iter(source)
+        for batch in batches:
             arguments = self._move(batch)
             if self.binarize:
                 check_binarizable(arguments[0])
@@ -214,7 +248,8 @@ class Batches:
         sampler = getattr(self.source, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(number)
-        batches = iter(self.source)
+        with sheltered(self.source):
+            batches = iter(self.source)
         if not isinstance(self.source, Stream):
             for _ in range(skip):
                 next(batches, None)

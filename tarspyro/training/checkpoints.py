@@ -29,6 +29,7 @@ class Checkpoints:
         processes: The processes that train together; the first one writes.
 
     Attributes:
+        of_loader: The generators of a loader of the user.
         saved: What the newest checkpoint holds, such as ``"step 12"``; None before the first.
     """
 
@@ -37,6 +38,7 @@ class Checkpoints:
         self.state = state
         self.processes = processes
         self.saved: str | None = None
+        self.of_loader: list[torch.Generator] = []
         self._start: dict[str, Tensor] = {}  # the random states at the start of the epoch
 
     def begin_epoch(self) -> None:
@@ -78,11 +80,23 @@ class Checkpoints:
         """Restores the whole state of the training from the newest checkpoint."""
         assert self.run is not None
         tensors, values = self.run.load_state()
-        weights = self.state.unpack(tensors, values, self.processes)
+        try:
+            start = self._own_random(tensors, "start")
+            now = self._own_random(tensors, "now")
+            self._check_random(start, now)
+            weights = self.state.unpack(tensors, values, self.processes)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            reason = " ".join(reason.split()).rstrip(".")
+            raise RunError(
+                f"{self.run.folder / 'state.safetensors'} is not a state of this training"
+                f" ({reason}): resume the run with the pair and the optimizer that it was made"
+                " with, or train in another folder."
+            ) from error
         self.saved = str(self.state.progress)
         self._restore_best_and_last(weights)
-        self._start = self._own_random(tensors, "start")
-        self._set_random(self._own_random(tensors, "now"))
+        self._start = start
+        self._set_random(now)
 
     @contextlib.contextmanager
     def at_epoch_start(self) -> Iterator[None]:
@@ -93,7 +107,9 @@ class Checkpoints:
         now = self._random()
         self._set_random(self._start)
         yield
-        self._set_random({**now, "order": self.state.order.get_state()})
+        # The generators of the order have drawn it, and go on from there.
+        drawn = {name: each.get_state() for name, each in self._generators().items()}
+        self._set_random({**now, **drawn})
 
     def _restore_best_and_last(self, weights: States) -> None:
         """Fills in the best and the last weights of the history.
@@ -134,16 +150,38 @@ class Checkpoints:
             if key.startswith(prefix)
         }
 
+    def _generators(self) -> dict[str, torch.Generator]:
+        """The generators of the order of the data: our own, and those of a loader."""
+        own = {f"loader{i}": each for i, each in enumerate(self.of_loader)}
+        return {"order": self.state.order, **own}
+
+    def _check_random(self, *moments: Mapping[str, Tensor]) -> None:
+        """Raises a ``ValueError`` if random states are none, or of another loader."""
+        own = self._random()
+        for states in filter(None, moments):
+            missing = sorted((own.keys() - {"cuda"}) - states.keys())
+            if missing:
+                raise ValueError(f"it lacks the random state of {missing[0]}")
+            for name, state in states.items():
+                if name in own and (
+                    state.shape != own[name].shape or state.dtype != own[name].dtype
+                ):
+                    raise ValueError(f"its random state of {name} has another size")
+                if name != "cuda":
+                    torch.Generator().set_state(state)  # which refuses what is none
+
     def _random(self) -> dict[str, Tensor]:
         """The random states of this process."""
-        states = {"order": self.state.order.get_state(), "cpu": torch.get_rng_state()}
+        states = {name: each.get_state() for name, each in self._generators().items()}
+        states["cpu"] = torch.get_rng_state()
         if torch.cuda.is_initialized():
             states["cuda"] = torch.cuda.get_rng_state()
         return states
 
     def _set_random(self, states: Mapping[str, Tensor]) -> None:
         if states:
-            self.state.order.set_state(states["order"])
+            for name, generator in self._generators().items():
+                generator.set_state(states[name])
             torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])

@@ -4,9 +4,13 @@ __all__ = ["ProcessError", "Processes", "join"]
 
 import atexit
 import functools
+import hashlib
+import importlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -14,6 +18,10 @@ from torch import Tensor
 
 # How long a process waits for the others, which may compile or write files.
 _PATIENCE = timedelta(minutes=30)
+# A process that waits looks so often whether it has received a signal. After a signal it waits
+# for the others a little longer: if they have received it too, all stop after the same step.
+_LOOK = timedelta(seconds=0.2)
+_GRACE = 5.0
 
 
 class ProcessError(RuntimeError):
@@ -30,6 +38,8 @@ class Processes:
     Attributes:
         rank: The number of this process. Process 0 writes the files.
         size: The number of processes.
+        is_asked: A function that tells whether this process was asked to stop; it then no
+            longer waits for processes that do not answer.
 
     Example:
         >>> alone = Processes()
@@ -40,6 +50,7 @@ class Processes:
     def __init__(self) -> None:
         self.rank = 0
         self.size = 1
+        self.is_asked: Callable[[], bool] = lambda: False
         if distributed.is_available() and distributed.is_initialized():
             self.rank = distributed.get_rank()
             self.size = distributed.get_world_size()
@@ -139,8 +150,41 @@ class Processes:
                 " share of the data, such as with torch.utils.data.DistributedSampler."
             )
 
+    def check_same(self, **values: object) -> None:
+        """Raises a ``ProcessError`` unless values print the same in all processes."""
+        if self.size == 1:
+            return
+        digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
+        own = torch.tensor([int.from_bytes(digest[:6], "little") for digest in digests])
+        everyone = torch.stack(self.gather(own))
+        for name, column in zip(values, everyone.T, strict=True):
+            if len(column.unique()) > 1:
+                raise ProcessError(
+                    f"The {name.replace('_', ' ')} must be the same in all processes, and"
+                    f" differ between process 0 and {int((column != column[0]).nonzero()[0])}:"
+                    " run one script, with the same arguments and data, in all of them."
+                )
+
+    def have_all(self, what: str, own: bool) -> bool:
+        """Returns whether there is something in all processes.
+
+        Arguments:
+            what: What it is, for the error.
+            own: Whether this process has it.
+
+        Raises:
+            ProcessError: If some have it and others do not.
+        """
+        count = int(self.total(torch.tensor(int(own))))
+        if 0 < count < self.size:
+            raise ProcessError(
+                f"{count} of {self.size} processes have {what}, and the others have none: give"
+                " all processes the same number of batches."
+            )
+        return count > 0
+
     def _exchange(
-        self, operation: Callable[..., object], tensor: Tensor, *arguments: object
+        self, operation: Callable[..., Any], tensor: Tensor, *arguments: object
     ) -> Tensor:
         """Runs an operation on a tensor, on the device that the backend needs.
 
@@ -151,8 +195,12 @@ class Processes:
         """
         device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
         copy = tensor.to(device).contiguous()
+        sent = copy.view(torch.uint8) if copy.dtype is torch.bool else copy
         try:
-            operation(copy.view(torch.uint8) if copy.dtype is torch.bool else copy, *arguments)
+            if device.type == "cuda":
+                operation(sent, *arguments)  # it only joins the queue of the device
+            else:
+                self._wait(operation(sent, *arguments, async_op=True))
         except RuntimeError as error:
             # Gloo and NCCL raise it when a connection is lost or the time is up.
             reason = str(error).partition("\n")[0]
@@ -160,6 +208,44 @@ class Processes:
                 f"Another process of the training has died or does not answer ({reason})."
             ) from error
         return copy.to(tensor.device)
+
+    def _wait(self, work: Any) -> None:
+        """Waits for an exchange; signals are handled meanwhile."""
+        asked_at: float | None = None
+        while True:
+            try:
+                work.wait(_LOOK)
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    work.wait()  # returns, or says why the exchange has failed
+                    return
+            if asked_at is None and self.is_asked():
+                asked_at = time.monotonic()
+            if asked_at is not None and time.monotonic() - asked_at > _GRACE:
+                raise RuntimeError("this one was asked to stop and has waited in vain")
+
+
+def patience() -> timedelta:
+    """Returns how long a process waits for the others: half an hour, or as many seconds as the
+    variable ``TARSPYRO_PATIENCE`` says.
+
+    Raises:
+        ValueError: If the variable is not a positive number.
+    """
+    given = os.environ.get("TARSPYRO_PATIENCE")
+    if not given:
+        return _PATIENCE
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e8:
+        raise ValueError(
+            "TARSPYRO_PATIENCE must be the number of seconds that a process waits for the"
+            f" others, got {given!r}."
+        )
+    return timedelta(seconds=seconds)
 
 
 def join(device: torch.device) -> torch.device:
@@ -178,8 +264,19 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
+        # Functions of this module have the group as a default argument if it exists when the
+        # module is imported, as every optimizer does. The group would then never end, and a
+        # thread of gloo that still holds a tensor aborts the process when it releases it after
+        # Python's end.
+        importlib.import_module("torch.distributed.nn")
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE
+            "nccl" if device.type == "cuda" else "gloo", timeout=patience()
         )
-        atexit.register(distributed.destroy_process_group)
+        atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    """Leaves the group at the end of the process, and with it ends the threads of gloo."""
+    if distributed.is_initialized():  # the script may have left it
+        distributed.destroy_process_group()

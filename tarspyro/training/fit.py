@@ -10,20 +10,34 @@ from pathlib import Path
 
 import pyro
 import torch
+from pyro import poutine
 from torch import nn
-from tqdm.auto import tqdm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tarspyro.arguments import format_value
 from tarspyro.data import Stream
-from tarspyro.infer.traces import no_guide
+from tarspyro.infer.traces import no_guide, trace_pair
+from tarspyro.inputs import count_rows, each
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
-from tarspyro.scopes import find_device, local_parameters, own_store, preserved_rng
+from tarspyro.scopes import (
+    exclusive,
+    find_device,
+    kept_buffers,
+    local_parameters,
+    own_store,
+    preserved_rng,
+)
 from tarspyro.training.advice import advise
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
 from tarspyro.training.collapse import CollapseAlarm, both
+from tarspyro.training.comparison import (
+    describe_batches,
+    describe_loss,
+    describe_optimizer,
+)
 from tarspyro.training.counts import Counter
 from tarspyro.training.deprecations import renew
 from tarspyro.training.distributed import Processes, join
@@ -31,6 +45,7 @@ from tarspyro.training.losses import Loss, Objective
 from tarspyro.training.optimizers import Optimizer, OptimizerClass, check_optimizer
 from tarspyro.training.parameters import find_parameters
 from tarspyro.training.schedules import Schedule
+from tarspyro.training.screen import say
 from tarspyro.training.start import start_near
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
@@ -44,7 +59,7 @@ def fit(
     *,
     loss: Loss | None = None,
     optimizer: Optimizer | OptimizerClass = torch.optim.Adam,
-    lr: float = 1e-3,
+    lr: float | None = None,
     epochs: int = 10,
     batch_size: int = 100,
     shuffle: bool = True,
@@ -79,7 +94,7 @@ def fit(
     ``history.use("last", model, guide)`` changes that. In a game every player has its own
     optimizer. Game losses do not rank epochs, so the last weights are kept.
 
-    Ctrl-C and SIGTERM end the training of a run after the current step, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGHUP end the training of a run after the current step, with a checkpoint.
     Under ``torchrun`` all processes train together: ``batch_size`` counts the rows of all, and
     each process takes its share of every batch. The first process writes the run.
 
@@ -105,7 +120,8 @@ def fit(
         optimizer: The class of a torch optimizer; or ``tarspyro.Optimizer(...)`` with options,
             gradient clipping, options for single players of a game, and what to do about a
             loss that is not finite.
-        lr: The learning rate of all players.
+        lr: The learning rate of all players. None stands for 1e-3, or for that of the run
+            that is resumed.
         epochs: The number of passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch. The last batch of an epoch may be shorter.
         shuffle: Whether the data has a new order in every epoch.
@@ -151,7 +167,8 @@ def fit(
         CollapseError: If a player of a game has won, so that the others learn nothing. The
             weights likewise.
         ProcessError: If another process of the training has died.
-        RunError: If ``folder`` holds a run already, or a corrupted one is resumed.
+        RunError: If ``folder`` holds a run already, or is written by another training; or if
+            a corrupted run is resumed, or one of another pair, loss or data.
         TypeError: If an argument has the wrong type, or is unknown.
         ValueError: If an argument is out of range.
 
@@ -184,7 +201,7 @@ def fit(
     _check_ranking(objective, patience)
     device = join(find_device(device))
     processes = Processes()
-    with _prepared(objective, device, seed, processes):
+    with _prepared(objective, device, seed, processes), _written_alone(run, processes):
         make_batches = functools.partial(
             Batches,
             program=model,
@@ -215,8 +232,20 @@ def fit(
             processes=processes,
         )
         if run is not None:
-            settings = {"epochs": epochs, "batch_size": batch_size, "binarize": binarize}
-            trainer.open(_config(objective, guide, run, settings | {"seed": seed}))
+            settings = {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "binarize": binarize,
+                "seed": seed,
+                "lr": state.rates,
+                "shuffle": shuffle,
+                "autocast": None if autocast is None else str(autocast),
+                "loss": describe_loss(objective.loss, schedules or ()),
+                "optimizer": describe_optimizer(optimizer),
+                "data": describe_batches(batches),
+                "validation": describe_batches(held_out),
+            }
+            trainer.open(_config(objective, guide, run, settings), batches)
         trainer.train(
             batches,
             held_out,
@@ -228,7 +257,7 @@ def fit(
         history = state.history
         history.use(keep or ("last" if held_out is None else "best"), model, guide)
     if progress and processes.first:
-        tqdm.write(_summary(history, objective))
+        say(_summary(history, objective))
     return history
 
 
@@ -269,10 +298,11 @@ def _prepared(
     objective: Objective, device: torch.device, seed: int | None, processes: Processes
 ) -> Iterator[None]:
     """Moves the pair to a device, and gives the training its own random state and store."""
-    for half in objective.halves.values():
-        if isinstance(half, nn.Module):
-            half.to(device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive())
+        for half in objective.halves.values():
+            if isinstance(half, nn.Module):
+                half.to(device)
         if seed is not None or processes.size > 1:
             stack.enter_context(preserved_rng(seed))
             processes.vary_noise()
@@ -283,6 +313,16 @@ def _prepared(
         yield
 
 
+@contextlib.contextmanager
+def _written_alone(run: Run | None, processes: Processes) -> Iterator[None]:
+    """Keeps other trainings from writing the run folder."""
+    if run is None or not processes.first:
+        yield
+    else:
+        with run.written_alone():
+            yield
+
+
 def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None) -> Arguments:
     """Checks the pair and the data before the first step; returns the first batch."""
     first = batches.first()
@@ -290,8 +330,47 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     if held_out is not None:
         objective.check_data(held_out.first(), held_out.constant)
     objective.check_players(first)
+    _check_last_batch(objective, batches, first)
     warn_of_evaluation_mode(objective.halves)
     return first
+
+
+def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) -> None:
+    """Raises a ``ValueError`` if the last batch of an epoch is too small for the pair.
+
+    Batch normalization, for example, does not train on a single row.
+    """
+    rows = batches.rows_of_last
+    whole = count_rows(first)
+    if (
+        rows is None
+        or rows >= whole
+        or not any(m.training for m in _normalizations(objective))
+    ):
+        return
+    last = each(lambda part: part[:rows], first)
+    halves = objective.pair
+    try:
+        with preserved_rng(), kept_buffers(*halves), torch.no_grad(), poutine.block():
+            trace_pair(*halves, last, {})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            return
+        raise ValueError(
+            f"batch_size={batches.batch_size} leaves {rows} row for the last batch of an epoch,"
+            " on which batch normalization cannot be trained: give another batch_size."
+        ) from error
+
+
+def _normalizations(objective: Objective) -> list[nn.Module]:
+    """The layers of a pair that normalize over a batch."""
+    return [
+        part
+        for half in objective.halves.values()
+        if isinstance(half, nn.Module)
+        for part in half.modules()
+        if isinstance(part, _BatchNorm)
+    ]
 
 
 def _start(
@@ -307,13 +386,14 @@ def _start(
     optimizer.check_players([player.name for player in objective.players])
     if compile:
         # A program that cannot be recorded is trained eagerly.
-        objective.compile(report=tqdm.write if progress else None, fallback=True)
+        objective.compile(report=say if progress else None, fallback=True)
     optimizers = [
         optimizer.make(player.name, player.parameters, captured=objective.is_compiled(player))
         for player in objective.players
     ]
     declared = {"params": found.declared} if found.declared.tensors else {}
-    return TrainingState({**objective.halves, **declared}, optimizers)
+    given = [optimizer.gives_rate(player.name) for player in objective.players]
+    return TrainingState({**objective.halves, **declared}, optimizers, given)
 
 
 def _config(

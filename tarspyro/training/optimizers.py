@@ -1,10 +1,19 @@
 """Optimizers: the public description of one, its instances for the players, and their state."""
 
-__all__ = ["Optimizer", "check_optimizer", "load_states", "states_of"]
+__all__ = [
+    "Optimizer",
+    "check_optimizer",
+    "check_optimizer_states",
+    "load_states",
+    "rates_of",
+    "states_of",
+]
 
 import copy
 import difflib
 import inspect
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +22,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from tarspyro.arguments import check_choice, check_number, check_positive, format_value
+from tarspyro.scopes import preserved_rng
 
 OptimizerClass: TypeAlias = Callable[..., torch.optim.Optimizer]
 
@@ -68,6 +78,7 @@ class Optimizer:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.on_nonfinite = on_nonfinite
+        self.rate_is_given = False
         self.options: dict[str, Any] = {}
         self.of_players: dict[str, Mapping[str, Any]] = {}
         for name, value in options.items():
@@ -92,21 +103,30 @@ class Optimizer:
         arguments = [self.name, *(f"{name}={value!r}" for name, value in shown.items())]
         return f"Optimizer({', '.join(arguments)})"
 
-    def with_rate(self, lr: float) -> "Optimizer":
+    def with_rate(self, lr: float | None) -> "Optimizer":
         """Returns the same optimizer with a learning rate, unless it has its own.
+
+        Arguments:
+            lr: The learning rate; None stands for the usual one.
 
         Raises:
             ValueError: If both are given, and differ.
         """
         own = self.options.get("lr", _keywords(self.optimizer).get("lr"))
-        if own is not None and lr not in (DEFAULT_RATE, own):
+        if own is not None and lr not in (None, DEFAULT_RATE, own):
             raise ValueError(
                 f"lr={lr:g} of fit and lr={own} of the optimizer differ: give the learning"
                 " rate in one place."
             )
         renewed = copy.copy(self)
-        renewed.options = {**self.options, "lr": lr if own is None else own}
+        renewed.rate_is_given = own is not None or lr is not None
+        rate = DEFAULT_RATE if lr is None else lr
+        renewed.options = {**self.options, "lr": rate if own is None else own}
         return renewed
+
+    def gives_rate(self, player: str) -> bool:
+        """Whether the user has given the learning rate of a player."""
+        return self.rate_is_given or "lr" in self.of_players.get(player, {})
 
     def check_players(self, names: Sequence[str]) -> None:
         """Raises a ``ValueError`` if there are options for a player that does not exist."""
@@ -223,9 +243,10 @@ def _check_class(optimizer: object) -> None:
         )
 
 
-def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float) -> Optimizer:
+def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float | None) -> Optimizer:
     """Returns what ``fit`` gets as its optimizer and learning rate, as an ``Optimizer``."""
-    check_number("lr", lr, 0)
+    if lr is not None:
+        check_number("lr", lr, 0)
     if not isinstance(optimizer, Optimizer):
         optimizer = Optimizer(optimizer)
     return optimizer.with_rate(lr)
@@ -260,11 +281,9 @@ def states_of(
     for optimizer in optimizers:
         state = optimizer.state_dict()
         for group in state["param_groups"]:
-            values = {
-                name: float(value) if torch.is_tensor(value) else value
-                for name, value in group.items()
-            }
-            groups.append(values | {"params": [start + index for index in group["params"]]})
+            groups.append(
+                _plain(group) | {"params": [start + index for index in group["params"]]}
+            )
         for index, entries in state["state"].items():
             for name, value in entries.items():
                 if torch.is_tensor(value):
@@ -275,17 +294,150 @@ def states_of(
     return tensors, {"param_groups": groups, "numbers": numbers}
 
 
+def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[float]:
+    """Returns the learning rates of all groups of parameters."""
+    return [float(group["lr"]) for each in optimizers for group in each.param_groups]
+
+
+def check_optimizer_states(
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+) -> None:
+    """Raises a ``ValueError`` unless a state is one of these optimizers.
+
+    A fused step writes to the memory of its state without looking at shapes. So every entry
+    has to be what a step of this optimizer makes of this parameter.
+
+    Arguments:
+        optimizers: The optimizers, before they load the state.
+        tensors: The tensors that ``states_of`` returned.
+        values: Its other values.
+    """
+    own = states_of(optimizers)[1]["param_groups"]
+    found = list(values["param_groups"])
+    if len(found) != len(own):
+        raise ValueError(f"it has {len(found)} groups of parameters, the optimizer {len(own)}")
+    for group, own_group in zip(found, own, strict=True):
+        _check_group(group, own_group)
+
+    entries = _by_parameter(tensors, values)
+    parameters = [
+        parameter
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    unknown = entries.keys() - set(range(len(parameters)))
+    if unknown:
+        raise ValueError(f"it has a parameter {min(unknown)} that no optimizer has")
+    expected = _entries_after_a_step(optimizers)
+    for index, of_parameter in entries.items():
+        own_entries = None if expected is None else expected.get(index, {})
+        _check_entries(of_parameter, own_entries, parameters[index])
+
+
+# What an optimizer decides by itself, such as by the device.
+_OWN_OPTIONS = ("lr", "foreach", "fused", "capturable", "differentiable")
+
+
+def _check_group(group: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises a ``ValueError`` if options of a group of parameters are others."""
+    rate = group["lr"]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1e30:
+        raise ValueError(f"its learning rate is {format_value(rate)}")
+    for name, value in own.items():
+        if name in group and name not in _OWN_OPTIONS:
+            if json.dumps(group[name], default=repr) != json.dumps(value, default=repr):
+                what = "the parameters" if name == "params" else f"the optimizer's {name}"
+                raise ValueError(
+                    f"{what} were {format_value(group[name])} and are {format_value(value)}"
+                )
+
+
+def _entries_after_a_step(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> dict[int, dict[str, object]] | None:
+    """The entries that copies of the optimizers have after a step with gradients of zero.
+
+    Returns:
+        For each parameter, by its number, its entries by name; None if a step needs more than
+        gradients.
+    """
+    try:
+        copies = copy.deepcopy(list(optimizers))
+        with preserved_rng():  # some optimizers draw noise
+            for optimizer in copies:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter)
+                optimizer.step()
+    except Exception:  # an optimizer of the user may raise anything
+        return None
+    return _by_parameter(*states_of(copies))
+
+
+def _by_parameter(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> dict[int, dict[str, object]]:
+    """The entries of a state by the number of the parameter, and by name."""
+    entries: dict[int, dict[str, object]] = {}
+    for key, value in {**values["numbers"], **tensors}.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = value
+    return entries
+
+
+def _check_entries(
+    entries: Mapping[str, object],
+    expected: Mapping[str, object] | None,
+    parameter: Tensor,
+) -> None:
+    """Raises a ``ValueError`` unless the entries of a parameter have the shapes of its own."""
+    if expected is not None and expected.keys() != entries.keys():
+        raise ValueError(
+            f"its optimizer keeps {sorted(entries)} for a parameter, and this one keeps"
+            f" {sorted(expected)}"
+        )
+    for name, value in entries.items():
+        own = parameter if expected is None else expected[name]
+        if not isinstance(value, Tensor):
+            if not (value is None or isinstance(value, (bool, int, float))):
+                raise ValueError(f"its optimizer's {name} is no number")
+            if isinstance(own, Tensor) and expected is not None:
+                raise ValueError(f"its optimizer's {name} is no tensor")
+            continue
+        shape = tuple(own.shape) if isinstance(own, Tensor) else ()
+        if value.numel() == 1 and (expected is None or math.prod(shape) == 1):
+            continue
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"its optimizer's {name} has the shape {tuple(value.shape)}, and its parameter"
+                f" needs {shape}"
+            )
+        if isinstance(own, Tensor) and value.dtype != own.dtype:
+            raise ValueError(
+                f"its optimizer's {name} is of {value.dtype}, and its parameter needs"
+                f" {own.dtype}"
+            )
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group of parameters, with numbers for tensors."""
+    return {
+        name: float(value) if torch.is_tensor(value) else value
+        for name, value in group.items()
+    }
+
+
 def load_states(
     optimizers: Sequence[torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> None:
     """Loads what ``states_of`` returned into optimizers of the same parameters."""
-    states: dict[int, dict[str, object]] = {}
-    for key, value in {**values["numbers"], **tensors}.items():
-        index, _, name = key.partition(".")
-        states.setdefault(int(index), {})[name] = value
-    groups = list(values["param_groups"])
+    states = _by_parameter(tensors, values)
+    rates = [group["lr"] for group in values["param_groups"]]
     start = 0
     for optimizer in optimizers:
         count = sum(len(group["params"]) for group in optimizer.param_groups)
@@ -294,14 +446,17 @@ def load_states(
             for index, entries in states.items()
             if 0 <= index - start < count
         }
-        own_groups = []
-        for _ in optimizer.param_groups:
-            group = groups.pop(0)
-            own_groups.append(group | {"params": [i - start for i in group["params"]]})
-        rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict({"state": own_states, "param_groups": own_groups})
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            if torch.is_tensor(rate):
-                # A captured step reads this tensor, so it has to stay the same object.
-                group["lr"] = rate.fill_(group["lr"])
+        # The options are those of this training, which may run on another device.
+        groups = optimizer.state_dict()["param_groups"]
+        own_groups = list(optimizer.param_groups)
+        own_rates = [group["lr"] for group in own_groups]
+        optimizer.load_state_dict({"state": own_states, "param_groups": groups})
+        # Schedules hold these dictionaries, which torch has replaced by others.
+        for group, loaded in zip(own_groups, optimizer.param_groups, strict=True):
+            group.update(loaded)
+        optimizer.param_groups[:] = own_groups
+        for group, own_rate in zip(own_groups, own_rates, strict=True):
+            rate = rates.pop(0)
+            # A captured step reads this tensor, so it has to stay the same object.
+            group["lr"] = own_rate.fill_(rate) if torch.is_tensor(own_rate) else rate
         start += count

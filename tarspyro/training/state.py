@@ -12,10 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tarspyro.arguments import format_value
 from tarspyro.infer import Player
-from tarspyro.runs.history import Declared, History, States, get_states, rank, set_states
+from tarspyro.runs.history import (
+    Declared,
+    History,
+    States,
+    check_states,
+    get_states,
+    is_ranked,
+    rank,
+    set_states,
+)
 from tarspyro.training.distributed import Processes
-from tarspyro.training.optimizers import load_states, states_of
+from tarspyro.training.optimizers import (
+    check_optimizer_states,
+    load_states,
+    rates_of,
+    states_of,
+)
 from tarspyro.types import Program
 
 
@@ -70,6 +85,7 @@ class Progress:
         below: For each player, how many losses in a row were below its floor.
         shapes: For each player, the shapes of data that it has seen. Pyro validates the first
             step of a shape, which changes the last bits of the gradients of some families.
+        scheduled: The scheduled values of the last step, without learning rates.
     """
 
     epoch: int = 0
@@ -83,6 +99,7 @@ class Progress:
     skipped_in_a_row: int = 0
     below: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[str]] = field(default_factory=dict)
+    scheduled: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"step {self.step}" if self.position else f"epoch {self.epoch}"
@@ -106,6 +123,8 @@ class TrainingState:
         halves: The programs with weights: ``"model"``, ``"guide"``, for functions with
             parameters of their own ``"params"``, and for a game ``"loss"``.
         optimizers: The optimizers, one for each player.
+        given_rates: For each optimizer, whether the user has given its learning rate. A
+            resumed run then goes on with it, if the run was made with another one.
 
     Attributes:
         progress: The counters.
@@ -118,9 +137,17 @@ class TrainingState:
         self,
         halves: Mapping[str, "Program | Declared"],
         optimizers: Sequence[torch.optim.Optimizer],
+        given_rates: Sequence[bool] | None = None,
     ) -> None:
         self.halves = halves
         self.optimizers = optimizers
+        self.rates = rates_of(optimizers)
+        given = [False] * len(optimizers) if given_rates is None else given_rates
+        self._given_rates = [
+            one
+            for one, optimizer in zip(given, optimizers, strict=True)
+            for _ in optimizer.param_groups
+        ]
         self.progress = Progress()
         self.means = Means()
         others = {name: halves[name] for name in halves if name not in ("model", "guide")}
@@ -291,12 +318,21 @@ class TrainingState:
             "best_epoch": self.history.best_epoch,
             "rows": self.history.rows,
             "optimizer": values,
+            "rates": self.rates,
         }
 
     def unpack(
         self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], processes: Processes
     ) -> States:
-        """Restores what ``pack`` returned; returns the weights in it."""
+        """Restores what ``pack`` returned; returns the weights in it.
+
+        Nothing is changed before all of it has been checked.
+
+        Raises:
+            ValueError: If it is not a state of this training.
+            KeyError: If something is missing.
+            TypeError: If something has the wrong type.
+        """
         groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
@@ -305,14 +341,52 @@ class TrainingState:
         for key, tensor in groups["weights"].items():
             half, _, name = key.partition(".")
             weights.setdefault(half, {})[name] = tensor
+        check_states(self.halves, weights)
+        check_optimizer_states(self.optimizers, groups["optimizer"], values["optimizer"])
+        progress = _progress(values["progress"])
+        rows = _rows(values["rows"], progress.epoch)
+        best = _count("best_epoch", values["best_epoch"], progress.epoch)
+        losses: list[float] = tensors["step_losses"].double().reshape(-1).tolist()
+        rates = self._rates(values)
+        _check_named("rows of sums", values["rows_of_sums"], int)
+        for name in values["rows_of_sums"]:
+            if groups["sums"][name].numel() != 1:
+                raise ValueError(f"its sum of {name} is not one number")
+
         set_states(self.halves, weights)
         load_states(self.optimizers, groups["optimizer"], values["optimizer"])
-        vars(self.progress).update(values["progress"])
-        self.history.rows = values["rows"]
-        self.history.best_epoch = values["best_epoch"]
-        self.history.step_losses = tensors["step_losses"].tolist()
+        self._set_rates(rates)
+        vars(self.progress).update(vars(progress))
+        self.history.rows = rows
+        self.history.best_epoch = best
+        self.history.step_losses = losses
         self._unpack_means(groups["sums"], values["rows_of_sums"], processes.first)
         return weights
+
+    def _rates(self, values: Mapping[str, Any]) -> list[float | None]:
+        """For each group of parameters the rate that the user has changed, else None."""
+        own = rates_of(self.optimizers)
+        earlier = values.get("rates")  # a run of an earlier version holds the current ones
+        if earlier is None:
+            earlier = [group["lr"] for group in values["optimizer"]["param_groups"]]
+        if len(earlier) != len(own) or not all(isinstance(r, (int, float)) for r in earlier):
+            raise ValueError("its learning rates are not those of the optimizers")
+        return [
+            now if given and now != before else None
+            for now, before, given in zip(own, earlier, self._given_rates, strict=True)
+        ]
+
+    def _set_rates(self, rates: Sequence[float | None]) -> None:
+        """Puts the learning rates that the user has changed into the optimizers."""
+        remaining = list(rates)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                rate = remaining.pop(0)
+                if rate is None:
+                    continue
+                held = group["lr"]
+                group["lr"] = held.fill_(rate) if torch.is_tensor(held) else rate
+        self.rates = rates_of(self.optimizers)
 
     def _unpack_means(
         self, sums: Mapping[str, Tensor], rows: Mapping[str, int], first: bool
@@ -328,3 +402,54 @@ class TrainingState:
         )
         self.means.rows = {name: count * first for name, count in rows.items()}
         self.means.sums = {name: (sums[name] * first).to(device) for name in rows}
+
+
+def _progress(values: Mapping[str, Any]) -> Progress:
+    """The counters of a checkpoint.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    fresh = Progress()
+    for name, value in values.items():
+        own = getattr(fresh, name)
+        if isinstance(own, dict):
+            _check_named(name, value, list if name == "shapes" else (int, float))
+        elif isinstance(own, float):
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"its {name} is {format_value(value)}")
+        else:
+            _count(name, value)
+    vars(fresh).update(values)
+    return fresh
+
+
+def _check_named(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Raises a ``ValueError`` unless a value is a dictionary of values of a kind."""
+    if not isinstance(value, dict) or not all(isinstance(v, kind) for v in value.values()):
+        raise ValueError(f"its {name} are {format_value(value)}")
+
+
+def _count(name: str, value: object, most: float = math.inf) -> int:
+    """A number that counts something.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"its {name} is {format_value(value)}")
+    return value
+
+
+def _rows(rows: object, epochs: int) -> list[dict[str, float]]:
+    """The rows of a history.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    if not isinstance(rows, list) or len(rows) != epochs:
+        raise ValueError(f"its history does not have a row for each of {epochs} epochs")
+    for row in rows:
+        if not isinstance(row, dict) or not is_ranked(row):
+            raise ValueError("its history has a row that is none")
+    return rows

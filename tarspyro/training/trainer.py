@@ -4,23 +4,31 @@ __all__ = ["Trainer"]
 
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
+from tarspyro.data import Stream
 from tarspyro.infer import Player
 from tarspyro.programs import tensors_of
 from tarspyro.runs.folder import Run, RunError
-from tarspyro.runs.history import States
+from tarspyro.runs.history import Declared, States
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.batches import Batches
 from tarspyro.training.checkpoints import Checkpoints
-from tarspyro.training.checks import CollapseError, NonFiniteError, warn_user
+from tarspyro.training.checks import (
+    CollapseError,
+    NonFiniteError,
+    describe_nonfinite,
+    warn_user,
+)
+from tarspyro.training.comparison import check_settings, describe_batches
 from tarspyro.training.counts import Counts, rows_of
 from tarspyro.training.distributed import ProcessError, Processes
 from tarspyro.training.guards import FiniteGuard
@@ -29,8 +37,12 @@ from tarspyro.training.losses import Objective, Step, prefixed
 from tarspyro.training.optimizers import Optimizer
 from tarspyro.training.parameters import hidden_parameters, untrained_names
 from tarspyro.training.schedules import Schedule, Schedules
+from tarspyro.training.screen import progress_bar, say
 from tarspyro.training.state import Means, TrainingState
 from tarspyro.types import Arguments
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 Callback = Callable[[dict[str, float]], object]
 
@@ -83,14 +95,26 @@ class Trainer:
 
     # --- the run
 
-    def open(self, config: Mapping[str, object]) -> None:
+    def open(self, config: Mapping[str, Any], batches: Batches) -> None:
         """Creates the run folder, or restores the training that stopped in it.
 
+        Arguments:
+            config: The configuration. Its part ``"training"`` has what a resumed run shares.
+            batches: The training data.
+
         Raises:
-            RunError: If the folder holds a run already, or a run of another pair.
+            RunError: If the folder holds a run already, or a run of another pair or other
+                data.
+            ValueError: If a run with these data could not be resumed.
         """
         assert self.run is not None
         run = self.run
+        if getattr(batches.source, "persistent_workers", False):
+            raise ValueError(
+                "data is a DataLoader with persistent_workers=True, whose workers have random"
+                " states that no checkpoint can hold: leave persistent_workers or folder out."
+            )
+        self.checkpoints.of_loader = batches.generators
         begins = not run.resume or (run.resume == "auto" and not run.exists)
         # All processes act on what the first one sees in the folder before it writes there.
         found = torch.tensor([begins, not begins and run.has_state])
@@ -107,10 +131,47 @@ class Trainer:
                     f"{run.folder} holds a run of another {half}: resume it with the pair that"
                     " load_run returns."
                 )
+        settings: dict[str, Any] = dict(config.get("training", {}))
+        earlier = stored.get("training")
+        earlier = earlier if isinstance(earlier, dict) else {}
+        check_settings(run.folder, earlier, settings)
+        if settings.get("seed") is None:
+            settings["seed"] = earlier.get("seed")
         if found[1]:  # a run may have stopped before its first checkpoint
             self.checkpoints.restore()
+            if self.state.progress.position > len(batches) > 0:
+                raise RunError(
+                    f"{run.folder} stopped after {self.state.progress.position} batches of an"
+                    f" epoch, and an epoch has {len(batches)}: resume it with the same data."
+                )
             # The last step's values hold on, in case the epoch ends without another step.
-            self.schedules.apply(max(self.state.progress.step - 1, 0))
+            self._apply_again(run)
+        elif run.has_weights:
+            raise RunError(
+                f"{run.folder} holds weights but no state.safetensors to resume from: give"
+                " another folder, and start from the weights of load_run there."
+            )
+        if self.processes.first and earlier != json.loads(json.dumps(settings)):
+            run.update({**stored, "training": settings})
+
+    def _apply_again(self, run: Run) -> None:
+        """Applies the scheduled values of the last step.
+
+        Raises:
+            RunError: If they are not those that the run had.
+        """
+        had = dict(self.state.progress.scheduled)
+        self.schedules.apply(max(self.state.progress.step - 1, 0))
+        has = self._scheduled()
+        if had and had != has:
+            raise RunError(
+                f"{run.folder} holds a run whose schedules gave {had} at its last step, and"
+                f" these give {has}: resume it with the same, or train in another folder."
+            )
+
+    def _scheduled(self) -> dict[str, float]:
+        """The scheduled values of the last step, without learning rates."""
+        return self.schedules.of_loss() | self.schedules.of_pair()
 
     def train(
         self,
@@ -132,20 +193,20 @@ class Trainer:
             callback: A function that is called with the row of every epoch.
             progress: Whether to show a progress bar.
         """
-        self.processes.broadcast(self.state.tensors)
+        self.processes.is_asked = lambda: self._asked_to_stop
         self.processes.check_equal("The number of batches of an epoch", len(batches))
-        bar = tqdm(
+        self._check_same(batches, held_out)
+        self.processes.broadcast(self.state.tensors)
+        bar = progress_bar(
             total=epochs * len(batches) or None,
             initial=self.state.progress.step,
             disable=not (progress and self.processes.first),
-            unit="step",
-            leave=True,
         )
         self.guard.keep(self.state.weights())
         with bar, contextlib.ExitStack() as stack:
             if self.run is not None:
                 self._interrupts = stack.enter_context(Interrupts())
-            while not (self._is_done(epochs, patience) or batches.exhausted):
+            while not (self._is_done(epochs, patience) or self._has_ended(batches)):
                 with self._explained():
                     row = self._run_epoch(batches, held_out, bar)
                     if callback is not None and self.processes.first:
@@ -153,6 +214,31 @@ class Trainer:
                             callback(dict(row))
                     self._stop_if_asked()
                 bar.set_postfix({name: f"{row[name]:.2f}" for name in _SHOWN if name in row})
+
+    def _check_same(self, batches: Batches, held_out: Batches | None) -> None:
+        """Raises a ``ProcessError`` if the processes train different things."""
+        if self.processes.size == 1:
+            return
+        parameters = {
+            half: [
+                (name, tuple(tensor.shape), tensor.dtype)
+                for name, tensor in program.state_dict().items()
+            ]
+            for half, program in self.state.halves.items()
+            if isinstance(program, (nn.Module, Declared))
+        }
+        self.processes.check_same(
+            parameters=parameters,
+            kind_of_data=[type(batches.source).__name__, batches.tensors is None],
+            training_data=describe_batches(batches),
+            held_out_data=describe_batches(held_out),
+        )
+
+    def _has_ended(self, batches: Batches) -> bool:
+        """Whether a stream has ended; then it has in all processes."""
+        if not isinstance(batches.source, Stream):
+            return False
+        return not self.processes.have_all("a next batch", not batches.exhausted)
 
     def _is_done(self, epochs: int, patience: int | None) -> bool:
         now = self.state.progress
@@ -173,9 +259,12 @@ class Trainer:
                 f"{error} Training stopped; {self.guard.go_back()}. {remedy}"
             ) from None
         except ProcessError as error:
+            if self._interrupts is not None and self._asked_to_stop:
+                say(f"interrupted{self._how_to_go_on()}")
+                self._interrupts.stop()
             raise ProcessError(f"{error} Training stopped{self._how_to_go_on()}.") from error
         except (KeyboardInterrupt, SystemExit):
-            tqdm.write(f"interrupted{self._how_to_go_on()}")
+            say(f"interrupted{self._how_to_go_on()}")
             raise
 
     def _how_to_go_on(self) -> str:
@@ -252,9 +341,24 @@ class Trainer:
         now = self.state.progress
         if now.position == 0:
             self.checkpoints.begin_epoch()
-            return batches.epoch(self.state.order, now.epoch)
+            return self._together(batches, batches.epoch(self.state.order, now.epoch))
         with self.checkpoints.at_epoch_start():
-            return batches.epoch(self.state.order, now.epoch, now.position)
+            rest = batches.epoch(self.state.order, now.epoch, now.position)
+        return self._together(batches, rest)
+
+    def _together(
+        self, batches: Batches, each: Iterator[tuple[Arguments, int]]
+    ) -> Iterator[tuple[Arguments, int]]:
+        """The batches; of several processes, all have as many, or all get an error."""
+        if self.processes.size == 1 or not batches.is_read:
+            yield from each
+            return
+        while True:
+            batch = next(each, None)
+            if not self.processes.have_all("a next batch", batch is not None):
+                return
+            assert batch is not None
+            yield batch
 
     def _evaluate(self, held_out: Batches) -> dict[str, float]:
         """Returns the loss and its terms on held-out data, with the same noise every time."""
@@ -267,12 +371,41 @@ class Trainer:
                     loss, terms = self.objective.evaluate(player, arguments)
                     values |= {prefixed(player, "loss"): loss, **terms}
                 means.add(_per_held(values, counts), counts.held)
-        return means.read(self.processes)
+        self.processes.have_all("held-out batches", bool(means.sums))
+        found = means.read(self.processes)
+        self._check_held_out(found, held_out)
+        return found
+
+    def _check_held_out(self, found: Mapping[str, float], held_out: Batches) -> None:
+        """Raises a ``NonFiniteError`` that names the row if a held-out loss is not finite."""
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        what = f"The held-out {bad[0].replace('_', ' ')} was {found[bad[0]]}"
+        epoch = self.state.progress.epoch + 1
+        before = 0
+        with preserved_rng(seed=0), evaluating(*self.state.halves.values()):
+            for number, (arguments, rows) in enumerate(held_out.epoch(self.state.order), 1):
+                noise = torch.get_rng_state()
+                losses = [
+                    self.objective.evaluate(player, arguments)[0]
+                    for player in self.objective.players
+                ]
+                if not all(bool(loss.isfinite().all()) for loss in losses):
+                    cause = describe_nonfinite(
+                        *self.state.pair, arguments, self.state.modules, noise
+                    )
+                    raise NonFiniteError(
+                        f"{what} after epoch {epoch}, in batch {number} of the held-out data,"
+                        f" which starts at row {before}: {cause}."
+                    )
+                before += rows
+        raise NonFiniteError(f"{what} after epoch {epoch}.")
 
     def _end_epoch(self, row: dict[str, float], weights: States) -> None:
         """Adds the epoch to the history and writes a checkpoint."""
         prefix = "validation_" if "validation_loss" in row else ""
-        scheduled = self.schedules.of_loss() | self.schedules.of_pair()
+        scheduled = self._scheduled()
         if not self.objective.ranks_epochs:
             row["objective"] = float(row["epoch"])  # the last epoch counts as the best
         elif self.schedules.of_loss() and "elbo" in row:
@@ -281,8 +414,6 @@ class Trainer:
             scheduled = self.schedules.of_pair()
         else:
             row["objective"] = -row.get(f"{prefix}loss", math.inf)
-        if math.isnan(row["objective"]):
-            row["objective"] = -math.inf
         self.state.compare_under(scheduled)
         if scheduled:
             row["stage"] = self.state.progress.stage
@@ -312,6 +443,7 @@ class Trainer:
         ):
             if player.moves(now.step):
                 values |= self._move(player, optimizer, arguments, counts)
+        now.scheduled = self._scheduled()
         self.state.end_step()
         return values
 
