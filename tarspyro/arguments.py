@@ -341,7 +341,10 @@ def check_module(name: str, value: object) -> None:
     """
     if isinstance(value, type) and issubclass(value, nn.Module):
         made = f"{value.__name__}(...)"
-        raise TypeError(f"{name} is the class {value.__name__}: give an instance, {made}.")
+        raise TypeError(
+            f"{name} must be a torch.nn.Module, got the class {value.__name__}: give an"
+            f" instance, {made}."
+        )
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
     if "_modules" not in vars(value):

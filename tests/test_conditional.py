@@ -305,7 +305,7 @@ def test_printing_shows_families_and_networks():
         (
             lambda: Conditional(dist.Normal, MLP(2, [3]), 2, sigma=1.0),
             ValueError,
-            "no parameter sigma.*loc, scale",
+            "no parameter 'sigma': did you mean scale",
         ),
         (
             lambda: Conditional(dist.Normal, MLP(2, [3]), 2, scale=-1.0),

@@ -56,8 +56,11 @@ def check_program(name: str, program: object) -> None:
     """
     if isinstance(program, type):
         made = f"{program.__name__}(...)"
-        raise TypeError(f"{name} is the class {program.__name__}: give an instance, {made}.")
-    if not callable(program) or isinstance(program, (type, torch.distributions.Distribution)):
+        raise TypeError(
+            f"{name} must be a module or a function that samples from Pyro's sites, got the"
+            f" class {program.__name__}: give an instance, {made}."
+        )
+    if not callable(program) or isinstance(program, torch.distributions.Distribution):
         raise TypeError(
             f"{name} must be a module or a function that samples from Pyro's sites, got"
             f" {format_value(program)}."

@@ -212,7 +212,7 @@ class Run:
             raise RunError(f"{path} is not the configuration of a run.")
         if config["format"] != FORMAT:
             raise RunError(
-                f"{self.folder} has format {config['format']!r}, and this version of tarspyro"
+                f"{self.folder} has format {config['format']!r}, this version of tarspyro"
                 f" reads format {FORMAT}: load it with the version that has written it."
             )
         # A configuration that is nested too deeply gets its error where it is built.

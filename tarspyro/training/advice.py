@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from tarspyro.infer.diagnosis import single_constraint
-from tarspyro.infer.traces import is_factor, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import is_delta, is_factor, name_of, sample_sites, trace_pair
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
@@ -45,7 +45,9 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
     if scale > _LARGE:
         warn_user(_about_scale(guide, scale, arguments, trace))
     for name, site in _observed(trace).items():
-        if binarize and site["value"] is arguments[0] and _is_real(site["fn"]):
+        drawn = binarize and site["value"] is arguments[0]
+        # A game compares the pixels with those of a generator, which has no likelihood.
+        if drawn and _is_real(site["fn"]) and not is_delta(site):
             family = type(_innermost(site["fn"])).__name__
             warn_user(
                 f"binarize=True draws {name} as 0 and 1, and its likelihood is {family}, which"

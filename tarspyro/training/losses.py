@@ -362,8 +362,8 @@ def _check_kind(loss: object) -> None:
     trainable = callable(loss) or isinstance(loss, Game) or hasattr(loss, "loss_and_grads")
     if isinstance(loss, type):
         raise TypeError(
-            f"loss is the class {loss.__name__}: give an instance, {loss.__name__}"
-            f"{'(...)' if _needs_arguments(loss) else '()'}."
+            f"loss must be a bound or a game, got the class {loss.__name__}: give an instance,"
+            f" {loss.__name__}{'(...)' if _needs_arguments(loss) else '()'}."
         )
     if not trainable:
         raise TypeError(

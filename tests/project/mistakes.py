@@ -637,7 +637,7 @@ fit(p, guides.VAE(FromNetwork(Encoder(), normal)), table, **short)
         "The class of a network in place of a network",
         "Conditional(dist.Normal, MLP, 2)",
         "TypeError",
-        ("trunk is the class MLP", "MLP(...)"),
+        ("trunk must be a torch.nn.Module", "got the class MLP", "MLP(...)"),
         "Conditional(dist.Normal, MLP(6, [16]), 2)",
     ),
     Mistake(
@@ -1004,7 +1004,7 @@ TRAINING = [
         "The class of a loss",
         "fit(p, q, table, loss=infer.IWAE, **short)",
         "TypeError",
-        ("loss is the class IWAE", "IWAE()"),
+        ("loss must be a bound or a game, got the class IWAE", "IWAE()"),
         "fit(p, q, table, loss=infer.IWAE(), **short)",
     ),
     Mistake(

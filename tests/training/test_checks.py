@@ -69,7 +69,7 @@ CASES = {
     ),
     "NaN": (pair, with_nan, {}, "NaN values in 1 of 120 rows, first in row 17"),
     "infinite": (lambda: pair(dist.Normal), x / 0, {}, "NaN and infinite"),
-    "labels for data": (pair, digits().train.y[:120], {}, "these look like labels"),
+    "labels for data": (pair, digits().train.y[:120], {}, "which look like labels"),
     "labels among the inputs": (
         pair,
         (x.round(), digits().train.y[:120]),
