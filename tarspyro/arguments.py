@@ -111,7 +111,10 @@ def as_sizes(name: str, value: object, *, at_least: int = 0) -> tuple[int, ...]:
 
 
 def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns the numbers of a tensor, an array or a list as a tensor.
+    """Returns the numbers of a tensor, an array, a table or a list as a tensor.
+
+    An array may be of any layout and byte order; one that cannot be written to is copied. A
+    masked or missing value becomes NaN. Objects of other libraries are read by NumPy.
 
     Raises:
         TypeError: If the value does not hold real numbers, or its rows differ in length.
@@ -119,12 +122,15 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     Example:
         >>> as_numbers("scores", [1, 2, 3])
         tensor([1, 2, 3])
+        >>> as_numbers("scores", np.array([1.0, 2.0], ">f8")[::-1], torch.float32)
+        tensor([2., 1.])
     """
     try:
-        tensor = torch.as_tensor(value, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError):
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value)
+        tensor = tensor if dtype is None else tensor.to(dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(
-            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}."
+            f"{name} must be numbers, in a tensor or an array, got {_described(value)}."
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
@@ -132,6 +138,78 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
             f" {tensor.device}, {tensor.layout}."
         )
     return tensor
+
+
+def _as_tensor(value: object) -> Tensor:
+    """Returns numbers that are not in a tensor as one."""
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(part, Tensor) for part in value):
+            return torch.stack([as_numbers("a row", part) for part in value])
+        if any(hasattr(part, "__array__") for part in value):
+            return _from_array(np.stack([_asarray(part) for part in value]))
+    elif hasattr(value, "__array__"):
+        return _from_array(_asarray(value))
+    return torch.as_tensor(value)
+
+
+def _asarray(value: object) -> np.ndarray:
+    """Returns the values of a table, an image or an array of another library."""
+    if hasattr(value, "to_numpy") and hasattr(value, "isna"):  # pandas has missing values
+        columns: Any = value
+        if columns.isna().to_numpy().any():
+            array: np.ndarray = columns.to_numpy(dtype=object, na_value=math.nan)
+            return array
+    return np.asarray(value)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    """Returns an array as a tensor, which shares its memory if torch can."""
+    if isinstance(array, np.ma.MaskedArray):
+        gaps = np.ma.getmaskarray(array)
+        array = np.where(gaps, math.nan, array.data) if gaps.any() else array.data
+    if array.dtype == object:
+        if any(isinstance(entry, (str, bytes)) for entry in array.flat):
+            raise TypeError
+        array = array.astype(float)  # None becomes NaN
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes with few unsigned numbers
+    elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = np.asarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _described(value: object) -> str:
+    """Returns what a value without numbers is, for a message."""
+    dtypes = getattr(value, "dtypes", None)
+    if dtypes is not None and hasattr(value, "columns"):
+        pairs = zip(value.columns, dtypes, strict=True)
+        words = [name for name, dtype in pairs if _kind(dtype) not in "biuf"]
+        if words:
+            return (
+                f"a table whose column {words[0]!r} holds none: leave it out, or read the table"
+                " with tarspyro.data.read_table(frame.to_csv(index=False))"
+            )
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        return f"an array with the named fields {', '.join(value.dtype.names)}"
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        return f"an array of {value.dtype} of shape {value.shape}"
+    return format_value(value)
+
+
+def _kind(dtype: object) -> str:
+    """Returns NumPy's letter for the kind of a type, also of pandas' and of polars' own."""
+    kind = getattr(dtype, "kind", None)
+    if isinstance(kind, str):
+        return kind
+    is_numeric = getattr(dtype, "is_numeric", None)
+    return "f" if is_numeric is None or is_numeric() else "O"
 
 
 def as_shape(name: str, value: object) -> Size:

@@ -1,7 +1,6 @@
-"""Data as arguments of a program, and checks that it fits the likelihood."""
+"""Numbers as arguments of a program, and checks that they fit the likelihood."""
 
 __all__ = [
-    "as_arguments",
     "as_float",
     "as_type",
     "binarized",
@@ -10,6 +9,7 @@ __all__ = [
     "count_rows",
     "each",
     "in_order",
+    "sentence_of_gaps",
 ]
 
 import contextlib
@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -25,24 +24,18 @@ from pyro.distributions import Bernoulli, Independent, MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.utils.data import TensorDataset
 
-from tarspyro.arguments import as_numbers, format_value
-from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.matching import (
-    check_count,
     check_shape,
     check_sites,
-    positional_names,
     run_pair,
     sentence_of,
 )
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    check_program,
     is_factor,
     name_of,
     sample_sites,
@@ -50,78 +43,9 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.programs import tensors_of, type_of
 from tarspyro.scopes import evaluating, preserved_rng
-from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
+from tarspyro.types import Argument, Arguments, Program
 
 _Part = TypeVar("_Part")
-_PART = (Tensor, np.ndarray, type(None))
-
-
-def as_arguments(data: Data | None, program: Program, *others: Program) -> Arguments | None:
-    """Returns in-memory data as the arguments of a program; None for loaders and streams.
-
-    Real numbers, booleans and bytes get the type of the parameters. A function without networks
-    gets real numbers as they are. Integers stay integers.
-
-    Arguments:
-        data: A tensor or an array; a tuple of them in the program's order, with None for parts
-            that are not observed; a mapping from the names of the program's arguments; a
-            ``Split`` or ``Sequences``, of which the program gets the parts (x, y, lengths) that
-            it has arguments for; or a ``TensorDataset``.
-        program: The model or the guide.
-        others: More programs that get the same data, such as the other half.
-
-    Raises:
-        ValueError: If the parts differ in length, there are more of them than arguments, or the
-            program has no argument of a name.
-    """
-    check_program("model or guide", program)
-    parts = _parts_of(data, program)
-    if parts is None:
-        return None
-    dtype = type_of(program, *others)
-    arguments = each(lambda part: as_type(as_numbers("data", part), dtype), parts)
-    shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
-    if () in shapes:
-        raise ValueError("data has no rows: a part of it is a single number.")
-    if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(f"The parts of data differ in length: {shapes}.")
-    if not shapes or shapes[0][0] == 0:
-        raise ValueError("data is empty: it has no rows.")
-    check_count(arguments, program)
-    return arguments
-
-
-def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None] | None:
-    """The parts of in-memory data in the program's order; None for loaders and streams."""
-    names = positional_names(program)
-    if isinstance(data, (Split, Sequences)):
-        parts = [part for name, part in vars(data).items() if name in names]
-        return [part for part in parts if part is not None] or [data.x]
-    if isinstance(data, Mapping):
-        unknown = [name for name in data if name not in names]
-        if unknown:
-            raise ValueError(
-                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
-                f" {names}."
-            )
-        return in_order(data, names)
-    if isinstance(data, TensorDataset):
-        return data.tensors
-    if isinstance(data, Table):
-        return [data.x]
-    if isinstance(data, (Tensor, np.ndarray)):
-        return [data]
-    if isinstance(data, (tuple, list)) and data:
-        if all(isinstance(part, _PART) for part in data):
-            return data
-    if isinstance(data, Iterable) or (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    ):
-        return None
-    raise ValueError(
-        "data must be tensors, arrays, a data set or an iterable of batches, got"
-        f" {format_value(data)}."
-    )
 
 
 def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Arguments:
@@ -205,7 +129,7 @@ def check_inputs(
         model: The model.
         guide: The guide.
         arguments: A batch, with None for arguments that are not observed.
-        data: All of the data, if it is in memory. The batch is its first rows.
+        data: All of the data, if it is in memory, in any type. The batch is its first rows.
         pair: What has to match in the halves: the ``"whole"`` latent variables, or for Pyro's
             own bounds only their ``"names"`` and shapes. None compares nothing.
 
@@ -220,6 +144,8 @@ def check_inputs(
         if position in with_gaps and part is not None:
             part = part.nan_to_num(0.0, math.inf, -math.inf)
         _check_finite(part, position)
+    if with_gaps:
+        _check_takes_gaps(guide, arguments)
     # With validation on, a distribution skips it only if the user has switched it off.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         if pair is not None:
@@ -270,7 +196,7 @@ def _check_observed(
                     whole = part
         try:
             for batch in _batches_of(whole, value):
-                _check_support(name, site["fn"], batch)
+                _check_support(name, site["fn"], batch.to(value.dtype))
         except InputError:
             # A support such as that of Uniform(0, z) depends on a latent variable, and the
             # next draw may fit.
@@ -347,6 +273,24 @@ def positions_with_gaps(model: Program, arguments: Sequence[Argument]) -> set[in
     return found
 
 
+def _check_takes_gaps(guide: Program, arguments: Sequence[Argument]) -> None:
+    """Raises an ``InputError`` if the guide draws NaN from data with gaps."""
+    with preserved_rng(), evaluating(guide), pyro.validation_enabled(False):
+        trace = poutine.trace(guide).get_trace(*arguments)
+    for _, site in sample_sites(trace):
+        if _has_nan(torch.as_tensor(site["value"])):
+            raise InputError(sentence_of_gaps(guide))
+
+
+def sentence_of_gaps(program: Program) -> str:
+    """Returns the sentence about a program that computes NaN from data with gaps."""
+    return (
+        f"{name_of(program)} computes NaN from the NaN of the data: let its network see the"
+        " gaps, nn.WithGaps(network, in_shape), where the network takes the values and which"
+        " of them are known, as MLP([D, D], ...) does."
+    )
+
+
 def _check_finite(part: Argument, position: int) -> None:
     """Raises an ``InputError`` if a part of the data has values that are not finite."""
     if part is None or not part.is_floating_point():
@@ -354,9 +298,15 @@ def _check_finite(part: Argument, position: int) -> None:
     rows = (~part.isfinite()).reshape(len(part) if part.dim() else 1, -1).any(1)
     if rows.any():
         first = int(rows.nonzero()[0])
+        fix = "drop or impute them"
+        if not part.isinf().any():
+            fix += (
+                ", or take NaN for missing with IncompleteLikelihood(likelihood) in the model"
+                " and nn.WithGaps(network, in_shape) in the guide"
+            )
         raise InputError(
             f"data[{position}] has NaN or infinite values in {int(rows.sum())} of {len(rows)}"
-            f" rows, first in row {first}: drop or impute them."
+            f" rows, first in row {first}: {fix}."
         )
 
 

@@ -39,7 +39,7 @@ def impute(
     model: Program,
     guide: Program,
     x: Data,
-    mask: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     method: str = "pseudo-gibbs",
     num_rounds: int = 20,
@@ -77,12 +77,15 @@ def impute(
     .. math:: p(\tilde{x}_d \mid x_d) = m_d \, [\tilde{x}_d = x_d] + (1 - m_d) / 2
 
     Arguments:
-        model: The model, whose likelihood of x factorizes over its elements.
-        guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory; its first part is x. Missing
-            elements may have any value, such as NaN, and are ignored.
+        model: The model, whose likelihood of x factorizes over its elements. Elements that
+            belong together, such as the one-hot vector of a category in ``Blocks``, are known
+            or missing together.
+        guide: The guide. One that takes gaps, as with ``tarspyro.nn.WithGaps`` beside an
+            ``IncompleteLikelihood``, sees NaN in place of what is drawn.
+        x: The data, in any form that ``fit`` takes; its first part is x. Missing elements may
+            have any value, such as NaN, and are ignored.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
-            probabilities.
+            probabilities. If not given, what is NaN is missing.
         method: See above.
         num_rounds: The number of rounds. With few observed elements a round forgets little of
             the start, which is then nearly right; with many, a few rounds forget all of it.

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count
-from tarspyro.evaluate.batching import Array, ParticleChunks, in_memory, map_batches
+from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.traces import PairError, name_of, sample_sites, sum_of, trace_pair
-from tarspyro.inputs import each
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
 
@@ -237,7 +236,7 @@ def conditional_log_likelihood(
         >>> dist.Normal(y, 2.0**0.5).log_prob(x)
         tensor([-1.5155, -1.2655])
     """
-    first_row = each(lambda part: part[:1], in_memory((x, y), model))
+    first_row = first_rows((x, y), 1, model)
     with preserved_rng():
         map_batches(
             functools.partial(_check_condition, model, guide),

@@ -12,8 +12,7 @@ import torch
 
 from tarspyro import evaluate
 from tarspyro.arguments import as_count
-from tarspyro.evaluate.batching import in_memory
-from tarspyro.inputs import each
+from tarspyro.evaluate.batching import first_rows
 from tarspyro.plot.figures import ImageShape, as_images, axes_of, sheet_of, show
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import ArrayLike, Data, Program
@@ -45,7 +44,7 @@ def reconstructions(
         ax: Where to draw.
     """
     num = as_count("num", num)
-    rows = each(lambda part: part[:num], in_memory(data, model, name="data"))
+    rows = first_rows(data, num, model, name="data")
     x = torch.as_tensor(rows[0])
     with preserved_rng(seed=0):
         means = evaluate.reconstruct(model, guide, rows, site=site)
