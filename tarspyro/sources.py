@@ -319,10 +319,9 @@ def _parts_of(
         return [part_of(name, data)]
     if isinstance(data, Iterator):
         raise ValueError(
-            f"{name} is {_with_article(type(data).__name__)}, which can be read once: give a"
-            " data set, a DataLoader or a list of its rows; or for fit"
-            " tarspyro.data.Stream(iterator, steps_per_epoch=1000), which says how many"
-            " batches make an epoch."
+            f"{name} is an iterator, which can be read once: give a data set, a DataLoader or"
+            f" all rows, torch.cat(list({name})); or for fit tarspyro.data.Stream(iterator,"
+            " steps_per_epoch=1000), which says how many batches make an epoch."
         )
     if isinstance(data, (Iterable, Dataset)) and not isinstance(data, (str, bytes)):
         return None
@@ -421,14 +420,10 @@ def _stacked(
         sequences = Sequences.padded(tensors)
         return [sequences.x, sequences.lengths]
     raise ValueError(
-        f"{name} is a list of {len(rows)} tensors of {shapes[0][0]} to {shapes[-1][0]} rows:"
-        f" {who} takes no lengths of sequences, so join batches, torch.cat(...), or take a"
-        " model of sequences, such as models.VRNN."
+        f"{name} is a list of {len(rows)} tensors that differ in length, from"
+        f" {shapes[0][0]} to {shapes[-1][0]} rows, and {who} takes no lengths of sequences:"
+        " join batches, torch.cat(...), or take a model of sequences, such as models.VRNN."
     )
-
-
-def _with_article(word: str) -> str:
-    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
 
 
 # --- types of numbers

@@ -68,13 +68,22 @@ class StoredRows(LazyRows):
         self.array = array
         self.shape = torch.Size(array.shape)
         self.dtype = as_numbers("data", np.zeros(0, array.dtype)).dtype
+        self._map = _map_of(array)
+        self._scattered = False
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        self._advise(scattered=not isinstance(rows, slice))
         if isinstance(rows, slice):
             return as_numbers("data", np.array(self.array[rows]))
         # Files are read in their order, and each row once.
         index, places = np.unique(rows.cpu().numpy(), return_inverse=True)
         return as_numbers("data", np.asarray(self.array[index])[places])
+
+    def _advise(self, *, scattered: bool) -> None:
+        """Tells the system whether to read ahead, which makes scattered rows slow."""
+        if scattered != self._scattered and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_RANDOM if scattered else mmap.MADV_NORMAL)
+            self._scattered = scattered
 
 
 class SparseRows(LazyRows):
@@ -192,15 +201,17 @@ def part_of(name: str, value: object) -> Tensor | LazyRows:
     return as_numbers(name, value)
 
 
+def _map_of(array: object) -> mmap.mmap | None:
+    """Returns the memory map that an array, or what it is a view of, lies in."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None
+
+
 def is_stored(value: object) -> bool:
     """Returns whether an array with rows lies in a file."""
     if isinstance(value, np.ndarray):
-        base: object = value
-        while isinstance(base, np.ndarray):
-            if isinstance(base, np.memmap):
-                return value.ndim > 0 and value.dtype.kind in "biuf"
-            base = base.base
-        return isinstance(base, mmap.mmap) and value.ndim > 0
+        return _map_of(value) is not None and value.ndim > 0 and value.dtype.kind in "biuf"
     for library, kind in (("h5py", "Dataset"), ("zarr", "Array")):
         module = sys.modules.get(library)
         if module is not None and isinstance(value, getattr(module, kind)):
