@@ -36,6 +36,9 @@ from tarspyro.types import Arguments, Data, Program
 # The numbers of a part as they are kept: in memory, or to be read.
 Values: TypeAlias = Tensor | LazyRows
 
+# The type of each argument, None for one that is not given.
+Types: TypeAlias = tuple[torch.dtype | None, ...]
+
 # The number of rows on which a pair is tried.
 _TRIED = 100
 
@@ -120,7 +123,8 @@ class Source:
         self.parts: tuple[Part | None, ...] | None = None
         self.dataset: Any = None
         self.batched: Iterable[Any] = ()
-        self._types: tuple[torch.dtype | None, ...] | None = None
+        # For the types of a batch, None for missing parts, those that the programs take.
+        self._types: dict[Types, Types] = {}
         values = _parts_of(name, data, program, self.names)
         if values is not None:
             self.parts = self._checked(values)
@@ -199,9 +203,11 @@ class Source:
         if self.names:
             parts = parts[: len(self.names)]
         numbers = each(lambda part: as_numbers(self.name, part).detach(), parts)
-        if self._types is None or len(self._types) != len(numbers):
-            self._types = _types_of(self.programs, numbers)
-        pairs = zip(numbers, self._types, strict=True)
+        given = tuple(None if part is None else part.dtype for part in numbers)
+        if given not in self._types:
+            first = each(lambda part: part[:_TRIED] if part.dim() else part, numbers)
+            self._types[given] = _types_of(self.programs, first)
+        pairs = zip(numbers, self._types[given], strict=True)
         return tuple(
             None if part is None or dtype is None else part.to(dtype) for part, dtype in pairs
         )
@@ -429,7 +435,7 @@ def _stacked(
 # --- types of numbers
 
 
-def _types_of(programs: Sequence[Program], parts: Arguments) -> tuple[torch.dtype | None, ...]:
+def _types_of(programs: Sequence[Program], parts: Arguments) -> Types:
     """Returns the types of the numbers that the programs take, see ``Source``.
 
     Arguments:
@@ -438,7 +444,7 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> tuple[torch.dtyp
     """
     dtype = type_of(*programs)
     default = dtype or torch.get_default_dtype()
-    plain = [None if part is None else as_type(part[:0], dtype).dtype for part in parts]
+    plain = [None if part is None else as_type(part.new_empty(0), dtype).dtype for part in parts]
     whole = [
         index
         for index, part in enumerate(parts)
@@ -450,7 +456,7 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> tuple[torch.dtyp
     if not several:
         return tuple(plain)
 
-    def types(real: Iterable[int]) -> tuple[torch.dtype | None, ...]:
+    def types(real: Iterable[int]) -> Types:
         return tuple(default if i in real else kept for i, kept in enumerate(plain))
 
     choices = [types(several), types(())]
@@ -462,9 +468,7 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> tuple[torch.dtyp
     return choices[1] if any(map(_has_embedding, programs)) else choices[0]
 
 
-def _run(
-    programs: Sequence[Program], parts: Arguments, types: Sequence[torch.dtype | None]
-) -> bool:
+def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:
     """Whether the programs run on numbers of some types. Nothing of the run is kept."""
     pairs = zip(parts, types, strict=True)
     device = next(

@@ -81,7 +81,11 @@ class StoredRows(LazyRows):
 
     def _advise(self, *, scattered: bool) -> None:
         """Tells the system whether to read ahead, which makes scattered rows slow."""
-        if scattered != self._scattered and hasattr(self._map, "madvise"):
+        if (
+            self._map is not None
+            and scattered != self._scattered
+            and hasattr(mmap, "MADV_RANDOM")
+        ):
             self._map.madvise(mmap.MADV_RANDOM if scattered else mmap.MADV_NORMAL)
             self._scattered = scattered
 
