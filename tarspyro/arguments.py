@@ -12,11 +12,13 @@ __all__ = [
     "check_number",
     "check_positive",
     "format_value",
+    "is_array",
 ]
 
 import math
 import numbers
 import operator
+from array import array as array_of_numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -149,11 +151,26 @@ def _as_tensor(value: object) -> Tensor:
     if isinstance(value, (list, tuple)):
         if any(isinstance(part, Tensor) for part in value):
             return torch.stack([as_numbers("a row", part) for part in value])
-        if any(hasattr(part, "__array__") for part in value):
+        if any(map(is_array, value)):
             return _from_array(np.stack([_asarray(part) for part in value]))
-    elif hasattr(value, "__array__"):
+    elif is_array(value):
         return _from_array(_asarray(value))
-    return torch.as_tensor(value)
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, RuntimeError):  # a list may hold None for what is missing
+        return _from_array(np.array(value, dtype=object))
+
+
+def is_array(value: object) -> bool:
+    """Returns whether NumPy reads a value as an array: arrays, tables, images, buffers.
+
+    Example:
+        >>> is_array(np.zeros(3)), is_array([0.0, 0.0, 0.0])
+        (True, False)
+    """
+    buffers = (memoryview, array_of_numbers)
+    interfaces = ("__array__", "__array_interface__")
+    return isinstance(value, buffers) or any(hasattr(value, name) for name in interfaces)
 
 
 def _asarray(value: object) -> np.ndarray:
@@ -174,6 +191,8 @@ def _from_array(array: np.ndarray) -> Tensor:
     if array.dtype == object:
         if any(isinstance(entry, (str, bytes)) for entry in array.flat):
             raise TypeError
+        if array.ndim == 1 and any(isinstance(entry, (list, np.ndarray)) for entry in array):
+            return _from_array(np.stack([np.asarray(entry) for entry in array]))
         array = array.astype(float)  # None becomes NaN
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch computes with few unsigned numbers

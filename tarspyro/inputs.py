@@ -8,14 +8,13 @@ __all__ = [
     "check_inputs",
     "count_rows",
     "each",
-    "in_order",
     "sentence_of_gaps",
 ]
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -45,8 +44,6 @@ from tarspyro.programs import tensors_of, type_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Argument, Arguments, Program
 
-_Part = TypeVar("_Part")
-
 
 def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Arguments:
     """Returns a function's values at the arguments; an argument that is None stays None."""
@@ -56,23 +53,6 @@ def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Argu
 def count_rows(arguments: Sequence[object]) -> int:
     """Returns the number of rows of a batch."""
     return len(tensors_of(arguments)[0])
-
-
-def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
-    """Returns the parts of a mapping in the order of a program's arguments.
-
-    They are passed by position.
-
-    Raises:
-        ValueError: If a part is missing before the last one.
-    """
-    parts = [data[name] for name in names if name in data]
-    missing = [name for name in names[: len(parts)] if name not in data]
-    if missing:
-        raise ValueError(
-            f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before."
-        )
-    return parts
 
 
 def as_float(tensor: Tensor, *programs: object) -> Tensor:

@@ -1,13 +1,12 @@
 """Data of any container as batches of a program's arguments."""
 
-__all__ = ["Part", "Source", "as_arguments", "gives_arrays"]
+__all__ = ["Part", "Source", "as_arguments"]
 
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -19,22 +18,18 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    TensorDataset,
     default_collate,
 )
 
-from tarspyro.arguments import as_numbers, format_value
-from tarspyro.data import Sequences, Split, Table
-from tarspyro.data.rows import LazyRows, part_of
+from tarspyro.arguments import as_numbers
+from tarspyro.data.parts import Values, has_rows, in_order, parts_of, stacked
+from tarspyro.data.rows import LazyRows
 from tarspyro.infer.matching import check_count, positional_names
 from tarspyro.infer.traces import check_program, name_of, trace_pair
-from tarspyro.inputs import as_type, count_rows, each, in_order
+from tarspyro.inputs import as_type, count_rows, each
 from tarspyro.programs import modules_of, tensors_of, type_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.types import Arguments, Data, Program
-
-# The numbers of a part as they are kept: in memory, or to be read.
-Values: TypeAlias = Tensor | LazyRows
 
 # The type of each argument, None for one that is not given.
 Types: TypeAlias = tuple[torch.dtype | None, ...]
@@ -125,10 +120,10 @@ class Source:
         self.batched: Iterable[Any] = ()
         # For the types of a batch, None for missing parts, those that the programs take.
         self._types: dict[Types, Types] = {}
-        values = _parts_of(name, data, program, self.names)
+        values = parts_of(name, data, name_of(program), self.names)
         if values is not None:
             self.parts = self._checked(values)
-        elif isinstance(data, IterableDataset) or not _has_rows(data):
+        elif isinstance(data, IterableDataset) or not has_rows(data):
             self.batched = data  # type: ignore[assignment]
         else:
             self.dataset = data
@@ -203,6 +198,11 @@ class Source:
         if self.names:
             parts = parts[: len(self.names)]
         numbers = each(lambda part: as_numbers(self.name, part).detach(), parts)
+        if any(not part.dim() for part in numbers[:1] if part is not None):
+            raise ValueError(
+                f"{self.name} gives a single number where a batch of rows is needed: give"
+                " batches of shape (B, *event), or a data set of rows."
+            )
         given = tuple(None if part is None else part.dtype for part in numbers)
         if given not in self._types:
             first = each(lambda part: part[:_TRIED] if part.dim() else part, numbers)
@@ -229,19 +229,19 @@ class Source:
         except (TypeError, RuntimeError):
             if isinstance(items[0], Mapping):
                 return {
-                    key: _stacked(self.name, [item[key] for item in items], (), "")[0]
+                    key: stacked(self.name, [item[key] for item in items], (), "")[0]
                     for key in self.names
                     if key in items[0]
                 }
             rows = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
             columns = [list(column) for column in zip(*rows, strict=True)]
             who = name_of(self.programs[0])
-            first = _stacked(self.name, columns[0], self.names, who)
+            first = stacked(self.name, columns[0], self.names, who)
             kept = len(self.names) or len(columns)
             others = [
                 part
                 for column in columns[1:kept]
-                for part in _stacked(self.name, column, (), who)
+                for part in stacked(self.name, column, (), who)
             ]
             return [*first, *others][:kept]
 
@@ -273,163 +273,10 @@ def as_arguments(data: Data | None, program: Program, *others: Program) -> Argum
     return source.whole() if source.in_memory is not None else None
 
 
-def gives_arrays(data: object) -> bool:
-    """Returns whether evaluations of the data return arrays: of arrays, tables and the like."""
-    if isinstance(data, Mapping):
-        data = list(data.values())
-    if isinstance(data, (tuple, list)):
-        return any(map(_is_array, data))
-    return _is_array(data)
-
-
-def _is_array(value: object) -> bool:
-    return not isinstance(value, Tensor) and (
-        hasattr(value, "__array__") or hasattr(value, "tocsr")
-    )
-
-
 def _in_memory(part: Part) -> Tensor:
     if isinstance(part.values, Tensor):
         return part.values.to(part.dtype)
     return part[:]
-
-
-# --- containers
-
-
-def _parts_of(
-    name: str, data: object, program: Program, names: Sequence[str]
-) -> Sequence[Values | None] | None:
-    """The parts of data with rows by index, in the program's order; None for other data."""
-    if isinstance(data, (Split, Sequences)):
-        taken = [part for key, part in vars(data).items() if key in names]
-        given = [part for part in taken if part is not None] or [data.x]
-        return [part_of(name, part) for part in given]
-    if isinstance(data, TensorDataset):
-        return data.tensors[: len(names)] if names else data.tensors
-    if isinstance(data, Table):
-        return [data.x]
-    if isinstance(data, Mapping):
-        unknown = [key for key in data if key not in names]
-        if unknown:
-            raise ValueError(
-                f"{name} has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
-                f" {list(names)}."
-            )
-        return [
-            None if part is None else part_of(name, part) for part in in_order(data, names)
-        ]
-    if isinstance(data, (tuple, list)):
-        return _of_list(name, data, program, names)
-    if _is_numbers(data):
-        return [part_of(name, data)]
-    if isinstance(data, Iterator):
-        raise ValueError(
-            f"{name} is an iterator, which can be read once: give a data set, a DataLoader or"
-            f" all rows, torch.cat(list({name})); or for fit tarspyro.data.Stream(iterator,"
-            " steps_per_epoch=1000), which says how many batches make an epoch."
-        )
-    if isinstance(data, (Iterable, Dataset)) and not isinstance(data, (str, bytes)):
-        return None
-    if _has_rows(data):
-        return None
-    raise ValueError(
-        f"{name} must be tensors, arrays, a data set or an iterable of batches, got"
-        f" {format_value(data)}."
-    )
-
-
-def _of_list(
-    name: str, data: Sequence[Any], program: Program, names: Sequence[str]
-) -> Sequence[Values | None] | None:
-    """The parts of a list or a tuple: parts in the program's order, or rows of the first one.
-
-    None for a list of batches, each a tuple or a mapping.
-    """
-    if not data:
-        raise ValueError(f"{name} is empty: it has no rows.")
-    many = bool(names) and len(data) > len(names)
-    if all(part is None or _is_numbers(part) for part in data) and not many:
-        parts = [None if part is None else part_of(name, part) for part in data]
-        rows = {len(part) if part.shape else 0 for part in parts if part is not None}
-        if len(rows) <= 1 or "lengths" not in names or len(parts) == len(names) == 1:
-            return parts
-    if many and len({np.shape(part)[1:] for part in data if _is_numbers(part)}) > 1:
-        check_count(data, program)  # parts of several shapes are no rows
-    if _is_row(data[0]):
-        return _stacked(name, data, names, name_of(program))
-    if all(isinstance(row, (tuple, list)) for row in data):
-        if all(_is_label(row[-1]) for row in data):
-            columns = [list(column) for column in zip(*data, strict=True)]
-            columns = columns[: len(names)] if names else columns
-            return [
-                part
-                for column in columns
-                for part in _stacked(name, column, (), name_of(program))
-            ]
-    return None
-
-
-def _is_row(value: object) -> TypeGuard[Any]:
-    """Whether an entry of a list is a row: numbers, and not a batch in several parts."""
-    if isinstance(value, (list, tuple)):
-        return not any(_is_numbers(part) for part in value)
-    return _is_numbers(value) or isinstance(value, (int, float, bool))
-
-
-def _is_label(value: object) -> bool:
-    """Whether the last entry of a row is the label of one data point."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return not value.shape
-    return isinstance(value, (int, float, str, np.generic))
-
-
-def _is_numbers(value: object) -> bool:
-    """Whether a value holds numbers in a tensor, an array, a table or a matrix."""
-    return (
-        isinstance(value, (Tensor, LazyRows, Table, Split))
-        or hasattr(value, "__array__")
-        or hasattr(value, "tocsr")
-    ) and not isinstance(value, Dataset)
-
-
-def _has_rows(data: object) -> bool:
-    """Whether data has rows by index, as a map data set has."""
-    listed = isinstance(data, (list, tuple, Mapping, str))
-    return not listed and hasattr(data, "__getitem__") and hasattr(data, "__len__")
-
-
-def _stacked(
-    name: str, rows: Sequence[Any], names: Sequence[str], who: str
-) -> list[Values | None]:
-    """Returns the rows in one tensor; sequences of different lengths with their lengths.
-
-    Raises:
-        ValueError: If the rows differ in shape, and are no sequences or the program takes no
-            lengths.
-    """
-    if not _is_numbers(rows[0]):
-        try:
-            return [as_numbers(name, list(rows))]
-        except TypeError:
-            pass  # the rows differ in length, or one of them holds no numbers
-    tensors = [as_numbers(f"{name}[{i}]", row).detach() for i, row in enumerate(rows)]
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) == 1:
-        return [torch.stack(tensors)]
-    if len({shape[1:] for shape in shapes}) > 1 or () in shapes:
-        raise ValueError(
-            f"{name} has rows of shapes {', '.join(map(str, shapes[:3]))}: give all rows one"
-            " shape."
-        )
-    if "lengths" in names:
-        sequences = Sequences.padded(tensors)
-        return [sequences.x, sequences.lengths]
-    raise ValueError(
-        f"{name} is a list of {len(rows)} tensors that differ in length, from"
-        f" {shapes[0][0]} to {shapes[-1][0]} rows, and {who} takes no lengths of sequences:"
-        " join batches, torch.cat(...), or take a model of sequences, such as models.VRNN."
-    )
 
 
 # --- types of numbers
@@ -444,7 +291,9 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> Types:
     """
     dtype = type_of(*programs)
     default = dtype or torch.get_default_dtype()
-    plain = [None if part is None else as_type(part.new_empty(0), dtype).dtype for part in parts]
+    plain = [
+        None if part is None else as_type(part.new_empty(0), dtype).dtype for part in parts
+    ]
     whole = [
         index
         for index, part in enumerate(parts)

@@ -18,6 +18,14 @@ from torch import Tensor
 
 from tarspyro.arguments import as_numbers
 
+_SPARSE = (
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+)
+
 
 class LazyRows(ABC):
     """Rows of data that become dense tensors in memory when they are used.
@@ -192,7 +200,9 @@ def part_of(name: str, value: object) -> Tensor | LazyRows:
     if isinstance(value, LazyRows):
         return value
     if isinstance(value, Tensor):
-        return value if value.layout is torch.strided else SparseRows.of_tensor(value)
+        if value.layout in _SPARSE:
+            return SparseRows.of_tensor(value)
+        return as_numbers(name, value)
     if is_stored(value):
         return StoredRows(value)
     if hasattr(value, "tocsr"):

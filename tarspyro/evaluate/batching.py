@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import as_numbers, as_seed
 from tarspyro.data import Stream
+from tarspyro.data.parts import gives_arrays
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
@@ -39,7 +40,7 @@ from tarspyro.inputs import (
 )
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
-from tarspyro.sources import Source, gives_arrays
+from tarspyro.sources import Source
 from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
 # A result: a tensor for data in tensors, an array for data in arrays. Which one depends on what
