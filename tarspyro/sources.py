@@ -75,9 +75,12 @@ class Part:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         return self.values[rows].to(self.device).to(self.dtype)
 
-    def to(self, device: torch.device) -> "Part":
-        """Returns the part for a device, to which it moves what is in memory."""
-        moved = Part(self.values.to(device), self.dtype)
+    def to(self, device: torch.device) -> "Tensor | Part":
+        """Returns the part on a device: a tensor if its numbers are as the program gets them."""
+        values = self.values.to(device)
+        if isinstance(values, Tensor) and values.dtype is self.dtype:
+            return values
+        moved = Part(values, self.dtype)
         moved.device = device
         return moved
 

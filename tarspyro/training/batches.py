@@ -108,7 +108,7 @@ class Batches:
         self._pixels = None if pixel_seed is None else torch.Generator(device)
         self.data = Source(data, program, *others)
         self.source: Iterable[Any] = self.data.batched
-        self.parts: tuple[Part | None, ...] | None = None
+        self.parts: tuple[Tensor | Part | None, ...] | None = None
         self._rows: _Rows | None = None
 
         processes = processes or Processes()
@@ -140,7 +140,7 @@ class Batches:
         """All of the data, if it is in memory and its pixels are not drawn anew."""
         if self.binarize or self.parts is None or self.data.in_memory is None:
             return None
-        return each(lambda part: part.values, self.parts)
+        return each(lambda part: part if isinstance(part, Tensor) else part.values, self.parts)
 
     @property
     def exhausted(self) -> bool:
