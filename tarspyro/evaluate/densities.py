@@ -52,7 +52,7 @@ def log_densities(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         z: For each latent site, values with shape ``(N, num_samples, *event)``.
 
     Returns:

@@ -210,7 +210,7 @@ def imputation_log_likelihood(
     Arguments:
         model: The model, whose likelihood of x factorizes over its elements.
         guide: The guide.
-        x: The complete, true data, in any form that ``fit`` takes in memory; its first part is
+        x: The complete, true data, in any form that ``fit`` takes; its first part is
             x.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
             probabilities.

@@ -77,7 +77,7 @@ def log_likelihood(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: K, the number of draws for each data point.
         errors: Whether to return a tuple (log_likelihood, standard_error,
             effective_sample_size).
@@ -285,7 +285,7 @@ def elbo(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: The number of draws for each data point.
         analytic_kl: Whether to take the KL in closed form where that is legal, as the bound
             ``ELBO`` does.
@@ -338,7 +338,7 @@ def reconstruction(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory: ``(x, y)`` for a
+        x: The data, in any form that ``fit`` takes: ``(x, y)`` for a
             ``ConditionalVAE``.
         num_particles: The number of draws for each data point.
         binarize: Whether to draw black and white pixels, once, with the grey values as

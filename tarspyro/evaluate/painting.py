@@ -54,7 +54,7 @@ def canvases(
         model: The model, a ``DRAW`` or any ``sequential`` program with the attributes
             ``canvas`` and ``likelihood``.
         guide: The guide.
-        data: The data to reconstruct, in any form that ``fit`` takes in memory; its first
+        data: The data to reconstruct, in any form that ``fit`` takes; its first
             ``num`` rows are used.
         num: The number of images.
         given: More arguments of a model that generates, by name: ``{"y": y}`` for a

@@ -504,7 +504,7 @@ def test_errors_of_the_likelihood():
     p, q = pair(dist.Normal, dist.OneHotCategorical)
     x = torch.eye(16)
     with pytest.raises(PairError, match="OneHotCategorical does not factorize"):
-        evaluate.impute(p, q, x, torch.ones(16))
+        evaluate.impute(p, q, x, torch.arange(16) < 8)
     p, q = pair()
     with pytest.raises(
         ValueError, match="corrupted and probabilities in mask must be given together"
