@@ -45,6 +45,6 @@ def dense(name: str, data: object) -> Tensor:
 
 def _first(item: object) -> object:
     """Returns the first part of a row or a batch; of parts by name, x."""
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and item:
         return item["x"] if "x" in item else next(iter(item.values()))
     return item[0] if isinstance(item, (tuple, list)) and len(item) else item
