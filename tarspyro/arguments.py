@@ -17,6 +17,7 @@ __all__ = [
     "format_value",
     "suggestion",
     "printable",
+    "is_array",
 ]
 
 import difflib
@@ -24,6 +25,7 @@ import inspect
 import math
 import numbers
 import operator
+from array import array as array_of_numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -243,7 +245,10 @@ def as_sizes(name: str, value: object, *, at_least: int = 0) -> tuple[int, ...]:
 
 
 def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns the numbers of a tensor, an array or a list as a tensor.
+    """Returns the numbers of a tensor, an array, a table or a list as a tensor.
+
+    An array may be of any layout and byte order; one that cannot be written to is copied. A
+    masked or missing value becomes NaN. Objects of other libraries are read by NumPy.
 
     Raises:
         TypeError: If the value does not hold real numbers, or its rows differ in length.
@@ -251,15 +256,16 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     Example:
         >>> as_numbers("scores", [1, 2, 3])
         tensor([1, 2, 3])
+        >>> as_numbers("scores", np.array([1.0, 2.0], ">f8")[::-1], torch.float32)
+        tensor([2., 1.])
     """
     try:
-        tensor = torch.as_tensor(value, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError):
-        fix = ""
-        if isinstance(value, np.ndarray) and value.dtype.kind in "US":
-            fix = ": turn words into numbers, np.unique(words, return_inverse=True)[1]"
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value)
+        tensor = tensor if dtype is None else tensor.to(dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(
-            f"{name} must be numbers, in a tensor or an array, got {format_value(value)}{fix}."
+            f"{name} must be numbers, in a tensor or an array, got {_described(value)}"
+            f"{_about_words(value)}."
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
@@ -267,6 +273,102 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
             f" {tensor.device}, {tensor.layout}."
         )
     return tensor
+
+
+def _as_tensor(value: object) -> Tensor:
+    """Returns numbers that are not in a tensor as one."""
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(part, Tensor) for part in value):
+            return torch.stack([as_numbers("a row", part) for part in value])
+        if any(map(is_array, value)):
+            return _from_array(np.stack([_asarray(part) for part in value]))
+    elif is_array(value):
+        return _from_array(_asarray(value))
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, RuntimeError):  # a list may hold None for what is missing
+        return _from_array(np.array(value, dtype=object))
+
+
+def is_array(value: object) -> bool:
+    """Returns whether NumPy reads a value as an array: arrays, tables, images, buffers.
+
+    Example:
+        >>> is_array(np.zeros(3)), is_array([0.0, 0.0, 0.0])
+        (True, False)
+    """
+    buffers = (memoryview, array_of_numbers)
+    interfaces = ("__array__", "__array_interface__")
+    return isinstance(value, buffers) or any(hasattr(value, name) for name in interfaces)
+
+
+def _asarray(value: object) -> np.ndarray:
+    """Returns the values of a table, an image or an array of another library."""
+    if hasattr(value, "to_numpy") and hasattr(value, "isna"):  # pandas has missing values
+        columns: Any = value
+        if columns.isna().to_numpy().any():
+            array: np.ndarray = columns.to_numpy(dtype=object, na_value=math.nan)
+            return array
+    return np.asarray(value)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    """Returns an array as a tensor, which shares its memory if torch can."""
+    if isinstance(array, np.ma.MaskedArray):
+        gaps = np.ma.getmaskarray(array)
+        array = np.where(gaps, math.nan, array.data) if gaps.any() else array.data
+    if array.dtype == object:
+        if any(isinstance(entry, (str, bytes)) for entry in array.flat):
+            raise TypeError
+        if array.ndim == 1 and any(isinstance(entry, (list, np.ndarray)) for entry in array):
+            return _from_array(np.stack([np.asarray(entry) for entry in array]))
+        array = array.astype(float)  # None becomes NaN
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes with few unsigned numbers
+    elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = np.asarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _about_words(value: object) -> str:
+    """Returns the end of a sentence about words in place of numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+        return ": turn words into numbers, np.unique(words, return_inverse=True)[1]"
+    return ""
+
+
+def _described(value: object) -> str:
+    """Returns what a value without numbers is, for a message."""
+    dtypes = getattr(value, "dtypes", None)
+    if dtypes is not None and hasattr(value, "columns"):
+        pairs = zip(value.columns, dtypes, strict=True)
+        words = [name for name, dtype in pairs if _kind(dtype) not in "biuf"]
+        if words:
+            return (
+                f"a table whose column {words[0]!r} holds none: leave it out, or read the table"
+                " with tarspyro.data.read_table(frame.to_csv(index=False))"
+            )
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        return f"an array with the named fields {', '.join(value.dtype.names)}"
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        return f"an array of {value.dtype} of shape {value.shape}"
+    return format_value(value)
+
+
+def _kind(dtype: object) -> str:
+    """Returns NumPy's letter for the kind of a type, also of pandas' and of polars' own."""
+    kind = getattr(dtype, "kind", None)
+    if isinstance(kind, str):
+        return kind
+    is_numeric = getattr(dtype, "is_numeric", None)
+    return "f" if is_numeric is None or is_numeric() else "O"
 
 
 def as_shape(name: str, value: object) -> Size:

@@ -1,7 +1,6 @@
-"""Data as arguments of a program, and checks that it fits the likelihood."""
+"""Numbers as arguments of a program, and checks that they fit the likelihood."""
 
 __all__ = [
-    "as_arguments",
     "as_float",
     "as_type",
     "binarized",
@@ -9,16 +8,14 @@ __all__ = [
     "check_inputs",
     "count_rows",
     "each",
-    "in_order",
+    "sentence_of_gaps",
 ]
 
 import contextlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -26,26 +23,20 @@ from pyro.distributions import Bernoulli, Independent, MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.utils.data import TensorDataset
 
-from tarspyro.arguments import as_numbers, format_value
-from tarspyro.data import Sequences, Split, Table
 from tarspyro.distributions import Concatenate
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.incomplete import has_gaps
 from tarspyro.infer.diagnosis import about_source, explained
 from tarspyro.infer.matching import (
-    check_count,
     check_shape,
     check_sites,
-    positional_names,
     run_pair,
 )
 from tarspyro.infer.remedies import about_edges, about_support
 from tarspyro.infer.traces import (
     InputError,
     PairError,
-    check_program,
     is_factor,
     name_of,
     sample_sites,
@@ -53,99 +44,7 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.programs import tensors_of, type_of
 from tarspyro.scopes import evaluating, preserved_rng
-from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
-
-_Part = TypeVar("_Part")
-_PART = (Tensor, np.ndarray, type(None))
-
-
-def as_arguments(data: Data | None, program: Program, *others: Program) -> Arguments | None:
-    """Returns in-memory data as the arguments of a program; None for loaders and streams.
-
-    Real numbers, booleans and bytes get the type of the parameters. A function without networks
-    gets real numbers as they are. Integers stay integers.
-
-    Arguments:
-        data: A tensor or an array; a tuple of them in the program's order, with None for parts
-            that are not observed; a mapping from the names of the program's arguments; a
-            ``Split`` or ``Sequences``, of which the program gets the parts (x, y, lengths) that
-            it has arguments for; or a ``TensorDataset``.
-        program: The model or the guide.
-        others: More programs that get the same data, such as the other half.
-
-    Raises:
-        ValueError: If the parts differ in length, there are more of them than arguments, or the
-            program has no argument of a name.
-    """
-    check_program("model or guide", program)
-    _check_no_path(data)
-    parts = _parts_of(data, program)
-    if parts is None:
-        return None
-    dtype = type_of(program, *others)
-    arguments = each(lambda part: as_type(as_numbers("data", part), dtype), parts)
-    shapes = [tuple(tensor.shape) for tensor in tensors_of(arguments)]
-    if () in shapes:
-        raise ValueError("data has no rows: a part of it is a single number.")
-    if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(_about_lengths(shapes))
-    if not shapes or shapes[0][0] == 0:
-        raise ValueError("data is empty: it has no rows.")
-    check_count(arguments, program)
-    return arguments
-
-
-def _check_no_path(data: object) -> None:
-    """Raises a ``TypeError`` if data is the path of a file."""
-    if isinstance(data, (str, os.PathLike)):
-        raise TypeError(
-            f"data must be numbers, got the text {os.fspath(data)!r}: read a file first,"
-            f" tarspyro.data.load({os.fspath(data)!r})."
-        )
-
-
-def _about_lengths(shapes: Sequence[tuple[int, ...]]) -> str:
-    """A sentence about parts of data that differ in length."""
-    shown = ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
-    fix = "give every part a row for each data point"
-    if len(shapes[0]) > 1 and len({shape[1:] for shape in shapes}) == 1:
-        fix = (
-            "sequences of several lengths become one part in data.Sequences.padded(sequences)"
-        )
-    return f"The {len(shapes)} parts of data differ in length, got shapes {shown}: {fix}."
-
-
-def _parts_of(data: Data | None, program: Program) -> Sequence[ArrayLike | None] | None:
-    """The parts of in-memory data in the program's order; None for loaders and streams."""
-    names = positional_names(program)
-    if isinstance(data, (Split, Sequences)):
-        parts = [part for name, part in vars(data).items() if name in names]
-        return [part for part in parts if part is not None] or [data.x]
-    if isinstance(data, Mapping):
-        unknown = [name for name in data if name not in names]
-        if unknown:
-            raise ValueError(
-                f"data has {unknown[0]!r}, which {name_of(program)} does not take: it takes"
-                f" {names}."
-            )
-        return in_order(data, names)
-    if isinstance(data, TensorDataset):
-        return data.tensors
-    if isinstance(data, Table):
-        return [data.x]
-    if isinstance(data, (Tensor, np.ndarray)):
-        return [data]
-    if isinstance(data, (tuple, list)) and data:
-        if all(isinstance(part, _PART) for part in data):
-            return data
-    if isinstance(data, Iterable) or (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    ):
-        return None
-    raise ValueError(
-        "data must be tensors, arrays, a data set or an iterable of batches, got"
-        f" {format_value(data)}."
-    )
+from tarspyro.types import Argument, Arguments, Program
 
 
 def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Arguments:
@@ -156,23 +55,6 @@ def each(function: Callable[[Any], Tensor], arguments: Iterable[object]) -> Argu
 def count_rows(arguments: Sequence[object]) -> int:
     """Returns the number of rows of a batch."""
     return len(tensors_of(arguments)[0])
-
-
-def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
-    """Returns the parts of a mapping in the order of a program's arguments.
-
-    They are passed by position.
-
-    Raises:
-        ValueError: If a part is missing before the last one.
-    """
-    parts = [data[name] for name in names if name in data]
-    missing = [name for name in names[: len(parts)] if name not in data]
-    if missing:
-        raise ValueError(
-            f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before."
-        )
-    return parts
 
 
 def as_float(tensor: Tensor, *programs: object) -> Tensor:
@@ -229,7 +111,7 @@ def check_inputs(
         model: The model.
         guide: The guide.
         arguments: A batch, with None for arguments that are not observed.
-        data: All of the data, if it is in memory. The batch is its first rows.
+        data: All of the data, if it is in memory, in any type. The batch is its first rows.
         pair: What has to match in the halves: the ``"whole"`` latent variables, or for Pyro's
             own bounds only their ``"names"`` and shapes. None compares nothing.
 
@@ -244,6 +126,8 @@ def check_inputs(
         if position in with_gaps and part is not None:
             part = part.nan_to_num(0.0, math.inf, -math.inf)
         _check_finite(part, position)
+    if with_gaps:
+        _check_takes_gaps(guide, arguments)
     # With validation on, a distribution skips it only if the user has switched it off.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
         if pair is not None:
@@ -297,7 +181,7 @@ def _check_observed(
                     whole = part
         try:
             for batch in _batches_of(whole, value):
-                _check_support(name, site["fn"], batch, whole)
+                _check_support(name, site["fn"], batch.to(value.dtype), whole)
         except InputError:
             # A support such as that of Uniform(0, z) depends on a latent variable, and the
             # next draw may fit.
@@ -374,6 +258,24 @@ def positions_with_gaps(model: Program, arguments: Sequence[Argument]) -> set[in
         if site["is_observed"] and has_gaps(site["fn"]):
             found |= {i for i, part in enumerate(arguments) if part is site["value"]}
     return found
+
+
+def _check_takes_gaps(guide: Program, arguments: Sequence[Argument]) -> None:
+    """Raises an ``InputError`` if the guide draws NaN from data with gaps."""
+    with preserved_rng(), evaluating(guide), pyro.validation_enabled(False):
+        trace = poutine.trace(guide).get_trace(*arguments)
+    for _, site in sample_sites(trace):
+        if _has_nan(torch.as_tensor(site["value"])):
+            raise InputError(sentence_of_gaps(guide))
+
+
+def sentence_of_gaps(program: Program) -> str:
+    """Returns the sentence about a program that computes NaN from data with gaps."""
+    return (
+        f"{name_of(program)} computes NaN from the NaN of the data: let its network see the"
+        " gaps, nn.WithGaps(network, in_shape), where the network takes the values and which"
+        " of them are known, as MLP([D, D], ...) does."
+    )
 
 
 def _check_finite(part: Argument, position: int) -> None:

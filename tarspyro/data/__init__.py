@@ -9,6 +9,8 @@
 - ``labels``: few labels among many rows.
 - ``masks``: masks of missing pixels, and the quadrants of images.
 - ``modalities``: the modalities among a program's arguments.
+- ``parts``, ``rows``, ``dense``: the parts of any container, rows that are read when they are
+  used, and all rows in one tensor.
 - ``files``, ``matlab``: downloads with a checksum, and MATLAB files.
 """
 

@@ -9,21 +9,34 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count, as_shape, format_fields
+from tarspyro.data.rows import part_of
 
 
 @dataclass(frozen=True)
 class Split:
     """One part of a data set.
 
+    Arrays, lists and tables become tensors. A memory map or a sparse matrix is not copied: its
+    rows become tensors when they are used.
+
     Attributes:
         x: Images of shape ``(N, *event)`` with values in [0, 1]; in a ``Regression`` the
             standardized inputs, of shape (N, D).
         y: Labels of shape (N,), or None; in a ``Regression`` the standardized targets, of
             shape (N,).
+
+    Raises:
+        TypeError: If one of them does not hold numbers.
     """
 
     x: Tensor
     y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Tensor):
+                object.__setattr__(self, name, part_of(name, value))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tarspyro.arguments import as_count, as_numbers, as_seed
+from tarspyro.arguments import as_count, as_seed
 from tarspyro.data.containers import Split
+from tarspyro.data.dense import dense
 
 
 def labelled_subset(split: Split, num_labels: int, seed: int = 0) -> tuple[Split, Split]:
@@ -99,7 +100,7 @@ class PartlyLabelled:
             raise ValueError(
                 "labelled has no labels: take the first part of labelled_subset(...)."
             )
-        rows = as_numbers("unlabelled", getattr(unlabelled, "x", unlabelled))
+        rows = dense("unlabelled", unlabelled)
         if rows.shape[1:] != labelled.x.shape[1:] or not rows.dim():
             raise ValueError(
                 f"unlabelled must have rows of shape {tuple(labelled.x.shape[1:])} as labelled"

@@ -18,6 +18,7 @@ from tarspyro.arguments import (
     check_number,
     format_value,
 )
+from tarspyro.data.dense import dense
 
 
 def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def lower_half(x: Tensor, *, image_shape: Sequence[int] | None = None) -> Tensor
     middle one is missing too.
 
     Arguments:
-        x: Images of shape (N, C, H, W), (N, H, W) or (N, P).
+        x: Images of shape (N, C, H, W), (N, H, W) or (N, P), in any form that ``fit`` takes.
         image_shape: The shape of an image whose P pixels stand in one row; if not given, the
             images are square.
 
@@ -107,7 +108,7 @@ def random_pixels(x: Tensor, missing: float = 0.5, *, seed: int | None = None) -
         tensor(0.2000)
     """
     check_number("missing", missing, 0, 1)
-    x = as_numbers("x", x)
+    x = dense("x", x)
     generator = None if seed is None else torch.Generator().manual_seed(as_seed(seed))
     return (torch.rand(x.shape, generator=generator) >= missing).to(x.device)
 
@@ -184,7 +185,7 @@ def _quadrant_order(num_pixels: int) -> Tensor:
 
 
 def _images(x: Tensor) -> Tensor:
-    x = as_numbers("x", x)
+    x = dense("x", x)
     if x.dim() < 2:
         raise ValueError(
             f"x must be images of a shape such as (N, 784), got {tuple(x.shape)}."

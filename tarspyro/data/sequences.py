@@ -20,11 +20,11 @@ class Sequences:
     selection, such as ``sequences[:10]``, is cut to its longest sequence.
 
     Attributes:
-        x: The sequences, of shape ``(N, T, *event)``.
+        x: The sequences, of shape ``(N, T, *event)``; an array becomes a tensor.
         lengths: The number of steps of each sequence, integers from 1 to T, of shape (N,).
 
     Raises:
-        TypeError: If one of them is not a tensor.
+        TypeError: If one of them is not a tensor or an array.
         ValueError: If the shapes do not match, or a length is not from 1 to T.
 
     Example:
@@ -39,14 +39,17 @@ class Sequences:
     lengths: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("x", "lengths"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)) and name == "x":
+                raise TypeError(
+                    f"x must be a tensor, got {format_value(value)}: see Sequences.padded for a"
+                    " list."
+                )
+            if not isinstance(value, Tensor):
+                object.__setattr__(self, name, as_numbers(name, value))
         x = self.x
         lengths = self.lengths
-        for name, value in (("x", x), ("lengths", lengths)):
-            if not torch.is_tensor(value):
-                raise TypeError(
-                    f"{name} must be a tensor, got {format_value(value)}: see Sequences.padded"
-                    " for a list."
-                )
         if x.dim() < 2 or lengths.shape != x.shape[:1] or lengths.is_floating_point():
             raise ValueError(
                 "x must have the shape (N, T, *event) and lengths be N integers, got"
@@ -63,6 +66,8 @@ class Sequences:
         """Returns sequences, given as tensors or arrays of shapes ``(T_i, *event)``, in one
         tensor.
 
+        Whole numbers without an event, of shapes ``(T_i,)``, are tokens and stay whole.
+
         Raises:
             TypeError: If ``sequences`` is not a list of tensors or arrays.
             ValueError: If there are none, or they differ in the shape of an event.
@@ -73,13 +78,14 @@ class Sequences:
                 "sequences must be a list of tensors or arrays, got"
                 f" {format_value(sequences)}."
             )
-        dtype = torch.get_default_dtype()
         parts = [
-            as_numbers(f"sequences[{index}]", part, dtype)
-            for index, part in enumerate(sequences)
+            as_numbers(f"sequences[{index}]", part) for index, part in enumerate(sequences)
         ]
         if not parts:
             raise ValueError("sequences is empty: there is nothing to pad.")
+        tokens = all(part.dim() == 1 and not part.is_floating_point() for part in parts)
+        dtype = torch.int64 if tokens else torch.get_default_dtype()
+        parts = [part.detach().to(dtype) for part in parts]
         events = {part.shape[1:] for part in parts}
         if not all(part.dim() for part in parts) or len(events) > 1:
             shapes = sorted({tuple(part.shape) for part in parts})[:5]

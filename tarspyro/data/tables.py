@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import check_choice, format_value
+from tarspyro.arguments import as_numbers, check_choice, format_value
 from tarspyro.data.files import DataError
 
 KINDS = ("real", "count", "binary", "category")
@@ -68,6 +68,9 @@ class Table:
 
     x: Tensor
     columns: tuple[Column, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", as_numbers("x", self.x))
 
     def __len__(self) -> int:
         return len(self.x)

@@ -140,6 +140,8 @@ def log_prob_of_known(distribution: Distribution, value: Tensor) -> Tensor:
         blocks = zip(distribution.blocks, parts, strict=True)
         log_probs = [log_prob_of_known(block, part) for block, part in blocks]
         return torch.stack(torch.broadcast_tensors(*log_probs)).sum(0)
+    if isinstance(distribution, Incomplete):
+        return log_prob_of_known(distribution.base, value)
     if isinstance(distribution, Independent):
         inner = log_prob_of_known(distribution.base_dist, value)
         log_prob = sum_rightmost(inner, distribution.reinterpreted_batch_ndims)

@@ -87,7 +87,7 @@ def gaps(
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
         guide: The guide. Its latent sites are independent given the data.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: The number of draws for each of the two bounds, and for log p(x).
         num_steps: The number of steps of Adam.
         num_draws: The number of draws for the gradient of a step.

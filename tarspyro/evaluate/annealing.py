@@ -71,7 +71,7 @@ def annealed_log_likelihood(
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
         guide: The guide. With ``start="prior"`` it only has to have the model's latent sites.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_steps: T, the number of densities after the first.
         num_chains: K, for each data point.
         num_leapfrog: The number of leapfrog steps of a move, each with a gradient of the log

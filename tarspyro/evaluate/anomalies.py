@@ -37,7 +37,7 @@ def anomaly_score(
     Arguments:
         model: The model.
         guide: The guide; None for a model without latent variables, whose ELBO is log p(x).
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         score: The score, one of the above.
         num_particles: The number of draws for each data point; 100 if not given.
         binarize: Whether to draw black and white pixels, once, with the grey values as

@@ -5,39 +5,43 @@ __all__ = [
     "ParticleChunks",
     "as_codes",
     "chunk_sizes",
+    "first_rows",
     "in_memory",
     "map_batches",
+    "readable",
     "rows_at_once",
     "seeded",
 ]
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar, cast
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_numbers, as_seed
+from tarspyro.data import Stream
+from tarspyro.data.parts import gives_arrays
 from tarspyro.infer.matching import explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import check_program
+from tarspyro.infer.traces import InputError, check_program
 from tarspyro.inputs import (
-    as_arguments,
     as_float,
     binarized,
     check_binarizable,
     check_inputs,
     count_rows,
     each,
+    sentence_of_gaps,
 )
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
-from tarspyro.types import Arguments, ArrayLike, Data, Program
+from tarspyro.sources import Source
+from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
 # A result: a tensor for data in tensors, an array for data in arrays. Which one depends on what
 # a tuple or a mapping holds, so type checkers take it for a tensor, and Any admits the array.
@@ -136,13 +140,17 @@ def map_batches(
     names = ("model", "guide") if len(programs) > 1 else ("model or guide",)
     for name, program in zip(names, programs, strict=True):
         check_program(name, program)
-    if arguments is None:
-        arguments = in_memory(x, *programs)
-    if binarize:
-        check_binarizable(arguments[0])
+    source = None if arguments is not None else readable(x, *programs)
+    known = arguments if source is None else source.in_memory
+    if binarize and known is not None:
+        check_binarizable(known[0])
+    if source is None:
+        batches = _split((*(arguments or ()), *extra), batch_size)
+    else:
+        batches = _beside(source.batches(batch_size), extra)
 
-    origin = tensors_of(arguments)[0].device
-    device = _device_of(programs[-1]) or origin
+    device = _device_of(programs[-1])
+    origin: torch.device | None = None
     results: list[Results] = []
     with (
         seeded(seed),
@@ -152,40 +160,58 @@ def map_batches(
     ):
         # The pixels have a generator of their own: the same seed gives the same pixels to
         # every pair, however many random numbers the pair itself draws.
-        pixels = torch.Generator(device).manual_seed(
-            int(torch.randint(2**62, ())) if seed is None else as_seed(seed)
-        )
-        for batch in _split((*arguments, *extra), batch_size):
-            moved = each(lambda part: part.to(device), batch)
+        chosen = int(torch.randint(2**62, ())) if seed is None else as_seed(seed)
+        pixels: torch.Generator | None = None
+        for batch in batches:
+            origin = origin or tensors_of(batch)[0].device
+            device = device or origin
+            moved = _moved(batch, device)
             if binarize and moved[0] is not None:
+                pixels = pixels or torch.Generator(device).manual_seed(chosen)
+                if known is None:
+                    check_binarizable(moved[0])
                 moved = (binarized(moved[0], pixels), *moved[1:])
             if check and not results:
                 model, guide = programs
-                whole = None if binarize else each(lambda part: part.to(device), arguments)
-                check_inputs(model, guide, moved[: len(arguments)], whole)
+                own = moved[: len(moved) - len(extra)]
+                whole = None
+                if known is not None and not binarize:
+                    whole = _moved(known, device)
+                check_inputs(model, guide, own, whole)
             with explaining(programs, moved):
                 results.append(function(*moved))
 
     def join(parts: Sequence[Tensor]) -> Array:
         joined = torch.cat([part.to(origin) for part in parts])
-        return joined.numpy() if _has_arrays(x) else joined
+        if _has_nan(joined) and any(map(_has_nan, known or ())):
+            raise InputError(sentence_of_gaps(programs[-1]))
+        return joined.numpy() if gives_arrays(x) else joined
 
     return _joined(results, join)
 
 
-def in_memory(x: Data, *programs: Program, name: str = "x") -> Arguments:
-    """Returns the data as the arguments that the programs take; errors call it by the name.
+def readable(x: Data, *programs: Program, name: str = "x") -> Source:
+    """Returns data that can be read again and ends; errors call it by the name.
 
     Raises:
         ValueError: If the data is a stream of batches.
     """
-    arguments = as_arguments(x, *programs)
-    if arguments is None:
+    if isinstance(x, Stream):
         raise ValueError(
-            f"{name} must be in memory, got {type(x).__name__}: give tensors, arrays, a mapping"
-            " of them or a Split."
+            f"{name} must be data that ends, got a Stream: give tensors, a data set or a"
+            " DataLoader."
         )
-    return arguments
+    return Source(x, *programs, name=name)
+
+
+def in_memory(x: Data, *programs: Program, name: str = "x") -> Arguments:
+    """Returns all of the data as the arguments that the programs take."""
+    return readable(x, *programs, name=name).whole()
+
+
+def first_rows(x: Data, count: int, *programs: Program, name: str = "x") -> Arguments:
+    """Returns the first rows of the data as the arguments that the programs take."""
+    return readable(x, *programs, name=name).first(count)
 
 
 def seeded(seed: int | None) -> AbstractContextManager[None]:
@@ -213,10 +239,29 @@ def _device_of(program: Program) -> torch.device | None:
     return None if parameter is None else parameter.device
 
 
+def _has_nan(part: Argument) -> bool:
+    return part is not None and part.is_floating_point() and bool(part.isnan().any())
+
+
+def _moved(arguments: Arguments, device: torch.device) -> Arguments:
+    return each(lambda part: part.to(device), arguments)
+
+
 def _split(arguments: Arguments, size: int) -> Iterator[Arguments]:
     for start in range(0, count_rows(arguments), size):
         rows = slice(start, start + size)
         yield tuple(None if part is None else part[rows] for part in arguments)
+
+
+def _beside(batches: Iterable[Arguments], extra: Sequence[Tensor]) -> Iterator[Arguments]:
+    """Yields batches with the same rows of further columns after them."""
+    start = 0
+    for batch in batches:
+        rows = slice(start, start + count_rows(batch))
+        yield (*batch, *(column[rows] for column in extra))
+        start = rows.stop
+    if not start:
+        raise ValueError("x is empty: it has no rows.")
 
 
 def _joined(results: list[Results], join: Callable[[Sequence[Tensor]], Array]) -> Results:
@@ -230,10 +275,3 @@ def _joined(results: list[Results], join: Callable[[Sequence[Tensor]], Array]) -
         fields = zip(*cast("list[tuple[Tensor, ...]]", results), strict=True)
         return cast("Results", type(first)(*map(join, fields)))
     return cast("Results", join(cast("list[Tensor]", results)))
-
-
-def _has_arrays(x: Data) -> bool:
-    if isinstance(x, Mapping):
-        x = tuple(x.values())
-    parts = x if isinstance(x, (tuple, list)) else [x]
-    return any(isinstance(part, np.ndarray) for part in parts)

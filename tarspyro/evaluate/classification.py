@@ -21,7 +21,7 @@ def classify(guide: Program, x: Data, *, site: str = "y") -> Array:
 
     Arguments:
         guide: The guide, such as ``guides.SemiSupervisedVAE``.
-        x: The data without labels, in any form that ``fit`` takes in memory.
+        x: The data without labels, in any form that ``fit`` takes.
         site: The latent site of the class.
 
     Returns:

@@ -46,7 +46,7 @@ def embed(
 
     Arguments:
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         site: The latent variable; not needed if there is one.
         num_samples: The number of draws of the posterior to return instead of its mean.
 
@@ -85,7 +85,7 @@ def activity(
 
     Arguments:
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         site: The latent variable; all if not given.
         num_particles: The number of draws of the other latent variables.
 
@@ -125,7 +125,7 @@ def active_units(
 
     Arguments:
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         site: The latent variable; all if not given.
         threshold: The variance above which a unit is active.
         num_particles: See ``activity``.

@@ -148,7 +148,7 @@ def compare(
 
     Arguments:
         pairs: For each name a tuple (model, guide).
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: The number of draws for each data point.
         baseline: The name of the pair that the others are compared with; the first if not
             given.

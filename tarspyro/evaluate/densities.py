@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.arguments import as_numbers, format_fields, format_value
-from tarspyro.evaluate.batching import Array, in_memory, map_batches, rows_at_once
+from tarspyro.evaluate.batching import Array, map_batches, readable, rows_at_once
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
@@ -27,7 +27,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.inputs import as_float, count_rows
+from tarspyro.inputs import as_float
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Arguments, ArrayLike, Data, Program
 
@@ -55,7 +55,7 @@ def log_densities(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         z: For each latent site, values with shape ``(N, num_samples, *event)``.
 
     Returns:
@@ -90,7 +90,7 @@ def log_densities(
         name: as_float(as_numbers(f"z[{name!r}]", value), model, guide)
         for name, value in z.items()
     }
-    num_samples = _check_samples(values, count_rows(in_memory(x, model, guide)))
+    num_samples = _check_samples(values, readable(x, model, guide).count())
 
     def evaluated(*columns: Tensor) -> LogDensities:
         batch = columns[: -len(values)]

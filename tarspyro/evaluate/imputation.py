@@ -41,7 +41,7 @@ def impute(
     model: Program,
     guide: Program | None,
     x: Data,
-    mask: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     method: str = "pseudo-gibbs",
     num_rounds: int = 20,
@@ -84,11 +84,15 @@ def impute(
 
     Arguments:
         model: The model, whose likelihood of x factorizes over its elements, or a ``Density``.
-        guide: The guide; None for a model without latent variables.
-        x: The data, in any form that ``fit`` takes in memory; its first part is x. Missing
-            elements may have any value, such as NaN, and are ignored.
+            Elements that belong together, such as the one-hot vector of a category in
+            ``Blocks``, are known or missing together.
+        guide: The guide; None for a model without latent variables. One that takes gaps, as
+            with ``tarspyro.nn.WithGaps`` beside an ``IncompleteLikelihood``, sees NaN in place
+            of what is drawn.
+        x: The data, in any form that ``fit`` takes; its first part is x. Missing elements may
+            have any value, such as NaN, and are ignored.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
-            probabilities.
+            probabilities. If not given, what is NaN is missing.
         method: See above.
         num_rounds: The number of rounds. With few observed elements a round forgets little of
             the start, which is then nearly right; with many, a few rounds forget all of it.
@@ -220,7 +224,7 @@ def imputation_log_likelihood(
     Arguments:
         model: The model, whose likelihood of x factorizes over its elements.
         guide: The guide.
-        x: The complete, true data, in any form that ``fit`` takes in memory; its first part is
+        x: The complete, true data, in any form that ``fit`` takes; its first part is
             x.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
             probabilities.

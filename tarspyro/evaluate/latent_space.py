@@ -36,7 +36,7 @@ def nearest_neighbours(
 
     Arguments:
         guide: The guide.
-        x: The queries, in any form that ``fit`` takes in memory.
+        x: The queries, in any form that ``fit`` takes.
         among: The data to search, likewise.
         num: The number of neighbours of each query.
         site: The latent variable; not needed if there is one.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields
-from tarspyro.evaluate.batching import Array, ParticleChunks, in_memory, map_batches
+from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.traces import (
@@ -33,7 +33,6 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.inputs import each
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
 
@@ -94,7 +93,7 @@ def log_likelihood(
     Arguments:
         model: The model.
         guide: The guide; None for a model without latent variables.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: K, the number of draws for each data point.
         errors: Whether to return a tuple (log_likelihood, standard_error,
             effective_sample_size).
@@ -254,7 +253,7 @@ def conditional_log_likelihood(
         >>> dist.Normal(y, 2.0**0.5).log_prob(x)
         tensor([-1.5155, -1.2655])
     """
-    first_row = each(lambda part: part[:1], in_memory((x, y), model))
+    first_row = first_rows((x, y), 1, model)
     with preserved_rng():
         map_batches(
             functools.partial(_check_condition, model, guide),
@@ -303,7 +302,7 @@ def elbo(
     Arguments:
         model: The model.
         guide: The guide; None for a model without latent variables, whose ELBO is log p(x).
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         num_particles: The number of draws for each data point.
         analytic_kl: Whether to take the KL in closed form where that is legal, as the bound
             ``ELBO`` does.
@@ -357,7 +356,7 @@ def reconstruction(
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory: ``(x, y)`` for a
+        x: The data, in any form that ``fit`` takes: ``(x, y)`` for a
             ``ConditionalVAE``.
         num_particles: The number of draws for each data point.
         binarize: Whether to draw black and white pixels, once, with the grey values as

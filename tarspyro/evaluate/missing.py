@@ -9,6 +9,7 @@ __all__ = [
     "log_noise",
 ]
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, as_numbers
 from tarspyro.conditional import distribution_mean
+from tarspyro.distributions import Concatenate
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
+from tarspyro.distributions.incomplete import Incomplete as IncompleteDistribution
+from tarspyro.distributions.incomplete import has_gaps, log_prob_of_known
 from tarspyro.evaluate.batching import in_memory
 from tarspyro.evaluate.densities import Values, one_dim
 from tarspyro.infer.pairs import check_local, structure_of
@@ -78,10 +82,6 @@ class Incomplete:
         """The arguments of the pair."""
         return (self.x, *self.others)
 
-    def completed(self, x: Tensor) -> Arguments:
-        """Returns the arguments of the pair with a complete x."""
-        return (x, *self.others)
-
     def repeated(self, copies: int) -> "Incomplete":
         """Returns a batch with copies of each row, one after another."""
         x, trust, *others = each(
@@ -124,6 +124,8 @@ class MissingElements:
         # The number of plates of the pair and the dimension of the data points' plate.
         self.nesting = 0
         self.dim = -1
+        # Whether the pair takes NaN for what is missing, so that the guide need not see draws.
+        self.with_gaps = False
 
     def check(self, batch: Incomplete) -> None:
         """Compares a batch, completed by draws of the model, with the likelihood.
@@ -135,15 +137,19 @@ class MissingElements:
             ValueError: If the mask holds probabilities and the elements are not binary.
         """
         start = self._prior_run(batch)
-        if batch.trust.dtype != torch.bool:
-            elements = _elements(self.model, _site(start, self.site)["fn"])
+        fn = _site(start, self.site)["fn"]
+        if batch.trust.dtype == torch.bool:
+            _check_events(self.model, fn, batch.trust)
+            self.with_gaps = has_gaps(fn) and self._guide_takes_gaps(batch)
+        else:
+            elements = _elements(self.model, fn)
             grey = (batch.x * (1 - batch.x))[batch.trust > 0]
             if not isinstance(elements, Bernoulli) or bool(grey.any()):
                 raise ValueError(
                     f"mask holds probabilities, which are for a Bernoulli {self.site!r} of"
                     " zeros and ones: give booleans."
                 )
-        complete = batch.completed(self.filled(start, batch))
+        complete = (self.filled(start, batch), *batch.others)
         check_inputs(self.model, self.guide, complete)
         structure = structure_of(
             self.model, self.guide, complete, {}, particles=2, observed=True
@@ -154,10 +160,10 @@ class MissingElements:
 
     def chain(self, batch: Incomplete) -> Traces:
         """Returns the traces of both programs after all rounds."""
-        complete = batch.completed(self.filled(self._start(batch), batch))
+        complete = self._completed(batch, self.filled(self._start(batch), batch))
         traces = trace_pair(self.model, self.guide, complete, {})
         for index in range(self.num_rounds):
-            complete = batch.completed(self.filled(traces[0], batch))
+            complete = self._completed(batch, self.filled(traces[0], batch))
             proposed = trace_pair(self.model, self.guide, complete, {})
             if self.metropolis and index >= _WARM_UP * self.num_rounds:
                 traces = self._accepted(traces, proposed, complete)
@@ -167,10 +173,11 @@ class MissingElements:
 
     def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
         """Returns x with its missing elements drawn at the code of a trace, or their means."""
-        elements = _elements(self.model, _site(model_trace, self.site)["fn"])
-        other = distribution_mean(elements) if mean else elements.sample()
+        fn = _site(model_trace, self.site)["fn"]
+        other = distribution_mean(fn) if mean else fn.sample()
         if batch.trust.dtype == torch.bool:
             return torch.where(batch.trust, batch.x, other)
+        elements = _elements(self.model, fn)
         unchanged = (batch.trust.logit() + elements.log_prob(batch.x) - _COIN).sigmoid()
         if mean:
             return unchanged * batch.x + (1 - unchanged) * other
@@ -197,7 +204,7 @@ class MissingElements:
         if chains:
             repeated = batch.repeated(chains)
             model_trace, _ = self.chain(repeated)
-            seen = repeated.completed(_site(model_trace, self.site)["value"])
+            seen = (_site(model_trace, self.site)["value"], *repeated.others)
             for name, site in _latent(self._run(self.guide, seen, of_chain)).items():
                 dim = dims[name]
                 by_chain = site["value"].unflatten(dim, (-1, chains)).movedim(dim, 1)
@@ -218,6 +225,21 @@ class MissingElements:
 
         joint = self._observed(run, batch)
         return run, joint - torch.cat(proposals, -1).logsumexp(-1)
+
+    def _completed(self, batch: Incomplete, x: Tensor) -> Arguments:
+        """Returns the arguments of the pair with a complete x, or with gaps if it takes them."""
+        return (x.where(batch.trust, math.nan) if self.with_gaps else x, *batch.others)
+
+    def _guide_takes_gaps(self, batch: Incomplete) -> bool:
+        """Whether the guide draws numbers from data with NaN."""
+        seen = batch.x.where(batch.trust, math.nan)
+        with preserved_rng(), contextlib.suppress(RuntimeError, ValueError):
+            trace = poutine.trace(self.guide).get_trace(seen, *batch.others)
+            return all(
+                not torch.as_tensor(site["value"]).isnan().any()
+                for _, site in sample_sites(trace)
+            )
+        return False
 
     def _observed(self, trace: Trace, batch: Incomplete) -> Tensor:
         """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row."""
@@ -266,7 +288,7 @@ class MissingElements:
                 " one, site=..."
             )
         observed = sites[self.site]
-        if observed["value"].shape != _elements(self.model, observed["fn"]).batch_shape:
+        if observed["value"].shape != observed["fn"].shape():
             check_inputs(self.model, self.guide, batch.arguments)
         return trace
 
@@ -326,18 +348,17 @@ class _Observed:
     """The likelihood of the observed elements, which replaces that of all elements."""
 
     def __init__(self, model: Program, fn: Distribution, batch: Incomplete) -> None:
-        self.elements = _elements(model, fn)
+        self.model = model
         self.fn = fn
         self.batch = batch
 
     def log_prob(self, _: Tensor) -> Tensor:
         """Returns log p(x_o | z), or log p(corrupted x | z), in nats."""
         trust = self.batch.trust
-        log_probs = self.elements.log_prob(self.batch.x)
         if trust.dtype == torch.bool:
-            log_probs = torch.where(trust, log_probs, 0)
-        else:
-            log_probs = torch.logaddexp(trust.log() + log_probs, (1 - trust).log() + _COIN)
+            return log_prob_of_known(self.fn, self.batch.x.where(trust, math.nan))
+        log_probs = _elements(self.model, self.fn).log_prob(self.batch.x)
+        log_probs = torch.logaddexp(trust.log() + log_probs, (1 - trust).log() + _COIN)
         total: Tensor = sum_rightmost(self._masked(log_probs), len(self.fn.event_shape))
         return total
 
@@ -384,7 +405,7 @@ def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Te
         drawn = fn.complete(x, known)
     else:
         drawn = torch.where(known, x, _elements(model, fn).sample(torch.Size([copies])))
-    check_inputs(model, no_guide, batch.completed(drawn[0]))
+    check_inputs(model, no_guide, (drawn[0], *batch.others))
     return drawn
 
 
@@ -395,8 +416,8 @@ def log_noise(x: Tensor, observed: Tensor, trust: Tensor) -> Tensor:
     return (trust * (x == observed) + (1 - trust) / 2).log().flatten(1).sum(1)
 
 
-def as_trust(x: Data, model: Program, mask: ArrayLike) -> Tensor:
-    """Returns the mask in the shape of x.
+def as_trust(x: Data, model: Program, mask: ArrayLike | None) -> Tensor:
+    """Returns the mask in the shape of x; without one, the elements that are not NaN.
 
     It holds booleans, or probabilities if some are neither 0 nor 1.
 
@@ -409,6 +430,8 @@ def as_trust(x: Data, model: Program, mask: ArrayLike) -> Tensor:
             "x must not be None, only its elements may be missing: take impute_modalities for"
             " whole modalities."
         )
+    if mask is None:
+        return ~first.isnan()
     given = expanded("mask", as_numbers("mask", mask), first)
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError(
@@ -449,10 +472,23 @@ def _latent(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
+def _check_events(model: Program, fn: Distribution, known: Tensor) -> None:
+    """Raises unless elements that belong together are known or missing together."""
+    while isinstance(fn, (Independent, MaskedDistribution, IncompleteDistribution)):
+        fn = fn.base if isinstance(fn, IncompleteDistribution) else fn.base_dist
+    if isinstance(fn, Concatenate):
+        for block, part in zip(fn.blocks, known.split(fn.sizes, -1), strict=True):
+            _check_events(model, block, part)
+    elif fn.event_shape:
+        together = known.flatten(known.dim() - len(fn.event_shape))
+        if bool((together.any(-1) & ~together.all(-1)).any()):
+            _elements(model, fn)
+
+
 def _elements(model: Program, fn: Distribution) -> Distribution:
     """Returns the distribution of single elements, with all of them in its batch shape."""
-    while isinstance(fn, (Independent, MaskedDistribution)):
-        fn = fn.base_dist
+    while isinstance(fn, (Independent, MaskedDistribution, IncompleteDistribution)):
+        fn = fn.base if isinstance(fn, IncompleteDistribution) else fn.base_dist
     if len(fn.event_shape) > 0:
         raise PairError(
             f"{name_of(model)}'s likelihood {type(fn).__name__} does not factorize over"

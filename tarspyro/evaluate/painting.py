@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields
 from tarspyro.conditional import distribution_mean
-from tarspyro.evaluate.batching import in_memory, seeded
+from tarspyro.evaluate.batching import first_rows, seeded
 from tarspyro.infer.traces import name_of
 from tarspyro.inputs import each
 from tarspyro.nn import Canvas
@@ -57,7 +57,7 @@ def canvases(
         model: The model, a ``DRAW`` or any ``sequential`` program with the attributes
             ``canvas`` and ``likelihood``.
         guide: The guide.
-        data: The data to reconstruct, in any form that ``fit`` takes in memory; its first
+        data: The data to reconstruct, in any form that ``fit`` takes; its first
             ``num`` rows are used.
         num: The number of images.
         given: More arguments of a model that generates, by name: ``{"y": y}`` for a
@@ -108,9 +108,8 @@ def canvases(
             }
             states = states_of(model, batch_size=num, **others)
         else:
-            arguments = each(
-                lambda part: part[:num].to(device), in_memory(data, model, name="data")
-            )
+            rows = first_rows(data, num, model, name="data")
+            arguments = each(lambda part: part.to(device), rows)
             trace = poutine.trace(guide).get_trace(*arguments)
             with poutine.replay(trace=trace):
                 states = states_of(model, *arguments)

@@ -83,7 +83,7 @@ def true_posterior(
 
     Arguments:
         model: The model. Its latent variables are continuous and in the data's plate.
-        x: A few data points, in any form that ``fit`` takes in memory.
+        x: A few data points, in any form that ``fit`` takes.
         num_samples: The number of draws of a chain.
         warmup: The number of first draws, which adapt the sampler and are discarded.
         num_chains: The number of chains of a data point.

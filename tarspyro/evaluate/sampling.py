@@ -39,7 +39,7 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
     Arguments:
         model: The model.
         guide: The guide.
-        x: The data, in any form that ``fit`` takes in memory.
+        x: The data, in any form that ``fit`` takes.
         site: The observed site to reconstruct.
 
     Raises:

@@ -53,7 +53,7 @@ def particle_filter(
         model: The model, a ``sequential`` program.
         guide: The guide, likewise, whose draws are the proposals. If it looks ahead of t, the
             mean is conditioned on all that it has seen.
-        x: The data, in any form that ``fit`` takes in memory, such as ``Sequences``.
+        x: The data, in any form that ``fit`` takes, such as ``Sequences``.
         num_particles: K.
         threshold: The share of K below which the effective sample size triggers resampling.
         resampling: ``"multinomial"``, or ``"systematic"``, with less noise.

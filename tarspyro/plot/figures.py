@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tarspyro.arguments import as_numbers, as_sizes, format_value
 from tarspyro.data import Split
+from tarspyro.data.dense import dense
 from tarspyro.inputs import as_float
 from tarspyro.types import ArrayLike
 
@@ -73,7 +74,7 @@ def as_images(name: str, data: ArrayLike | Split, like: Tensor | None = None) ->
         TypeError: If they are not numbers.
         ValueError: If they have no rows, such as a single image, or rows of another shape.
     """
-    images = as_float(as_numbers(name, data.x if isinstance(data, Split) else data)).cpu()
+    images = as_float(dense(name, data)).cpu()
     if not images.is_floating_point():
         images = images.to(torch.get_default_dtype())
     if images.dim() < 2 or not len(images):

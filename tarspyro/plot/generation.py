@@ -15,7 +15,7 @@ from torch import Tensor
 from tarspyro import evaluate
 from tarspyro.arguments import as_count
 from tarspyro.data import Sequences
-from tarspyro.evaluate.batching import in_memory
+from tarspyro.evaluate.batching import first_rows, readable
 from tarspyro.inputs import each
 from tarspyro.plot.colors import PALETTE
 from tarspyro.plot.figures import ImageShape, as_array, as_images, axes_of, sheet_of, show
@@ -63,7 +63,7 @@ def reconstructions(
     Arguments:
         model: The model.
         guide: The guide.
-        data: The data, in any form that ``fit`` takes in memory; the first ``num`` are drawn.
+        data: The data, in any form that ``fit`` takes; the first ``num`` are drawn.
         num: The number of data points; 12 images, 4 series, or 300 rows if not given.
         site: The observed site to draw, the first part of the data.
         form: ``"images"``, ``"points"``, ``"table"`` or ``"series"``; see ``samples``.
@@ -71,12 +71,13 @@ def reconstructions(
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
     """
-    parts = in_memory(data, model, name="data")
+    given = max(_RECONSTRUCTED.values()) if num is None else as_count("num", num)
+    rows = first_rows(data, given, model, name="data")
     kind = as_form(
-        form, torch.as_tensor(parts[0]), image_shape=image_shape, names=names, data=data
+        form, torch.as_tensor(rows[0]), image_shape=image_shape, names=names, data=data
     )
-    num = _RECONSTRUCTED[kind] if num is None else as_count("num", num)
-    rows = each(lambda part: part[:num], parts)
+    num = _RECONSTRUCTED[kind] if num is None else num
+    rows = each(lambda part: part[:num], rows)
     x = torch.as_tensor(rows[0])
     with preserved_rng(seed=0):
         means = evaluate.reconstruct(model, guide, rows, site=site)
@@ -230,7 +231,7 @@ def samples(
         return _series(as_array(values), title, ax)
     groups = {title: as_array(values).reshape(len(values), -1)}
     if data is not None:
-        rows = torch.as_tensor(in_memory(data, model, name="data")[0])
+        rows = torch.as_tensor(readable(data, model, name="data").whole()[0])
         as_images("data", rows, values)
         groups = {"data": as_array(rows).reshape(len(rows), -1), **groups}
     if kind == "points":

@@ -14,6 +14,7 @@ from torch import Tensor
 from tarspyro import evaluate
 from tarspyro.arguments import format_value
 from tarspyro.data import Split
+from tarspyro.data.dense import dense
 from tarspyro.plot.figures import as_array, axes_of, mass_levels
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import ArrayLike, Program
@@ -111,7 +112,7 @@ def posteriors(
 
     from tarspyro.plot.picture import Picture
 
-    x = torch.as_tensor(x.x if isinstance(x, Split) else x)
+    x = dense("x", x)
     if draws is None:
         draws = evaluate.true_posterior(model, x, seed=seed, **options)
     chosen = next(iter(draws)) if site is None and len(draws) == 1 else site

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tarspyro import evaluate
 from tarspyro.arguments import as_count
-from tarspyro.evaluate.batching import in_memory
+from tarspyro.evaluate.batching import first_rows
 from tarspyro.plot.figures import ImageShape, axes_of, sheet_of, show
 from tarspyro.types import ArrayLike, Data, Program
 
@@ -44,7 +44,7 @@ def canvases(
     Arguments:
         model: The model, such as a ``DRAW``.
         guide: The guide.
-        data: The data to reconstruct, in any form that ``fit`` takes in memory; its first
+        data: The data to reconstruct, in any form that ``fit`` takes; its first
             ``num`` rows are drawn.
         num: The number of images.
         given: More arguments of a model that generates, by name: ``{"y": y}`` for a
@@ -69,7 +69,7 @@ def canvases(
     windows = [_windows(painted, step) if boxes else [] for step in steps]
     title = f"canvases after steps {', '.join(map(str, steps))}"
     if data is not None:
-        x = torch.as_tensor(in_memory(data, model, name="data")[0])[: len(rows)]
+        x = torch.as_tensor(first_rows(data, len(rows), model, name="data")[0])
         rows = torch.cat([rows, x.reshape(rows[:, :1].shape).to(rows)], 1)
         windows.append([])
         title += ", and the data"

@@ -3,26 +3,16 @@
 __all__ = ["Batches"]
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import DistributedSampler, IterableDataset, Sampler
 
-from tarspyro.arguments import as_numbers
 from tarspyro.data import Stream
-from tarspyro.infer.matching import check_count, positional_names
-from tarspyro.inputs import (
-    as_arguments,
-    as_type,
-    binarized,
-    check_binarizable,
-    count_rows,
-    each,
-    in_order,
-)
-from tarspyro.programs import type_of
+from tarspyro.inputs import binarized, check_binarizable, count_rows, each
+from tarspyro.sources import Part, Source
 from tarspyro.training.distributed import Processes
 from tarspyro.training.interrupts import sheltered
 from tarspyro.types import Argument, Arguments, Data, Program
@@ -83,11 +73,11 @@ class _Rows(Sampler[list[int]]):
 class Batches:
     """Batches of data on a device.
 
-    In-memory data is moved to the device once and indexed there; loaders are read.
+    In-memory data is moved to the device once and indexed there. Rows of files and of sparse
+    matrices are read when they are needed; loaders are read batch by batch.
 
     Arguments:
-        data: In-memory data, see ``as_arguments``; a torch ``Dataset``; an iterable of batches
-            such as a ``DataLoader``; or a ``Stream``.
+        data: Data of any kind that ``tarspyro.sources.Source`` takes, or a ``Stream``.
         program: The model.
         batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
         device: The device of the batches.
@@ -116,48 +106,46 @@ class Batches:
         pixel_seed: int | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.program = program
-        self.batch_size = batch_size
-        self.dtype = type_of(program, *others)
         self.device = device
         self.binarize = binarize
         self.pixel_seed = pixel_seed
         self._pixels = None if pixel_seed is None else torch.Generator(device)
-        self.source: Iterable[Any] = ()
-        self.tensors: Arguments | None = None
+        self.data = Source(data, program, *others)
+        self.batch_size = batch_size
+        self.source: Iterable[Any] = self.data.batched
+        self.parts: tuple[Tensor | Part | None, ...] | None = None
         self._rows: _Rows | None = None
 
         processes = processes or Processes()
-        arguments = None if isinstance(data, Stream) else as_arguments(data, program, *others)
-        if arguments is not None:
-            if binarize:
-                check_binarizable(arguments[0])
-            self.tensors = each(lambda part: part.to(device), arguments)
-            self._rows = _Rows(count_rows(arguments), batch_size, shuffle, processes)
-        elif isinstance(data, IterableDataset):
-            self.source = DataLoader(data, batch_size)
-        elif isinstance(data, Dataset) or not isinstance(data, Iterable):
-            self._rows = _Rows(len(cast(Sized, data)), batch_size, shuffle, processes)
-            self.source = DataLoader(cast("Dataset[Any]", data), batch_sampler=self._rows)
-        else:
-            self.source = data
-        # The type tells; calling iter() would start the workers of a loader.
-        if isinstance(self.source, Iterator):
-            raise ValueError(
-                "data is an iterator, which an epoch exhausts: give"
-                " tarspyro.data.Stream(iterator, steps_per_epoch=1000), which says how many"
-                " batches make an epoch."
+        if self.data.parts is not None or self.data.dataset is not None:
+            self._rows = _Rows(self.data.count(), batch_size, shuffle, processes)
+        if self.data.parts is not None:
+            in_memory = self.data.in_memory
+            if binarize and in_memory is not None:
+                check_binarizable(in_memory[0])
+            self.parts = tuple(
+                None if part is None else part.to(device) for part in self.data.parts
             )
+        elif self.data.dataset is not None:
+            self.source = self.data.loader(self.data.dataset, batch_sampler=self._rows)
+        elif isinstance(data, IterableDataset):
+            self.source = self.data.loader(data, batch_size=batch_size)
 
     def __len__(self) -> int:
+        """The number of batches of an epoch; 0 if it is not known."""
         if self._rows is not None:
             return len(self._rows)
-        return len(self.source) if isinstance(self.source, Sized) else 0
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except TypeError:  # an iterable without a length, also one in a loader
+            return 0
 
     @property
     def constant(self) -> Arguments | None:
         """All of the data, if it is in memory and its pixels are not drawn anew."""
-        return None if self.binarize else self.tensors
+        if self.binarize or self.parts is None or self.data.in_memory is None:
+            return None
+        return each(lambda part: part if isinstance(part, Tensor) else part.values, self.parts)
 
     @property
     def rows_of_last(self) -> int | None:
@@ -196,9 +184,12 @@ class Batches:
 
     def first(self) -> Arguments:
         """Returns the first rows in their given order."""
-        if self.tensors is not None and self._rows is not None:
+        if self.parts is not None and self._rows is not None:
             rows = slice(self._rows.batch_size)
-            return self._prepare(each(operator.itemgetter(rows), self.tensors))
+            arguments = each(operator.itemgetter(rows), self.parts)
+            if self.binarize and self.data.in_memory is None:
+                check_binarizable(arguments[0])
+            return self._prepare(arguments)
         source = self.source.peek() if isinstance(self.source, Stream) else self.source
         with sheltered(source):
             batches = iter(source)
@@ -212,21 +203,22 @@ class Batches:
     def examples(self, first: Arguments | None = None) -> Iterator[Arguments]:
         """Returns batches that stand for all of the data, about a thousand rows.
 
-        Rows in memory are taken from everywhere; a loader or stream gives its first batch.
+        Rows by index are taken from everywhere; a loader or stream gives its first batch.
 
         Arguments:
             first: The first batch, if it was read already.
         """
-        if self.tensors is None or self._rows is None:
+        if self.parts is None or self._rows is None:
             yield self.first() if first is None else first
             return
         size = self._rows.size
         step = min(size, self._rows.batch_size)
         number = max(1, min(size, _EXAMPLES) // step)
-        order = torch.arange(number * step, device=self.device) * size // (number * step)
+        device = "cpu" if self.data.in_memory is None else self.device
+        order = torch.arange(number * step, device=device) * size // (number * step)
         # Each batch is spread over the data, too.
         for rows in order.reshape(step, number).unbind(1):
-            yield self._prepare(each(operator.itemgetter(rows), self.tensors))
+            yield self._prepare(each(operator.itemgetter(rows), self.parts))
 
     def epoch(
         self, generator: torch.Generator, number: int = 0, skip: int = 0
@@ -243,7 +235,7 @@ class Batches:
             self._pixels.manual_seed(self.pixel_seed)
         if self._rows is not None:
             self._rows.generator = generator
-        if self._rows is not None and self.tensors is not None:
+        if self._rows is not None and self.parts is not None:
             return self._indexed(self._rows.order(), range(skip, len(self._rows)))
         sampler = getattr(self.source, "sampler", None)
         if isinstance(sampler, DistributedSampler):
@@ -258,36 +250,34 @@ class Batches:
     def _indexed(
         self, order: Tensor | None, batches: range
     ) -> Iterator[tuple[Arguments, int]]:
-        """Batches of data that is on the device."""
-        assert self._rows is not None and self.tensors is not None
-        order = None if order is None else order.to(self.device)
+        """Batches of data with rows by index."""
+        assert self._rows is not None and self.parts is not None
+        if order is not None and self.data.in_memory is not None:
+            order = order.to(self.device)
         for index in batches:
             places = self._rows.slice(index)
             rows = places if order is None else order[places]
-            batch = self._prepare(each(operator.itemgetter(rows), self.tensors))
+            batch = self._prepare(each(operator.itemgetter(rows), self.parts))
             yield batch, self._rows.count(index)
 
     def _loaded(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Arguments, int]]:
         """Batches from a loader or a stream."""
-        for index, batch in enumerate(batches, skip):
+        index = skip
+        for index, batch in enumerate(batches, skip + 1):
             arguments = self._prepare(self._move(batch))
-            rows = self._rows.count(index) if self._rows is not None else count_rows(arguments)
-            yield arguments, rows
+            count = self._rows.count(index - 1) if self._rows is not None else None
+            yield arguments, count_rows(arguments) if count is None else count
+        if index == 0 and not isinstance(self.source, Stream):
+            raise ValueError(
+                "data has no batches in this epoch: if it can be read once only, give"
+                " tarspyro.data.Stream(iter(data), steps_per_epoch=1000)."
+            )
 
     def _move(self, batch: object) -> Arguments:
         """A batch as arguments of the program, on the device."""
-        parts: Sequence[Any]
-        if isinstance(batch, Mapping):
-            parts = in_order(batch, positional_names(self.program))
-        else:
-            parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-        check_count(parts, self.program)
-
-        def moved(part: object) -> Tensor:
-            numbers = as_type(as_numbers("data", part), self.dtype)
-            return numbers.to(self.device, non_blocking=True)
-
-        return each(moved, parts)
+        return each(
+            lambda part: part.to(self.device, non_blocking=True), self.data.arguments(batch)
+        )
 
     def _prepare(self, arguments: tuple[Argument, ...]) -> Arguments:
         """A batch with its pixels drawn."""

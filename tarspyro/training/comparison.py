@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from tarspyro.arguments import format_value
 from tarspyro.data import Stream
 from tarspyro.runs.description import describe
 from tarspyro.runs.folder import RunError
+from tarspyro.sources import Part
 from tarspyro.training.batches import Batches
 from tarspyro.training.optimizers import Optimizer
-from tarspyro.types import Arguments, Json
+from tarspyro.types import Json
 
 # So many numbers of a data set are compared. They come from rows all over it.
 _COMPARED = 1 << 20
@@ -35,25 +36,28 @@ def describe_batches(batches: Batches | None) -> Json:
     """
     if batches is None:
         return None
-    if batches.tensors is not None:
+    if batches.parts is not None:
+        rows = [None if part is None else part[:1] for part in batches.parts]
         return {
-            "shapes": [None if part is None else list(part.shape) for part in batches.tensors],
-            "sha256": _digest(batches.tensors),
+            "shapes": [
+                None if part is None or row is None else [len(part), *row.shape[1:]]
+                for part, row in zip(batches.parts, rows, strict=True)
+            ],
+            "sha256": _digest(batches.parts),
         }
     if isinstance(batches.source, Stream):
         return "a stream"
     return {"batches": len(batches)}
 
 
-def _digest(arguments: Arguments) -> str:
+def _digest(parts: Sequence[Tensor | Part | None]) -> str:
     """The SHA-256 of rows that are spread over the data."""
     digest = hashlib.sha256()
-    for part in arguments:
-        if isinstance(part, Tensor) and part.numel():
-            of_a_row = max(1, part.numel() // len(part))
-            count = min(len(part), max(2, _COMPARED // of_a_row))
-            rows = torch.linspace(0, len(part) - 1, count).round().long().to(part.device)
-            values = part.detach()[rows].cpu().contiguous()
+    for part in parts:
+        if part is not None and part[:1].numel():
+            count = min(len(part), max(2, _COMPARED // part[:1].numel()))
+            rows = torch.linspace(0, len(part) - 1, count).round().long()
+            values = part[rows.to(part.device)].detach().cpu().contiguous()
             digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -88,7 +88,8 @@ def fit(
     validates the first step of every new shape of the data, and no other. Pyro's global
     parameter store is left alone. Modules stay in the mode that they are in, training or
     evaluation. Real numbers, bytes and booleans of the data get the type of the parameters,
-    such as double precision.
+    such as double precision, and so do whole numbers in two or more dimensions, if the pair
+    runs on them.
 
     At the end the pair has the best weights if there is held-out data, and else the last ones;
     ``history.use("last", model, guide)`` changes that. In a game every player has its own
@@ -110,9 +111,11 @@ def fit(
         model: The model, a ``StochasticModule`` or any Pyro program.
         guide: The guide, likewise. None for a model without latent variables, or for a game
             that needs no guide.
-        data: Tensors or arrays, which are kept on the device; a mapping by argument name; a
-            ``Split`` or ``Sequences``; a torch ``Dataset``; an iterable of batches, such as a
-            ``DataLoader`` or ``Sequences.batches``; or a ``tarspyro.data.Stream``.
+        data: Tensors, arrays, tables or lists of rows, which are kept on the device; memory
+            maps and sparse matrices, whose rows are read when they are needed; a mapping by
+            argument name; a ``Split`` or ``Sequences``; a torch ``Dataset``; an iterable of
+            batches, such as a ``DataLoader`` or ``Sequences.batches``; or a
+            ``tarspyro.data.Stream``. Bytes are not scaled, see the page on your own data.
         loss: Any bound, ``tarspyro.infer.ELBO()`` if not given; a bound of ``pyro.infer``; a
             game, such as ``tarspyro.infer.Adversarial``; or a function of the model, the guide
             and the data. Pyro's ``Jit...`` bounds and ``TraceTailAdaptive_ELBO``, which has no

@@ -229,7 +229,7 @@ class Trainer:
         }
         self.processes.check_same(
             parameters=parameters,
-            kind_of_data=[type(batches.source).__name__, batches.tensors is None],
+            kind_of_data=[type(batches.source).__name__, batches.parts is None],
             training_data=describe_batches(batches),
             held_out_data=describe_batches(held_out),
         )

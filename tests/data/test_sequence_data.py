@@ -7,7 +7,7 @@ from scipy.io import savemat
 
 from tarspyro import data, plot
 from tarspyro.data import DataError, Sequences, polyphonic_music
-from tarspyro.inputs import as_arguments
+from tarspyro.sources import as_arguments
 
 
 def program(x, lengths=None):

@@ -8,8 +8,24 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tarspyro import Conditional, data, evaluate, fit, guides, load_run, models
-from tarspyro.distributions import Dirichlet, Gamma, GumbelSoftmax, default_prior
+from tarspyro import (
+    Conditional,
+    IncompleteLikelihood,
+    data,
+    evaluate,
+    fit,
+    guides,
+    load_run,
+    models,
+)
+from tarspyro.distributions import (
+    Concatenate,
+    Dirichlet,
+    Gamma,
+    GumbelSoftmax,
+    Incomplete,
+    default_prior,
+)
 from tarspyro.infer import ELBO, IWAE, PairError, Renyi
 from tarspyro.infer.traces import InputError
 from tarspyro.nn import MLP
@@ -488,7 +504,7 @@ def test_errors_of_the_likelihood():
     p, q = pair(dist.Normal, dist.OneHotCategorical)
     x = torch.eye(16)
     with pytest.raises(PairError, match="OneHotCategorical does not factorize"):
-        evaluate.impute(p, q, x, torch.ones(16))
+        evaluate.impute(p, q, x, torch.arange(16) < 8)
     p, q = pair()
     with pytest.raises(
         ValueError, match="corrupted and probabilities in mask must be given together"
@@ -621,3 +637,123 @@ def test_imputation_of_nothing_that_is_observed_draws_from_the_model(double):
     covariance = (toy.weight @ toy.weight.T + toy.scale**2 * torch.eye(5)).detach()
     assert_within(drawn, torch.zeros(1, 5), "mean")
     assert_within(drawn.unsqueeze(-1) * drawn.unsqueeze(-2), covariance[None], "covariance")
+
+
+# --- gaps, as NaN
+
+
+def gappy_pair():
+    """A linear Gaussian pair that integrates gaps out, whose guide is exact with gaps."""
+    toy = LinearGaussian()
+
+    def p(x):
+        weight, scale = toy.weight.detach(), toy.scale
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(weight.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", Incomplete(dist.Normal(z @ weight.T, scale).to_event(1)), obs=x)
+
+    def q(x):
+        weight, scale = toy.weight.detach(), toy.scale
+        seen.append(x.isnan().any().item())
+        known = (~x.isnan()).to(x.dtype)
+        eye = torch.eye(weight.shape[1])
+        precision = eye + torch.einsum("nd,dk,dl->nkl", known, weight, weight) / scale**2
+        covariance = precision.inverse()
+        mean = covariance @ ((x.nan_to_num(0.0) * known) @ weight / scale**2)[..., None]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(mean[..., 0], covariance))
+
+    seen = []
+    return toy, p, q, seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_is_what_is_missing(method):
+    toy, p, q, seen = gappy_pair()
+    x = toy.x[:1].where(MASK, torch.nan).repeat(2000, 1)
+    filled = evaluate.impute(p, q, x, method=method, num_rounds=2, seed=0)
+    assert torch.equal(filled[:, MASK], x[:, MASK]) and not filled.isnan().any()
+    assert any(seen)  # the guide sees the gaps, not what was drawn there
+    assert_has_law(filled[:, None, ~MASK], conditional_normal(toy, toy.x[:1]))
+    several = evaluate.impute(p, q, x[:3].numpy(), method=method, num_samples=4, seed=0)
+    assert isinstance(several, np.ndarray) and several.shape == (4, 3, 5)
+
+
+def test_a_mask_of_nan_is_that_of_nan():
+    toy = LinearGaussian()
+    x = toy.x[:4].where(MASK, torch.nan)
+    wanted = evaluate.impute(toy.model, toy.guide, x, MASK, seed=0)
+    assert torch.equal(evaluate.impute(toy.model, toy.guide, x, seed=0), wanted)
+    complete = toy.x[:4]
+    assert torch.equal(evaluate.impute(toy.model, toy.guide, complete, seed=0), complete)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_columns_are_filled_with_values_of_their_kind(method):
+    """Each column tells z, so that the filled values follow from what is known."""
+
+    def p(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5)).unsqueeze(-1)
+            blocks = [
+                dist.Normal(4 * z, 0.1).to_event(1),
+                dist.Poisson(20 * z + 0.01).to_event(1),
+                dist.Bernoulli(z).to_event(1),
+                dist.OneHotCategorical(torch.cat([1 - z, 0 * z, z], -1)),
+            ]
+            pyro.sample("x", Incomplete(Concatenate(blocks)), obs=x)
+
+    def q(x):
+        told = x[:, [0, 1, 2, 5]].nan_to_num(0.0) / torch.tensor([4.0, 20.0, 1.0, 1.0])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.998 * (told.amax(1) > 0.5) + 0.001))
+
+    rows = torch.tensor([[0, 0, 0, 1, 0, 0], [4.0, 20, 1, 0, 0, 1]])
+    x = rows.repeat_interleave(30, 0)
+    gaps = torch.zeros(60, 6, dtype=torch.bool)
+    gaps[torch.arange(60), torch.arange(60) % 3] = True
+    gaps[:, 3:] = (torch.arange(60) % 4 == 0)[:, None]
+    filled = evaluate.impute(
+        p, q, x.masked_fill(gaps, torch.nan), method=method, num_particles=50, seed=0
+    )
+    assert ((filled[:, 0] - x[:, 0]).abs() < 0.5).all()
+    assert (filled[:, 1] == filled[:, 1].round()).all()
+    assert ((filled[:, 1] > 5) == (x[:, 1] > 5)).all()
+    assert torch.equal(filled[:, 2:], x[:, 2:])
+
+
+def test_a_category_that_is_missing_in_part_is_refused():
+    def p(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Incomplete(dist.OneHotCategorical(torch.ones(3))), obs=x)
+
+    def q(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(PairError, match="OneHotCategorical does not factorize"):
+        evaluate.impute(p, q, torch.tensor([[1.0, torch.nan, 0.0]]))
+
+
+def test_a_network_that_sees_nan_is_told_of_the_gaps():
+    x = torch.tensor([[0.5, torch.nan], [0.1, 0.2]])
+    p = models.VAE(
+        default_prior(dist.Normal, 1),
+        IncompleteLikelihood(Conditional(dist.Normal, MLP(1, [4]), 2)),
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP(2, [4]), 1))
+    doors = (
+        lambda: fit(p, q, x, epochs=1, progress=False),
+        lambda: evaluate.log_likelihood(p, q, x, num_particles=2),
+        lambda: evaluate.embed(q, x),
+        lambda: evaluate.reconstruct(p, q, x),
+    )
+    for door in doors:
+        with pytest.raises(InputError, match="WithGaps"):
+            door()
+    whole = models.VAE(default_prior(dist.Normal, 1), Conditional(dist.Normal, MLP(1, [4]), 2))
+    with pytest.raises(InputError, match="drop or impute them, or take NaN .*Incomplete"):
+        fit(whole, q, x, epochs=1, progress=False)
+    # A guide that takes no gaps sees what is drawn in their place.
+    assert not evaluate.impute(p, q, x, seed=0).isnan().any()

@@ -25,8 +25,8 @@ from tarspyro import (
 from tarspyro.distributions import GumbelSoftmax, Prior, default_prior
 from tarspyro.infer import ELBO, IWAE, PairError, Renyi, SemiSupervised, check_pair
 from tarspyro.infer.traces import InputError
-from tarspyro.inputs import as_arguments
 from tarspyro.nn import MLP
+from tarspyro.sources import as_arguments
 
 from ..infer.test_compiled import assert_same_step
 from ..programs import as_made, assert_within

@@ -113,7 +113,7 @@ CASES = {
         pair,
         iter([x.round()]),
         {},
-        "iterator, which an epoch exhausts",
+        "iterator, which can be read once",
     ),
     "NaN in the validation data": (
         pair,

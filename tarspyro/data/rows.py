@@ -1,0 +1,233 @@
+"""Rows that are read when they are used: of files that are mapped into memory, and of sparse
+matrices.
+"""
+
+__all__ = ["LazyRows", "SparseRows", "StoredRows", "part_of"]
+
+import math
+import mmap
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarspyro.arguments import as_numbers
+
+_SPARSE = (
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+)
+
+
+class LazyRows(ABC):
+    """Rows of data that become dense tensors in memory when they are used.
+
+    Attributes:
+        shape: The shape of all rows together, ``(N, *event)``.
+        dtype: The type of their numbers.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Returns some of the rows as a dense tensor."""
+
+    def to(self, device: torch.device) -> "LazyRows":
+        """Returns the rows, kept on a device if they are small."""
+        return self
+
+    def reshape(self, *shape: int) -> "LazyRows":
+        """Returns the rows in another shape, ``rows.reshape(len(rows), *event)``."""
+        return _Reshaped(self, shape[1:])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of shape {tuple(self.shape)}, {self.dtype}"
+
+
+class StoredRows(LazyRows):
+    """The rows of an array that lies in a file.
+
+    Arguments:
+        array: A ``numpy.memmap``, or an array of h5py or zarr.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.arange(6.0).reshape(3, 2))
+        ...     StoredRows(np.load(f"{folder}/x.npy", mmap_mode="r"))[torch.tensor([2, 0])]
+        tensor([[4., 5.],
+                [0., 1.]], dtype=torch.float64)
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.shape = torch.Size(array.shape)
+        self.dtype = as_numbers("data", np.zeros(0, array.dtype)).dtype
+        self._map = _map_of(array)
+        self._scattered = False
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        self._advise(scattered=not isinstance(rows, slice))
+        if isinstance(rows, slice):
+            return as_numbers("data", np.array(self.array[rows]))
+        # Files are read in their order, and each row once.
+        index, places = np.unique(rows.cpu().numpy(), return_inverse=True)
+        return as_numbers("data", np.asarray(self.array[index])[places])
+
+    def _advise(self, *, scattered: bool) -> None:
+        """Tells the system whether to read ahead, which makes scattered rows slow."""
+        if (
+            self._map is not None
+            and scattered != self._scattered
+            and hasattr(mmap, "MADV_RANDOM")
+        ):
+            self._map.madvise(mmap.MADV_RANDOM if scattered else mmap.MADV_NORMAL)
+            self._scattered = scattered
+
+
+class SparseRows(LazyRows):
+    """The rows of a sparse matrix, in the compressed form of rows.
+
+    Arguments:
+        starts: Where the entries of each row begin, and where the last ones end, of shape
+            (N + 1,).
+        columns: The column of each entry.
+        values: The value of each entry. Entries at the same place add up.
+        event_shape: The shape of a row, whose columns are counted in its flat form.
+
+    Example:
+        >>> matrix = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]).to_sparse()
+        >>> rows = SparseRows.of_tensor(matrix)
+        >>> rows[torch.tensor([2, 0])]
+        tensor([[1., 0.],
+                [0., 2.]])
+    """
+
+    def __init__(
+        self, starts: Tensor, columns: Tensor, values: Tensor, event_shape: Sequence[int]
+    ) -> None:
+        self.starts = starts
+        self.columns = columns
+        self.values = values.byte() if values.dtype is torch.bool else values
+        self.shape = torch.Size([len(starts) - 1, *event_shape])
+        self.dtype = self.values.dtype
+
+    @classmethod
+    def of_matrix(cls, matrix: Any) -> "SparseRows":
+        """Returns the rows of a sparse matrix of SciPy."""
+        rows = matrix.tocsr()
+        starts = torch.as_tensor(rows.indptr.astype(np.int64))
+        columns = as_numbers("data", rows.indices)
+        return cls(starts, columns, as_numbers("data", rows.data), matrix.shape[1:])
+
+    @classmethod
+    def of_tensor(cls, tensor: Tensor) -> "SparseRows":
+        """Returns the rows of a sparse tensor of any layout."""
+        entries = tensor.detach().to_sparse_coo().coalesce()
+        if entries.dense_dim():
+            entries = entries.to_dense().to_sparse_coo().coalesce()
+        row, *others = entries.indices()
+        column = torch.zeros_like(row)
+        for index, size in zip(others, tensor.shape[1:], strict=True):
+            column = column * size + index
+        starts = torch.zeros(len(tensor) + 1, dtype=torch.int64, device=row.device)
+        starts[1:] = row.bincount(minlength=len(tensor)).cumsum(0)
+        return cls(starts, column, entries.values(), tensor.shape[1:])
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self), device=self.starts.device)[rows]
+        rows = rows.to(self.starts.device)
+        starts = self.starts[rows]
+        counts = self.starts[rows + 1] - starts
+        # The places of the rows' entries: one run of numbers for each row.
+        first = counts.cumsum(0) - counts
+        places = torch.arange(int(counts.sum()), device=starts.device)
+        places += (starts - first).repeat_interleave(counts)
+        owners = torch.arange(len(rows), device=starts.device).repeat_interleave(counts)
+        dense = self.values.new_zeros(len(rows), math.prod(self.shape[1:]))
+        index = (owners, self.columns[places].long())
+        dense.index_put_(index, self.values[places], accumulate=True)
+        return dense.reshape(len(rows), *self.shape[1:])
+
+    def to(self, device: torch.device) -> "SparseRows":
+        """Returns the rows with their entries on a device."""
+        return SparseRows(
+            self.starts.to(device),
+            self.columns.to(device),
+            self.values.to(device),
+            self.shape[1:],
+        )
+
+
+class _Reshaped(LazyRows):
+    """Rows in another shape."""
+
+    def __init__(self, rows: LazyRows, event_shape: Sequence[int]) -> None:
+        self.rows = rows
+        self.shape = torch.Size([len(rows), *event_shape])
+        self.dtype = rows.dtype
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        dense = self.rows[rows]
+        return dense.reshape(len(dense), *self.shape[1:])
+
+    def to(self, device: torch.device) -> LazyRows:
+        return _Reshaped(self.rows.to(device), self.shape[1:])
+
+
+def part_of(name: str, value: object) -> Tensor | LazyRows:
+    """Returns numbers with a row for each data point: a tensor, or rows that are read later.
+
+    Arrays in files and sparse matrices are never copied as a whole.
+
+    Raises:
+        TypeError: If the value does not hold real numbers.
+    """
+    if isinstance(value, LazyRows):
+        return value
+    if isinstance(value, Tensor):
+        if value.layout in _SPARSE:
+            return SparseRows.of_tensor(value)
+        return as_numbers(name, value)
+    if is_stored(value):
+        return StoredRows(value)
+    if hasattr(value, "tocsr"):
+        return SparseRows.of_matrix(value)
+    sparse: Any = getattr(value, "sparse", None)  # a DataFrame may have sparse columns
+    if hasattr(sparse, "to_coo"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SparseRows.of_matrix(sparse.to_coo())
+    return as_numbers(name, value)
+
+
+def _map_of(array: object) -> mmap.mmap | None:
+    """Returns the memory map that an array, or what it is a view of, lies in."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None
+
+
+def is_stored(value: object) -> bool:
+    """Returns whether an array with rows lies in a file."""
+    if isinstance(value, np.ndarray):
+        return _map_of(value) is not None and value.ndim > 0 and value.dtype.kind in "biuf"
+    for library, kind in (("h5py", "Dataset"), ("zarr", "Array")):
+        module = sys.modules.get(library)
+        if module is not None and isinstance(value, getattr(module, kind)):
+            return True
+    return False

@@ -1,0 +1,120 @@
+"""Rows that are read when they are used."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from tarspyro.arguments import as_numbers
+from tarspyro.data import Sequences, Split
+from tarspyro.data.dense import dense
+from tarspyro.data.rows import LazyRows, SparseRows, StoredRows, part_of
+
+ARRAY = np.arange(24.0).reshape(6, 2, 2)
+
+
+def stored(folder, dtype="float64"):
+    np.save(folder / "x.npy", ARRAY.astype(dtype))
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", ">f8", "int16", "uint16"])
+def test_stored_rows_are_those_of_the_array(dtype, tmp_path):
+    rows = part_of("x", stored(tmp_path, dtype))
+    assert isinstance(rows, StoredRows) and rows.shape == ARRAY.shape and len(rows) == 6
+    for index in (slice(1, 4), torch.tensor([4, 0, 4]), slice(None), torch.tensor([5])):
+        at = index.numpy() if torch.is_tensor(index) else index
+        torch.testing.assert_close(
+            rows[index].double(), torch.tensor(ARRAY.astype(dtype)[at].astype(float))
+        )
+        assert rows[index].dtype == rows.dtype
+
+
+def test_views_of_a_memory_map_are_not_copied_and_copies_are_in_memory(tmp_path):
+    x = stored(tmp_path)
+    for view in (x[::2], x[::-1], x[:, 0], np.asarray(x), x.reshape(6, 4)):
+        rows = part_of("x", view)
+        assert isinstance(rows, StoredRows)
+        index = torch.tensor([1, 0])
+        torch.testing.assert_close(rows[index], torch.tensor(np.array(view[[1, 0]])))
+    assert torch.is_tensor(part_of("x", x + 1))
+    # Rows are copies: to write to them does not write to the file, or end the process.
+    part_of("x", x)[:2].zero_()
+    assert (x == ARRAY).all()
+
+
+FLAT = torch.tensor(ARRAY.reshape(6, 4)) * (torch.arange(24).reshape(6, 4) % 3 == 0)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        scipy.sparse.csr_matrix(FLAT.numpy()),
+        scipy.sparse.csc_array(FLAT.numpy()),
+        scipy.sparse.lil_matrix(FLAT.numpy()),
+        scipy.sparse.dok_matrix(FLAT.numpy()),
+        scipy.sparse.coo_matrix(
+            ([1.0, 2.0], ([0, 0], [1, 1])), shape=(6, 4)
+        ),  # two entries at one place add up
+        FLAT.to_sparse(),
+        FLAT.reshape(6, 2, 2).to_sparse(),
+        FLAT.reshape(6, 2, 2).to_sparse(2),
+    ],
+)
+def test_sparse_rows_are_those_of_the_dense_matrix(matrix):
+    whole = matrix.to_dense() if torch.is_tensor(matrix) else torch.tensor(matrix.toarray())
+    rows = part_of("x", matrix)
+    assert isinstance(rows, SparseRows) and rows.shape == whole.shape
+    for index in (slice(1, 4), torch.tensor([5, 0, 0]), slice(None), slice(2, 2)):
+        torch.testing.assert_close(rows[index], whole[index])
+    torch.testing.assert_close(rows.to(torch.device("cpu"))[:2], whole[:2])
+
+
+def test_splits_keep_rows_in_their_files(tmp_path):
+    split = Split(stored(tmp_path), [0, 1, 2, 0, 1, 2])
+    assert isinstance(split.x, LazyRows) and split.y.dtype is torch.int64
+    torch.testing.assert_close(split[1:3].x, torch.tensor(ARRAY[1:3]))
+    torch.testing.assert_close(split.reshape(4).x[:2], torch.tensor(ARRAY[:2].reshape(2, 4)))
+    assert split.one_hot().y.shape == (6, 3)
+    torch.testing.assert_close(dense("x", split), torch.tensor(ARRAY))
+
+
+def test_arrays_become_tensors_in_containers():
+    split = Split(ARRAY, np.array([0, 1] * 3))
+    assert torch.is_tensor(split.x) and split.one_hot().y.shape == (6, 2)
+    sequences = Sequences(ARRAY, np.array([1, 2, 2, 1, 1, 2]))
+    assert torch.is_tensor(sequences.x) and sequences[:1].x.shape == (1, 1, 2)
+    with pytest.raises(TypeError, match="x must be numbers"):
+        Split(np.array(["a"]))
+
+
+def test_tokens_are_padded_as_whole_numbers():
+    tokens = Sequences.padded([[3, 1, 2], [4]])
+    assert tokens.x.dtype is torch.int64 and tokens.x.tolist() == [[3, 1, 2], [4, 0, 0]]
+    assert Sequences.padded([np.ones((2, 1), int)]).x.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        ARRAY.astype(">f4"),
+        ARRAY.astype(np.longdouble),
+        ARRAY.astype(object),
+        np.ascontiguousarray(ARRAY[::-1])[::-1],
+        np.asfortranarray(ARRAY),
+        ARRAY.astype("uint16"),
+        ARRAY.tolist(),
+        list(ARRAY),
+        list(torch.tensor(ARRAY)),
+        memoryview(ARRAY),
+    ],
+)
+def test_arrays_of_any_layout_are_numbers(array):
+    torch.testing.assert_close(as_numbers("x", array).double(), torch.tensor(ARRAY))
+
+
+def test_a_read_only_array_is_copied():
+    array = ARRAY.copy()
+    array.setflags(write=False)
+    as_numbers("x", array).zero_()
+    assert array[0, 0, 1] == 1
