@@ -23,7 +23,7 @@ import torch
 
 from tarspyro import Optimizer, fit, load_run
 from tarspyro.commands.methods import METHODS
-from tarspyro.commands.methods.codes import codes_of, filled
+from tarspyro.commands.methods.codes import check_codes, codes_of, filled
 from tarspyro.commands.methods.files import (
     Contents,
     Reading,
@@ -217,6 +217,7 @@ def embed_run(options: Namespace) -> None:
     out = Path(options.out)
     _check_suffix(out, (".npz", ".csv"))
     trained = _open(options)
+    check_codes(trained)
     part, contents = _given_part(trained, options.data)
     codes = torch.cat([codes_of(trained, piece).cpu() for piece in part])
     lengths = None if contents is None else contents.lengths
@@ -237,7 +238,8 @@ def impute_run(options: Namespace) -> None:
     trained = _open(options)
     layout = trained.data.layout
     method = trained.method
-    if layout is None or len(trained.data.test) > 1 or not method.codes:
+    check_codes(trained)
+    if layout is None or len(trained.data.test) > 1:
         raise ValueError(
             f"{options.run} cannot fill gaps: train a method of x alone, such as vae, on a file"
             " with gaps."

@@ -1,6 +1,6 @@
 """Codes of data points, and values in the place of gaps."""
 
-__all__ = ["codes_of", "filled"]
+__all__ = ["check_codes", "codes_of", "filled"]
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from tarspyro.commands.methods.reports import Trained
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Runs of the guide over which the codes of a sequence are averaged.
+# Runs of the guide over which the codes of steps are averaged.
 _RUNS = 20
 # Codes for each row, by whose weights the values of gaps are averaged or drawn.
 _PARTICLES = 100
@@ -19,25 +19,29 @@ _PARTICLES = 100
 _ROWS = 100
 
 
-def codes_of(t: Trained, part: Part) -> "Tensor":
-    """Returns the posterior mean of each data point; of a sequence that of every step, of shape
-    ``(N, T, *event)``.
-
-    Raises:
-        ValueError: If the method has no codes.
-    """
+def check_codes(t: Trained) -> None:
+    """Raises a ``ValueError`` if the method has no codes of data points."""
     if t.run.guide is None or not t.method.codes:
         raise ValueError(
             f"the run holds a method, {t.method.name}, that has no codes of data points: train"
             " another method, such as vae."
         )
+
+
+def codes_of(t: Trained, part: Part) -> "Tensor":
+    """Returns the posterior mean of each data point; of a sequence, or of a painting in steps,
+    that of every step, of shape ``(N, T, *event)``.
+    """
     if t.method.form.sequences:
-        return _of_sequences(t, part)
+        return _of_steps(t, part, part[0].shape[1])
+    steps = t.method.options.get("steps")
+    if steps is not None:
+        return _of_steps(t, part, steps)
     codes: Tensor = tarspyro.evaluate.embed(t.guide, part, site=t.method.latent_site)
     return codes
 
 
-def _of_sequences(t: Trained, part: Part) -> "Tensor":
+def _of_steps(t: Trained, part: Part, length: int) -> "Tensor":
     """The mean of a step's code is averaged over draws of the codes before it."""
     import torch
     from pyro import poutine
@@ -46,7 +50,6 @@ def _of_sequences(t: Trained, part: Part) -> "Tensor":
     from tarspyro.scopes import evaluating, preserved_rng
 
     device = next(t.guide.parameters()).device
-    length = part[0].shape[1]
     batches = zip(*(values.to(device).split(_ROWS) for values in part), strict=True)
     found = []
     with preserved_rng(seed=0), evaluating(t.guide):

@@ -158,9 +158,8 @@ class Method:
                 " or one array (sequences, steps, features)."
             )
         if self.images_alone and layout.kind != "images":
-            raise ValueError(
-                f"{taken.removesuffix(' or a table')}: tarspyro train vae takes it."
-            )
+            alone = taken.replace(" or a table", "")
+            raise ValueError(f"{alone}: tarspyro train vae takes it.")
         if layout.gaps and not self.whole_input:
             raise ValueError(
                 f"{path} has gaps, which {self.name} cannot train on: tarspyro train vae can, and"

@@ -101,7 +101,7 @@ def canvases(t: Trained) -> Iterator[Drawn]:
 
     shape = t.data.image_shape
     classes = t.data.num_classes
-    given = {"y": torch.eye(classes)[:6]} if classes else None
+    given = {"y": torch.eye(classes)[torch.arange(6) % classes]} if classes else None
     figure = tarspyro.plot.canvases(t.model, t.guide, t.data.test, image_shape=shape)
     yield "canvases", figure
     yield "painting", tarspyro.plot.canvases(t.model, given=given, image_shape=shape)
