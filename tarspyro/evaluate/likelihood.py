@@ -253,7 +253,7 @@ def conditional_log_likelihood(
         >>> dist.Normal(y, 2.0**0.5).log_prob(x)
         tensor([-1.5155, -1.2655])
     """
-    first_row = first_rows((x, y), 1, model)
+    first_row = first_rows((x, y), 1, model, name="data")
     with preserved_rng():
         map_batches(
             functools.partial(_check_condition, model, guide),
