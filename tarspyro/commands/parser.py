@@ -195,6 +195,17 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(parser=added)
         return added
 
+    _add_commands(command)
+    _add_commands_on_files(command)
+    return parser
+
+
+# Adds the parser of a command, called with its name, its help and examples.
+_Add = Callable[..., argparse.ArgumentParser]
+
+
+def _add_commands(command: _Add) -> None:
+    """Adds the commands that list, train and judge."""
     command(
         "list", "show the methods with their papers, settings and commands", "tarspyro list"
     )
@@ -221,6 +232,10 @@ def _parser() -> argparse.ArgumentParser:
             "tarspyro sample runs/vae-digits",
         )
     )
+
+
+def _add_commands_on_files(command: _Add) -> None:
+    """Adds the commands that draw and write, and the one for a shell."""
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
@@ -248,7 +263,6 @@ def _parser() -> argparse.ArgumentParser:
     shell.add_argument(
         "shell", type=_one_of(SHELLS), metavar=f"{{{','.join(SHELLS)}}}", help="the shell"
     )
-    return parser
 
 
 def tree() -> dict[str, dict[str, list[str]]]:
