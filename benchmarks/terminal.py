@@ -6,8 +6,9 @@
 
 The files are made in a temporary folder: a folder of 500 PNGs, a table with 40 % of its cells
 missing, a sparse matrix of counts of 20,000 x 2,000, an archive of 2,000 RGB images as bytes, an
-array of 20 GB of which every 125th row, 160 MB, is on disk (the rest are holes), and 300 sequences of different
-lengths. The commands are those of the section "Six kinds of data", as they are printed there.
+array of 20 GB of which every 125th row, 160 MB, is on disk (the rest are holes), and 300
+sequences of different lengths. The commands are those of the section "Six kinds of data", as
+they are printed there.
 The table has the seconds of each command on the wall and the largest memory of its process, in
 which pages of a large file count while they are mapped.
 """

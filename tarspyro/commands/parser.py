@@ -196,6 +196,17 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(parser=added)
         return added
 
+    _add_commands(command)
+    _add_commands_on_files(command)
+    return parser
+
+
+# Adds the parser of a command, called with its name, its help and examples.
+_Add = Callable[..., argparse.ArgumentParser]
+
+
+def _add_commands(command: _Add) -> None:
+    """Adds the commands that list, train and judge."""
     command(
         "list", "show the methods with their papers, settings and commands", "tarspyro list"
     )
@@ -222,6 +233,17 @@ def _parser() -> argparse.ArgumentParser:
             "tarspyro sample runs/vae-digits",
         )
     )
+    _add_comparison(
+        command(
+            "compare",
+            "compare the log-likelihoods of runs on the same held-out data",
+            "tarspyro compare runs/vae-digits runs/iwae-digits",
+        )
+    )
+
+
+def _add_commands_on_files(command: _Add) -> None:
+    """Adds the commands that draw and write, and the one for a shell."""
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
@@ -249,14 +271,6 @@ def _parser() -> argparse.ArgumentParser:
     shell.add_argument(
         "shell", type=_one_of(SHELLS), metavar=f"{{{','.join(SHELLS)}}}", help="the shell"
     )
-    _add_comparison(
-        command(
-            "compare",
-            "compare the log-likelihoods of runs on the same held-out data",
-            "tarspyro compare runs/vae-digits runs/iwae-digits",
-        )
-    )
-    return parser
 
 
 def tree() -> dict[str, dict[str, list[str]]]:

@@ -443,7 +443,7 @@ def _pixels(data: PreparedData, grey: bool) -> list[str]:
     """Returns the phrase on the pixels; none for other data."""
     if data.binarize:
         return ["pixels binarized dynamically (held-out ones once), on the device"]
-    if data.layout is not None and isinstance(data.layout.loc, list):
+    if data.layout is not None and data.layout.standardized:
         return ["densities of standardized values"]
     if data.image_shape is None:
         return []

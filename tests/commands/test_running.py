@@ -299,8 +299,8 @@ def test_a_run_with_classes_of_the_user(
         ),
         (["--lr", "-1"], ["lr"]),
         (["--beta", "-1"], ["beta"]),
-        (["--scale", "0", "--likelihood", "Normal"], ["scale=0"]),
-        (["--trunk", "conv", "--likelihood", "Normal", "--scale", "-1"], ["scale=-1"]),
+        (["--scale", "0", "--likelihood", "Normal"], ["--scale 0"]),
+        (["--trunk", "conv", "--likelihood", "Normal", "--scale", "-1"], ["--scale -1"]),
     ],
     ids=lambda value: " ".join(value) if value[0][0] == "-" else "",
 )

@@ -209,6 +209,12 @@ class Layout:
         return reordered(table, self.order) if self.order else table
 
     @property
+    def standardized(self) -> bool:
+        """Whether some columns are standardized."""
+        kinds = [kind for _, kind, _ in self.columns]
+        return isinstance(self.scale, list) and (self.family == "Normal" or "real" in kinds)
+
+    @property
     def extent(self) -> str:
         """The kind of the data with its shape."""
         shape = "x".join(map(str, self.shape))

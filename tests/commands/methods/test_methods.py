@@ -620,7 +620,7 @@ def test_a_run_without_options(tmp_path, monkeypatch):
         (
             "semi-supervised-vae",
             ["--batch-size", "5000"],
-            ["batch_size must be between 1 and 70, got 5000"],
+            ["--batch-size must be between 1 and 70, got 5000"],
         ),
         ("semi-supervised-vae", ["--classifier-weight", "0"], ["alpha"]),
         ("jmvae", ["--modality-weight", "-1"], ["alpha must not be negative"]),
