@@ -5,7 +5,7 @@ __all__ = ["fit"]
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyro
@@ -224,19 +224,10 @@ def fit(
             processes=processes,
         )
         if run is not None:
-            settings = {
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "binarize": binarize,
-                "seed": seed,
-                "lr": state.rates,
-                "shuffle": shuffle,
-                "autocast": None if autocast is None else str(autocast),
-                "loss": describe_loss(objective.loss, schedules or ()),
-                "optimizer": describe_optimizer(optimizer),
-                "data": describe_batches(batches),
-                "validation": describe_batches(held_out),
-            }
+            own = epochs, batch_size, binarize, seed, shuffle, autocast and str(autocast)
+            settings = _compared(
+                own, objective, state, optimizer, schedules, batches, held_out
+            )
             trainer.open(_config(objective, guide, run, settings), batches)
         trainer.train(
             batches,
@@ -392,6 +383,30 @@ def _config(
     described = describe_pair(objective.pair[0], guide)
     own = {"loss": objective.describe(), "training": settings}
     return {**described, **own, **run.settings}
+
+
+# The arguments of fit that a configuration holds as they are.
+_SETTINGS = ("epochs", "batch_size", "binarize", "seed", "shuffle", "autocast")
+
+
+def _compared(
+    own: Sequence[object],
+    objective: Objective,
+    state: TrainingState,
+    optimizer: Optimizer,
+    schedules: Mapping[str, Schedule] | None,
+    batches: Batches,
+    held_out: Batches | None,
+) -> dict[str, object]:
+    """The settings that tell what was trained on which data, for a run that is resumed."""
+    return {
+        **dict(zip(_SETTINGS, own, strict=True)),
+        "lr": state.rates,
+        "loss": describe_loss(objective.loss, schedules or ()),
+        "optimizer": describe_optimizer(optimizer),
+        "data": describe_batches(batches),
+        "validation": describe_batches(held_out),
+    }
 
 
 def _summary(history: History, objective: Objective) -> str:
