@@ -207,10 +207,7 @@ def fit(
             processes=processes,
         )
         batches = make_batches(data, shuffle=shuffle)
-        held_out = None
-        if validation is not None:
-            _check_readable_again(validation)
-            held_out = make_batches(validation, shuffle=False, pixel_seed=0)
+        held_out = None if validation is None else _held_out(validation, make_batches)
         first = _check_pair(objective, batches, held_out)
         state = _start(objective, first, optimizer, compile, progress)
         trainer = Trainer(
@@ -264,6 +261,12 @@ def _check_readable_again(validation: Data) -> None:
             f"validation is read after every epoch, got {format_value(validation)}, which is"
             " read once: give tensors, a data set or a DataLoader."
         )
+
+
+def _held_out(validation: Data, make_batches: Callable[..., Batches]) -> Batches:
+    """The batches of held-out data, in their order and with the same pixels every time."""
+    _check_readable_again(validation)
+    return make_batches(validation, shuffle=False, pixel_seed=0)
 
 
 @contextlib.contextmanager
