@@ -5,7 +5,7 @@ __all__ = ["fit"]
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyro
@@ -215,10 +215,7 @@ def fit(
             processes=processes,
         )
         batches = make_batches(data, shuffle=shuffle)
-        held_out = None
-        if validation is not None:
-            _check_validation(validation)
-            held_out = make_batches(validation, shuffle=False, pixel_seed=0)
+        held_out = None if validation is None else _held_out(validation, make_batches)
         first = _check_pair(objective, batches, held_out)
         if objective.ranks_epochs:  # a game has no likelihood to start from
             start_near(*objective.pair, functools.partial(batches.examples, first))
@@ -235,19 +232,10 @@ def fit(
             processes=processes,
         )
         if run is not None:
-            settings = {
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "binarize": binarize,
-                "seed": seed,
-                "lr": state.rates,
-                "shuffle": shuffle,
-                "autocast": None if autocast is None else str(autocast),
-                "loss": describe_loss(objective.loss, schedules or ()),
-                "optimizer": describe_optimizer(optimizer),
-                "data": describe_batches(batches),
-                "validation": describe_batches(held_out),
-            }
+            own = epochs, batch_size, binarize, seed, shuffle, autocast and str(autocast)
+            settings = _compared(
+                own, objective, state, optimizer, schedules, batches, held_out
+            )
             trainer.open(_config(objective, guide, run, settings), batches)
         trainer.train(
             batches,
@@ -294,6 +282,12 @@ def _check_validation(validation: Data) -> None:
             f"validation is read after every epoch, got {format_value(validation)}, which is"
             " read once: give tensors, a data set or a DataLoader."
         )
+
+
+def _held_out(validation: Data, make_batches: Callable[..., Batches]) -> Batches:
+    """The batches of held-out data, in their order and with the same pixels every time."""
+    _check_validation(validation)
+    return make_batches(validation, shuffle=False, pixel_seed=0)
 
 
 @contextlib.contextmanager
@@ -413,6 +407,30 @@ def _config(
     described = describe_pair(objective.pair[0], guide)
     own = {"loss": objective.describe(), "training": settings}
     return {**described, **own, **run.settings}
+
+
+# The arguments of fit that a configuration holds as they are.
+_SETTINGS = ("epochs", "batch_size", "binarize", "seed", "shuffle", "autocast")
+
+
+def _compared(
+    own: Sequence[object],
+    objective: Objective,
+    state: TrainingState,
+    optimizer: Optimizer,
+    schedules: Mapping[str, Schedule] | None,
+    batches: Batches,
+    held_out: Batches | None,
+) -> dict[str, object]:
+    """The settings that tell what was trained on which data, for a run that is resumed."""
+    return {
+        **dict(zip(_SETTINGS, own, strict=True)),
+        "lr": state.rates,
+        "loss": describe_loss(objective.loss, schedules or ()),
+        "optimizer": describe_optimizer(optimizer),
+        "data": describe_batches(batches),
+        "validation": describe_batches(held_out),
+    }
 
 
 def _summary(history: History, objective: Objective) -> str:
