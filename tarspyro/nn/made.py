@@ -106,7 +106,7 @@ class MADE(CausalTrunk):
         self.activation = _checked(activation())
         for size in sizes:
             found = _degrees(size, lowest, int(ranks.max()), generator if several else None)
-            self.layers.append(MaskedLinear(degrees, found, self.activation))
+            self.layers.append(MaskedLinear(degrees, found))
             if self.context is not None:
                 self.given.append(nn.Linear(self.context.out_features, size, bias=False))
             degrees = found

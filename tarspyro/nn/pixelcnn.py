@@ -115,7 +115,7 @@ class PixelCNN(CausalTrunk):
         self.own: MaskedLinear | None = None
         if groups > 1:
             seen = (torch.arange(groups) + 1).repeat_interleave(self.depth).unsqueeze(0)
-            self.own = MaskedLinear(seen, self.degrees, nn.ReLU())
+            self.own = MaskedLinear(seen, self.degrees)
         self._summary = f"{dimensions(shape)}, {count} {'gated ' if gated else ''}layers of"
         self._summary += f" {width} channels"
 

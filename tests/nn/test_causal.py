@@ -24,7 +24,7 @@ TRUNKS = {
     "PixelCNN of colours": lambda: PixelCNN((3, 3, 4), 6, 3),
     "PixelCNN, colours at once": lambda: PixelCNN((3, 3, 4), 12, 3, channel_order=False),
     "PixelCNN of classes": lambda: PixelCNN((2, 3, 4), 6, 3, num_classes=3, gated=True),
-    "PixelCNN with a vector": lambda: PixelCNN((3, 4), 6, 3, context=VECTOR),
+    "PixelCNN with a vector": lambda: PixelCNN((3, 4), 12, 3, context=VECTOR),
     "PixelCNN with a map": lambda: PixelCNN((3, 3, 4), 6, 3, gated=True, context=MAP),
     "CausalConv1d": lambda: CausalConv1d(7, 6, 3),
     "CausalConv1d, plain": lambda: CausalConv1d((5, 2), 6, 2, kernel_size=3, gated=False),
