@@ -91,6 +91,9 @@ def fit(
     such as double precision, and so do whole numbers in two or more dimensions, if the pair
     runs on them.
 
+    With ``ELBO`` or a bound of weights ``fit`` warns if the KL of all latent units is next to
+    nothing after two epochs and a hundred steps: the posterior has collapsed.
+
     At the end the pair has the best weights if there is held-out data, and else the last ones;
     ``history.use("last", model, guide)`` changes that. In a game every player has its own
     optimizer. Game losses do not rank epochs, so the last weights are kept.
