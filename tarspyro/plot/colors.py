@@ -5,7 +5,8 @@ __all__ = ["MARKERS", "PALETTE", "class_colors"]
 import colorsys
 
 # Ten colours of unlike lightness: M. Petroff (2021), Accessible color sequences for data
-# visualization, arXiv:2107.02270. The greys come last.
+# visualization, arXiv:2107.02270, with black in place of its darker grey, which small dots do
+# not show beside the other one.
 PALETTE = (
     "#3f90da",
     "#ffa90e",
@@ -15,7 +16,7 @@ PALETTE = (
     "#e76300",
     "#b9ac70",
     "#92dadd",
-    "#717581",
+    "#20242c",
     "#94a4a2",
 )
 

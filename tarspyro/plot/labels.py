@@ -110,7 +110,7 @@ def _as_column(labels: object, count: int) -> np.ndarray:
     """Returns labels in an array of shape (N,)."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
-        labels = labels.float() if labels.is_floating_point() else labels
+        labels = labels.double() if labels.is_floating_point() else labels
         labels = labels.numpy()
     try:
         array = labels if isinstance(labels, np.ndarray) else np.asarray(labels)

@@ -85,12 +85,12 @@ def test_curves_of_several_histories_by_name():
 
 
 def test_curves_of_several_runs_and_their_mean():
-    runs = [history(-3.0, -2.0, held_out=False), history(-5.0, -3.0, -1.0, held_out=False)]
+    runs = [history(-5.0, -3.0, -1.0, held_out=False), history(-3.0, -2.0, held_out=False)]
     ax = plot.curves({"ELBO": runs}).axes[0]
     assert list(named(ax)["ELBO"].get_xdata()) == [1, 2]  # the epochs of both
     assert list(named(ax)["ELBO"].get_ydata()) == [-4.0, -2.5]
     thin = [line for line in ax.lines if line.get_label() == "_run"]
-    assert [list(line.get_ydata()) for line in thin] == [[-3.0, -2.0], [-5.0, -3.0, -1.0]]
+    assert [list(line.get_ydata()) for line in thin] == [[-5.0, -3.0, -1.0], [-3.0, -2.0]]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ELBO"]
 
 
