@@ -45,10 +45,18 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
     if scale > _LARGE:
         warn_user(_about_scale(guide, scale, arguments, trace))
     for name, site in _observed(trace).items():
-        drawn = binarize and site["value"] is arguments[0]
         # A game compares the pixels with those of a generator, which has no likelihood.
-        if drawn and _is_real(site["fn"]) and not is_delta(site):
-            family = type(_innermost(site["fn"])).__name__
+        if not _is_real(site["fn"]) or is_delta(site):
+            continue
+        family = type(_innermost(site["fn"])).__name__
+        if _looks_like_bytes(site["value"]):
+            warn_user(
+                f"{name} looks like the bytes of images, whole numbers up to"
+                f" {site['value'].max():g}, and its likelihood is {family}, which is for real"
+                " numbers: divide them by 255, or use"
+                " tarspyro.distributions.DiscretizedLogistic."
+            )
+        if binarize and site["value"] is arguments[0]:
             warn_user(
                 f"binarize=True draws {name} as 0 and 1, and its likelihood is {family}, which"
                 " is for real numbers: leave out binarize=True, or use dist.Bernoulli."
@@ -142,8 +150,7 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
         site["value"] is data and _is_real(site["fn"]) for site in _observed(trace).values()
     )
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
-    high = float(data.max())
-    if whole and 100 < high <= 255 and data[0].numel() >= _PIXELS:
+    if _looks_like_bytes(data):
         fix = (
             "the data look like the bytes of images, divide them by 255, as a"
             " tarspyro.distributions.DiscretizedLogistic takes them too"
@@ -164,6 +171,12 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
         f"The network of {name_of(guide)} gets inputs of scale {scale:,.0f}, and networks"
         f" start well at a scale near 1: {fix}."
     )
+
+
+def _looks_like_bytes(data: Tensor) -> bool:
+    """Whether data are rows of many whole numbers up to 255."""
+    whole = bool((data == data.round()).all()) and float(data.min()) >= 0
+    return whole and 100 < float(data.max()) <= 255 and data[:1].numel() >= _PIXELS
 
 
 def _observed(trace: Trace) -> dict[str, dict[str, Any]]:
