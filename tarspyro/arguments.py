@@ -40,8 +40,8 @@ def printable(text: str) -> str:
     r"""Returns a text without characters that command a terminal, such as escape sequences.
 
     Example:
-        >>> printable("a\\x1b[31m red\\n word")
-        'a\\\\x1b[31m red word'
+        >>> printable("a\x1b[31m red\n word")
+        'a\\x1b[31m red word'
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
@@ -357,6 +357,8 @@ def _described(value: object) -> str:
             )
     if isinstance(value, np.ndarray) and value.dtype.names:
         return f"an array with the named fields {', '.join(value.dtype.names)}"
+    if isinstance(value, np.ndarray) and value.dtype.kind in "US" and value.size:
+        return f"an array of words such as {str(value.flat[0])!r}"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
         return f"an array of {value.dtype} of shape {value.shape}"
     return format_value(value)

@@ -3,6 +3,7 @@
 __all__ = ["export"]
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def export(half: nn.Module, path: str | Path, **example: ArrayLike) -> list[str]
             _write_onnx(program, inputs, names, path)
         else:
             exported = torch.export.export(program, (), inputs, strict=False)
-            torch.export.save(exported.run_decompositions({}), path)
+            with warnings.catch_warnings():  # torch's use of its own deprecated parts
+                warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+                torch.export.save(exported.run_decompositions({}), path)
     return names
 
 

@@ -34,7 +34,6 @@ def pair():
     return p, q
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_outputs_are_equal_in_a_fresh_process(pair, tmp_path):
     p, q = pair
     x = torch.bernoulli(torch.full((4, 6), 0.5))

@@ -27,6 +27,8 @@ from tarspyro.infer.traces import InputError
 from tarspyro.nn import MLP
 from tarspyro.sources import Source
 
+from .programs import as_made
+
 ROWS, SIZE = 30, 6
 COUNTS = np.random.default_rng(0).poisson(2.0, (ROWS, SIZE))
 LABELS = np.random.default_rng(1).integers(0, 3, ROWS)
@@ -185,7 +187,7 @@ def pair(family=dist.Poisson, size=SIZE):
 P, Q = pair()
 FIT = {"batch_size": 8, "seed": 0, "progress": False, "shuffle": False}
 DOORS = {
-    "fit": lambda x: fit(*pair(), x, epochs=1, **FIT)["elbo"],
+    "fit": lambda x: fit(*as_made(*pair()), x, epochs=1, **FIT)["elbo"],
     "embed": lambda x: evaluate.embed(Q, x),
     "log_likelihood": lambda x: evaluate.log_likelihood(P, Q, x, num_particles=3, seed=0),
     "mask": lambda x: data.random_pixels(x, seed=0),
@@ -452,7 +454,6 @@ def test_an_iterable_that_is_read_once_is_refused_in_the_second_epoch():
         ((row for row in X), "an iterator, which can be read once"),
         ((X, LABELS), "2 parts but models.VAE takes 1"),
         ([], "empty"),
-        ("mnist", "read a file first, tarspyro.data.load"),
         (3, "must be tensors, arrays, a data set"),
         (np.zeros((0, SIZE)), "empty"),
         (list(X.split(8)), "differ in length, from 6 to 8 rows.*torch.cat"),
@@ -469,7 +470,8 @@ def test_what_is_no_data_gets_one_sentence(wrong, sentence):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (np.array([["a", "b"]]), "an array of <U1"),
+        (np.array([["a", "b"]]), "an array of words such as 'a'"),
+        ("mnist", "read a file first, tarspyro.data.load"),
         (np.zeros(3, dtype=[("a", "f8"), ("b", "f8")]), "named fields a, b"),
         (np.array([["1", 2]], dtype=object), "an array of object"),
     ],

@@ -59,7 +59,7 @@ def parts_of(
             None if part is None else part_of(name, part) for part in in_order(data, names)
         ]
     if isinstance(data, (str, bytes, os.PathLike, io.IOBase)):
-        raise ValueError(
+        raise TypeError(
             f"{name} must be numbers, got {format_value(data)}: read a file first,"
             f" tarspyro.data.load({_path(data)})."
         )

@@ -220,9 +220,7 @@ def fit(
         batches = make_batches(data, shuffle=shuffle)
         held_out = None if validation is None else _held_out(validation, make_batches)
         first = _check_pair(objective, batches, held_out)
-        if objective.ranks_epochs:  # a game has no likelihood to start from
-            start_near(*objective.pair, functools.partial(batches.examples, first))
-        advise(*objective.pair, first, binarize=binarize)
+        _initialize(objective, batches, first)
         state = _start(objective, first, optimizer, compile, progress)
         trainer = Trainer(
             objective,
@@ -371,6 +369,13 @@ def _normalizations(objective: Objective) -> list[nn.Module]:
         for part in half.modules()
         if isinstance(part, _BatchNorm)
     ]
+
+
+def _initialize(objective: Objective, batches: Batches, first: Arguments) -> None:
+    """Initializes new networks from the data, and says what does not suit them."""
+    if objective.ranks_epochs:  # a game has no likelihood to start from
+        start_near(*objective.pair, functools.partial(batches.examples, first))
+    advise(*objective.pair, first, binarize=batches.binarize)
 
 
 def _start(

@@ -78,7 +78,7 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
 
     Example:
         >>> import pyro.distributions as dist
-        >>> from tarspyro import Conditional, evaluate, guides, models
+        >>> from tarspyro import Conditional, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
         >>> x = 500 + 100 * torch.randn(1000, 3)
@@ -87,7 +87,7 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
         >>> q = guides.VAE(Conditional(dist.Normal, MLP(3, [32]), 2))
         >>> initialize_from_data(p, q, x)
         >>> round(likelihood.mean(torch.zeros(1, 2)).mean().item(), -2)
-        500
+        500.0
     """
     check_program("model", model)
     check_program("guide", guide)

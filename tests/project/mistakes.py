@@ -272,28 +272,6 @@ fit(p, q, x / x.sum(-1, keepdim=True), **short)
 """,
     ),
     Mistake(
-        "Numbers around 500",
-        """
-x = 500 + 100 * table
-p, q = vae(dist.Normal, x)
-fit(p, q, x, **short)
-""",
-        "UserWarning",
-        ("guides.VAE gets inputs of scale", "Standardize.of(x)(x)"),
-        """
-x = 500 + 100 * table
-p, q = vae(dist.Normal, x)
-fit(p, q, Standardize.of(x)(x), **short)
-""",
-    ),
-    Mistake(
-        "Whole numbers for a network of real ones",
-        "fit(p, q, table.long(), **short)",
-        "InputError",
-        ("posterior(x)", "torch.int64", "x.float()"),
-        "fit(p, q, table.long().float(), **short)",
-    ),
-    Mistake(
         "Labels in place of data",
         "fit(p, q, labels, **short)",
         "InputError",
@@ -417,8 +395,8 @@ fit(p, q, (table, torch.eye(3)[labels][:30]), **short)
         "A list of sequences of several lengths",
         "fit(p, q, [torch.zeros(3, 2), torch.zeros(5, 2)], **short)",
         "ValueError",
-        ("differ in length", "(3, 2), (5, 2)", "data.Sequences.padded"),
-        "data.Sequences.padded([torch.zeros(3, 2), torch.zeros(5, 2)])",
+        ("differ in length", "from 3 to 5 rows", "torch.cat", "models.VRNN"),
+        "torch.cat([torch.zeros(3, 2), torch.zeros(5, 2)])",
     ),
     Mistake(
         "A name that the model does not know",

@@ -30,6 +30,7 @@ from tarspyro import (
     evaluate,
     fit,
     guides,
+    initialize_from_data,
     models,
 )
 from tarspyro.data import digits
@@ -82,6 +83,8 @@ def test_svi_trains_as_fit_does(loss, x):
     rate.
     """
     ours, theirs = pair(), pair()
+    for halves in (ours, theirs):
+        initialize_from_data(*halves, x)
     sgd = {"optimizer": torch.optim.SGD, "lr": 0.05}
     history = fit(
         *ours,

@@ -20,6 +20,7 @@ FLOORS = (
     {"conditional", "inputs", "models", "infer.bounds"},
     {
         "autoregressive",
+        "exporting",
         "quantized",
         "guides",
         "sources",

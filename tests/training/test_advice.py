@@ -6,11 +6,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.distributions import ExpTransform
 
 from tarspyro import Conditional, Optimizer, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import InputError
 from tarspyro.nn import MLP, Log1p, Standardize
+
+from ..programs import as_made
 
 SHORT = {"epochs": 1, "batch_size": 20, "progress": False, "seed": 0}
 TABLE = torch.linspace(-2, 2, 240).reshape(40, 6)
@@ -22,7 +25,8 @@ def pair(family=dist.Normal, first=(), **fixed):
     likelihood = Conditional(family, MLP(2, [16]), 6, **fixed)
     network = nn.Sequential(*first, MLP(6, [16]))
     p = models.VAE(default_prior(dist.Normal, 2), likelihood)
-    return p, guides.VAE(Conditional(dist.Normal, network, 2))
+    # fit would standardize the inputs of new networks.
+    return as_made(p, guides.VAE(Conditional(dist.Normal, network, 2)))
 
 
 POSITIVE = 500 + 100 * TABLE
@@ -89,9 +93,17 @@ def test_the_first_step_is_not_blamed_on_the_learning_rate():
 
 def test_parameters_that_overflow_before_the_first_step_are_named_with_the_scale():
     with pytest.raises(InputError, match="concentration of Gamma is NaN, infinite.*up to 499"):
-        fit(*pair(dist.Gamma), POSITIVE, **SHORT)
-    with pytest.raises(InputError, match=r"concentration of Gamma .*: look at the values"):
+        fit(*overflowing(dist.Gamma, "concentration", "rate"), POSITIVE, **SHORT)
+    with pytest.raises(InputError, match=r"loc of Normal .*: look at the values"):
         fit(*pair(dist.Gamma, [Infinite()]), TABLE.abs() + 0.1, **SHORT)
+
+
+def overflowing(family, *parameters):
+    """A pair whose likelihood has an exponential as its link, and heads with random weights."""
+    p, q = pair(family, transforms={name: ExpTransform() for name in parameters})
+    for name in parameters:
+        nn.init.normal_(p.likelihood.heads[name].weight)
+    return p, q
 
 
 class Infinite(nn.Module):
@@ -102,7 +114,7 @@ class Infinite(nn.Module):
 
 
 def test_raw_counts_are_blamed_on_their_scale():
-    text = failure(*pair(dist.Poisson), COUNTS)
+    text = failure(*overflowing(dist.Poisson, "rate"), COUNTS)
     assert "at step 1" in text
     assert "gets inputs of scale" in text
     assert "smaller learning rate" not in text
