@@ -209,11 +209,15 @@ def draw_columns(
                 _draw_shares(panel, part, levels, group, is_last)
             else:
                 edges = np.histogram_bin_edges(np.concatenate(parts), bins=24)
-                style = {"histtype": "step", "color": PALETTE[0], "linewidth": 1.5}
+                style: dict[str, Any] = {
+                    "histtype": "step",
+                    "color": PALETTE[0],
+                    "linewidth": 1.5,
+                }
                 if not is_last or len(groups) == 1:
                     color = "0.8" if len(groups) > 1 else PALETTE[0]
                     style = {"histtype": "stepfilled", "color": color}
-                panel.hist(part, bins=edges, density=True, label=group, **style)  # type: ignore[arg-type]
+                panel.hist(part, bins=edges, density=True, label=group, **style)
         panel.set_title(name, fontsize="small")
         panel.set_yticks([])
         panel.tick_params(labelsize="x-small")

@@ -6,7 +6,7 @@ __all__ = ["reconstructions", "samples"]
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -101,7 +101,8 @@ def _joined_points(x: np.ndarray, means: np.ndarray, ax: Axes | None) -> Figure:
     from matplotlib.collections import LineCollection
 
     figure, ax = axes_of(ax, (5.2, 4.8))
-    joined = LineCollection(np.stack([x, means], 1), colors="0.85", linewidths=0.8, zorder=0.5)  # type: ignore[arg-type]
+    segments: Any = np.stack([x, means], 1)
+    joined = LineCollection(segments, colors="0.85", linewidths=0.8, zorder=0.5)
     ax.add_collection(joined)
     draw_points(ax, {"data": x, "reconstructions": means})
     ax.set_title("data and reconstructions")
