@@ -217,7 +217,7 @@ def draw_columns(
                 if not is_last or len(groups) == 1:
                     color = "0.8" if len(groups) > 1 else PALETTE[0]
                     style = {"histtype": "stepfilled", "color": color}
-                panel.hist(part, bins=edges, density=True, label=group, **style)
+                panel.hist(part, bins=edges.tolist(), density=True, label=group, **style)
         panel.set_title(name, fontsize="small")
         panel.set_yticks([])
         panel.tick_params(labelsize="x-small")
