@@ -260,7 +260,7 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
         tensor([2., 1.])
     """
     try:
-        tensor = value if isinstance(value, Tensor) else _as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value, dtype)
         tensor = tensor if dtype is None else tensor.to(dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(
@@ -275,11 +275,11 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     return tensor
 
 
-def _as_tensor(value: object) -> Tensor:
+def _as_tensor(value: object, dtype: torch.dtype | None) -> Tensor:
     """Returns numbers that are not in a tensor as one."""
     if isinstance(value, np.ndarray):
         return _from_array(value)
-    if isinstance(value, (str, bytes)):
+    if value is None or isinstance(value, (str, bytes)):
         raise TypeError
     if isinstance(value, (list, tuple)):
         if any(isinstance(part, Tensor) for part in value):
@@ -289,7 +289,7 @@ def _as_tensor(value: object) -> Tensor:
     elif is_array(value):
         return _from_array(_asarray(value))
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value, dtype=dtype)
     except (TypeError, RuntimeError):  # a list may hold None for what is missing
         return _from_array(np.array(value, dtype=object))
 

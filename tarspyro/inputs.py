@@ -349,7 +349,8 @@ def _check_support(
     if support is None:
         return
     if not bool(support.check(value).all()):
-        raise InputError(about_support(name, base, whole, support))
+        # In the type of the program: in half precision all numbers would look like levels.
+        raise InputError(about_support(name, base, whole.to(value.dtype), support))
     sentence = about_edges(name, base, value)
     if sentence is not None:
         raise InputError(sentence)

@@ -99,6 +99,19 @@ def assert_within(draws, truth, what="", errors=4.0):
     )
 
 
+def with_random_heads(half):
+    """Gives the heads of all conditional distributions random weights, and returns the half.
+
+    New heads of constrained parameters have zero weights, so that a guide's distribution is
+    the same for all data, and often that of its prior.
+    """
+    for part in half.modules():
+        if isinstance(part, Conditional):
+            for parameter in part.heads.parameters():
+                nn.init.normal_(parameter, std=0.3)
+    return half
+
+
 def as_made(*halves):
     """Keeps ``fit`` from initializing a new pair from the data, and returns the halves.
 

@@ -143,12 +143,12 @@ class Run:
     def written_alone(self) -> Iterator[None]:
         """Keeps other trainings from writing the folder; creates it if it is missing.
 
-        The lock belongs to the process: it ends with it, however it ends. On a file system
-        that knows no locks there is none.
+        A folder that was created for a training which has written nothing is removed.
 
         Raises:
             RunError: If another training writes the folder, or it cannot be written.
         """
+        is_new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -157,6 +157,24 @@ class Run:
             raise RunError(
                 f"{self.folder} could not be written ({error.strerror}): give another folder."
             ) from error
+        with self._locked():
+            try:
+                yield
+            finally:
+                if is_new:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        self.folder.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the lock of the folder.
+
+        The lock belongs to the process: it ends with it, however it ends. On a file system
+        that knows no locks there is none.
+
+        Raises:
+            RunError: If another training holds it.
+        """
         try:
             import fcntl
         except ImportError:  # not on Windows

@@ -181,13 +181,29 @@ def test_piano_roll():
 
 
 @pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray], ids=["tensors", "arrays"])
-def test_a_list_of_sequences_is_sent_to_padded(kind):
-    """In a sentence, whatever the number of sequences."""
-    sequences = [kind(np.zeros((3 + index % 5, 3), np.float32)) for index in range(200)]
+def test_a_list_of_sequences_is_padded_or_refused_in_a_sentence(kind):
+    """It is padded for a program that takes lengths, whatever the number of sequences."""
+
+    def of_rows(x):
+        pass
+
+    def of_parts(x, y):
+        pass
+
+    sequences = [kind(np.full((3 + i % 5, 3), i, np.float32)) for i in range(200)]
+    wanted = Sequences.padded(sequences)
+    x, lengths = as_arguments(sequences, program)
+    assert torch.equal(x, wanted.x) and torch.equal(lengths, wanted.lengths)
 
     with pytest.raises(
-        ValueError, match=r"200 arrays of 3 to 7 rows: data\.Sequences\.padded"
+        ValueError,
+        match="data is a list of 200 tensors that differ in length, from 3 to 7 rows, and"
+        " .*of_rows takes no lengths",
     ):
-        as_arguments(sequences, program)
-    with pytest.raises(ValueError, match=r"differ in length: \[\(3, 3\), \(4, 3\)\]"):
-        as_arguments(tuple(sequences[:2]), program)
+        as_arguments(sequences, of_rows)
+    with pytest.raises(
+        ValueError,
+        match=r"parts of data differ in length, got shapes \(3, 3\), \(4, 3\): .*"
+        r"data\.Sequences\.padded\(sequences\)",
+    ):
+        as_arguments(tuple(sequences[:2]), of_parts)

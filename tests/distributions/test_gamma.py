@@ -49,7 +49,7 @@ from tarspyro.distributions.rejection import (
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 
-from ..programs import assert_within
+from ..programs import as_made, assert_within
 
 F64 = torch.float64
 GRID = (1e-4, 1e-3, 0.05, 0.5, 1.5, 10.0, 1e3, 1e4)
@@ -1328,6 +1328,7 @@ def test_an_autoencoder_trains(family, bound):
         default_prior(family, shape), Conditional(dist.Bernoulli, MLP(shape, [32]), 64)
     )
     q = guides.VAE(Conditional(family, MLP(64, [32]), shape, boost=8))
+    as_made(p, q)
     history = fit(
         p,
         q,

@@ -32,7 +32,7 @@ from tarspyro.distributions import (
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 
-from ..programs import assert_within
+from ..programs import assert_within, with_random_heads
 
 
 def of(*values):
@@ -222,7 +222,7 @@ DEFAULTS = {
 @pytest.mark.parametrize("family, shape, options", DEFAULTS.values(), ids=DEFAULTS)
 def test_of_a_conditional_to_its_default_prior(family, shape, options):
     """One number for each row, summed over the event, as a bound uses it."""
-    q = Conditional(family, MLP(4, [8]), shape, **options)
+    q = with_random_heads(Conditional(family, MLP(4, [8]), shape, **options))
     prior, context = default_prior(family, shape, **options), torch.randn(5, 4)
     kl = q.kl(prior, context)
     assert kl.shape == (5,) and (kl > 0).all()

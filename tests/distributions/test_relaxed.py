@@ -21,7 +21,7 @@ from tarspyro.distributions.drawing import recall
 from tarspyro.infer import ELBO, log_weights
 from tarspyro.nn import MLP
 
-from ..programs import assert_within
+from ..programs import assert_within, with_random_heads
 
 TEMPERATURES = [0.01, 0.1, 0.5, 2 / 3, 1.0, 10.0]
 AS_FOUR_ERRORS = 6e-5  # the p-value of 4 standard errors
@@ -820,6 +820,7 @@ def test_bounds_of_a_pair_follow_its_scores(options):
     """
     options = {"hard": False, **options}
     model, guide = pair(GumbelSoftmax, **options)
+    with_random_heads(guide)
     x = torch.rand(5, 16).round()
     terms = [ELBO().loss_and_terms(model, guide, x)[1]["kl"] for _ in range(2)]
     q, p = guide.posterior(x).base_dist, model.prior().base_dist

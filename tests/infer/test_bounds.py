@@ -17,7 +17,7 @@ from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, PairError, Renyi, log_weigh
 from tarspyro.infer.bounds.reductions import renyi_weights, without_each
 from tarspyro.nn import MLP
 
-from ..programs import LinearGaussian, assert_within
+from ..programs import LinearGaussian, as_made, assert_within
 
 ALPHAS = (-math.inf, -2.0, 0.0, 0.5, 1 - 1e-7, 1.0, 2.0, math.inf)
 
@@ -772,6 +772,7 @@ def test_gradients_of_every_kind_train(loss, family):
     family = getattr(distributions, family, None) or getattr(dist, family)
     p = models.VAE(default_prior(family, 4), Conditional(dist.Bernoulli, MLP(4, [16]), 64))
     q = guides.VAE(Conditional(family, MLP(64, [16]), 4))
+    as_made(p, q)
     history = fit(
         p, q, digits().train[:300], loss=loss, epochs=10, binarize=True, seed=0, progress=False
     )

@@ -506,6 +506,8 @@ def test_svi_trains_draw():
 # --- labels
 
 
+# The label says all, so that the best code says nothing.
+@pytest.mark.filterwarnings("ignore:The posterior has collapsed")
 @pytest.mark.parametrize("kind", ["whole", "convolutional"])
 def test_labels_determine_the_image(kind):
     """Trained on images that the label determines, the model paints the image of the given

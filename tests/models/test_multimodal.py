@@ -746,7 +746,7 @@ def test_rows_with_nothing_observed_are_draws_of_the_model(kind):
         assert np.isfinite(
             fit(p, q, (x, y, mask), loss=loss, epochs=1, progress=False)["loss"]
         ).all()
-    with pytest.raises(ValueError, match="data is empty"):
+    with pytest.raises(ValueError, match="x is empty: it has no rows"):
         evaluate.impute_modalities(p, q, (None, None))
 
 

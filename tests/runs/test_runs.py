@@ -468,6 +468,19 @@ def test_settings_that_json_cannot_hold_delete_nothing(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_an_empty_folder_is_left_only_where_there_was_one(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with pytest.raises(ZeroDivisionError), Run(tmp_path / name).written_alone():
+            assert (tmp_path / name).is_dir()
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "new").written_alone():
+        (tmp_path / "new" / "config.json").touch()
+        raise ZeroDivisionError
+    assert (tmp_path / "new" / "config.json").exists()
+
+
 def test_a_folder_with_other_files_is_used(tmp_path):
     (tmp_path / "notes.txt").write_text("the user's")
     Run(tmp_path).create({"model": 1, "guide": 2})
