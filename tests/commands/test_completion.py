@@ -23,7 +23,8 @@ def test_bash_completes_commands_methods_and_options(capsys):
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert complete(script, "bash", "tarspyro", "tr") == ["train"]
-    assert complete(script, "bash", "tarspyro", "train", "v") == ["vae", "vrnn", "vae-gan"]
+    found = complete(script, "bash", "tarspyro", "train", "v")
+    assert found == ["vae", "vrnn", "vq-vae", "vae-gan"]
     assert complete(script, "bash", "tarspyro", "train", "gan", "--div") == ["--divergence"]
     assert complete(script, "bash", "tarspyro", "train", "vae", "--div") == []
     assert complete(script, "bash", "tarspyro", "embed", "runs/a", "--o") == ["--out"]

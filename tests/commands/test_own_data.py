@@ -25,9 +25,11 @@ PEOPLE = ["id", "height", "born", "children", "smokes", "city"]
 @pytest.fixture(autouse=True)
 def coarse_pictures(monkeypatch):
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=dpi / 5)
-    )
+
+    def coarse(figure, path, *, dpi, **options):
+        save(figure, path, dpi=dpi / 5, **options)
+
+    monkeypatch.setattr(Figure, "savefig", coarse)
 
 
 @pytest.fixture

@@ -100,9 +100,11 @@ def few_rows(monkeypatch):
 def coarse_pictures(monkeypatch):
     """Most of the seconds would go into their pixels."""
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=dpi / 5)
-    )
+
+    def coarse(figure, path, *, dpi, **options):
+        save(figure, path, dpi=dpi / 5, **options)
+
+    monkeypatch.setattr(Figure, "savefig", coarse)
 
 
 def tiny(name, run, *options):
