@@ -67,7 +67,8 @@ class StoredRows(LazyRows):
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.save(f"{folder}/x.npy", np.arange(6.0).reshape(3, 2))
-        ...     StoredRows(np.load(f"{folder}/x.npy", mmap_mode="r"))[torch.tensor([2, 0])]
+        ...     x = np.load(f"{folder}/x.npy", mmap_mode="r", allow_pickle=False)
+        ...     StoredRows(x)[torch.tensor([2, 0])]
         tensor([[4., 5.],
                 [0., 1.]], dtype=torch.float64)
     """

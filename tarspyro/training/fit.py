@@ -46,7 +46,7 @@ from tarspyro.training.optimizers import Optimizer, OptimizerClass, check_optimi
 from tarspyro.training.parameters import find_parameters
 from tarspyro.training.schedules import Schedule
 from tarspyro.training.screen import say
-from tarspyro.training.start import start_near
+from tarspyro.training.start import start_near, undone_on_error
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 from tarspyro.types import Arguments, Data, Device, Program
@@ -220,24 +220,23 @@ def fit(
         batches = make_batches(data, shuffle=shuffle)
         held_out = None if validation is None else _held_out(validation, make_batches)
         first = _check_pair(objective, batches, held_out)
-        _initialize(objective, batches, first)
-        state = _start(objective, first, optimizer, compile, progress)
-        trainer = Trainer(
-            objective,
-            state,
-            optimizer=optimizer,
-            schedules=schedules,
-            count=Counter(*objective.pair),
-            autocast=autocast,
-            run=run,
-            processes=processes,
-        )
-        if run is not None:
-            own = epochs, batch_size, binarize, seed, shuffle, autocast and str(autocast)
-            settings = _compared(
-                own, objective, state, optimizer, schedules, batches, held_out
+        with undone_on_error(*objective.pair):  # a refused training changes nothing
+            _initialize(objective, batches, first)
+            state = _start(objective, first, optimizer, compile, progress)
+            trainer = Trainer(
+                objective,
+                state,
+                optimizer=optimizer,
+                schedules=schedules,
+                count=Counter(*objective.pair),
+                autocast=autocast,
+                run=run,
+                processes=processes,
             )
-            trainer.open(_config(objective, guide, run, settings), batches)
+            if run is not None:
+                own = epochs, batch_size, binarize, seed, shuffle, autocast and str(autocast)
+                settings = _compared(own, trainer, batches, held_out)
+                trainer.open(_config(objective, guide, run, settings), batches)
         trainer.train(
             batches,
             held_out,
@@ -333,6 +332,31 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     return first
 
 
+# What a program may raise that the start cannot run.
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)
+
+
+def _initialize(objective: Objective, batches: Batches, first: Arguments) -> None:
+    """Starts the training of a new pair near the data.
+
+    The pair has passed its checks. If it does not run on the examples all the same, the
+    training starts with the weights as they were made.
+    """
+    pair = objective.pair
+    if objective.ranks_epochs:  # a game has no likelihood to start from
+        with contextlib.suppress(*_FAILURES), undone_on_error(*pair):
+            start_near(*pair, functools.partial(batches.examples, first))
+    advise(*pair, first, binarize=batches.binarize)
+
+
 def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) -> None:
     """Raises a ``ValueError`` if the last batch of an epoch is too small for the pair.
 
@@ -369,13 +393,6 @@ def _normalizations(objective: Objective) -> list[nn.Module]:
         for part in half.modules()
         if isinstance(part, _BatchNorm)
     ]
-
-
-def _initialize(objective: Objective, batches: Batches, first: Arguments) -> None:
-    """Initializes new networks from the data, and says what does not suit them."""
-    if objective.ranks_epochs:  # a game has no likelihood to start from
-        start_near(*objective.pair, functools.partial(batches.examples, first))
-    advise(*objective.pair, first, binarize=batches.binarize)
 
 
 def _start(
@@ -422,20 +439,14 @@ _SETTINGS = ("epochs", "batch_size", "binarize", "seed", "shuffle", "autocast")
 
 
 def _compared(
-    own: Sequence[object],
-    objective: Objective,
-    state: TrainingState,
-    optimizer: Optimizer,
-    schedules: Mapping[str, Schedule] | None,
-    batches: Batches,
-    held_out: Batches | None,
+    own: Sequence[object], trainer: Trainer, batches: Batches, held_out: Batches | None
 ) -> dict[str, object]:
     """The settings that tell what was trained on which data, for a run that is resumed."""
     return {
         **dict(zip(_SETTINGS, own, strict=True)),
-        "lr": state.rates,
-        "loss": describe_loss(objective.loss, schedules or ()),
-        "optimizer": describe_optimizer(optimizer),
+        "lr": trainer.state.rates,
+        "loss": describe_loss(trainer.objective.loss, trainer.schedules.schedules),
+        "optimizer": describe_optimizer(trainer.optimizer),
         "data": describe_batches(batches),
         "validation": describe_batches(held_out),
     }

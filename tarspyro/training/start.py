@@ -11,7 +11,7 @@ with rate 1 gives a count of 5,000 the gradient 5,000. So some of the data is lo
 Distributions whose weights were loaded, or changed by hand, stay as they are.
 """
 
-__all__ = ["initialize_from_data", "start_near"]
+__all__ = ["initialize_from_data", "start_near", "undone_on_error"]
 
 import contextlib
 import math
@@ -24,6 +24,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
 from torch.distributions.constraints import Constraint
+from torch.nn.parameter import is_lazy
 
 from tarspyro.conditional import Conditional
 from tarspyro.distributions.experts import Concatenate
@@ -111,12 +112,7 @@ def start_near(
         examples: A function that returns some batches, which stand for all of the data.
     """
     halves = [*modules_of(guide), *modules_of(model)]
-    new = [
-        part
-        for half in halves
-        for part in half.modules()
-        if isinstance(part, Conditional) and part.is_new
-    ]
+    new = _new_parts(model, guide)
     if not new:
         return
     with preserved_rng(0), evaluating(*halves), pyro.validation_enabled(False):
@@ -137,6 +133,43 @@ def start_near(
                 _start_at_the_marginal(conditional, found)
     for conditional in new:
         conditional.is_new = False
+
+
+@contextlib.contextmanager
+def undone_on_error(model: Program, guide: Program) -> Iterator[None]:
+    """Undoes what ``start_near`` has done to a pair, if the body raises."""
+    new = _new_parts(model, guide)
+    heads = [
+        {
+            key: value.clone()
+            for key, value in part.heads.state_dict().items()
+            if not is_lazy(value)
+        }
+        for part in new
+    ]
+    units = [dict(conditional.units) for conditional in new]
+    arguments = [conditional.constructor_arguments for conditional in new]
+    try:
+        yield
+    except BaseException:
+        for conditional, weights, layers, own in zip(
+            new, heads, units, arguments, strict=True
+        ):
+            conditional.heads.load_state_dict(weights, strict=False)
+            conditional.units = nn.ModuleDict(layers)
+            object.__setattr__(conditional, "constructor_arguments", own)
+            conditional.is_new = True
+        raise
+
+
+def _new_parts(model: Program, guide: Program) -> list[Conditional]:
+    """Returns the conditional distributions of a pair that are as they were made."""
+    return [
+        part
+        for half in (*modules_of(guide), *modules_of(model))
+        for part in half.modules()
+        if isinstance(part, Conditional) and part.is_new
+    ]
 
 
 # --- what conditional distributions are called with, and what is observed under them

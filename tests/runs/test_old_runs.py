@@ -58,8 +58,11 @@ def numbers(run, name):
 
 
 def assert_close(found, expected):
-    """Seven digits are those of single precision: sums may run in another order."""
-    assert found.keys() - {"seconds"} == expected.keys() - {"seconds"}
+    """Seven digits are those of single precision: sums may run in another order.
+
+    Version 0.1 did not write down what an evaluation has printed, and from what it was made.
+    """
+    assert found.keys() - {"seconds", "lines", "made of"} == expected.keys() - {"seconds"}
     for name, value in expected.items():
         if isinstance(value, dict):
             assert_close(found[name], value)
