@@ -23,6 +23,7 @@ from tarspyro.distributions import default_prior
 from tarspyro.estimators import PairTransformer
 from tarspyro.infer import IWAE
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
+from tests.programs import as_made
 
 
 def pair(latent=2, seed=0):
@@ -117,7 +118,8 @@ def test_in_a_pipeline_a_cross_validation_and_a_search(train, X):
     classifier = make_pipeline(codes, LogisticRegression(max_iter=1000))
     accuracies = cross_val_score(classifier, train.x[:800].round(), train.y[:800], cv=2)
     assert accuracies.shape == (2,) and accuracies.min() > 0.5
-    search = GridSearchCV(codes, {"epochs": [1, 8]}, cv=2).fit(X)
+    far = dict(zip(("model", "guide"), as_made(*pair(8)), strict=True))
+    search = GridSearchCV(clone(codes).set_params(**far), {"epochs": [1, 8]}, cv=2).fit(X)
     means = search.cv_results_["mean_test_score"]
     assert search.best_params_ == {"epochs": 8} and means[1] > means[0] + 3  # nats
     assert search.score(X) == search.best_estimator_.score_samples(X).mean()

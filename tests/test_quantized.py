@@ -21,6 +21,7 @@ from tarspyro.distributions import CodePrior
 from tarspyro.infer import ELBO, Compiled
 from tarspyro.nn import MADE, MLP, Codebook, ConvEncoder
 from tarspyro.runs import load_run
+from tests.programs import as_made
 
 SHAPE = (3, 2, 1)  # two codes of size three
 
@@ -176,8 +177,7 @@ def test_digits_as_maps_of_codes():
     x = data.digits(flatten=False).train.x[:300].round()
     posterior = VectorQuantized(ConvEncoder((1, 8, 8), [8]), Codebook(16, 4), (4, 2, 2))
     likelihood = Conditional(dist.Bernoulli, MLP((4, 2, 2), [32]), (1, 8, 8))
-    p = models.VAE(posterior.prior(), likelihood)
-    q = guides.VAE(posterior)
+    p, q = as_made(models.VAE(posterior.prior(), likelihood), guides.VAE(posterior))
     history = fit(p, q, x, epochs=10, lr=1e-2, batch_size=50, seed=0, progress=False)
     assert history["elbo"][-1] > history["elbo"][0] + 10
     assert evaluate.embed(q, x[:7]).shape == (7, 4, 2, 2)

@@ -127,6 +127,13 @@ def arithmetic() -> Figure:
     return plot.arithmetic(p, q, of_digit(0), of_digit(1), of_digit(6)[:4])
 
 
+def calibration() -> Figure:
+    """The ranks of two latent units under a guide."""
+    p, q, _ = trained(2)
+    check = evaluate.check_guide(p, q, TEST.x[:100], seed=0)
+    return plot.calibration(check)
+
+
 def canvases() -> Figure:
     """Four digits that DRAW reconstructs."""
     p, q, _ = painter()
@@ -296,6 +303,7 @@ PLOTS: dict[str, Callable[[], Figure]] = {
     for function in (
         active_units,
         arithmetic,
+        calibration,
         canvases,
         compare,
         curves,

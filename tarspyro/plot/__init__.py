@@ -32,7 +32,6 @@ __all__ = [
 import sys
 from typing import TYPE_CHECKING
 
-from tarspyro.plot.calibration import calibration
 from tarspyro.plot.codes import latents
 from tarspyro.plot.comparisons import arithmetic, imputations, neighbours
 from tarspyro.plot.estimates import compare
@@ -48,6 +47,7 @@ from tarspyro.plot.latent_space import (
 from tarspyro.plot.learning_curves import curves
 from tarspyro.plot.painting import animation, canvases
 from tarspyro.plot.program_graph import graph
+from tarspyro.plot.ranks import calibration
 from tarspyro.plot.sequences import piano_roll
 
 if TYPE_CHECKING:

@@ -39,8 +39,15 @@ from tarspyro.training.batches import Batches
 from tarspyro.types import Arguments, Data, Program
 
 # The spread of a new head's outputs from one data point to another, where it was larger.
-_SPREAD_OF_LIKELIHOOD = 0.15
 _SPREAD_OF_LATENT = 0.5
+
+# The spread of a likelihood's heads is above the first number only while it costs less than the
+# second, in nats a data point. At the start the data say about that much of the latent variables.
+# If they say next to nothing, the KL drives the guide to the prior in the first epochs, and the
+# latent variables may stay unused.
+_SPREAD_OF_LIKELIHOOD = 0.15
+_COST_OF_SPREAD = 1.0
+_WIDTHS = 10
 
 # Inputs and values with a root mean square between these are left alone.
 _SMALLEST = 0.05
@@ -129,7 +136,6 @@ def start_near(
                 _narrow(conditional, found.calls, _SPREAD_OF_LATENT)
         for conditional, found in _run(model, guide, batches, new).items():
             if found.values:
-                _narrow(conditional, found.calls, _SPREAD_OF_LIKELIHOOD)
                 _start_at_the_marginal(conditional, found)
     for conditional in new:
         conditional.is_new = False
@@ -346,21 +352,37 @@ def _is_far_from_one(rows: Tensor) -> bool:
 
 def _narrow(conditional: Conditional, calls: Sequence[_Call], spread: float) -> None:
     """Scales the weights of heads whose outputs are further apart than the spread."""
-    for name, head in conditional.heads.items():
+    for name, factor in _narrowing(conditional, calls, spread).items():
+        scale_weights(conditional.heads[name], factor)
+
+
+def _narrowing(
+    conditional: Conditional, calls: Sequence[_Call], spread: float
+) -> dict[str, float]:
+    """Returns the factors of the heads' weights that make the outputs as far apart as the spread.
+
+    A head whose outputs are no further apart has the factor 1.
+    """
+    factors = {}
+    for name in conditional.heads:
         outputs = torch.cat([call.outputs[name] for call in calls])
-        if len(outputs) < 2:
-            continue
-        found = outputs.std(0).square().mean().sqrt().item()
-        if math.isfinite(found) and found > spread:
-            scale_weights(head, spread / found)
+        found = outputs.std(0).square().mean().sqrt().item() if len(outputs) > 1 else 0.0
+        narrower = math.isfinite(found) and found > spread
+        factors[name] = spread / found if narrower else 1.0
+    return factors
 
 
 def _start_at_the_marginal(conditional: Conditional, seen: _Seen) -> None:
-    """Sets the biases of a likelihood to the best distribution without a context."""
+    """Starts a likelihood at the best distribution without a context.
+
+    The biases of its heads are those of the distribution, and the weights are scaled.
+    """
+    narrowest = _narrowing(conditional, seen.calls, _SPREAD_OF_LIKELIHOOD)
     biases: dict[str, Tensor] = {}
     for name, head in conditional.heads.items():
         bias = bias_of(head)
         if bias is None:
+            _narrow(conditional, seen.calls, _SPREAD_OF_LIKELIHOOD)
             return
         biases[name] = bias
     value, mask = _rows(conditional, seen)
@@ -368,18 +390,63 @@ def _start_at_the_marginal(conditional: Conditional, seen: _Seen) -> None:
     if location is not None and _is_far_from_one(value):
         conditional.standardize(location, value)
     layers = {name: conditional.units[name] for name in conditional.units if name == location}
-    best = _best_constants(conditional, biases, _roughened(conditional, value, layers), mask)
+    rough = _roughened(conditional, value, layers)
+    best = _best_constants(conditional, biases, rough, mask)
     if best is None:
+        _narrow(conditional, seen.calls, _SPREAD_OF_LIKELIHOOD)
         return
-    after = [conditional.outputs(*call.context) for call in seen.calls]
+
+    factors = _affordable(conditional, seen, best, narrowest, rough, mask)
+    for name, factor in factors.items():
+        scale_weights(conditional.heads[name], factor)
+    means = {name: rows.mean(0) for name, rows in _outputs(conditional, seen, best).items()}
     for name, bias in biases.items():
         wanted = best[name]
-        outputs = torch.cat([found[name].reshape(-1, *wanted.shape) for found in after])
-        mean = outputs.mean(0)
+        mean = means[name]
         if name in layers:
             mean = layers[name](mean)
             wanted = layers[name](wanted)
         bias += (wanted - mean).reshape(len(bias), -1).mean(1)
+
+
+def _outputs(
+    conditional: Conditional, seen: _Seen, like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns the outputs of the heads in all calls, one row a data point."""
+    calls = [conditional.outputs(*call.context) for call in seen.calls]
+    return {
+        name: torch.cat([outputs[name].reshape(-1, *shaped.shape) for outputs in calls])
+        for name, shaped in like.items()
+    }
+
+
+def _affordable(
+    conditional: Conditional,
+    seen: _Seen,
+    best: Mapping[str, Tensor],
+    narrowest: Mapping[str, float],
+    value: Tensor,
+    mask: Tensor | None,
+) -> dict[str, float]:
+    """Returns the largest factors of the heads' weights whose spread the data can afford.
+
+    The cost of a spread is the mean log-probability of the values without it, less that with it.
+    """
+    outputs = _outputs(conditional, seen, best)
+    rows = min(len(value), *(len(found) for found in outputs.values()))
+    around = {name: (found - found.mean(0))[:rows] for name, found in outputs.items()}
+
+    def log_prob(factors: Mapping[str, float]) -> float:
+        spread = {name: best[name] + factors[name] * around[name] for name in best}
+        found = log_prob_of_known(conditional.distribution(spread), value[:rows])
+        return float((found if mask is None else found * mask[:rows]).mean())
+
+    least = log_prob(dict.fromkeys(best, 0.0)) - _COST_OF_SPREAD
+    for width in range(_WIDTHS):
+        factors = {name: factor ** (width / _WIDTHS) for name, factor in narrowest.items()}
+        if log_prob(factors) >= least:
+            return factors
+    return dict(narrowest)
 
 
 def _best_constants(

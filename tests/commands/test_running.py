@@ -11,6 +11,7 @@ import torch
 
 from tarspyro import load_run
 from tarspyro.commands import main
+from tarspyro.data import digits
 
 WEIGHTS = {
     "config.json",
@@ -88,16 +89,19 @@ def test_train_learns(tmp_path, capsys, small):
                 str(tmp_path / "run"),
                 *small,
                 "--epochs",
-                "15",
+                "30",
                 "--lr",
-                "0.01",
+                "0.02",
             ]
         )
         == 0
     )
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     rows = load_run(tmp_path / "run").history.rows
-    assert rows[-1]["elbo"] > rows[0]["elbo"] + 5
+    # It starts near the pixels' frequencies, and gets past them by what the code says.
+    share = digits().train.x.mean(0)
+    frequencies = (torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).sum().item()
+    assert rows[0]["elbo"] < frequencies < rows[-1]["elbo"] - 1
     best = max(row["validation_elbo"] for row in rows)
     assert result["nats per image"]["test"]["elbo"] == pytest.approx(best, abs=1.5)
 
