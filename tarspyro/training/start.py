@@ -31,6 +31,7 @@ from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.incomplete import Incomplete, log_prob_of_known
 from tarspyro.distributions.links import is_identity
 from tarspyro.infer.traces import check_program, sample_sites, trace_pair
+from tarspyro.inputs import count_rows
 from tarspyro.nn.heads import bias_of, scale_weights
 from tarspyro.nn.inputs import Standardize
 from tarspyro.programs import modules_of
@@ -45,6 +46,10 @@ _SPREAD_OF_LATENT = 0.5
 # Inputs and values with a root mean square between these are left alone.
 _SMALLEST = 0.05
 _LARGEST = 10.0
+
+# Fewer rows than these, such as the first point of a stream, say too little of the others: the
+# best constants would give values that they lack next to no probability.
+_FEWEST_ROWS = 20
 
 # The search for the best constant parameters: enough for any family's logarithms and logits.
 _STEPS = 150
@@ -117,6 +122,8 @@ def start_near(
         return
     with preserved_rng(0), evaluating(*halves), pyro.validation_enabled(False):
         batches = list(examples())
+        if sum(map(count_rows, batches)) < _FEWEST_ROWS:
+            return
 
         # What comes out of a network depends on what goes in, and what a likelihood sees on
         # what the guide draws: inputs first, then latent variables, then likelihoods.
