@@ -23,7 +23,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, independent
 from torch.nn.parameter import is_lazy
 
 from tarspyro.conditional import Conditional
@@ -75,7 +75,8 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
       by layers that the ``Conditional`` then has.
 
     Only ``Conditional`` distributions whose heads are still as they were made are changed, and
-    only once. Parameters that get other values before stay.
+    only once. Parameters that get other values before stay. Data of fewer than twenty rows
+    (of a loader or a stream, a first batch) changes nothing: it says too little of other data.
 
     Arguments:
         model: The model.
@@ -494,6 +495,8 @@ def _roughened(
     ).support
     if support.is_discrete:
         return value
+    while isinstance(support, independent):
+        support = support.base_constraint
     try:
         link = biject_to(support)
     except NotImplementedError:
