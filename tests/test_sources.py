@@ -317,6 +317,22 @@ def test_tokens_stay_whole_and_counts_do_not():
     assert Source(COUNTS, P, Q).whole()[0].dtype is torch.float32
 
 
+def test_a_number_beside_parts_of_one_length_is_that_of_a_batch():
+    """Such as an annealing factor; beside a single part it is a target of one data point."""
+
+    def model(x, y, factor=1.0):
+        pass
+
+    batches = [(X[:20], X[:20], 0.3), (X[20:], X[20:], 1.0)]
+    assert Source(batches, model).parts is None
+    assert Source([{"x": X, "y": X, "factor": 0.3}], model).parts is None
+    for labels in (LABELS.tolist(), X[:, 0].tolist()):
+        parts = Source(list(zip(X, labels, strict=True)), model).parts
+        assert [len(part) for part in parts] == [ROWS, ROWS]
+    parts = Source(list(zip(X, X, LABELS.tolist(), strict=True)), model).parts
+    assert [len(part) for part in parts] == [ROWS] * 3
+
+
 def test_whole_labels_stay_whole():
     def model(x, y):
         with pyro.plate("data", len(x)):

@@ -109,12 +109,13 @@ def _of_list(
     if _is_row(data[0]):
         return stacked(name, data, names, who)
     if all(isinstance(row, (tuple, list)) for row in data):
-        if all(_is_label(row[-1]) for row in data):
+        if all(_is_label(row[-1]) for row in data) and not _is_batch(data[0]):
             columns = [list(column) for column in zip(*data, strict=True)]
             columns = columns[: len(names)] if names else columns
             return [part for column in columns for part in stacked(name, column, (), who)]
     elif all(isinstance(row, Mapping) for row in data):
-        if any(map(_is_label, data[0].values())):
+        values = list(data[0].values())
+        if any(map(_is_label, values)) and not _is_batch(values):
             by_name = {key: [row[key] for row in data] for key in names if key in data[0]}
             return [stacked(name, column, (), who)[0] for column in in_order(by_name, names)]
     return None
@@ -144,6 +145,17 @@ def _is_label(value: object) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return not value.shape
     return isinstance(value, (int, float, str, np.generic))
+
+
+def _is_batch(values: Sequence[Any]) -> bool:
+    """Whether some values with a number are a batch: several parts that are equally long.
+
+    The number is then one for the whole batch, such as an annealing factor. Labels of classes
+    are whole.
+    """
+    lengths = [np.shape(part)[0] for part in values if _is_numbers(part) and np.shape(part)]
+    whole = any(_is_label(part) and not isinstance(part, float) for part in values)
+    return not whole and len(lengths) > 1 and len(set(lengths)) == 1
 
 
 def _is_numbers(value: object) -> bool:

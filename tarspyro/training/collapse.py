@@ -9,15 +9,17 @@ import torch
 
 from tarspyro.infer import ELBO, WeightedBound
 from tarspyro.infer.traces import PairError
+from tarspyro.inputs import count_rows
 from tarspyro.scopes import evaluating, kept_buffers
 from tarspyro.training.checks import warn_user
 from tarspyro.training.losses import Objective
 from tarspyro.types import Arguments
 
-# The epochs and the steps after which the KL is looked at, whichever take longer. Earlier than
-# that, the KL of a model that trains well may fall at first, and then grow.
+# The epochs, steps and data points after which the KL is looked at, whichever take longer.
+# Earlier than that, the KL of a model that trains well may fall at first, and then grow.
 _EPOCHS = 2
 _STEPS = 100
+_POINTS = 2_000
 # A KL below the first number that does not grow, or below the second, is collapsed (nats).
 _SMALL = 0.1
 _NOTHING = 0.03
@@ -28,7 +30,8 @@ _FAILURES = (PairError, RuntimeError, ValueError, TypeError, LookupError, NotImp
 class CollapseAlarm:
     """Warns if the guide is the prior, whatever the data point.
 
-    It looks after the second epoch, or after a hundred steps if epochs are short.
+    It looks after the second epoch, or after a hundred steps and two thousand data points if
+    epochs are short.
 
     The measure is the mean KL of a batch, summed over all latent units. A model that uses its
     code pays nats for it, and the KL grows from the start. The alarm is for bounds alone, and
@@ -61,7 +64,8 @@ class CollapseAlarm:
             self.watching = False
             return
         self.seen.append(kl)
-        if len(self.seen) < _EPOCHS or row["steps"] < _STEPS:
+        points = row["steps"] * count_rows(self.batch)
+        if len(self.seen) < _EPOCHS or row["steps"] < _STEPS or points < _POINTS:
             return
         self.watching = False
         if kl < _NOTHING or (kl < _SMALL and kl <= self.seen[-2]):

@@ -92,7 +92,8 @@ def fit(
     runs on them.
 
     With ``ELBO`` or a bound of weights ``fit`` warns if the KL of all latent units is next to
-    nothing after two epochs and a hundred steps: the posterior has collapsed.
+    nothing after two epochs, a hundred steps and two thousand data points: the posterior has
+    collapsed.
 
     At the end the pair has the best weights if there is held-out data, and else the last ones;
     ``history.use("last", model, guide)`` changes that. In a game every player has its own

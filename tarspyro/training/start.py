@@ -23,7 +23,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, independent
 from torch.nn.parameter import is_lazy
 
 from tarspyro.conditional import Conditional
@@ -31,6 +31,7 @@ from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.incomplete import Incomplete, log_prob_of_known
 from tarspyro.distributions.links import is_identity
 from tarspyro.infer.traces import check_program, sample_sites, trace_pair
+from tarspyro.inputs import count_rows
 from tarspyro.nn.heads import bias_of, scale_weights
 from tarspyro.nn.inputs import Standardize
 from tarspyro.programs import modules_of
@@ -52,6 +53,10 @@ _WIDTHS = 10
 # Inputs and values with a root mean square between these are left alone.
 _SMALLEST = 0.05
 _LARGEST = 10.0
+
+# Fewer rows than these, such as the first point of a stream, say too little of the others: the
+# best constants would give values that they lack next to no probability.
+_FEWEST_ROWS = 20
 
 # The search for the best constant parameters: enough for any family's logarithms and logits.
 _STEPS = 150
@@ -77,7 +82,8 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
       by layers that the ``Conditional`` then has.
 
     Only ``Conditional`` distributions whose heads are still as they were made are changed, and
-    only once. Parameters that get other values before stay.
+    only once. Parameters that get other values before stay. Data of fewer than twenty rows
+    (of a loader or a stream, a first batch) changes nothing: it says too little of other data.
 
     Arguments:
         model: The model.
@@ -124,6 +130,8 @@ def start_near(
         return
     with preserved_rng(0), evaluating(*halves), pyro.validation_enabled(False):
         batches = list(examples())
+        if sum(map(count_rows, batches)) < _FEWEST_ROWS:
+            return
 
         # What comes out of a network depends on what goes in, and what a likelihood sees on
         # what the guide draws: inputs first, then latent variables, then likelihoods.
@@ -554,6 +562,8 @@ def _roughened(
     ).support
     if support.is_discrete:
         return value
+    while isinstance(support, independent):
+        support = support.base_constraint
     try:
         link = biject_to(support)
     except NotImplementedError:

@@ -25,6 +25,7 @@ from tarspyro import (
 from tarspyro.data import digits
 from tarspyro.distributions import Dirichlet, Gamma, GumbelSoftmax, default_prior
 from tarspyro.nn import MLP, ConvDecoder, WithGaps
+from tarspyro.runs import RunError
 
 ROWS = 400
 
@@ -263,6 +264,64 @@ def test_constant_columns_have_a_start():
     p, q = pair(Conditional(dist.Normal, MLP(3, [16]), 6), 6)
     history = fit(p, q, x, epochs=10, progress=False)
     assert history["elbo"][-1] > history["elbo"][0]
+
+
+def test_constant_columns_start_with_a_scale_of_a_tenth():
+    x = torch.rand(ROWS, 6, generator=generator())
+    x[:, :3] = 0.0
+    scales = started(dist.Normal, x).base_dist.scale
+    assert torch.allclose(scales[:, :3], torch.tensor(0.1), rtol=0.2)
+
+
+# --- where there is no start
+
+
+def test_a_few_rows_are_no_marginal():
+    x = torch.bernoulli(torch.full((ROWS, 6), 0.5), generator=generator())
+    for rows, changed in ((1, False), (19, False), (20, True)):
+        p, q = pair(Conditional(dist.Bernoulli, MLP(3, [16]), 6), 6)
+        before = weights(p, q)
+        initialize_from_data(p, q, x[:rows])
+        assert torch.equal(weights(p, q), before) is not changed
+
+
+def test_a_pair_that_does_not_run_on_the_examples_trains_without_a_start():
+    class InOrder(nn.Linear):
+        """A network that takes rows that follow one another, and not some of all."""
+
+        def forward(self, x):
+            if x[1, 0] - x[0, 0] > 1.5 / ROWS:
+                raise RuntimeError("not in order")
+            return super().forward(x)
+
+    x = torch.rand(ROWS, 6, generator=generator())
+    x[:, 0] = torch.arange(ROWS) / ROWS
+    likelihood = Conditional(dist.Normal, MLP(3, [16]), 6, scale=1.0)
+    p, q = pair(likelihood, 6, trunk=InOrder(6, 3))
+    evaluate.elbo(p, q, x[:10])  # the heads get their sizes
+    before = weights(p, q)
+    with pytest.raises(ValueError, match="not in order"):
+        initialize_from_data(p, q, x)
+    history = fit(p, q, x, shuffle=False, epochs=1, lr=0.0, progress=False)
+    assert math.isfinite(history["elbo"][0])
+    assert torch.equal(weights(p, q), before)
+
+
+def test_a_refused_training_leaves_the_pair_as_it_was(tmp_path):
+    x = table()
+    torch.manual_seed(0)
+    first = pair(Conditional(dist.Normal, MLP(3, [16]), 4), 4)
+    fit(*first, x, epochs=1, folder=tmp_path, progress=False)
+    p, q = pair(Conditional(dist.Normal, MLP(3, [16]), 4), 4)
+    before = weights(p, q)
+    described = p.likelihood.constructor_arguments, q.posterior.constructor_arguments
+    with pytest.raises(RunError, match="batch_size"):
+        fit(p, q, x, epochs=2, batch_size=7, folder=Run(tmp_path, resume=True), progress=False)
+    assert torch.equal(weights(p, q), before)
+    assert not q.posterior.units
+    assert (p.likelihood.constructor_arguments, q.posterior.constructor_arguments) == described
+    initialize_from_data(p, q, x)  # it is still new
+    assert not torch.equal(weights(p, q), before) and q.posterior.units
 
 
 # --- a small form of benchmarks/starts.py
