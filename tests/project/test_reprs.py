@@ -18,7 +18,7 @@ SHORT = {
     ),
     "split without labels": (data.Split(x), f"Split of {N} rows: x (3,) float32, y None"),
     "split of words": (
-        data.Split(x.numpy(), ["a"] * N),
+        data.Split(x.numpy(), [0] * N),
         f"Split of {N} rows: x (3,) float32, y in a list",
     ),
     "sequences": (
