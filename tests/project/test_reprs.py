@@ -17,9 +17,9 @@ SHORT = {
         f"Split of {N} rows: x (3,) float32, y int64",
     ),
     "split without labels": (data.Split(x), f"Split of {N} rows: x (3,) float32, y None"),
-    "split of words": (
-        data.Split(x.numpy(), ["a"] * N),
-        f"Split of {N} rows: x (3,) float32, y in a list",
+    "split of an array and a list": (
+        data.Split(x.numpy(), [0] * N),
+        f"Split of {N} rows: x (3,) float32, y int64",
     ),
     "sequences": (
         data.Sequences.padded([torch.zeros(3, 2), torch.zeros(5, 2)]),
