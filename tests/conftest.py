@@ -35,12 +35,12 @@ _traced: Counter[str] = Counter()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Coverage sees the first four seconds of a test's cases: what follows runs the same
+    """Coverage sees the first eight seconds of a test's cases: what follows runs the same
     lines, at twice the time.
     """
     cov = item.config.pluginmanager.getplugin("_cov")
     name = item.nodeid.partition("[")[0]
-    left = 4.0 - _traced[name]
+    left = 8.0 - _traced[name]
     if cov is None or cov.cov_controller is None:
         return (yield)
 
