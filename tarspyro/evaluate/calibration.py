@@ -50,7 +50,7 @@ _HEAVY = 0.7
 
 
 class UnitCheck(NamedTuple):
-    """What the ranks of one latent unit say.
+    """The statistics and the verdict of one latent unit.
 
     Attributes:
         verdict: ``"calibrated"``, ``"too narrow"``, ``"too wide"``, ``"shifted"``,

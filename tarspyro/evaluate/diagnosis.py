@@ -1,4 +1,4 @@
-"""What keeps a trained pair from using its latent variables, and what to do about it."""
+"""Diagnosis of trained pairs: collapse, dead units, overfitting, and their remedies."""
 
 __all__ = ["Decomposition", "Diagnosis", "Symptom", "diagnose"]
 

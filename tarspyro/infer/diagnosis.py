@@ -80,7 +80,7 @@ def _rows(arguments: Sequence[object]) -> int | None:
 def _about_site(
     frames: Sequence[FrameType], error: Exception, rows: int | None = None
 ) -> str | None:
-    """What is wrong with the distribution that ``pyro.sample`` got, as a sentence."""
+    """Returns a sentence about an object that ``pyro.sample`` got in place of a distribution."""
     for frame in reversed(frames):
         if (
             frame.f_code.co_name != "sample"
@@ -130,7 +130,7 @@ def about_source(name: str, given: object) -> str:
 
 
 def _kind_of(value: object) -> str:
-    """What a value is, in few words."""
+    """Returns a short description of a value."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     if isinstance(value, nn.Module):
@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
 
 
 def _about_parameter(error: Exception, arguments: Sequence[object]) -> str | None:
-    """What is wrong with a parameter of a distribution that is out of range, such as NaN."""
+    """Returns a sentence about a parameter that is out of range, such as NaN."""
     found = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", _reason(error))
     if found is None:
         return None

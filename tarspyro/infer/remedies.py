@@ -48,7 +48,7 @@ def about_support(name: str, base: Distribution, value: Tensor, support: Constra
 
 
 def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
-    """What to do about values outside a support."""
+    """Returns a remedy for values outside a support."""
     # A support that knows its values tells how others become them.
     own: Callable[[str, Tensor], str] | None = getattr(support, "remedy", None)
     if own is not None:
@@ -82,7 +82,7 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
 
 
 def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
-    """What to do about values that a Bernoulli does not take."""
+    """Returns a remedy for values that a Bernoulli does not take."""
     low = value.min().item()
     high = value.max().item()
     accepts_grey = base._validate_args is False
@@ -97,7 +97,7 @@ def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -
 
 
 def _fix_for_counts(base: Distribution, value: Tensor, whole: bool) -> str:
-    """What to do about values that a family of whole numbers does not take."""
+    """Returns a remedy for values that a family of whole numbers does not take."""
     if not whole:
         return f"round the data if it holds counts, or {_REAL}"
     if value.min().item() < 0:
@@ -111,7 +111,7 @@ def _fix_for_counts(base: Distribution, value: Tensor, whole: bool) -> str:
 
 
 def _fix_for_interval(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
-    """What to do about values outside an interval, such as that of Beta."""
+    """Returns a remedy for values outside an interval, such as that of Beta."""
     if value.min() >= 0 and 100 < value.max() <= 255:
         scaled = "these look like bytes, divide by 255"
     else:

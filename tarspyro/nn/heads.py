@@ -23,7 +23,7 @@ from tarspyro.nn.initialization import initialize
 
 
 def _shown(value: object) -> str:
-    """What a network returns, in few words."""
+    """Returns a short description of a network's output."""
     if isinstance(value, (tuple, list)):
         return f"{len(value)} values"
     return format_value(value)

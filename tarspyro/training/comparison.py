@@ -1,4 +1,4 @@
-"""What a resumed run has to share with the run that it goes on with."""
+"""Comparison of a resumed run's settings and data with those of the run."""
 
 __all__ = ["check_settings", "describe_batches", "describe_loss", "describe_optimizer"]
 

@@ -84,7 +84,7 @@ def _signals() -> list[signal.Signals]:
 
 
 class _Worker:
-    """What a worker of a loader does first: it leaves the first signal to the main process.
+    """Leaves the first signal to the main process; a loader calls it in each worker.
 
     A terminal and a scheduler send a signal to all processes of a group. A worker that died of
     it would take the training with it before there is a checkpoint.

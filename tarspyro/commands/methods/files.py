@@ -51,7 +51,7 @@ _MOST_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """The content of a file: values, labels, columns and lengths.
 
     Attributes:
         path: Its path.
@@ -115,7 +115,7 @@ class OwnData:
 
     @property
     def sentence(self) -> str:
-        """How the rows were divided."""
+        """A sentence about the division of the rows."""
         train, validation, test = self.sizes
         return (
             f"{train + validation + test} rows, divided with a fixed seed: {train} train,"
@@ -272,7 +272,7 @@ def _channels(shape: tuple[int, ...], path: str) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file or a folder is read.
+    """The options for reading a file or a folder.
 
     Attributes:
         target: A column of a table, or a file, with the labels or targets.

@@ -73,7 +73,7 @@ class PreparedData:
 
     @property
     def layout(self) -> Layout | None:
-        """How the values of the user's own file become x."""
+        """The layout of the user's own file; None for a data set of the library."""
         return None if self.own is None else self.own.layout
 
     @property

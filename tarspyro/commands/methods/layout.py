@@ -1,4 +1,4 @@
-"""What the values of a file are, and how they become x and values again."""
+"""Layouts: conversions of a file's values to x, and of x to values."""
 
 __all__ = ["FAMILIES", "Layout", "Seen", "default_family", "look_at", "lay_out"]
 
@@ -33,7 +33,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What is seen in the values of some data.
+    """A summary of the values of some data.
 
     Attributes:
         values: The kind of the values.
@@ -53,7 +53,7 @@ class Seen:
 
     @property
     def sentence(self) -> str:
-        """What is seen, in words."""
+        """The summary in words."""
         words = _WORDS[self.values]
         if self.values == "bytes" and self.extremes >= _BLACK_AND_WHITE:
             words += ", most of them near black or white"
@@ -113,7 +113,7 @@ def default_family(seen: Seen) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the values of a file become x, and x values again. It is kept in the run's folder,
+    """The conversion of a file's values to x, and of x to values. It is kept in the run's folder,
     so that other files are read as the training's was.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a bound makes of a pair: its weights, plates, scales, gradients and closed forms."""
+"""Explanation of a bound on a pair: weights, plates, scales, gradients and closed forms."""
 
 __all__ = ["Explanation", "SiteExplanation", "explain"]
 
@@ -42,7 +42,7 @@ _NONE = "no bound on log p(x)"
 
 
 class SiteExplanation(NamedTuple):
-    """What a bound makes of one site.
+    """The explanation of one site.
 
     Attributes:
         name: The name of the site.
@@ -191,7 +191,7 @@ def explain(
 
 
 class _Reading:
-    """What a bound makes of the traces of a pair."""
+    """The explanation of a bound, built from the traces of a pair."""
 
     def __init__(
         self,
