@@ -2,14 +2,14 @@
 matrices.
 """
 
-__all__ = ["LazyRows", "SparseRows", "StoredRows", "part_of"]
+__all__ = ["ChosenRows", "LazyRows", "SparseRows", "StoredRows", "part_of"]
 
 import math
 import mmap
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,35 @@ class StoredRows(LazyRows):
         ):
             self._map.madvise(mmap.MADV_RANDOM if scattered else mmap.MADV_NORMAL)
             self._scattered = scattered
+
+
+class ChosenRows(LazyRows):
+    """Some of other rows, passed through a function when they are used.
+
+    Arguments:
+        rows: The rows to choose from.
+        index: The places of the chosen ones.
+        function: A function of a batch of rows.
+
+    Example:
+        >>> rows = SparseRows.of_tensor(torch.eye(3).to_sparse())
+        >>> ChosenRows(rows, torch.tensor([2, 0]), lambda x: 10 * x)[:1]
+        tensor([[ 0.,  0., 10.]])
+    """
+
+    def __init__(
+        self, rows: LazyRows, index: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.rows = rows
+        self.index = index
+        self.function = function
+        first = function(rows[index[:1]])
+        self.shape = torch.Size((len(index), *first.shape[1:]))
+        self.dtype = first.dtype
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        chosen = self.index[rows if isinstance(rows, slice) else rows.cpu()]
+        return self.function(self.rows[chosen])
 
 
 class SparseRows(LazyRows):

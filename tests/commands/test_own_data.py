@@ -17,6 +17,7 @@ from tarspyro.commands import main
 from tarspyro.commands.methods import files
 from tarspyro.commands.methods.files import Reading, open_file
 from tarspyro.commands.methods.layout import Layout, default_family, lay_out, look_at
+from tarspyro.data.rows import ChosenRows
 
 QUICK = ["--epochs", "1", "--quiet", "--hidden", "8", "--likelihood-particles", "2"]
 PEOPLE = ["id", "height", "born", "children", "smokes", "city"]
@@ -187,11 +188,10 @@ def test_a_large_array_is_read_as_needed(rng, tmp_path, monkeypatch, called):
     arguments = ["train", "vae", "--data", str(tmp_path / "large.npy"), *QUICK]
     model, _, whole, _ = called([*arguments, "--run", str(tmp_path / "a")])
     monkeypatch.setattr(files, "_LARGE", 0)
-    _, _, batches, options = called([*arguments, "--run", str(tmp_path / "b")])
-    assert isinstance(batches.contents.x, np.memmap) and len(batches) == 4
+    _, _, (x,), options = called([*arguments, "--run", str(tmp_path / "b")])
+    assert isinstance(x, ChosenRows) and isinstance(x.rows.array, np.memmap)
 
-    torch.manual_seed(0)
-    rows = torch.cat([x for (x,) in batches])
+    rows = x[:]
     assert rows.shape == whole[0].shape
     # the same rows with the same units, in another order
     assert rows.sort(0).values.numpy() == pytest.approx(

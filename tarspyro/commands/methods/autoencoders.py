@@ -134,7 +134,9 @@ def _pseudo_inputs(data: PreparedData) -> "Tensor":
         raise ValueError(
             "--prior vamp has inputs of its own, which no gaps suit: leave it out."
         )
-    x = data.batches[0] if isinstance(data.batches, tuple) else data.train[0]  # grey pixels
+    x = data.train[0]
+    if isinstance(data.batches, tuple) and torch.is_tensor(data.batches[0]):
+        x = data.batches[0]  # grey pixels
     noise = 0.02 * torch.randn(min(100, data.sizes_of_parts[0]), *data.shape)
     inputs = x.mean(0) + noise
     return inputs.clamp(0.001, 0.999) if data.image_shape else inputs

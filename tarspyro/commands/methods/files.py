@@ -4,7 +4,6 @@ __all__ = [
     "Contents",
     "OwnData",
     "Reading",
-    "RowBatches",
     "cells_of",
     "load_own",
     "open_file",
@@ -16,7 +15,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from tarspyro.commands.methods.method import Method
     from tarspyro.data import Column, Split, Table
+    from tarspyro.data.rows import LazyRows
 
 # Files above this size are read when their rows are needed.
 _LARGE = 1 << 30
@@ -83,11 +83,13 @@ class Contents:
         """Returns some rows of the values."""
         import torch
 
-        if torch.is_tensor(self.x):
-            return self.x[index]
-        import numpy as np
+        return self.x[index] if torch.is_tensor(self.x) else self.stored()[index]
 
-        return torch.from_numpy(np.ascontiguousarray(_native(self.x[index.numpy()])))
+    def stored(self) -> "LazyRows":
+        """Returns the values of a large array, which are read as needed."""
+        from tarspyro.data.rows import StoredRows
+
+        return StoredRows(self.x)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class OwnData:
         train: x of the rows that train, or of some of them if they are read as needed.
         validation: x of the rows that validate.
         test: x of the rows that test.
-        batches: The batches of the training, if rows are read as needed.
+        as_needed: x of all rows that train, if they are read as needed.
     """
 
     contents: Contents
@@ -111,7 +113,7 @@ class OwnData:
     train: "tuple[Tensor, ...]"
     validation: "tuple[Tensor, ...]"
     test: "tuple[Tensor, ...]"
-    batches: "RowBatches | None" = None
+    as_needed: "LazyRows | None" = None
 
     @property
     def sentence(self) -> str:
@@ -121,31 +123,6 @@ class OwnData:
             f"{train + validation + test} rows, divided with a fixed seed: {train} train,"
             f" {validation} validate, {test} test"
         )
-
-
-class RowBatches:
-    """Batches of rows of a large file, which are read when they are needed.
-
-    The order is drawn from torch's random state, so a resumed run has the same one.
-    """
-
-    def __init__(
-        self, contents: Contents, layout: Layout, rows: "Tensor", batch_size: int
-    ) -> None:
-        self.contents = contents
-        self.layout = layout
-        self.index = rows
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
-
-    def __iter__(self) -> "Iterator[tuple[Tensor]]":
-        import torch
-
-        order = self.index[torch.randperm(len(self.index))]
-        for rows in order.split(self.batch_size):
-            yield (self.layout.apply(self.contents.rows(rows.sort().values)),)
 
 
 def load_own(
@@ -163,6 +140,8 @@ def load_own(
         ValueError: If the method cannot take what the file holds.
     """
     import torch
+
+    from tarspyro.data.rows import ChosenRows
 
     contents = open_file(
         path,
@@ -195,9 +174,9 @@ def load_own(
         _part(contents, layout, rows)
         for rows in (train[:_HELD_OUT] if lazy else train, validation, test)
     ]
-    batches = RowBatches(contents, layout, train, method.batch_size) if lazy else None
     sizes = (len(train), held_out, held_out)
-    return OwnData(contents, layout, sizes, parts[0], parts[1], parts[2], batches)
+    as_needed = ChosenRows(contents.stored(), train, layout.apply) if lazy else None
+    return OwnData(contents, layout, sizes, parts[0], parts[1], parts[2], as_needed)
 
 
 def _part(contents: Contents, layout: Layout, rows: "Tensor") -> "tuple[Tensor, ...]":

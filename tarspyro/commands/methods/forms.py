@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tarspyro.commands.methods.labels import SemiSupervisedVAE
     from tarspyro.commands.methods.method import Method
     from tarspyro.data import Dataset, Modes, Regression, SequenceDataset, Split
+    from tarspyro.data.rows import LazyRows
 
 # The arguments of the programs, in their order.
 Part = tuple["Tensor", ...]
@@ -60,7 +61,7 @@ class PreparedData:
     shape: tuple[int, ...]
     train: Part
     test: Part
-    batches: Part | Iterable[Part]
+    batches: "Part | tuple[LazyRows] | Iterable[Part]"
     validation: Part | Iterable[Part] | None = None
     image_shape: tuple[int, ...] | None = None
     labels: "Tensor | None" = None
@@ -80,7 +81,7 @@ class PreparedData:
     def sizes_of_parts(self) -> tuple[int, int]:
         """The number of data points that train, and that are held out for the evaluation."""
         own = self.own
-        as_needed = own is not None and own.batches is not None
+        as_needed = own is not None and own.as_needed is not None
         train = own.sizes[0] if own is not None and as_needed else len(self.train[0])
         return train, len(self.test[0])
 
@@ -306,7 +307,7 @@ def _own(own: OwnData, method: "Method") -> PreparedData:
         layout.shape,
         train,
         test,
-        batches=own.batches or train,
+        batches=train if own.as_needed is None else (own.as_needed,),
         validation=validation,
         image_shape=layout.shape if image else None,
         labels=labels if labels is not None and _are_classes(labels) else None,
