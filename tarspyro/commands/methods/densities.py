@@ -40,20 +40,20 @@ POINTS = Form(
 
 
 def exact(t: Trained) -> Iterator[Finding]:
-    """Reports log p(x) of the training and the test part, and the bits per dimension."""
-    found: dict[str, float] = {}
+    """Reports log p(x) of the training and the test part, and the bits of discrete data."""
     for name, part in (
         ("train", reports.first_rows(t.data.train, _ROWS)),
         ("test", t.data.test),
     ):
         values = tarspyro.evaluate.log_likelihood(t.model, None, part)
-        found[name] = values.mean().item()
+        mean = values.mean().item()
         error = values.std().item() / len(values) ** 0.5
-        bits = -found[name] / math.log(2) / math.prod(t.data.shape)
-        line = (
-            f"{name:5} log p(x) {found[name]:.2f} +- {error:.2f} (exact), {bits:.3f} bits per"
-        )
-        yield f"{line} dimension", {"log-likelihood": found["test"]} if name == "test" else {}
+        line = f"{name:5} log p(x) {mean:.2f} +- {error:.2f} (exact)"
+        if name == "train":
+            yield line, {}
+            continue
+        bits, entries = reports.bits_of(t, values)
+        yield line + bits, {"log-likelihood": mean, **entries}
 
 
 def completions(t: Trained) -> Iterator[Drawn]:

@@ -118,7 +118,7 @@ def likelihood_of(variables: str) -> Report:
             f"test  log p({variables}) {_mean(values)} (importance weighted, {count}"
             " particles)"
         )
-        bits, entries = _bits_of(t, values.mean().item())
+        bits, entries = bits_of(t, values)
         entries |= {"log-likelihood": values.mean().item(), "particles": count}
         yield line + bits, entries
 
@@ -313,12 +313,16 @@ def _in_pieces(t: Trained, what: str, estimate: "Callable[[Part, int], Tensor]")
     return torch.cat(found)
 
 
-def _bits_of(t: Trained, nats: float) -> tuple[str, dict[str, object]]:
-    """Returns bits per dimension, of 8-bit data."""
+def bits_of(t: Trained, nats: "Tensor") -> tuple[str, dict[str, object]]:
+    """Returns the bits per dimension of test data that are discrete: bytes, black and white.
+
+    A density of real numbers has none without the units of the numbers.
+    """
     layout = t.data.layout
-    if layout is None or layout.family != "DiscretizedLogistic":
+    discrete = layout is not None and layout.family == "DiscretizedLogistic"
+    if not discrete and not (t.method.pair == "Density" and t.data.binarize):
         return "", {}
-    bits = -nats / (math.log(2) * math.prod(t.data.shape))
+    bits = tarspyro.evaluate.bits_per_dim(nats, t.data.test[0][: len(nats)]).mean
     return f" = {bits:.3f} bits per dimension", {"bits per dimension": bits}
 
 
