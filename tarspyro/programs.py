@@ -1,6 +1,6 @@
 """Modules and tensors that a program uses."""
 
-__all__ = ["modules_of", "tensors_of", "type_of"]
+__all__ = ["PROGRAM_ERRORS", "modules_of", "tensors_of", "type_of"]
 
 import functools
 import inspect
@@ -9,6 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
+
+# The errors that a program may raise on arguments that it does not take. Those of pairs derive
+# from them.
+PROGRAM_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)
 
 
 def modules_of(program: object) -> list[nn.Module]:

@@ -27,7 +27,7 @@ from tarspyro.data.rows import LazyRows
 from tarspyro.infer.matching import check_count, positional_names
 from tarspyro.infer.traces import check_program, name_of, trace_pair
 from tarspyro.inputs import as_type, count_rows, each
-from tarspyro.programs import modules_of, tensors_of, type_of
+from tarspyro.programs import PROGRAM_ERRORS, modules_of, tensors_of, type_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.types import Arguments, Data, Program
 
@@ -36,17 +36,6 @@ Types: TypeAlias = tuple[torch.dtype | None, ...]
 
 # The number of rows on which a pair is tried.
 _TRIED = 100
-
-# What a program raises on numbers of a type that it does not take.
-_REFUSALS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
 
 
 class Part:
@@ -363,7 +352,7 @@ def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:
         warnings.simplefilter("ignore")
         try:
             run()
-        except _REFUSALS:
+        except PROGRAM_ERRORS:
             return False
     return True
 

@@ -25,19 +25,9 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.infer.weights import Weights, draw_weights, in_plates, weigh
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import evaluating, get_rng_states, preserved_rng, set_rng_states
 from tarspyro.types import Program
-
-# The errors of programs that run on values of a shape that they were not written for.
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    NotImplementedError,
-    AssertionError,
-)
 
 
 def structure_of(
@@ -127,7 +117,7 @@ class _Trial:
         self.guide_is_known = True
         try:
             self.weights(self.first)
-        except _FAILURES:
+        except PROGRAM_ERRORS:
             # Some flows know the density of their own draws alone.
             self.guide_is_known = False
 
@@ -200,7 +190,7 @@ class _Trial:
             return self._have_derivatives_of_their_own()
         except PairError:
             raise
-        except _FAILURES:
+        except PROGRAM_ERRORS:
             return False
 
     def _mixture_agrees(self, first: Weights, second: Weights) -> bool:
@@ -268,7 +258,7 @@ class _Trial:
             alone = [self.again(self._draws_of(run)) for run in (1, 2)]
         except PairError:
             raise
-        except _FAILURES:
+        except PROGRAM_ERRORS:
             return False
         agree = all(
             _close(group.log_weights[g, k], alone[k].groups[place].log_weights[0, 0])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from tarspyro.infer import ELBO, WeightedBound
-from tarspyro.infer.traces import PairError
 from tarspyro.inputs import count_rows
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import evaluating, kept_buffers
 from tarspyro.training.checks import warn_user
 from tarspyro.training.losses import Objective
@@ -23,8 +23,6 @@ _POINTS = 2_000
 # A KL below the first number that does not grow, or below the second, is collapsed (nats).
 _SMALL = 0.1
 _NOTHING = 0.03
-
-_FAILURES = (PairError, RuntimeError, ValueError, TypeError, LookupError, NotImplementedError)
 
 
 class CollapseAlarm:
@@ -93,7 +91,7 @@ class CollapseAlarm:
                 _, kl = bound.terms_per_point(
                     *self.pair, self.batch, num_particles=1, structure=structure
                 )
-            except _FAILURES:
+            except PROGRAM_ERRORS:
                 # A loss may train a pair in ways that have no ELBO; the training goes on.
                 return None
         return float(kl.mean())

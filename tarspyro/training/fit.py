@@ -18,6 +18,7 @@ from tarspyro.arguments import format_value
 from tarspyro.data import Stream
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.inputs import count_rows, each
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
@@ -333,18 +334,6 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     return first
 
 
-# What a program may raise that the start cannot run.
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
-
-
 def _initialize(objective: Objective, batches: Batches, first: Arguments) -> None:
     """Starts the training of a new pair near the data.
 
@@ -353,7 +342,7 @@ def _initialize(objective: Objective, batches: Batches, first: Arguments) -> Non
     """
     pair = objective.pair
     if objective.ranks_epochs:  # a game has no likelihood to start from
-        with contextlib.suppress(*_FAILURES), undone_on_error(*pair):
+        with contextlib.suppress(*PROGRAM_ERRORS), undone_on_error(*pair):
             start_near(*pair, functools.partial(batches.examples, first))
     advise(*pair, first, binarize=batches.binarize)
 
