@@ -6,8 +6,7 @@ compiled or not. No other module of the training asks which one it is.
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -284,17 +283,12 @@ class _OfPyro(_Differentiable):
         return self._as_tensors(self.loss.loss(*self.registered, *arguments))
 
     def step(self, arguments: Arguments, size: int, inspect: Inspect | None) -> Step:
-        with self._in_one_sentence():
-            return super().step(arguments, size, inspect)
-
-    @contextlib.contextmanager
-    def _in_one_sentence(self) -> Iterator[None]:
-        """Names the loss in an error of Pyro's that has several lines."""
         try:
-            yield
+            return super().step(arguments, size, inspect)
         except (ValueError, RuntimeError) as error:
             if "\n" not in str(error):
                 raise
+            # Pyro's sentence has several lines, and does not name the loss.
             reason = "; ".join(line.strip() for line in str(error).splitlines())
             raise PairError(
                 f"{type(self.loss).__name__} does not run on this pair: {reason}."

@@ -10,7 +10,6 @@ __all__ = [
 ]
 
 import copy
-import difflib
 import inspect
 import json
 import math
@@ -21,7 +20,13 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from tarspyro.arguments import check_choice, check_number, check_positive, format_value
+from tarspyro.arguments import (
+    check_choice,
+    check_number,
+    check_positive,
+    format_value,
+    suggestion,
+)
 from tarspyro.scopes import preserved_rng
 
 OptimizerClass: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -193,11 +198,9 @@ class Optimizer:
         for options in (self.options, *self.of_players.values()):
             for name in options:
                 if name not in takes:
-                    close = difflib.get_close_matches(name, known, n=1)
-                    fix = f"did you mean {close[0]}?" if close else "leave it out."
                     raise TypeError(
                         f"optimizer has options that do not suit {self.name}: it has no"
-                        f" {name!r}, {fix}"
+                        f" {name!r}, {suggestion(name, known)}"
                     )
 
     def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:

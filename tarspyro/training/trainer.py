@@ -334,7 +334,7 @@ class Trainer:
             weights = self.state.weights()
             self.guard.check(weights)
             self.guard.keep(weights)
-            self.checkpoints.save(weights)
+            self._save(weights)
 
     def _remaining(self, batches: Batches) -> Iterator[tuple[Arguments, int]]:
         """The batches of an epoch, or the rest of the epoch in which a run was stopped."""
@@ -419,6 +419,11 @@ class Trainer:
             row["stage"] = self.state.progress.stage
         best = self.state.end_epoch(row, weights)
         self.guard.keep(weights)
+        self._save(weights, best=best)
+
+    def _save(self, weights: States, *, best: bool = False) -> None:
+        """Writes a checkpoint, with the scheduled values of the last step."""
+        self.state.progress.scheduled = self._scheduled()
         self.checkpoints.save(weights, best=best)
 
     # --- steps
@@ -443,7 +448,6 @@ class Trainer:
         ):
             if player.moves(now.step):
                 values |= self._move(player, optimizer, arguments, counts)
-        now.scheduled = self._scheduled()
         self.state.end_step()
         return values
 

@@ -1025,7 +1025,7 @@ TRAINING = [
         "An option of another optimizer",
         "fit(p, q, table, optimizer=Optimizer(torch.optim.Adam, momentum=0.9), **short)",
         "TypeError",
-        ("optimizer", "Adam", "no 'momentum'", "leave it out"),
+        ("optimizer", "Adam", "no 'momentum'", "its arguments are lr, betas"),
         "fit(p, q, table, optimizer=Optimizer(torch.optim.SGD, momentum=0.9), **short)",
     ),
     Mistake(
