@@ -1,6 +1,7 @@
 """The account of the weights: which sites belong to which data points, and what is made of it."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -592,6 +593,20 @@ def test_one_weight_of_all_data_has_the_scale_of_the_whole_outside():
     once = IWAE(5).loss(case.model, case.guide, case.x)
     torch.manual_seed(0)
     assert IWAE(5).loss(*scaled, case.x) == pytest.approx(3 * once, rel=1e-5)
+
+
+def test_short_batches_of_any_size_have_one_weight_of_all_data():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 277, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    warnings.simplefilter("ignore")
+    for size in range(1, 277, 4):  # 277 / 21 * (21 / 277) is not 1
+        assert math.isfinite(IWAE(2).loss(model, guide, torch.zeros(size)))
 
 
 # --- enumeration
