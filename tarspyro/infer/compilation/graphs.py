@@ -1,15 +1,18 @@
 """Changes of recorded graphs: merged operations, memory layouts, lifted constants."""
 
 __all__ = [
+    "changed_nodes",
+    "constant_of",
     "constants_of",
     "count_products",
+    "is_product",
+    "is_pure",
     "lay_out_convolutions",
     "lift_constants",
     "merge_equal_operations",
 ]
 
 import operator
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -28,13 +31,13 @@ def merge_equal_operations(graph: GraphModule) -> GraphModule:
     Random draws are never equal. Operations on tensors that are changed in place stay as they
     are.
     """
-    changed = _changed_nodes(graph)
+    changed = changed_nodes(graph)
     known: dict[object, Node] = {}
     for node in list(graph.graph.nodes):
         key: object
         if node.op == "get_attr":
-            key = id(_constant(graph, node))
-        elif node.op == "call_function" and _is_pure(node):
+            key = id(constant_of(graph, node))
+        elif node.op == "call_function" and is_pure(node):
             key = (node.target, repr(node.args), repr(node.kwargs))
         else:
             continue
@@ -56,8 +59,8 @@ def _replace(graph: GraphModule, node: Node, other: Node) -> None:
     graph.graph.erase_node(node)
 
 
-def _changed_nodes(graph: GraphModule) -> set[Node]:
-    """The nodes whose tensors are changed in place, views included."""
+def changed_nodes(graph: GraphModule) -> set[Node]:
+    """Returns the nodes whose tensors are changed in place, views included."""
     changed: set[Node] = set()
     for node in reversed(graph.graph.nodes):
         changed.update(_aliases(node, written=True))
@@ -65,8 +68,8 @@ def _changed_nodes(graph: GraphModule) -> set[Node]:
             changed.update(_aliases(node, written=False))
     constants = [node for node in graph.graph.nodes if node.op == "get_attr"]
     # Several nodes may stand for the same tensor.
-    tensors = {id(_constant(graph, node)) for node in constants if node in changed}
-    changed.update(node for node in constants if id(_constant(graph, node)) in tensors)
+    tensors = {id(constant_of(graph, node)) for node in constants if node in changed}
+    changed.update(node for node in constants if id(constant_of(graph, node)) in tensors)
     return changed
 
 
@@ -112,7 +115,7 @@ def _aliases(node: Node, *, written: bool) -> Iterator[Node]:
             yield value
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
     """Whether an operation gives equal results for equal arguments, and changes nothing."""
     if node.target is operator.getitem:
         return True
@@ -160,7 +163,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
             continue
-        tensor = _constant(graph, node)
+        tensor = constant_of(graph, node)
         names.add(str(node.target))
         if id(tensor) not in held:
             with graph.graph.inserting_after(last):
@@ -175,19 +178,20 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 def constants_of(graph: GraphModule) -> list[Tensor]:
     """Returns the tensors that a graph holds."""
-    return [_constant(graph, node) for node in graph.graph.nodes if node.op == "get_attr"]
+    return [constant_of(graph, node) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
-def _constant(graph: GraphModule, node: Node) -> Tensor:
+def constant_of(graph: GraphModule, node: Node) -> Tensor:
+    """Returns the tensor that a node of a graph stands for."""
     tensor: Tensor = getattr(graph, str(node.target))
     return tensor
 
 
 def count_products(graph: GraphModule) -> int:
     """Returns the number of matrix products, convolutions and recurrent cells."""
-    counts = Counter(
-        str(node.target) for node in graph.graph.nodes if node.op == "call_function"
-    )
-    return sum(
-        number for name, number in counts.items() if any(kind in name for kind in _PRODUCTS)
-    )
+    return sum(is_product(node) for node in graph.graph.nodes)
+
+
+def is_product(node: Node) -> bool:
+    """Whether a node is a matrix product, a convolution or a recurrent cell."""
+    return node.op == "call_function" and any(kind in str(node.target) for kind in _PRODUCTS)

@@ -30,12 +30,14 @@ from tarspyro.infer.compilation.graphs import (
     lift_constants,
     merge_equal_operations,
 )
+from tarspyro.infer.compilation.repeats import RepeatedOperations
 from tarspyro.infer.gradients import leaves_of
 from tarspyro.infer.traces import PairError
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import local_parameters, preserved_rng
 
-LossFunction: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+LossAndTerms: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+LossFunction: TypeAlias = Callable[..., LossAndTerms]
 TensorFunction: TypeAlias = Callable[..., Sequence[Tensor]]
 
 # A value is read back in the last line of the program before these packages take over.
@@ -97,9 +99,11 @@ def record(
 
     The graph is improved before it is differentiated. Operations that occur twice are computed
     once, forward and backward: for example the recurrence that a sequence's model and guide
-    both run. On a CPU convolutions get their fastest layout of memory. Then the graph and the
-    function run once on the same noise. If the loss or the gradients differ, as with hooks or
-    with derivatives inside the function, it is recorded as it stands.
+    both run. Operations that are repeated on different tensors are computed at once: for
+    example the decoder of all steps of a sequence. On a CPU convolutions get their fastest
+    layout of memory. Then the graph and the function run once on the same noise. If the loss
+    or the gradients differ, as with hooks or with derivatives inside the function, it is
+    recorded as it stands.
 
     Arguments:
         function: The function; it returns a number to differentiate and a dictionary of
@@ -136,13 +140,23 @@ def record(
         return record_as_it_stands(function, args, buffers, wanted)
     products = count_products(graph)
     laid_out = lay_out_convolutions(graph)
-    if count_products(merge_equal_operations(graph)) < products or laid_out:
+    merged = count_products(merge_equal_operations(graph)) < products
+    repeated = RepeatedOperations(graph)
+    improvements: list[TensorFunction] = []
+    if repeated.saved_products:
+        improvements.append(repeated)
+    if merged or laid_out:
+        improvements.append(graph)
+    for improvement in improvements:
 
-        def improved(*args: object) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, *values = graph(*tensors_of(args))
+        def improved(*args: object, step: TensorFunction = improvement) -> LossAndTerms:
+            loss, *values = step(*tensors_of(args))
             return loss, dict(zip(terms, values, strict=True))
 
-        recording = record_as_it_stands(improved, args, buffers, wanted)
+        try:
+            recording = record_as_it_stands(improved, args, buffers, wanted)
+        except RecordingError:
+            continue
         if _agrees(recording, function, args, buffers, wanted):
             return recording
     return record_as_it_stands(function, args, buffers, wanted)
