@@ -384,6 +384,8 @@ CALLS = {
             distributions.StickBreakingKumaraswamy,
             {"concentration1": torch.ones(3), "concentration0": torch.ones(3)},
         ),
+        (distributions.VonMisesFisher, {"loc": torch.eye(3)[0], "concentration": 2.0}),
+        (distributions.PowerSpherical, {"loc": torch.eye(3)[0], "concentration": 2.0}),
         (
             distributions.ProductOfExperts,
             {"experts": [dist.Normal(torch.zeros(3), 1.0)] * 2, "prior": None},
