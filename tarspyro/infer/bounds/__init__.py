@@ -14,6 +14,7 @@ module                   holds
 ``composed``             ``Composed``: a bound plus another term of the loss
 ``modalities``           ``ModalityKL`` and ``ModalitySubsets``, for multimodal pairs
 ``semi_supervised``      ``SemiSupervised``, for pairs that learn from few labels
+``total_correlation``    ``BetaTCVAE``, an ELBO with a weight for each part of its KL
 =======================  =======================================================================
 
 The log weights of all weighted bounds come from ``tarspyro.infer.weights``.

@@ -123,7 +123,7 @@ class ELBO(Bound):
         True
     """
 
-    adjustable = ("beta",)
+    adjustable: tuple[str, ...] = ("beta",)
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class ELBO(Bound):
             return loss, {"elbo": -loss.detach()}
         nesting = structure.nesting
         if self.vectorize_particles and structure.vectorized is not False:
-            loss, reconstruction, kl = self._estimate(
+            loss, terms = self._estimate(
                 model, guide, args, kwargs, self.num_particles, nesting
             )
         else:
@@ -178,10 +178,24 @@ class ELBO(Bound):
                 self._estimate(model, guide, args, kwargs, 1, nesting)
                 for _ in range(self.num_particles)
             ]
-            loss, reconstruction, kl = (
-                sum_of(values) / len(runs) for values in zip(*runs, strict=True)
-            )
-        return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+            loss = sum_of(loss for loss, _ in runs) / len(runs)
+            terms = {
+                name: sum_of(terms[name] for _, terms in runs) / len(runs)
+                for name in runs[0][1]
+            }
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def further(
+        self, guide_sites: Mapping[str, Site], kl: Tensor, particles: int
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Returns what a subclass adds to the loss, and its terms, summed over the data.
+
+        Arguments:
+            guide_sites: The sites of a run of the guide, with their draws.
+            kl: The KL of this run, summed over the data.
+            particles: How many particles the run has, in a plate of their own.
+        """
+        return 0.0, {}
 
     def _estimate(
         self,
@@ -191,8 +205,8 @@ class ELBO(Bound):
         kwargs: Mapping[str, object],
         particles: int,
         nesting: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the loss, E[log p(x | z)] and the KL, from one run of the pair."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss and its terms, from one run of the pair."""
         model_trace, guide_trace = trace_pair(
             model,
             guide,
@@ -211,23 +225,26 @@ class ELBO(Bound):
         reconstruction = _expected_sum(observed.values(), enumerated, particles)
         kl = _expected_sum(divergences.values(), enumerated, particles)
         loss = self._regularizer(kl, latent, enumerated, particles) - reconstruction
+        further, further_terms = self.further(guide_sites, kl, particles)
+        loss = loss + further if further_terms else loss
+        terms = {"reconstruction": reconstruction, "kl": kl, **further_terms}
 
         if self.gradient == "stl" and torch.is_grad_enabled():
             if particles > 1:
                 guide = particle_plate(guide, particles, nesting)
             log_guide = _log_guide_of_copies(guide, guide_trace, enumerated, args, kwargs)
             direct = self.beta / particles * log_guide
-            return loss - (direct - direct.detach()), reconstruction, kl
+            return loss - (direct - direct.detach()), terms
 
         scores = _score_functions(guide_sites)
         if scores:
-            terms = list(observed.values())
+            parts = list(observed.values())
             for value, plates in divergences.values():
-                terms.append(Term(-self.beta * value, plates))
+                parts.append(Term(-self.beta * value, plates))
             particle_dim = -nesting - 1 if particles > 1 else None
-            through_scores = surrogate(terms, scores, enumerated, particle_dim) / particles
+            through_scores = surrogate(parts, scores, enumerated, particle_dim) / particles
             loss = loss - (through_scores - through_scores.detach())
-        return loss, reconstruction, kl
+        return loss, terms
 
     def _regularizer(
         self,
@@ -243,11 +260,15 @@ class ELBO(Bound):
             ]
             kl = sum_of(terms) if terms else torch.zeros(())
             kl = kl if particles == 1 else kl / particles
-        if torch.is_tensor(self.beta):
-            return self.beta * kl
-        if self.beta == 0:
+        weight = self._weight_of_kl()
+        if torch.is_tensor(weight):
+            return weight * kl
+        if weight == 0:
             return 0.0  # The product would be NaN if the KL is infinite.
-        return kl if self.beta == 1 else self.beta * kl
+        return kl if weight == 1 else weight * kl
+
+    def _weight_of_kl(self) -> float | Tensor:
+        return self.beta
 
     def _site_terms(
         self, model_sites: Mapping[str, Site], guide_sites: Mapping[str, Site]
