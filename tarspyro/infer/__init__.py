@@ -27,8 +27,10 @@ __all__ = [
     "Player",
     "RecordingError",
     "Renyi",
+    "ReweightedWakeSleep",
     "SemiSupervised",
     "SiteExplanation",
+    "TVO",
     "VAEGAN",
     "WAE",
     "Wasserstein",
@@ -46,6 +48,7 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.bounds.explanation import Explanation, SiteExplanation, explain
 from tarspyro.infer.bounds.fivo import FIVO
+from tarspyro.infer.bounds.fixed_draws import TVO, ReweightedWakeSleep
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
 from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.bounds.reductions import renyi_bound

@@ -164,7 +164,9 @@ def test_other_families_of_single_numbers_and_a_batch_of_one():
     assert terms["mutual_information"].item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [BetaTCVAE(300, beta=3.0), FactorVAE(Discriminator(MLP(2, [8])))])
+@pytest.mark.parametrize(
+    "loss", [BetaTCVAE(300, beta=3.0), FactorVAE(Discriminator(MLP(2, [8])))]
+)
 @pytest.mark.parametrize("compile", [False, True])
 def test_it_trains_also_compiled(loss, compile):
     p, q = vae()
