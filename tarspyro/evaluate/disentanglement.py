@@ -141,7 +141,8 @@ def _as_arrays(codes: ArrayLike, factors: ArrayLike) -> tuple[np.ndarray, np.nda
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
             raise ValueError(f"{name} must be finite, got {count} numbers that are not.")
-    return units.reshape(len(units), -1), values
+    vectors: np.ndarray = units.reshape(len(units), -1)
+    return vectors, values
 
 
 def _labels(column: np.ndarray, k: int) -> np.ndarray:
@@ -160,7 +161,7 @@ def _binned(units: np.ndarray, bins: int) -> np.ndarray:
     low = units.min(0)
     width = units.max(0) - low
     share = (units - low) / np.where(width > 0, width, 1)
-    return np.minimum((share * bins).astype(int), bins - 1)
+    return np.asarray(np.minimum((share * bins).astype(int), bins - 1))
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -122,7 +122,7 @@ class ReweightedWakeSleep(FixedDraws):
             a plate of particles.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Bernoulli(0.5))
@@ -158,8 +158,8 @@ class TVO(FixedDraws):
               w = \frac{p(x, z)}{q(z \mid x)}
 
     The integrand grows with beta, so a left Riemann sum is a lower bound on log p(x) and a right
-    one an upper bound. One partition is the ELBO, or with ``integration="right"`` the upper
-    bound that wake-sleep's guide minimizes; more partitions are tighter. The expectations under
+    one an upper bound, for measurements: train with the left one. One partition is the ELBO, or
+    from the right E[log w] under the posterior; more partitions are tighter. Expectations under
     :math:`\pi_\beta` are estimated with the same K draws of the guide, weighted by
     :math:`w_k^\beta`: estimates are biased for :math:`\beta > 0`, in the order of 1 / K.
 
@@ -178,7 +178,7 @@ class TVO(FixedDraws):
         num_partitions: The number of steps from 0 to 1.
         first_beta: The first step's end; the others follow at equal ratios. With one partition
             it is not used.
-        integration: ``"left"``, or ``"right"``.
+        integration: ``"left"`` for the lower bound, or ``"right"`` for the upper one.
         num_groups: How many such estimates are averaged.
         options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
 
@@ -231,9 +231,11 @@ class TVO(FixedDraws):
         log_weights = log_joint - log_guide
         shares = renyi_weights(log_weights.detach(), 1 - beta, dim=1)
         mean = _mean(shares, log_weights)
-        signal = shares * (log_weights - mean.unsqueeze(1)).detach()
+        deviation = (log_weights - mean.unsqueeze(1)).detach()
+        signal = shares * deviation.masked_fill(shares == 0, 0.0)
         log_density = beta * log_joint + (1 - beta) * log_guide
-        covariance = _mean(signal, log_density) * self.num_particles / (self.num_particles - 1)
+        count: int = self.num_particles
+        covariance = _mean(signal, log_density) * count / (count - 1)
         return mean + (covariance - covariance.detach())
 
 
