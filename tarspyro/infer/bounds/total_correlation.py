@@ -10,7 +10,6 @@ __all__ = [
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from pyro.distributions import Independent
@@ -65,8 +64,9 @@ class BetaTCVAE(ELBO):
         gamma: The weight of the distances from the prior; may be scheduled.
         weighting: ``"stratified"``, or ``"minibatch"``.
         num_particles: The number of draws from the guide.
-        options: ``max_plate_nesting``, ``vectorize_particles`` and ``retain_graph``, see
-            ``ELBO``.
+        max_plate_nesting: See ``ELBO``.
+        vectorize_particles: See ``ELBO``.
+        retain_graph: See ``ELBO``.
 
     Raises:
         TypeError: If ``data_size`` is not a whole number.
@@ -100,12 +100,21 @@ class BetaTCVAE(ELBO):
         gamma: float = 1.0,
         weighting: str = "stratified",
         num_particles: int = 1,
-        **options: Any,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
     ) -> None:
         check_number("alpha", alpha, 0)
         check_number("gamma", gamma, 0)
         check_choice("weighting", weighting, ("stratified", "minibatch"))
-        super().__init__(num_particles, beta, **options)
+        super().__init__(
+            num_particles,
+            beta,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
         self.data_size = as_count("data_size", data_size)
         self.alpha = alpha
         self.gamma = gamma
