@@ -207,14 +207,15 @@ class TVO(FixedDraws):
     ) -> None:
         check_number("first_beta", first_beta, 0, 1)
         check_choice("integration", integration, ("left", "right"))
-        if num_partitions != 1 and first_beta in (0, 1):
+        num_partitions = as_count("num_partitions", num_partitions)
+        if num_partitions > 1 and first_beta in (0, 1):
             raise ValueError(
                 f"first_beta must lie between 0 and 1, got {first_beta}: take 0.1, or"
                 " num_partitions=1."
             )
         super().__init__(as_count("num_particles", num_particles, 2), num_groups, **options)
         self.integration = integration
-        steps = as_count("num_partitions", num_partitions) - 1
+        steps = num_partitions - 1
         inner = [first_beta ** (1 - step / steps) for step in range(steps)]
         self.betas = [0.0, *inner, 1.0]
 
