@@ -218,7 +218,13 @@ def default_prior(
         Gamma(concentration=1, rate=1) of shape (2,)
     """
     if isinstance(family, type) and issubclass(family, Spherical):
-        axis = torch.eye(*as_shape("event_shape", event_shape)[-1:])[0]
+        shape = as_shape("event_shape", event_shape)
+        if not shape or shape[-1] < 2:
+            raise ValueError(
+                f"event_shape must end in the dimension d of the sphere's space, at least 2, got"
+                f" {tuple(shape)}."
+            )
+        axis = torch.eye(shape[-1])[0]
         uniform: dict[str, Any] = {"loc": axis, "concentration": 0.0, **parameters}
         return Prior(VonMisesFisher, event_shape, **uniform)
     for known, defaults in _DEFAULT_PARAMETERS.items():

@@ -72,13 +72,13 @@ class Spherical(TorchDistribution):
         concentration: Tensor | float,
         validate_args: bool | None = None,
     ) -> None:
-        check_parameters(loc=loc)
-        check_parameters(concentration=concentration)
         if not torch.is_tensor(loc) or loc.dim() == 0 or loc.shape[-1] < 2:
             raise ValueError(
                 "loc must be a tensor of unit vectors, of shape batch_shape + (d,) with d of at"
                 f" least 2, got {format_value(loc)}."
             )
+        check_parameters(loc=loc)
+        check_parameters(concentration=concentration)
         concentration = torch.as_tensor(concentration, dtype=loc.dtype, device=loc.device)
         try:
             batch = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)

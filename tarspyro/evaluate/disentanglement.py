@@ -88,6 +88,7 @@ def disentanglement(
         seed: The seed of the forest and of the held-out rows.
 
     Raises:
+        TypeError: If ``categorical`` is not a collection of columns.
         ValueError: If codes and factors differ in length, if a code is not finite, or if a
             factor has a single value.
 
@@ -101,6 +102,11 @@ def disentanglement(
         True
     """
     units, values = _as_arrays(codes, factors)
+    if not isinstance(categorical, Collection):
+        raise TypeError(
+            f"categorical must hold columns of factors, such as [0], got"
+            f" {format_value(categorical)}."
+        )
     categorical = set(categorical)
     unknown = sorted(categorical - set(range(values.shape[1])))
     if unknown:

@@ -317,6 +317,10 @@ def test_wrong_arguments(family):
         family(torch.tensor([1.0]), 1.0)
     with pytest.raises(ValueError, match="unit vectors"):
         family(1.0, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="unit vectors"):
+        family([1.0, 0.0], torch.tensor(1.0))
+    with pytest.raises(ValueError, match="event_shape must end in the dimension"):
+        default_prior(family, 1)
     with pytest.raises(TypeError, match="concentration must be a number or a tensor"):
         family(direction(3), "high")
     with pytest.raises(ValueError, match=r"must broadcast.*\(3,\) and \(2,\)"):

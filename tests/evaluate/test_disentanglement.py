@@ -111,5 +111,7 @@ def test_wrong_arguments():
         disentanglement(codes, torch.stack([FACTORS[:, 0], torch.full((600,), 2)], 1))
     with pytest.raises(ValueError, match="categorical must hold columns.*got 3"):
         disentanglement(codes, FACTORS, categorical=[3])
+    with pytest.raises(TypeError, match="categorical must hold columns"):
+        disentanglement(codes, FACTORS, categorical=0)
     with pytest.raises(ValueError, match="bins"):
         disentanglement(codes, FACTORS, bins=0)

@@ -246,6 +246,8 @@ def test_wrong_arguments_and_pairs():
         TVO(4, first_beta=1)
     with pytest.raises(ValueError, match="integration"):
         TVO(4, integration="middle")
+    with pytest.raises(TypeError, match="gradient"):
+        TVO(4, gradient="dreg")
     with pytest.raises(TypeError, match="num_partitions"):
         TVO(4, 2.5)
 

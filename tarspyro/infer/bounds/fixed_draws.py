@@ -6,6 +6,7 @@ reparameterization, and no baseline is needed for discrete ones.
 
 __all__ = ["TVO", "FixedDraws", "ReweightedWakeSleep"]
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,11 +35,25 @@ class FixedDraws(WeightedBound):
     Arguments:
         num_particles: K, the draws of a group.
         num_groups: The number of groups.
-        options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
+        max_plate_nesting: See ``Renyi``.
+        retain_graph: See ``Renyi``.
     """
 
-    def __init__(self, num_particles: int, num_groups: int = 1, **options: Any) -> None:
-        super().__init__(num_particles, num_groups, "pathwise", **options)
+    def __init__(
+        self,
+        num_particles: int,
+        num_groups: int = 1,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles,
+            num_groups,
+            "pathwise",
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+        )
 
     def objective(self, log_joint: Tensor, log_guide: Tensor) -> Tensor:
         """Returns a number for each group and data point, whose gradient is the estimate.
