@@ -29,7 +29,7 @@ from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, for
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.incomplete import Incomplete
-from tarspyro.distributions.links import is_identity
+from tarspyro.distributions.links import Direction, is_identity
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
 from tarspyro.modules import Configurable
@@ -242,7 +242,8 @@ class Conditional(FamilyModule, Interface):
         heads = {name: make_head(trunk, shape) for name, (_, shape) in self.free.items()}
         self.heads = nn.ModuleDict(heads)
         for name, (transform, _) in self.free.items():
-            if not is_identity(transform):
+            # A direction has no scale that random weights could take out of range.
+            if not (is_identity(transform) or isinstance(transform, Direction)):
                 zero_weights(self.heads[name])
         self._sizes: list[float | None] | None = None
         self.is_new = True

@@ -5,6 +5,7 @@
 - ``regression``: tables of the UCI repository.
 - ``music``: polyphonic music as piano rolls.
 - ``gaussians``: mixtures of Gaussians in the plane.
+- ``sprites``: images of shapes with known factors.
 - ``sequences``: sequences of different lengths, and their batches.
 - ``labels``: few labels among many rows.
 - ``masks``: masks of missing pixels, and the quadrants of images.
@@ -25,6 +26,7 @@ __all__ = [
     "SequenceDataset",
     "Sequences",
     "Split",
+    "Sprites",
     "Stream",
     "Table",
     "digits",
@@ -41,6 +43,7 @@ __all__ = [
     "random_pixels",
     "read_table",
     "ring",
+    "sprites",
     "uci",
 ]
 
@@ -60,5 +63,6 @@ from tarspyro.data.masks import (
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
+from tarspyro.data.sprites import Sprites, sprites
 from tarspyro.data.streams import Stream
 from tarspyro.data.tables import Column, Table, read_table

@@ -16,6 +16,7 @@ __all__ = [
     "InverseGamma",
     "Kumaraswamy",
     "MixtureOfExperts",
+    "PowerSpherical",
     "Prior",
     "ProductOfExperts",
     "StickBreaking",
@@ -23,6 +24,7 @@ __all__ = [
     "StickBreakingKumaraswamy",
     "StudentT",
     "VampPrior",
+    "VonMisesFisher",
     "as_conditional",
     "as_discrete",
     "as_prior",
@@ -52,4 +54,5 @@ from tarspyro.distributions.prior import (
     has_context,
 )
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax, as_discrete
+from tarspyro.distributions.spherical import PowerSpherical, VonMisesFisher
 from tarspyro.distributions.vamp import VampPrior

@@ -206,7 +206,7 @@ class FamilyModule(Configurable):
             return
         try:
             together = torch.broadcast_shapes(tensor.shape, shape)
-            fits = together[tensor.dim() - len(shape) :] == shape
+            fits = together[len(together) - len(shape) :] == shape
         except RuntimeError:
             fits = False
         if not fits:

@@ -38,6 +38,7 @@ from tarspyro.distributions.kumaraswamy import (
 )
 from tarspyro.distributions.rejection import digamma_remainder, stirling_remainder
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.distributions.spherical import Spherical, VonMisesFisher
 
 # The quadrature for Kumaraswamy distributions: the range [-t, t] and the number of nodes.
 _QUADRATURE_END = 3.4
@@ -429,6 +430,16 @@ def _blocks_blocks(q: Concatenate, p: Concatenate) -> Tensor:
         )
     divergences = [kl_divergence(*blocks) for blocks in zip(q.blocks, p.blocks, strict=True)]
     return torch.stack(divergences).sum(0)
+
+
+@register_kl(Spherical, VonMisesFisher)
+def _spherical_von_mises_fisher(q: Spherical, p: VonMisesFisher) -> Tensor:
+    # The concentration 0 of p, the uniform distribution, is no special case.
+    concentration = p.concentration.double()
+    apart = (q.loc - p.loc).double().square().sum(-1) / 2
+    height = q.mean_height
+    cross = concentration * (height + (1 - height) * apart) + p.log_normalizer()
+    return cross.to(q.loc.dtype) - q.entropy()
 
 
 @register_kl(td.MultivariateNormal, td.Independent)

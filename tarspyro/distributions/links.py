@@ -1,10 +1,11 @@
 """Links: transforms from a network's outputs to a family's parameters."""
 
-__all__ = ["Positive", "is_identity", "link_to"]
+__all__ = ["Direction", "Positive", "is_identity", "link_to"]
 
 import math
 
 import torch
+from pyro.distributions.constraints import sphere
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -67,10 +68,43 @@ class Positive(Transform):
         return inside - 2 * torch.log1p(below)
 
 
+class Direction(Transform):
+    r"""The direction of a vector, :math:`u / \lVert u \rVert`; that of zero is the first axis.
+
+    Example:
+        >>> Direction()(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [1.0000, 0.0000]])
+    """
+
+    domain = constraints.real_vector
+    codomain = sphere
+    bijective = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Direction)
+
+    def __hash__(self) -> int:
+        return hash(Direction)
+
+    def _call(self, x: Tensor) -> Tensor:
+        # Scaled first, because squares overflow and vanish.
+        size = x.detach().abs().amax(-1, keepdim=True)
+        zero = size == 0
+        x = x / torch.where(zero, 1.0, size)
+        first = torch.cat([x[..., :1] + zero.to(x.dtype), x[..., 1:]], -1)
+        direction: Tensor = first / torch.linalg.vector_norm(first, dim=-1, keepdim=True)
+        return direction
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+
 def link_to(constraint: constraints.Constraint) -> Transform:
     """Returns the transform from real numbers to a parameter's domain.
 
-    It is torch's ``transform_to(constraint)``, with ``Positive`` in place of an exponential.
+    It is torch's ``transform_to(constraint)``, with ``Positive`` in place of an exponential, and
+    ``Direction`` for unit vectors.
 
     Raises:
         NotImplementedError: If there is none.
@@ -82,6 +116,8 @@ def link_to(constraint: constraints.Constraint) -> Transform:
             if bound == 0
             else ComposeTransform([Positive(), AffineTransform(bound, 1)])
         )
+    if constraint is sphere:
+        return Direction()
     transform: Transform = transform_to(constraint)
     return transform
 

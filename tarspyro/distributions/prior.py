@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as td
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import as_shape, format_value
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.gamma import Chi2, InverseGamma
 from tarspyro.distributions.kumaraswamy import Kumaraswamy, StickBreaking
 from tarspyro.distributions.relaxed import GumbelSigmoid, GumbelSoftmax
+from tarspyro.distributions.spherical import PowerSpherical, Spherical, VonMisesFisher
 from tarspyro.types import Distribution
 
 _Conditional = TypeVar("_Conditional")
@@ -195,6 +196,8 @@ def default_prior(
     - LogNormal: the exponential of N(0, 1).
     - Gamma, InverseGamma, Kumaraswamy and Beta: both parameters 1; so for the breaks of a
       stick. Dirichlet: all concentrations 1.
+    - VonMisesFisher and PowerSpherical: the uniform distribution on the sphere,
+      ``VonMisesFisher`` with concentration 0.
     - Chi2: 2 degrees of freedom. StudentT: 3 degrees of freedom, location 0 and scale 1.
     - Bernoulli, Categorical and their relaxations: uniform over the classes. Relaxations have
       the temperature 2/3 unless given, as in ``Conditional``; ``hard`` and ``score`` should be
@@ -214,12 +217,23 @@ def default_prior(
         >>> default_prior(dist.Gamma, 2)
         Gamma(concentration=1, rate=1) of shape (2,)
     """
+    if isinstance(family, type) and issubclass(family, Spherical):
+        shape = as_shape("event_shape", event_shape)
+        if not shape or shape[-1] < 2:
+            raise ValueError(
+                f"event_shape must end in the dimension d of the sphere's space, at least 2, got"
+                f" {tuple(shape)}."
+            )
+        axis = torch.eye(shape[-1])[0]
+        uniform: dict[str, Any] = {"loc": axis, "concentration": 0.0, **parameters}
+        return Prior(VonMisesFisher, event_shape, **uniform)
     for known, defaults in _DEFAULT_PARAMETERS.items():
         if isinstance(family, type) and issubclass(family, known):
             given: dict[str, Any] = {**defaults, **parameters}
             return Prior(family, event_shape, **given)
     name = getattr(family, "__name__", repr(family))
-    known_names = ", ".join(known.__name__ for known in _DEFAULT_PARAMETERS)
+    spherical: tuple[type[Any], ...] = (VonMisesFisher, PowerSpherical)
+    known_names = ", ".join(known.__name__ for known in (*_DEFAULT_PARAMETERS, *spherical))
     raise ValueError(
         f"family must be one with a default prior ({known_names}), got {name}: write a prior,"
         f" such as Prior({name}, event_shape, ...)."

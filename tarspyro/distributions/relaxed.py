@@ -15,9 +15,9 @@ from torch.distributions.utils import (
     logits_to_probs,
     probs_to_logits,
 )
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from tarspyro.arguments import as_numbers, check_choice, format_value
+from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.distributions.drawing import (
     check_parameters,
     full_precision,
@@ -40,14 +40,21 @@ class _Relaxed(TorchDistribution):
     has_rsample = True
     hard: bool
     score: str
+    rao_blackwell: int
 
-    def _set_rules(self, hard: bool, score: str | None) -> None:
+    def _set_rules(self, hard: bool, score: str | None, rao_blackwell: int) -> None:
         if score is not None:
             check_choice("score", score, ("density", "discrete"))
         if hard and score == "density":
             raise ValueError(
                 "score='density' needs soft draws, because hard draws have no density: use"
                 " score='discrete' with hard=True."
+            )
+        self.rao_blackwell = as_count("rao_blackwell", rao_blackwell, 0)
+        if self.rao_blackwell and not hard:
+            raise ValueError(
+                f"rao_blackwell={rao_blackwell} averages the gradient of hard draws: take"
+                " hard=True, or leave it out."
             )
         self.hard = hard
         self.score = score or ("discrete" if hard else "density")
@@ -128,6 +135,7 @@ class _Relaxed(TorchDistribution):
         """Copies the options from another distribution; returns this one."""
         self.hard = other.hard
         self.score = other.score
+        self.rao_blackwell = other.rao_blackwell
         return self
 
 
@@ -137,6 +145,13 @@ def _as_temperature(value: Tensor | float, logits: Tensor) -> Tensor:
         return value.to(logits.dtype)
     # new_full creates the tensor on the device; torch.tensor would copy it there.
     return logits.new_full((), value)
+
+
+def _log_exponential(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Returns the logarithms of standard exponential draws."""
+    u = torch.rand(shape, dtype=like.dtype, device=like.device)
+    least = torch.finfo(like.dtype).eps / 2
+    return (-torch.log1p(-u)).clamp(min=least).log()
 
 
 class GumbelSoftmax(_Relaxed):
@@ -168,10 +183,14 @@ class GumbelSoftmax(_Relaxed):
         hard: Whether draws are one-hot.
         score: ``"density"`` or ``"discrete"``; the default is ``"discrete"`` for hard draws,
             else ``"density"``.
+        rao_blackwell: With hard draws, the number R of relaxed draws whose mean gives the
+            gradient, all of which have the hard draw as nearest corner; 0 takes the one that it
+            was made of. The gradient has the same mean and less noise (Gumbel-Rao, Paulus et
+            al. 2020, arXiv:2010.04838).
 
     Raises:
-        ValueError: If an argument is out of range, or hard draws are given
-            ``score="density"``.
+        ValueError: If an argument is out of range, hard draws are given ``score="density"``,
+            or soft draws ``rao_blackwell``.
 
     Example:
         >>> q = GumbelSoftmax(logits=torch.zeros(20, 10), temperature=0.01).to_event(1)
@@ -194,9 +213,10 @@ class GumbelSoftmax(_Relaxed):
         temperature: Tensor | float = 2 / 3,
         hard: bool = False,
         score: str | None = None,
+        rao_blackwell: int = 0,
         validate_args: bool | None = None,
     ) -> None:
-        self._set_rules(hard, score)
+        self._set_rules(hard, score, rao_blackwell)
         logits = self._logits(logits, probs, validate_args, binary=False)
         if not torch.is_tensor(logits) or not logits.dim() or not logits.numel():
             raise ValueError(
@@ -247,7 +267,22 @@ class GumbelSoftmax(_Relaxed):
         if not self.hard:
             return remember(soft, log=log)
         corner = torch.zeros_like(soft).scatter(-1, log.argmax(-1, keepdim=True), 1.0)
+        if self.rao_blackwell:
+            again = self._perturbed(logits, corner.detach())
+            soft = torch.softmax(again / temperature, -1).mean(0).to(self.logits.dtype)
         return corner + (soft - soft.detach())
+
+    def _perturbed(self, logits: Tensor, corner: Tensor) -> Tensor:
+        """Returns R draws of perturbed logits of which the largest is the corner's.
+
+        Their derivative is that of the logits, with the noise fixed. (Paulus et al., eq. 10.)
+        """
+        log_probs = torch.log_softmax(logits.detach(), -1)
+        noise = _log_exponential((self.rao_blackwell, *logits.shape), logits)
+        winner = torch.where(corner > 0, noise, 0.0).sum(-1, keepdim=True)
+        others = -torch.logaddexp(noise - log_probs, winner)
+        perturbed = torch.where(corner > 0, -winner, others)
+        return logits + (perturbed - logits.detach())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the score in nats: the log-density, or the discrete log-probability."""
@@ -287,10 +322,11 @@ class GumbelSigmoid(_Relaxed):
         hard: Whether draws are 0 or 1.
         score: ``"density"`` or ``"discrete"``; the default is ``"discrete"`` for hard draws,
             else ``"density"``.
+        rao_blackwell: See ``GumbelSoftmax``.
 
     Raises:
-        ValueError: If an argument is out of range, or hard draws are given
-            ``score="density"``.
+        ValueError: If an argument is out of range, hard draws are given ``score="density"``,
+            or soft draws ``rao_blackwell``.
 
     Example:
         >>> q = GumbelSigmoid(logits=torch.zeros(200), temperature=0.01).to_event(1)
@@ -312,9 +348,10 @@ class GumbelSigmoid(_Relaxed):
         temperature: Tensor | float = 2 / 3,
         hard: bool = False,
         score: str | None = None,
+        rao_blackwell: int = 0,
         validate_args: bool | None = None,
     ) -> None:
-        self._set_rules(hard, score)
+        self._set_rules(hard, score, rao_blackwell)
         logits = self._logits(logits, probs, validate_args, binary=True)
         check_parameters(logits=logits, temperature=temperature)
         logits = torch.as_tensor(logits)
@@ -368,7 +405,20 @@ class GumbelSigmoid(_Relaxed):
         soft = inside_unit_interval(logit, self.logits.dtype)
         if not self.hard:
             return soft
-        return (logit > 0).to(soft.dtype) + (soft - soft.detach())
+        bit = (logit > 0).to(soft.dtype)
+        if self.rao_blackwell:
+            again = self._perturbed(logits, bit.detach())
+            mean = (again / full_precision(self.temperature)).sigmoid().mean(0)
+            soft = mean.to(self.logits.dtype)
+        return bit + (soft - soft.detach())
+
+    def _perturbed(self, logits: Tensor, bit: Tensor) -> Tensor:
+        """Returns R draws of perturbed logits with the sign of the bit; see ``GumbelSoftmax``."""
+        fixed = logits.detach()
+        sign = 2 * bit.to(fixed.dtype) - 1
+        noise = _log_exponential((2, self.rao_blackwell, *logits.shape), logits)
+        perturbed = sign * softplus(noise[0] - noise[1] - logsigmoid(-sign * fixed))
+        return logits + (perturbed - fixed)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the score in nats: the log-density, or the discrete log-probability."""

@@ -3,6 +3,7 @@
 __all__ = [
     "Adversarial",
     "AdversarialAutoencoder",
+    "BetaTCVAE",
     "Bound",
     "CIWAE",
     "Compiled",
@@ -10,6 +11,7 @@ __all__ = [
     "ELBO",
     "Explanation",
     "FIVO",
+    "FactorVAE",
     "Game",
     "GaussianKernel",
     "Hinge",
@@ -25,8 +27,10 @@ __all__ = [
     "Player",
     "RecordingError",
     "Renyi",
+    "ReweightedWakeSleep",
     "SemiSupervised",
     "SiteExplanation",
+    "TVO",
     "VAEGAN",
     "WAE",
     "Wasserstein",
@@ -44,15 +48,18 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.bounds.explanation import Explanation, SiteExplanation, explain
 from tarspyro.infer.bounds.fivo import FIVO
+from tarspyro.infer.bounds.fixed_draws import TVO, ReweightedWakeSleep
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
 from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets
 from tarspyro.infer.bounds.reductions import renyi_bound
 from tarspyro.infer.bounds.semi_supervised import SemiSupervised
+from tarspyro.infer.bounds.total_correlation import BetaTCVAE
 from tarspyro.infer.compilation.compiled import Compiled
 from tarspyro.infer.compilation.recording import RecordingError
 from tarspyro.infer.games.adversarial import Adversarial
 from tarspyro.infer.games.autoencoders import WAE, AdversarialAutoencoder
 from tarspyro.infer.games.base import Game, Player
+from tarspyro.infer.games.factor_vae import FactorVAE
 from tarspyro.infer.games.losses import (
     Divergence,
     Hinge,

@@ -20,6 +20,7 @@ from tarspyro.distributions import (
     Kumaraswamy,
     StickBreaking,
     StickBreakingBeta,
+    VonMisesFisher,
 )
 from tarspyro.distributions.kl import exact_kl
 
@@ -220,6 +221,10 @@ MULTIVARIATE = {
     "StickBreaking": (
         StickBreaking(Kumaraswamy(of(0.5, 2.0), of(3.0, 0.8)).to_event(1)),
         StickBreakingBeta(of(1.0, 1.0), of(5.0, 5.0)),
+    ),
+    "VonMisesFisher": (
+        VonMisesFisher(of(0.6, 0.0, 0.8), of(5.0).squeeze()),
+        VonMisesFisher(of(0.0, 1.0, 0.0), of(2.0).squeeze()),
     ),
     "Concatenate": (
         Concatenate([NORMAL, Dirichlet(of(0.5, 3.0))]),

@@ -46,6 +46,8 @@ ADDED_FAMILIES = [
     "Kumaraswamy",
     "StickBreakingBeta",
     "StickBreakingKumaraswamy",
+    "VonMisesFisher",
+    "PowerSpherical",
 ]
 LIKELIHOODS = {
     "Bernoulli on binary pixels": (dist.Bernoulli, {}, {"binarize": True}),

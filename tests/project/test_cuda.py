@@ -26,6 +26,8 @@ from tarspyro.distributions import (
     GumbelSigmoid,
     GumbelSoftmax,
     Kumaraswamy,
+    PowerSpherical,
+    VonMisesFisher,
     default_prior,
 )
 from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Renyi
@@ -55,6 +57,8 @@ SAMPLERS = {
     "GumbelSigmoid": lambda a: GumbelSigmoid(a, temperature=0.5),
     "Kumaraswamy": lambda a: Kumaraswamy(a, 2 * a),
     "Chi2": lambda a: Chi2(a),
+    "VonMisesFisher": lambda a: VonMisesFisher(torch.eye(3, device=a.device)[0], a),
+    "PowerSpherical": lambda a: PowerSpherical(torch.eye(3, device=a.device)[0], a),
 }
 
 

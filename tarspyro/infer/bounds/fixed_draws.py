@@ -1,0 +1,261 @@
+"""Objectives whose gradients take the draws as given: reweighted wake-sleep, thermodynamic.
+
+The densities of the draws have gradients, the draws themselves have none. So no family needs a
+reparameterization, and no baseline is needed for discrete ones.
+"""
+
+__all__ = ["TVO", "FixedDraws", "ReweightedWakeSleep"]
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyro import poutine
+from torch import Tensor
+
+from tarspyro.arguments import as_count, check_choice, check_number
+from tarspyro.infer.bounds.importance import WeightedBound
+from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
+from tarspyro.infer.structure import Structure
+from tarspyro.infer.traces import (
+    PairError,
+    name_of,
+    rerun,
+    sample_sites,
+    sum_of,
+    with_values,
+)
+from tarspyro.infer.weights import Weights, in_plates, weigh
+from tarspyro.types import Program
+
+
+class FixedDraws(WeightedBound):
+    """The base of objectives of fixed draws. Subclasses define ``objective``.
+
+    Arguments:
+        num_particles: K, the draws of a group.
+        num_groups: The number of groups.
+        max_plate_nesting: See ``Renyi``.
+        retain_graph: See ``Renyi``.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        num_groups: int = 1,
+        *,
+        max_plate_nesting: int | float = math.inf,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles,
+            num_groups,
+            "pathwise",
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+        )
+
+    def objective(self, log_joint: Tensor, log_guide: Tensor) -> Tensor:
+        """Returns a number for each group and data point, whose gradient is the estimate.
+
+        Arguments:
+            log_joint: log p(x, z), of shape ``[groups, particles, data points]``.
+            log_guide: log q(z | x), of the same shape.
+        """
+        raise NotImplementedError
+
+    def loss_and_terms(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the objective; there are no terms."""
+        structure = self.structure(model, guide, *args, **kwargs)
+        self._check_vectorized(model, structure, type(self).__name__)
+        weights = self._weights(model, guide, args, kwargs, structure)
+        values = []
+        for group in weights.groups:
+            value = self.objective(group.log_joint, group.log_guide)
+            values.append((group.scale * value).sum(-1).mean())
+        return -sum_of(values), {}
+
+    def _weights(
+        self,
+        model: Program,
+        guide: Program,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        structure: Structure,
+    ) -> Weights:
+        """Returns the weights of draws without gradients."""
+        model_in_plate, guide_in_plate = in_plates(
+            model, guide, self.num_groups, self.num_particles, structure
+        )
+        drawn = poutine.trace(guide_in_plate).get_trace(*args, **kwargs)
+        values = {
+            name: site["value"].detach()
+            for name, site in sample_sites(drawn)
+            if not site["is_observed"]
+        }
+        guide_trace = rerun(guide_in_plate, drawn, values, args, kwargs)
+        replayed = poutine.replay(model_in_plate, trace=with_values(drawn, values))
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        weights = weigh(model, model_trace, guide_trace, structure)
+        if weights.shared is not None:
+            raise PairError(
+                f"{type(self).__name__} is for latent variables of data points, and the data"
+                f" points of {name_of(model)} share {structure.shared}: take IWAE."
+            )
+        return weights
+
+
+class ReweightedWakeSleep(FixedDraws):
+    r"""Reweighted wake-sleep for each data point, with two wake phases.
+
+    .. math:: \nabla_\theta: \; \sum_k \bar w_k \nabla_\theta \log p(x, z_k), \qquad
+              \nabla_\phi: \; \sum_k \bar w_k \nabla_\phi \log q(z_k \mid x), \qquad
+              \bar w_k = \frac{w_k}{\sum_l w_l}, \quad z_k \sim q(z \mid x)
+
+    The model follows the importance weighted bound, whose gradient in it this is. The guide
+    minimizes an estimate of :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`, the other
+    direction than that of the ELBO: it covers the posterior, and its signal does not vanish as
+    K grows. Draws may be discrete. The loss is minus the importance weighted bound.
+
+    There is no sleep phase, which trains the guide on draws of the model: Le et al. find the
+    wake phase better as soon as there are a few particles.
+
+    (Bornschein and Bengio 2014, arXiv:1406.2751, eqs. 4 and 8; Le et al. 2018,
+    arXiv:1805.10469.)
+
+    Arguments:
+        num_particles: K, at least 2.
+        num_groups: How many such estimates are averaged.
+        options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
+
+    Raises:
+        TypeError: If a number is not whole.
+        ValueError: If an argument is out of range.
+        PairError: When called, if data points share latent variables, or the pair cannot run in
+            a plate of particles.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=logits))
+        >>> loss = ReweightedWakeSleep(1000).differentiable_loss(
+        ...     model, guide, torch.tensor([-1.0, 3.0])
+        ... )
+        >>> loss.backward()
+        >>> (-logits.grad).sign()  # z = 0 explains the first point, z = 1 the second
+        tensor([-1.,  1.])
+    """
+
+    def __init__(self, num_particles: int = 10, num_groups: int = 1, **options: Any) -> None:
+        super().__init__(as_count("num_particles", num_particles, 2), num_groups, **options)
+
+    def objective(self, log_joint: Tensor, log_guide: Tensor) -> Tensor:
+        """Returns log (1/K) sum_k w_k, with the gradients of the two wake phases."""
+        log_weights = (log_joint - log_guide).detach()
+        shares = renyi_weights(log_weights, 0.0, dim=1)
+        wake = _mean(shares, log_joint + log_guide)
+        return renyi_bound(log_weights, 0.0, dim=1) + (wake - wake.detach())
+
+
+class TVO(FixedDraws):
+    r"""The thermodynamic variational objective: log p(x) as an integral from q to p.
+
+    .. math:: \log p(x) = \int_0^1 \mathbb{E}_{\pi_\beta}[\log w] \, \mathrm{d} \beta, \qquad
+              \pi_\beta(z) \propto q(z \mid x)^{1 - \beta} \, p(x, z)^\beta, \qquad
+              w = \frac{p(x, z)}{q(z \mid x)}
+
+    The integrand grows with beta, so a left Riemann sum is a lower bound on log p(x) and a right
+    one an upper bound, for measurements: train with the left one. One partition is the ELBO, or
+    from the right E[log w] under the posterior; more partitions are tighter. Expectations under
+    :math:`\pi_\beta` are estimated with the same K draws of the guide, weighted by
+    :math:`w_k^\beta`: estimates are biased for :math:`\beta > 0`, in the order of 1 / K.
+
+    The gradient is the covariance estimator, for discrete and continuous draws alike:
+
+    .. math:: \nabla \mathbb{E}_{\pi_\beta}[\log w] = \mathbb{E}_{\pi_\beta}[\nabla \log w] +
+              \mathrm{Cov}_{\pi_\beta}\big( \beta \nabla \log p(x, z) +
+              (1 - \beta) \nabla \log q(z \mid x), \; \log w \big)
+
+    with sample covariances times K / (K - 1), which makes it unbiased for one partition.
+
+    (Masrani et al. 2019, arXiv:1907.00031, eqs. 3, 6 and 8.)
+
+    Arguments:
+        num_particles: K, at least 2.
+        num_partitions: The number of steps from 0 to 1.
+        first_beta: The first step's end; the others follow at equal ratios. With one partition
+            it is not used.
+        integration: ``"left"`` for the lower bound, or ``"right"`` for the upper one.
+        num_groups: How many such estimates are averaged.
+        options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
+
+    Attributes:
+        betas: The ends of the partitions, from 0 to 1.
+
+    Raises:
+        TypeError: If a number is not whole.
+        ValueError: If an argument is out of range.
+        PairError: When called, if data points share latent variables, or the pair cannot run in
+            a plate of particles.
+
+    Example:
+        >>> [round(beta, 4) for beta in TVO(num_partitions=3, first_beta=0.01).betas]
+        [0.0, 0.01, 0.1, 1.0]
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 10,
+        num_partitions: int = 5,
+        first_beta: float = 0.1,
+        integration: str = "left",
+        num_groups: int = 1,
+        **options: Any,
+    ) -> None:
+        check_number("first_beta", first_beta, 0, 1)
+        check_choice("integration", integration, ("left", "right"))
+        num_partitions = as_count("num_partitions", num_partitions)
+        if num_partitions > 1 and first_beta in (0, 1):
+            raise ValueError(
+                f"first_beta must lie between 0 and 1, got {first_beta}: take 0.1, or"
+                " num_partitions=1."
+            )
+        super().__init__(as_count("num_particles", num_particles, 2), num_groups, **options)
+        self.integration = integration
+        steps = num_partitions - 1
+        inner = [first_beta ** (1 - step / steps) for step in range(steps)]
+        self.betas = [0.0, *inner, 1.0]
+
+    def objective(self, log_joint: Tensor, log_guide: Tensor) -> Tensor:
+        """Returns the Riemann sum, with the gradient of the covariance estimator."""
+        values = []
+        for start, end in zip(self.betas, self.betas[1:], strict=False):
+            beta = start if self.integration == "left" else end
+            values.append((end - start) * self._integrand(beta, log_joint, log_guide))
+        return sum_of(values)
+
+    def _integrand(self, beta: float, log_joint: Tensor, log_guide: Tensor) -> Tensor:
+        """Returns the estimate of E[log w] under pi_beta."""
+        log_weights = log_joint - log_guide
+        shares = renyi_weights(log_weights.detach(), 1 - beta, dim=1)
+        mean = _mean(shares, log_weights)
+        deviation = (log_weights - mean.unsqueeze(1)).detach()
+        signal = shares * deviation.masked_fill(shares == 0, 0.0)
+        log_density = beta * log_joint + (1 - beta) * log_guide
+        count: int = self.num_particles
+        covariance = _mean(signal, log_density) * count / (count - 1)
+        return mean + (covariance - covariance.detach())
+
+
+def _mean(shares: Tensor, values: Tensor) -> Tensor:
+    """Returns the sum of the particles' values times their shares; a share of 0 counts 0."""
+    counted: Tensor = shares * values.masked_fill(shares == 0, 0.0)
+    return counted.sum(1)

@@ -1,0 +1,266 @@
+"""Reweighted wake-sleep and the thermodynamic objective, against enumeration."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from tarspyro import Conditional, fit, guides, models
+from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO, IWAE, TVO, Compiled, PairError, ReweightedWakeSleep
+from tarspyro.nn import MLP
+
+from ..programs import assert_within
+
+F64 = torch.float64
+VALUES = 3
+X = torch.tensor([0.3, 1.4], dtype=F64)
+MEANS = torch.tensor([-1.0, 0.5, 1.5], dtype=F64)
+PRIOR = torch.tensor([0.2, -0.3, 0.1], dtype=F64)
+GUIDE = torch.tensor([[0.5, 0.0, -0.4], [-0.2, 0.3, 0.1]], dtype=F64)
+
+
+class Pair:
+    """A categorical z and a Normal x, each of many rows with parameters of its own, so that one
+    run gives independent gradients.
+    """
+
+    def __init__(self, rows):
+        self.x = X.repeat_interleave(rows)
+        repeated = (PRIOR.expand(2, VALUES), MEANS.expand(2, VALUES), GUIDE)
+        self.parameters = [
+            one.repeat_interleave(rows, 0).clone().requires_grad_() for one in repeated
+        ]
+
+    def model(self, x):
+        prior, means, _ = self.parameters
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=prior))
+            mean = means.gather(-1, z.reshape(-1, len(x)).T).T.reshape(z.shape)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=self.parameters[2]))
+
+    def gradients(self, bound):
+        loss = bound.differentiable_loss(self.model, self.guide, self.x)
+        return [-slope for slope in torch.autograd.grad(loss, self.parameters)]
+
+
+class Exact:
+    """The same pair, enumerated."""
+
+    def __init__(self):
+        self.parameters = [
+            one.clone().requires_grad_()
+            for one in (PRIOR.repeat(2, 1), MEANS.repeat(2, 1), GUIDE)
+        ]
+        prior, means, guide = self.parameters
+        density = dist.Normal(means, 1.0).log_prob(X[:, None])
+        self.log_joint = prior.log_softmax(-1) + density
+        self.log_guide = guide.log_softmax(-1)
+        self.log_evidence = self.log_joint.logsumexp(-1)
+
+    def tuples(self, count):
+        """Log p, log q and the probability of each tuple of draws, the tuples first."""
+        picked = torch.tensor(list(itertools.product(range(VALUES), repeat=count)))
+        log_joint = self.log_joint.T[picked]
+        log_guide = self.log_guide.T[picked]
+        return log_joint, log_guide, log_guide.sum(1).exp()
+
+    def expected(self, beta):
+        """E[log w] under the path's distribution at beta."""
+        path = (beta * self.log_joint + (1 - beta) * self.log_guide).softmax(-1)
+        return (path * (self.log_joint - self.log_guide)).sum(-1)
+
+    def gradients(self, value):
+        return torch.autograd.grad(
+            value.sum(), self.parameters, retain_graph=True, allow_unused=True
+        )
+
+
+def assert_gradients(found, truth, rows):
+    for slope, exact in zip(found, truth, strict=True):
+        slope = slope.reshape(2, rows, VALUES)
+        for point in range(2):
+            assert_within(slope[point], exact[point])
+
+
+@pytest.mark.parametrize("particles", [2, 4])
+def test_reweighted_wake_sleep_has_the_expected_gradients(particles):
+    torch.manual_seed(0)
+    exact = Exact()
+    log_joint, log_guide, probability = exact.tuples(particles)
+    log_weights = log_joint - log_guide
+    # The model's gradient is that of the importance weighted bound.
+    bound = (probability.detach() * (log_weights.logsumexp(1) - math.log(particles))).sum(0)
+    truth = list(exact.gradients(bound)[:2])
+    shares = log_weights.detach().softmax(1)
+    wake = (probability.detach() * (shares * exact.tuples(particles)[1]).sum(1)).sum(0)
+    truth.append(exact.gradients(wake)[2])
+    pair = Pair(3000)
+    assert_gradients(pair.gradients(ReweightedWakeSleep(particles)), truth, 3000)
+
+
+def test_its_guide_approaches_the_other_divergence():
+    torch.manual_seed(0)
+    exact = Exact()
+    posterior = (exact.log_joint - exact.log_evidence[:, None]).exp().detach()
+    truth = exact.gradients((posterior * exact.log_guide).sum(-1))[2]
+    slope = Pair(30).gradients(ReweightedWakeSleep(3000))[2]
+    assert_gradients([slope], [truth], 30)
+
+
+def test_its_loss_is_the_importance_weighted_bound():
+    pair = Pair(5)
+    torch.manual_seed(0)
+    ours = ReweightedWakeSleep(7, num_groups=2).loss(pair.model, pair.guide, pair.x)
+    torch.manual_seed(0)
+    assert ours == pytest.approx(IWAE(7, num_groups=2).loss(pair.model, pair.guide, pair.x))
+
+
+@pytest.mark.parametrize("particles", [2, 5])
+def test_one_partition_is_the_elbo_without_bias(particles):
+    torch.manual_seed(0)
+    exact = Exact()
+    pair = Pair(3000)
+    truth = exact.gradients(exact.expected(0.0))
+    assert_gradients(pair.gradients(TVO(particles, num_partitions=1)), truth, 3000)
+    torch.manual_seed(0)
+    ours = TVO(particles, num_partitions=1).loss(pair.model, pair.guide, pair.x)
+    torch.manual_seed(0)
+    elbo = ELBO(particles, analytic_kl=False).loss(pair.model, pair.guide, pair.x)
+    assert ours == pytest.approx(elbo)
+
+
+@pytest.mark.parametrize("integration", ["left", "right"])
+@pytest.mark.parametrize("partitions", [1, 2, 5])
+def test_values_and_gradients_of_the_riemann_sums(integration, partitions):
+    torch.manual_seed(1)
+    bound = TVO(3000, partitions, 0.1, integration)
+    exact = Exact()
+    steps = list(itertools.pairwise(bound.betas))
+    assert len(steps) == partitions and bound.betas[0] == 0 and bound.betas[-1] == 1
+    side = 0 if integration == "left" else 1
+    value = sum((b - a) * exact.expected((a, b)[side]) for a, b in steps)
+    gap = (value - exact.log_evidence) * (1 if integration == "right" else -1)
+    assert (gap > 0).all()  # a lower and an upper bound
+    pair = Pair(30)
+    assert_gradients(pair.gradients(bound), exact.gradients(value), 30)
+    draws = [bound.loss(pair.model, pair.guide, pair.x) / -30 for _ in range(10)]
+    assert_within(draws, value.sum().item())
+
+
+def test_more_partitions_are_tighter():
+    exact = Exact()
+    gaps = []
+    for partitions in (1, 3, 10, 100):
+        betas = TVO(2, partitions, 0.02).betas
+        left = sum((b - a) * exact.expected(a) for a, b in itertools.pairwise(betas))
+        gaps.append((exact.log_evidence - left).sum().item())
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.1 * gaps[0]
+
+
+def test_hierarchical_and_reparameterized_draws_are_taken_as_given():
+    scale = torch.tensor(0.5, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(y, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(x / 3, scale))
+            pyro.sample("z", dist.Normal((x + y) / 2, scale))
+
+    # Given the draws, the guide's gradient is the weighted mean of its scores.
+    torch.manual_seed(0)
+    x = torch.randn(4)
+    bound = ReweightedWakeSleep(6)
+    torch.manual_seed(0)
+    loss = bound.differentiable_loss(model, guide, x)
+    (slope,) = torch.autograd.grad(-loss, scale)
+    torch.manual_seed(0)
+    with pyro.plate("particles", 6, dim=-2):
+        drawn = poutine.trace(guide).get_trace(x)
+    y, z = (drawn.nodes[name]["value"].detach() for name in "yz")
+    log_q = dist.Normal(x / 3, scale).log_prob(y) + dist.Normal((x + y) / 2, scale).log_prob(z)
+    log_p = dist.Normal(0.0, 1.0).log_prob(y) + dist.Normal(y, 1.0).log_prob(z)
+    log_p = log_p + dist.Normal(z, 1.0).log_prob(x)
+    shares = (log_p - log_q).detach().softmax(0)
+    (truth,) = torch.autograd.grad((shares * log_q).sum(), scale)
+    assert slope.item() == pytest.approx(truth.item(), rel=1e-5)
+
+
+def test_impossible_draws_count_nothing():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Bernoulli(z), obs=x)  # x is z
+
+    logits = torch.zeros(50, requires_grad=True)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    torch.manual_seed(0)
+    x = torch.ones(50)
+    for bound in (ReweightedWakeSleep(20), TVO(20, 2)):
+        loss = bound.differentiable_loss(model, guide, x)
+        (slope,) = torch.autograd.grad(-loss, logits)
+        assert loss.isfinite() and slope.isfinite().all() and slope.mean() > 0.05
+
+
+@pytest.mark.parametrize("bound", [ReweightedWakeSleep(4), TVO(4, 3)], ids=["rws", "tvo"])
+@pytest.mark.parametrize("family", [dist.Normal, dist.Bernoulli])
+def test_they_train_and_compile(bound, family):
+    torch.manual_seed(0)
+    p = models.VAE(default_prior(family, 3), Conditional(dist.Bernoulli, MLP(3, [16]), 8))
+    q = guides.VAE(Conditional(family, MLP(8, [16]), 3))
+    x = (torch.rand(200, 1) < 0.5).float().repeat(1, 8)
+    history = fit(p, q, x, loss=bound, epochs=8, lr=3e-2, seed=0, progress=False)
+    assert history["loss"][-1] < history["loss"][0] - 0.5
+    values = []
+    for one in (bound, Compiled(bound)):
+        torch.manual_seed(1)
+        values.append(one.differentiable_loss(p, q, x[:20]).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_wrong_arguments_and_pairs():
+    with pytest.raises(ValueError, match="num_particles"):
+        ReweightedWakeSleep(1)
+    with pytest.raises(ValueError, match="num_particles"):
+        TVO(1)
+    with pytest.raises(ValueError, match="first_beta"):
+        TVO(4, first_beta=1.5)
+    with pytest.raises(ValueError, match="first_beta must lie between 0 and 1, got 1"):
+        TVO(4, first_beta=1)
+    with pytest.raises(ValueError, match="integration"):
+        TVO(4, integration="middle")
+    with pytest.raises(TypeError, match="gradient"):
+        TVO(4, gradient="dreg")
+    with pytest.raises(TypeError, match="num_partitions"):
+        TVO(4, 2.5)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(PairError, match="share"):
+        TVO(4).loss(model, guide, torch.randn(3))
