@@ -46,7 +46,7 @@ def chromium():
 
 
 class Browser:
-    """One page at a time. Leave it with ``close``."""
+    """One page at a time, in a ``with`` statement."""
 
     def __init__(self, folder):
         commands, self._write = os.pipe()
@@ -73,7 +73,10 @@ class Browser:
         self.call("Runtime.enable")
         self.call("Network.enable")
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         with contextlib.suppress(OSError):
             self.call("Browser.close")
         self._process.wait(20)

@@ -33,6 +33,7 @@ _COMMANDS = (
     "embed",
     "impute",
     "compare",
+    "report",
     "completion",
 )
 _FOLDER = "the run folder"
@@ -247,6 +248,14 @@ def _add_commands_on_files(command: _Add) -> None:
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
     )
+    _add_report(
+        command(
+            "report",
+            "write a page on a run: losses, estimates, codes, samples, settings, versions",
+            "tarspyro report runs/vae-digits",
+            "tarspyro report runs/vae-digits --out vae.html",
+        )
+    )
     _add_embedding(
         command(
             "embed",
@@ -379,6 +388,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FILE",
         help="a .png picture, or numbers as .npz or .csv (default: samples.png in the run)",
+    )
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help="an .html file (default: report.html in the run)"
     )
 
 

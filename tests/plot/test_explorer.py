@@ -106,9 +106,8 @@ def test_large_pictures_are_fewer():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("browser"))
-    yield opened
-    opened.close()
+    with Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
