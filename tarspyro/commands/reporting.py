@@ -136,6 +136,9 @@ def _explorer(t: Trained) -> str:
     """Returns the explorer of the codes, or why there is none; nothing without codes."""
     if t.run.guide is None or not t.method.codes:
         return ""
+    labels = t.data.labels
+    if labels is not None and labels.is_floating_point() and labels.dim() == 1:
+        labels = None  # numbers to predict, not classes
     reason = "the data are no images"
     if t.data.image_shape is not None:
         if len(t.data.test) > 1:
@@ -146,7 +149,7 @@ def _explorer(t: Trained) -> str:
                     t.model,
                     t.guide,
                     t.data.test[0],
-                    labels=t.data.labels,
+                    labels=labels,
                     image_shape=t.data.image_shape,
                 ).part
             except (NotImplementedError, ValueError, TypeError) as error:

@@ -4,6 +4,7 @@ __all__ = [
     "RUN_COMMANDS",
     "embed_run",
     "evaluate_run",
+    "fit_run",
     "impute_run",
     "open_run",
     "pictures_of",
@@ -42,7 +43,7 @@ from tarspyro.commands.methods.reports import Trained
 from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.commands.methods.writing import write_codes, write_filled, write_samples
 from tarspyro.commands.reuse import made_of
-from tarspyro.runs import LoadedRun, Run
+from tarspyro.runs import History, LoadedRun, Run
 from tarspyro.scopes import find_device
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ if TYPE_CHECKING:
 
 def train(options: Namespace) -> None:
     """Trains a method on a data set; leaves a run folder with its report and pictures."""
+    run, material, method, _ = fit_run(options)
+    loaded = _moved(load_run(run), options.device)
+    trained = Trained(loaded, material, method, progress=not options.quiet)
+    write_report(trained, run)
+    _draw(trained, run)
+
+
+def fit_run(options: Namespace) -> tuple[Path, PreparedData, Method, History]:
+    """Trains a method on a data set, without a report.
+
+    Returns the run folder, the data, the method with its settings and the history.
+    """
     method = METHODS[options.method]
     data = options.data or method.form.names[0]
     run = Path(options.run or f"runs/{options.method}-{Path(data).stem}")
@@ -75,7 +88,7 @@ def train(options: Namespace) -> None:
 
     print(*(half for half in (model, guide) if half is not None), sep="\n")
     _print_data(data, material, o)
-    fit(
+    history = fit(
         model,
         guide,
         material.batches,
@@ -98,11 +111,7 @@ def train(options: Namespace) -> None:
         progress=not options.quiet,
         compile=o.compile,
     )
-
-    loaded = _moved(load_run(run), options.device)
-    trained = Trained(loaded, material, o, progress=not options.quiet)
-    write_report(trained, run)
-    _draw(trained, run)
+    return run, material, o, history
 
 
 def _path(data: str) -> str:
@@ -289,6 +298,13 @@ def _report_run(options: Namespace) -> None:
     report_run(options)
 
 
+def _sweep(options: Namespace) -> None:
+    """Trains a grid of settings, by a module that imports this one."""
+    from tarspyro.commands.sweeps import sweep_method
+
+    sweep_method(options)
+
+
 def _compare_runs(options: Namespace) -> None:
     """Compares runs, by a module that imports this one."""
     from tarspyro.commands.comparing import compare_runs
@@ -305,6 +321,7 @@ RUN_COMMANDS = {
     "impute": impute_run,
     "compare": _compare_runs,
     "report": _report_run,
+    "sweep": _sweep,
 }
 
 

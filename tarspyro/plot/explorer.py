@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_shape
+from tarspyro.arguments import as_count, as_shape, format_value
 from tarspyro.data import Split
 from tarspyro.plot.explorer_page import EXPLORER
 from tarspyro.plot.figures import as_array
@@ -159,7 +159,13 @@ def _labels(labels: ArrayLike | None, count: int) -> list[int]:
             f"labels must have one number for each of {count} data points, got shape"
             f" {values.shape}."
         )
-    return [int(value) for value in values]
+    numbers = [float(value) for value in values] if values.dtype.kind in "biuf" else [math.nan]
+    if not all(number.is_integer() for number in numbers):
+        raise ValueError(
+            "labels must be whole numbers, the class of each data point, got"
+            f" {format_value(labels)}."
+        )
+    return [int(number) for number in numbers]
 
 
 def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:

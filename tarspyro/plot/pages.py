@@ -16,7 +16,8 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink);
 h1 { font-size: 1.5rem; margin: .2rem 0 .8rem; }
 h2 { font-size: 1.15rem; margin: 1.8rem 0 .6rem; }
 pre, table { font-size: .875rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem; background: var(--card); border-radius: .4rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem;
+  background: var(--card); border-radius: .4rem; }
 td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top; }
 th { color: var(--faint); font-weight: normal; }
 td { overflow-wrap: anywhere; }

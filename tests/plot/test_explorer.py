@@ -75,6 +75,9 @@ def test_labels_and_shapes_that_do_not_fit():
     x = data.digits().test.x[:20]
     with pytest.raises(ValueError, match="labels must have one number for each of 20"):
         plot.explore(p, q, x, labels=[1, 2])
+    for labels in ([0.5] * 20, [float("nan")] * 20):
+        with pytest.raises(ValueError, match="labels must be whole numbers"):
+            plot.explore(p, q, x, labels=labels)
     with pytest.raises(ValueError, match="image_shape must be that of 64 numbers"):
         plot.explore(p, q, x, image_shape=(5, 5))
     with torch.no_grad():
