@@ -326,7 +326,7 @@ def _error(values: Sequence[float]) -> float:
     """Returns the standard error of a mean."""
     if len(values) < 2:
         return math.nan
-    return statistics.stdev(values) / len(values) ** 0.5
+    return float(statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def _number(value: float) -> str:
