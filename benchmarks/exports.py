@@ -66,12 +66,14 @@ def difference(half, path, draws, inputs):
     for name, shape in found.inputs.items():
         if name not in given:
             make = torch.rand if "_uniform" in name else torch.randn
-            given[name] = make(ROWS, *shape[1:])
+            given[name] = make([ROWS if size == "rows" else size for size in shape])
     torch.save(given, f"{path}.inputs")
     subprocess.run([sys.executable, "-W", "ignore", "-c", LOADING, path], check=True)
     outputs = torch.load(f"{path}.outputs")
     with evaluating(half), torch.no_grad():
-        expected = _Outputs(half, {}, draws)(**given)
+        program = _Outputs(half, {}, draws)
+        program.noise = given.keys() - inputs.keys()
+        expected = program(**given)
     assert list(outputs) == list(expected) == list(found.outputs)
     return max(
         float(((outputs[name] - value).abs() / value.abs().clamp(min=1)).max())

@@ -4,6 +4,7 @@ __all__ = ["Exported", "export"]
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import operator
 import re
@@ -86,8 +87,10 @@ def export(
         ModuleNotFoundError: If ONNX is asked for and not installed.
         NotImplementedError: If the half draws with ``draws`` from a family whose draws are no
             function of given noise, such as a Gamma.
-        PairError: If the half has no output for these inputs.
-        TypeError: If the half is no module.
+        FileNotFoundError: If the folder of the path does not exist.
+        PairError: If the half has no output for these inputs, lacks one of them, or computes
+            something that depends on the number of rows.
+        TypeError: If the half is no module, or an example is no tensor of numbers.
         ValueError: If there are no examples, or the path has another ending.
 
     Example:
@@ -107,6 +110,8 @@ def export(
         raise TypeError(f"half must be a module, got {format_value(half)}.")
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path must end in .pt2 or .onnx, got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}: make it first.")
     if path.suffix == ".onnx":
         _need_onnx(path)
     constants = {name: value for name, value in example.items() if isinstance(value, int)}
@@ -125,12 +130,12 @@ def export(
         torch.no_grad(),
         _quiet(),
     ):
-        inputs = _repeated(inputs, rows)
-        noise: dict[str, Tensor] = {}
-        try:
+        with _in_one_line():
+            given_rows = len(next(iter(inputs.values()))) if inputs else 1
+            program.run(_repeated(inputs, 1, given_rows), {}, 1)
+            inputs = _repeated(inputs, rows, given_rows)
+            noise: dict[str, Tensor] = {}
             found = program.run(inputs, noise, rows)
-        except (PairError, NotImplementedError) as error:  # Pyro adds a table of the sites
-            raise type(error)(str(error).partition("\n")[0]) from error
         inputs |= noise
         if not found or not inputs:
             raise PairError(
@@ -138,7 +143,7 @@ def export(
                 " its data, and a model its latent variables."
             )
         exported = _recorded(program, inputs, rows)
-        _check(exported, program, inputs, half)
+        _check(exported, program, inputs, rows)
         if path.suffix == ".pt2":
             torch.export.save(exported, path)
         else:
@@ -162,7 +167,12 @@ def _inputs_of(half: nn.Module, example: Mapping[str, ArrayLike]) -> dict[str, T
     """
     inputs: dict[str, Tensor] = {}
     for name, value in example.items():
-        inputs[name] = as_type(torch.as_tensor(value), type_of(half))
+        try:
+            inputs[name] = as_type(torch.as_tensor(value), type_of(half))
+        except (TypeError, RuntimeError, ValueError):
+            raise TypeError(
+                f"{name} must be numbers, such as {name}=data[:1], got {format_value(value)}."
+            ) from None
         if inputs[name].dim() == 0 or len(inputs[name]) == 0:
             raise ValueError(
                 f"{name} must have a row for each data point, one at least, got shape"
@@ -178,12 +188,16 @@ def _unusual_rows(half: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     return next(rows for rows in _PRIMES if all(size % rows for size in sizes))
 
 
-def _repeated(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Returns the inputs with their rows repeated to a number; others stay whole."""
-    given = {name: len(value) for name, value in inputs.items()}
-    of_data = next(iter(given.values()), 0)
+def _repeated(inputs: Mapping[str, Tensor], rows: int, given: int) -> dict[str, Tensor]:
+    """Returns the inputs with their rows repeated to a number; others stay whole.
+
+    Arguments:
+        inputs: The inputs.
+        rows: The number of rows to return.
+        given: The number of rows that the inputs have, if they have rows.
+    """
     return {
-        name: value[torch.arange(rows) % of_data] if given[name] == of_data else value
+        name: value[torch.arange(rows) % given] if len(value) == given else value
         for name, value in inputs.items()
     }
 
@@ -195,13 +209,15 @@ def _recorded(program: nn.Module, inputs: Mapping[str, Tensor], rows: int) -> An
     size is a multiple of it, it is found in the graph, and replaced by the size of an input.
     """
     fixed = torch.export.export(program, (), dict(inputs), strict=False).run_decompositions({})
+    of_rows = {name for name, value in inputs.items() if value.shape[0] == rows}
+    if not of_rows:
+        return fixed
     module = fixed.module()
     module._forward_pre_hooks.clear()  # checks of the fixed sizes
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
-    of_rows = {name for name, value in inputs.items() if value.shape[0] == rows}
     places = [node for node in graph.nodes if node.op == "placeholder"]
     first = next(node for node in places if node.target in of_rows)
     with graph.inserting_after(places[-1]):
@@ -231,34 +247,50 @@ def _recorded(program: nn.Module, inputs: Mapping[str, Tensor], rows: int) -> An
 
 
 def _check(
-    exported: Any, program: nn.Module, inputs: Mapping[str, Tensor], half: nn.Module
+    exported: Any, program: "_Outputs", inputs: Mapping[str, Tensor], recorded: int
 ) -> None:
     """Raises a ``PairError`` if a recorded program does not compute what the half does."""
     module = exported.module()
     for rows in (1, 3):
-        given = _repeated(inputs, rows)
+        given = _repeated(inputs, rows, recorded)
         found = module(**given)
         for name, expected in program(**given).items():
-            close = torch.allclose(found[name], expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+            close = torch.allclose(found[name], expected, rtol=1e-4, atol=1e-5, equal_nan=True)
             if found[name].shape != expected.shape or not close:
                 raise PairError(
-                    f"{name_of(half)} cannot be exported: what it returns as {name} depends on"
-                    " values that it read while it was recorded, or on the number of rows."
+                    f"{name_of(program.program)} cannot be exported: what it returns as {name}"
+                    " depends on values that it read while it was recorded, or on the number"
+                    " of rows."
                 )
 
 
 @contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Removes the table of the sites that Pyro adds to an error inside a program."""
+    try:
+        yield
+    except (PairError, NotImplementedError, ValueError) as error:
+        sentence, _, table = str(error).partition("\n")
+        if not table.lstrip().startswith("Trace Shapes"):
+            raise
+        kind = PairError if isinstance(error, PairError) else type(error)
+        raise kind(sentence) from error
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch's warnings about its own deprecated parts, and its reports."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silences torch's warnings about its own deprecated parts, and reports of the exporters."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _write_onnx(
@@ -295,6 +327,7 @@ class _Outputs(nn.Module):
         self.program = program
         self.constants = constants
         self.draws = draws
+        self.noise: set[str] = set()  # the inputs that are noise
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Returns the means, and what else the sites have, at the inputs."""
@@ -312,12 +345,23 @@ class _Outputs(nn.Module):
         """
         arguments, keywords, values = self._arguments(inputs)
         rows = len(next(iter(inputs.values()))) if inputs else rows
-        if not arguments and not any(isinstance(v, Tensor) for v in keywords.values()):
+        of_data = [*arguments, *keywords.values()]
+        if not any(isinstance(value, Tensor) for value in of_data) and _generates(
+            self.program
+        ):
             keywords["batch_size"] = rows
         chosen = _Chosen(values, _Noise(inputs, new) if self.draws else None)
         trace = poutine.trace(chosen(self.program)).get_trace(*arguments, **keywords)
+        self.noise |= set(new or ())
+        sites = dict(sample_sites(trace))
+        for name in values:
+            if name not in sites:
+                raise PairError(
+                    f"{name_of(self.program)} has neither an argument nor a latent variable"
+                    f" {name!r}: its variables are {', '.join(sites)}."
+                )
         outputs: dict[str, Tensor] = {}
-        for name, site in sample_sites(trace):
+        for name, site in sites.items():
             outputs |= _outputs(name, site, name in values, self.draws)
         return outputs
 
@@ -332,8 +376,13 @@ class _Outputs(nn.Module):
         if not names:  # It may take any number of modalities.
             places = [int(name[2:]) for name in inputs if re.fullmatch(r"x_[1-9]\d*", name)]
             several = [inputs.get(f"x_{k}") for k in range(1, max(places, default=0) + 1)]
-        used = {*names, *(f"x_{k + 1}" for k in range(len(several)))}
+        used = {*self.noise, *names, *(f"x_{k + 1}" for k in range(len(several)))}
         return several, keywords, {n: value for n, value in inputs.items() if n not in used}
+
+
+def _generates(program: nn.Module) -> bool:
+    """Whether a program takes the number of rows to generate."""
+    return "batch_size" in inspect.signature(program.forward).parameters
 
 
 def _outputs(name: str, site: Site, given: bool, draws: bool) -> dict[str, Tensor]:

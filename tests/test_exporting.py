@@ -163,6 +163,15 @@ def test_what_cannot_be_exported_is_refused(pair, tmp_path):
     with pytest.raises(TypeError, match="half must be a module"):
         export(lambda x: x, tmp_path / "encoder.pt2", x=torch.zeros(1, 6))
 
+    with pytest.raises(TypeError, match="x must be numbers"):
+        export(q, tmp_path / "encoder.pt2", x=None)
+    with pytest.raises(PairError, match="neither an argument nor a latent variable 'w'"):
+        export(q, tmp_path / "encoder.pt2", x=torch.zeros(1, 6), w=torch.zeros(1, 6))
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        export(q, tmp_path / "none" / "encoder.pt2", x=torch.zeros(1, 6))
+    with pytest.raises(ValueError, match=r"got \(1, 5\)[^\n]*$"):
+        export(q, tmp_path / "encoder.pt2", x=torch.zeros(2, 5))
+
     class OfRows(nn.Module):
         def forward(self, x):
             with pyro.plate("data", len(x)):
