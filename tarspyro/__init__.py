@@ -33,6 +33,7 @@ __all__ = [
     "nn",
     "plot",
     "sequential",
+    "sweep",
 ]
 
 import importlib
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from tarspyro.quantized import VectorQuantized
     from tarspyro.runs import Run, load_run
     from tarspyro.sequences import sequential
+    from tarspyro.sweeping import sweep
     from tarspyro.training.callbacks import TensorBoard
     from tarspyro.training.fit import fit
     from tarspyro.training.optimizers import Optimizer
@@ -91,6 +93,7 @@ _DEFINED_IN = {
     "initialize_from_data": "training.start",
     "load_run": "runs",
     "sequential": "sequences",
+    "sweep": "sweeping",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``tarspyro list | train | evaluate | sample | plot | embed | impute``."""
+"""The command line: ``tarspyro list | train | sweep | evaluate | compare | report | ...``."""
 
 __all__ = ["METHODS", "main"]
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names: list[str] = []
     try:
         options = parse(arguments)
-        if options.command == "train":
+        if options.command in ("train", "sweep"):
             names = list(METHODS[options.method].options)
         if options.command == "list":
             list_methods()

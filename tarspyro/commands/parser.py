@@ -27,12 +27,14 @@ from tarspyro.commands.methods.sources import SOURCES
 _COMMANDS = (
     "list",
     "train",
+    "sweep",
     "evaluate",
     "sample",
     "plot",
     "embed",
     "impute",
     "compare",
+    "report",
     "completion",
 )
 _FOLDER = "the run folder"
@@ -83,15 +85,14 @@ def _unknown(
     options = (text for text in unknown if text.startswith("-"))
     name = next(options, unknown[0]).partition("=")[0]
     see = f"(see {parser.prog} --help)"
+    known = re.findall("--[a-z-]+", parser.format_help())
 
-    if method is not None and any(
-        name == s.flag for m in METHODS.values() for s in m.settings
-    ):
+    of_others = any(name == s.flag for m in METHODS.values() for s in m.settings)
+    if method is not None and of_others and f"{name}s" not in known:
         applies = ", ".join(setting.flag for setting in METHODS[method].settings)
         return f"{name} does not apply to {method}, whose options are {applies} {see}"
 
     kind = "option" if name.startswith("-") else "argument"
-    known = re.findall("--[a-z-]+", parser.format_help())
     return f"there is no {kind} {name}{_did_you_mean(name, known)} {see}"
 
 
@@ -219,6 +220,15 @@ def _add_commands(command: _Add) -> None:
             "tarspyro train vae --help      (the options of a method)",
         )
     )
+    _add_sweep(
+        command(
+            "sweep",
+            "train a method with several values of its settings and several seeds",
+            "tarspyro sweep vae --lr 1e-3 3e-4 --latent 2 10 --seeds 3",
+            "tarspyro sweep vae --hidden 256 512,512 --jobs 2",
+            "tarspyro sweep vae --lr 1e-3 3e-4 --part 2/6      (one task of a cluster's array)",
+        )
+    )
     _add_evaluation(
         command(
             "evaluate",
@@ -246,6 +256,14 @@ def _add_commands_on_files(command: _Add) -> None:
     """Adds the commands that draw and write, and the one for a shell."""
     _add_run(
         command("plot", "draw the pictures of a run again", "tarspyro plot runs/vae-digits")
+    )
+    _add_report(
+        command(
+            "report",
+            "write a page on a run: losses, estimates, codes, samples, settings, versions",
+            "tarspyro report runs/vae-digits",
+            "tarspyro report runs/vae-digits --out vae.html",
+        )
     )
     _add_embedding(
         command(
@@ -382,6 +400,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help="an .html file (default: report.html in the run)"
+    )
+
+
 def _add_embedding(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument(
@@ -428,7 +453,61 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         _add_options(added, method)
 
 
-def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    methods = parser.add_subparsers(
+        required=True, metavar="METHOD", dest="method", title="methods", parser_class=_Parser
+    )
+    for name, method in METHODS.items():
+        added = methods.add_parser(
+            name,
+            help=method.title,
+            **_help(
+                f"{method.title} ({method.paper}). Settings take several values; lists are"
+                " written with commas.",
+                f"tarspyro sweep {name} --lr 1e-3 3e-4 --seeds 3",
+            ),
+        )
+        added.set_defaults(parser=added, given={})
+        groups = _groups(added, method)
+        for setting in method.settings:
+            if setting.name != "seed":
+                _add_setting(groups[setting.group], method, setting, varied=True)
+        folder = groups[_FOLDER]
+        folder.add_argument(
+            "--folder", help="where the runs are (default: sweeps/METHOD-DATA)"
+        )
+        folder.add_argument(
+            "--part", type=_part, default=(1, 1), metavar="K/N", help="the runs to train here"
+        )
+        groups[TRAINING].add_argument(
+            "--seeds", type=_count, default=3, help="seeds for each combination (default: 3)"
+        )
+        groups[TRAINING].add_argument(
+            "--jobs", type=_count, default=1, help="runs at a time, with joblib (default: 1)"
+        )
+        groups[TRAINING].add_argument(
+            "--device", default="auto", help="such as cpu or cuda (default: auto)"
+        )
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be like 2/6, the second of six, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def several(text: str) -> list[Any]:
+        return [kind(word) for word in text.split(",")]
+
+    return several
+
+
+def _groups(
+    parser: argparse.ArgumentParser, method: Method
+) -> "dict[str, argparse._ArgumentGroup]":
+    """Adds the groups of options, and the option for the data."""
     groups = {title: parser.add_argument_group(title) for title in (*GROUPS, _FOLDER)}
     names = method.form.names
     groups[DATA].add_argument(
@@ -438,6 +517,11 @@ def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
         help=f"{as_list(names)} (default: {names[0]}), or a file or folder of your own, with"
         f" {method.form.own}",
     )
+    return groups
+
+
+def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
+    groups = _groups(parser, method)
     for setting in method.settings:
         _add_setting(groups[setting.group], method, setting)
 
@@ -474,7 +558,10 @@ class _Given(argparse.Action):
         namespace.given = {**namespace.given, self.dest: value}
 
 
-def _add_setting(group: "argparse._ArgumentGroup", method: Method, setting: Setting) -> None:
+def _add_setting(
+    group: "argparse._ArgumentGroup", method: Method, setting: Setting, *, varied: bool = False
+) -> None:
+    """Adds the option of a setting, with several values if it may be varied."""
     default = method.options[setting.name]
     flags = [setting.flag]
     options: dict[str, Any] = {
@@ -495,8 +582,12 @@ def _add_setting(group: "argparse._ArgumentGroup", method: Method, setting: Sett
             float: _number,
         }.get(setting.kind, str)
         options["metavar"] = {int: "N", float: "X"}.get(setting.kind, "NAME")
+        if setting.several and varied:
+            options["type"] = _listed(options["type"])
         if setting.several:
             options["nargs"] = "+"
+    if varied and setting.kind is not bool:
+        options["nargs"] = "+"
 
     group.add_argument(*flags, help=setting.help + _told(method, setting, default), **options)
 

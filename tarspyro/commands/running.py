@@ -4,24 +4,30 @@ __all__ = [
     "RUN_COMMANDS",
     "embed_run",
     "evaluate_run",
+    "fit_run",
     "impute_run",
     "open_run",
+    "pictures_of",
     "plot_run",
     "sample_run",
     "train",
+    "versions",
+    "write_report",
 ]
 
 import io
 import json
+import platform
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 
-from tarspyro import Optimizer, fit, load_run
+from tarspyro import Optimizer, __version__, fit, load_run
 from tarspyro.commands.methods import METHODS
 from tarspyro.commands.methods.codes import check_codes, codes_of, filled
 from tarspyro.commands.methods.files import (
@@ -37,7 +43,7 @@ from tarspyro.commands.methods.reports import Trained
 from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.commands.methods.writing import write_codes, write_filled, write_samples
 from tarspyro.commands.reuse import made_of
-from tarspyro.runs import LoadedRun, Run
+from tarspyro.runs import History, LoadedRun, Run
 from tarspyro.scopes import find_device
 
 if TYPE_CHECKING:
@@ -46,6 +52,18 @@ if TYPE_CHECKING:
 
 def train(options: Namespace) -> None:
     """Trains a method on a data set; leaves a run folder with its report and pictures."""
+    run, material, method, _ = fit_run(options)
+    loaded = _moved(load_run(run), options.device)
+    trained = Trained(loaded, material, method, progress=not options.quiet)
+    write_report(trained, run)
+    _draw(trained, run)
+
+
+def fit_run(options: Namespace) -> tuple[Path, PreparedData, Method, History]:
+    """Trains a method on a data set, without a report.
+
+    Returns the run folder, the data, the method with its settings and the history.
+    """
     method = METHODS[options.method]
     data = options.data or method.form.names[0]
     run = Path(options.run or f"runs/{options.method}-{Path(data).stem}")
@@ -70,7 +88,7 @@ def train(options: Namespace) -> None:
 
     print(*(half for half in (model, guide) if half is not None), sep="\n")
     _print_data(data, material, o)
-    fit(
+    history = fit(
         model,
         guide,
         material.batches,
@@ -93,11 +111,7 @@ def train(options: Namespace) -> None:
         progress=not options.quiet,
         compile=o.compile,
     )
-
-    loaded = _moved(load_run(run), options.device)
-    trained = Trained(loaded, material, o, progress=not options.quiet)
-    _report(trained, run)
-    _draw(trained, run)
+    return run, material, o, history
 
 
 def _path(data: str) -> str:
@@ -111,7 +125,22 @@ def _settings_of(data: str, material: PreparedData, method: Method) -> dict[str,
     if material.layout is not None:
         trained_on["layout"] = material.layout.described()
     options = {name: getattr(method, name) for name in method.options}
-    return {"method": method.name, "data": trained_on, "options": options}
+    return {
+        "method": method.name,
+        "data": trained_on,
+        "options": options,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computes, by name."""
+    return {
+        "tarspyro": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _check_options(options: Namespace, data: str) -> None:
@@ -176,7 +205,7 @@ def evaluate_run(options: Namespace) -> None:
     if options.num_particles is not None:
         method = replace(trained.method, likelihood_particles=options.num_particles)
         trained = replace(trained, method=method)
-    _report(trained, Path(options.run))
+    write_report(trained, Path(options.run))
 
 
 def sample_run(options: Namespace) -> None:
@@ -262,6 +291,20 @@ def plot_run(options: Namespace) -> None:
     _draw(_open(options), Path(options.run))
 
 
+def _report_run(options: Namespace) -> None:
+    """Writes the page of a run, by a module that imports this one."""
+    from tarspyro.commands.reporting import report_run
+
+    report_run(options)
+
+
+def _sweep(options: Namespace) -> None:
+    """Trains a grid of settings, by a module that imports this one."""
+    from tarspyro.commands.sweeps import sweep_method
+
+    sweep_method(options)
+
+
 def _compare_runs(options: Namespace) -> None:
     """Compares runs, by a module that imports this one."""
     from tarspyro.commands.comparing import compare_runs
@@ -277,6 +320,8 @@ RUN_COMMANDS = {
     "embed": embed_run,
     "impute": impute_run,
     "compare": _compare_runs,
+    "report": _report_run,
+    "sweep": _sweep,
 }
 
 
@@ -386,8 +431,11 @@ def _settings(
 # --- the report
 
 
-def _report(trained: Trained, run: Path) -> None:
-    """Prints what the method's reports find, and writes it to the run's folder."""
+def write_report(trained: Trained, run: Path) -> list[str]:
+    """Prints what the method's reports find, and writes it to the run's folder.
+
+    Returns the lines.
+    """
     history = trained.history
     result: dict[str, object] = {"weights": history.in_hand}
     pixels = _pixels(trained.data, trained.method.grey)
@@ -407,6 +455,7 @@ def _report(trained: Trained, run: Path) -> None:
     result |= {"lines": lines, "made of": found}
     content = json.dumps(result, indent=1) + "\n"
     Run(run).write("evaluation.json", content.encode())
+    return lines
 
 
 # --- pictures
@@ -414,14 +463,19 @@ def _report(trained: Trained, run: Path) -> None:
 
 def _draw(trained: Trained, run: Path) -> None:
     """Draws the method's pictures into the run's folder."""
+    drawn = pictures_of(trained)
+    for name, figure in drawn:
+        _save(figure, run, f"{name}.png")
+    print(f"pictures in {run}: {', '.join(f'{name}.png' for name, _ in drawn)}")
+
+
+def pictures_of(trained: Trained) -> "list[tuple[str, Figure]]":
+    """Returns the method's pictures with their names."""
     method = trained.method
     drawn = [pair for draw in method.figures for pair in draw(trained)]
     if method.sampler is not None:
         drawn.append(("samples", method.sampler.picture(trained, None, 0, True)))
-
-    for name, figure in drawn:
-        _save(figure, run, f"{name}.png")
-    print(f"pictures in {run}: {', '.join(f'{name}.png' for name, _ in drawn)}")
+    return drawn
 
 
 def _save(figure: "Figure", run: Path, name: str) -> None:

@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_shape
+from tarspyro.arguments import as_count, as_shape, format_value
 from tarspyro.data import Split
-from tarspyro.plot.explorer_page import PAGE
+from tarspyro.plot.explorer_page import EXPLORER
 from tarspyro.plot.figures import as_array
+from tarspyro.plot.pages import page
 from tarspyro.types import ArrayLike, Program
 
-# The points along each side of the grid of decoded images, and along each unit's slider.
+# At most so many points along each side of the grid of decoded images, and along each unit's
+# slider, and so many data points whose own picture is in the file.
 _SIDE = 24
 _STEPS = 13
-# The number of data points whose own picture is in the file.
 _PICTURES = 1000
+# At most so many bytes for each of these three kinds of pictures.
+_BYTES = 800_000
 
 
 class Explorer:
@@ -34,11 +37,13 @@ class Explorer:
 
     Attributes:
         page: The page, as HTML.
+        part: The part of the page below its title, for a page of your own.
         path: Its file; None if none was written.
     """
 
-    def __init__(self, page: str, path: Path | None) -> None:
-        self.page = page
+    def __init__(self, title: str, part: str, path: Path | None) -> None:
+        self.part = part
+        self.page = page(title, part)
         self.path = path
 
     def __repr__(self) -> str:
@@ -64,8 +69,9 @@ def explore(
 
     The page is one file that needs no server and no network. It shows the codes of the data,
     coloured by label. Where the pointer is, it shows what the model decodes there,
-    interpolated on a grid that is decoded beforehand, and the nearest data point. Clicks lay a
-    path, which plays as an animation; the arrow keys move the pointer, the space bar plays.
+    interpolated on a grid that is decoded beforehand, and the data point that is nearest on the
+    map. Clicks lay a path, which plays as an animation. The arrow keys move the pointer, Enter
+    and Backspace change the path, the space bar plays.
 
     With more than two units, the axes are the two whose codes vary the most. Each unit has a
     slider. The picture is then the sum of the changes that single units make, which
@@ -84,8 +90,8 @@ def explore(
         title: The title of the page.
 
     Raises:
-        ValueError: If the labels are not as many as the data, or a row is no image of that
-            shape.
+        ValueError: If the labels are not as many as the data, a row is no image of that
+            shape, or a code is not finite.
     """
     num_codes = as_count("num_codes", num_codes)
     if isinstance(x, Split):
@@ -95,38 +101,51 @@ def explore(
     colours = _labels(labels, len(torch.as_tensor(x)))[:num_codes]
     codes = torch.as_tensor(evaluate.embed(guide, rows)).cpu().flatten(1).double()
     shape = _image_shape(rows, image_shape)
+    if not codes.isfinite().all():
+        raise ValueError(
+            "the guide's codes must be finite, got NaN or infinity: train it anew."
+        )
 
+    content = {"shape": shape, "labels": colours, "labelled": labels is not None}
+    content |= _pictured(model, codes, rows, shape)
+    # A closing tag inside the data would end the script.
+    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    file = None if path is None else Path(path)
+    explorer = Explorer(title, EXPLORER.replace("$DATA", data), file)
+    if file is not None:
+        file.write_text(explorer.page, encoding="utf-8")
+    return explorer
+
+
+def _pictured(
+    model: Program, codes: Tensor, rows: Tensor, shape: list[int]
+) -> dict[str, object]:
+    """Returns the codes, what the model decodes around them, and the data, as text."""
     spread = codes.std(0) if len(codes) > 1 else torch.ones(codes.shape[1])
     axes = spread.argsort(descending=True)[:2].tolist()
     axes = axes if len(axes) == 2 else [0, 0]
     low = codes.quantile(0.002, 0) - 0.3 * spread
     high = codes.quantile(0.998, 0) + 0.3 * spread
     centre = codes.mean(0)
-    content = {
-        "title": title,
-        "shape": shape,
+
+    units = codes.shape[1]
+    number = _BYTES // math.prod(shape)
+    side = min(_SIDE, max(6, math.isqrt(number)))
+    steps = min(_STEPS, max(3, number // units))
+    several = units if units > 2 else 0
+    lines = [_line(centre, low, high, unit, steps) for unit in range(several)]
+    return {
         "axes": axes,
         "low": low.tolist(),
         "high": high.tolist(),
         "centre": centre.tolist(),
-        "side": _SIDE,
-        "steps": _STEPS,
+        "side": side,
+        "steps": steps,
         "codes": _packed(_scaled(codes, low, high)),
-        "labels": colours,
-        "grid": _pictures(model, _grid(centre, low, high, axes), rows, shape),
-        "strips": [
-            _pictures(model, _line(centre, low, high, unit), rows, shape)
-            for unit in range(codes.shape[1] if codes.shape[1] > 2 else 0)
-        ],
-        "data": _encoded(rows[:_PICTURES], shape),
+        "grid": _pictures(model, _grid(centre, low, high, axes, side), rows, shape),
+        "strips": [_pictures(model, line, rows, shape) for line in lines],
+        "data": _encoded(rows[: min(_PICTURES, max(20, number))], shape, rows),
     }
-    # A closing tag inside the title would end the script.
-    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
-    page = PAGE.replace("$TITLE", html.escape(title)).replace("$DATA", data)
-    file = None if path is None else Path(path)
-    if file is not None:
-        file.write_text(page, encoding="utf-8")
-    return Explorer(page, file)
 
 
 def _labels(labels: ArrayLike | None, count: int) -> list[int]:
@@ -140,7 +159,13 @@ def _labels(labels: ArrayLike | None, count: int) -> list[int]:
             f"labels must have one number for each of {count} data points, got shape"
             f" {values.shape}."
         )
-    return [int(value) for value in values]
+    numbers = [float(value) for value in values] if values.dtype.kind in "biuf" else [math.nan]
+    if not all(number.is_integer() for number in numbers):
+        raise ValueError(
+            "labels must be whole numbers, the class of each data point, got"
+            f" {format_value(labels)}."
+        )
+    return [int(number) for number in numbers]
 
 
 def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:
@@ -162,21 +187,20 @@ def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:
     return [*shape, 1] if len(shape) == 2 else [shape[1], shape[2], shape[0]]
 
 
-def _grid(centre: Tensor, low: Tensor, high: Tensor, axes: list[int]) -> Tensor:
+def _grid(centre: Tensor, low: Tensor, high: Tensor, axes: list[int], side: int) -> Tensor:
     """Returns the points of a grid over two units, row by row from below."""
-    steps = torch.linspace(0, 1, _SIDE, dtype=torch.double)
-    points = centre.repeat(_SIDE * _SIDE, 1)
+    steps = torch.linspace(0, 1, side, dtype=torch.double)
+    points = centre.repeat(side * side, 1)
     down, right = torch.meshgrid(steps, steps, indexing="ij")
     for axis, place in zip(axes[::-1], (down, right), strict=True):
         points[:, axis] = low[axis] + place.flatten() * (high[axis] - low[axis])
     return points
 
 
-def _line(centre: Tensor, low: Tensor, high: Tensor, unit: int) -> Tensor:
-    points = centre.repeat(_STEPS, 1)
-    points[:, unit] = (
-        torch.linspace(0, 1, _STEPS, dtype=torch.double) * (high[unit] - low[unit]) + low[unit]
-    )
+def _line(centre: Tensor, low: Tensor, high: Tensor, unit: int, steps: int) -> Tensor:
+    places = torch.linspace(0, 1, steps, dtype=torch.double)
+    points = centre.repeat(steps, 1)
+    points[:, unit] = low[unit] + places * (high[unit] - low[unit])
     return points
 
 
@@ -186,13 +210,18 @@ def _pictures(model: Program, points: Tensor, rows: Tensor, shape: list[int]) ->
     return _encoded(decoded, shape, rows)
 
 
-def _encoded(images: Tensor, shape: list[int], like: Tensor | None = None) -> str:
+def _encoded(images: Tensor, shape: list[int], data: Tensor) -> str:
     """Returns images as bytes, in base 64: the range of the data is black to white."""
     height, width, channels = shape
-    range_of = (images if like is None else like).double()
-    low = min(0.0, float(range_of.min()))
-    high = max(1.0, float(range_of.max()))
-    pixels = images.double().reshape(len(images), channels, height, width).movedim(1, -1)
+    known = data.double().nan_to_num()
+    low = min(0.0, float(known.min()))
+    high = max(1.0, float(known.max()))
+    pixels = (
+        images.double()
+        .nan_to_num()
+        .reshape(len(images), channels, height, width)
+        .movedim(1, -1)
+    )
     levels = ((pixels - low) / (high - low) * 255).round().clamp(0, 255)
     return _text(levels.numpy().astype(np.uint8))
 

@@ -59,7 +59,7 @@ def folder(trained, tmp_path):
 @pytest.fixture
 def training_alone(monkeypatch):
     """Leaves out the report and the pictures, which take longer than a small training."""
-    monkeypatch.setattr("tarspyro.commands.running._report", lambda *args: None)
+    monkeypatch.setattr("tarspyro.commands.running.write_report", lambda *args: None)
     monkeypatch.setattr("tarspyro.commands.running._draw", lambda *args: None)
 
 

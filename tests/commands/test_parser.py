@@ -43,7 +43,7 @@ def test_wrong_usage(arguments, assert_one_line):
             ["dance"],
             [
                 "no command 'dance'",
-                "list, train, evaluate, sample, plot, embed, impute, compare or completion",
+                "list, train, sweep, evaluate, sample, plot, embed, impute, compare, report or completion",
             ],
         ),
         (["train", "xyz"], ["'xyz'", "tarspyro list"]),

@@ -1,10 +1,8 @@
-"""The page of the explorer, read as a browser would read its data."""
+"""The page of the explorer: its data, and what a browser shows."""
 
 import base64
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pyro.distributions as dist
@@ -14,6 +12,7 @@ import torch
 from tarspyro import Conditional, data, evaluate, guides, models, plot
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
+from tests.browser import Browser
 
 
 def pair_of(units):
@@ -39,6 +38,7 @@ def test_the_page_holds_codes_and_decoded_images(tmp_path):
     page = (tmp_path / "explorer.html").read_text()
     assert page == found.page and "<title>&lt;digits&gt;</title>" in page
     assert "http" not in page and "src=" not in page  # no network
+    assert found.part in page
     content = content_of(page)
     assert content["shape"] == [8, 8, 1] and content["strips"] == []
     assert content["labels"] == test.y.tolist()
@@ -75,37 +75,186 @@ def test_labels_and_shapes_that_do_not_fit():
     x = data.digits().test.x[:20]
     with pytest.raises(ValueError, match="labels must have one number for each of 20"):
         plot.explore(p, q, x, labels=[1, 2])
+    for labels in ([0.5] * 20, [float("nan")] * 20):
+        with pytest.raises(ValueError, match="labels must be whole numbers"):
+            plot.explore(p, q, x, labels=labels)
     with pytest.raises(ValueError, match="image_shape must be that of 64 numbers"):
         plot.explore(p, q, x, image_shape=(5, 5))
+    with torch.no_grad():
+        q.posterior.heads["loc"].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="codes must be finite"):
+        plot.explore(p, q, x)
 
 
-STUBS = """
-const noop = () => {};
-const ink = new Proxy({}, { get: () => noop, set: () => true });
-const element = text => ({ textContent: text, getContext: () => ink, addEventListener: noop,
-  append: noop, clientWidth: 100, value: 0 });
-const known = {};
-globalThis.document = {
-  getElementById: name => known[name] ??= element(name === "content" ? CONTENT : ""),
-  createElement: () => element(""), querySelectorAll: () => [], body: {},
-};
-globalThis.window = { addEventListener: noop };
-globalThis.getComputedStyle = () => ({ color: "black" });
-globalThis.ImageData = class { constructor(w, h) { this.data = new Uint8Array(4 * w * h); } };
-"""
+def test_ten_thousand_codes_of_mnist_take_less_than_three_megabytes():
+    units = 20
+    p = models.VAE(
+        default_prior(dist.Normal, units), Conditional(dist.Bernoulli, MLP(units, []), 784)
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP(784, []), units))
+    found = plot.explore(p, q, torch.rand(10_000, 784), labels=torch.arange(10_000) % 10)
+    assert content_of(found.page)["codes"]["rows"] == 10_000
+    assert len(found.page.encode()) < 3e6
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_script_decodes_between_the_points_of_the_grid(tmp_path):
-    p, q = pair_of(2)
-    found = plot.explore(p, q, data.digits().test[:50])
-    content = content_of(found.page)
-    script = found.page.rpartition("<script>")[2].partition("</script>")[0]
-    program = tmp_path / "page.js"
-    stubs = STUBS.replace("CONTENT", json.dumps(json.dumps(content)))
-    half = 0.5 / (content["side"] - 1)  # between the first two columns of the lowest row
-    end = f"move({half}, 0); console.log(Array.from(decode()).join(' '));"
-    program.write_text(stubs + script.replace('"use strict";', "") + end)
-    run = subprocess.run(["node", program], check=True, capture_output=True, text=True)
-    grid = images(content["grid"]).astype(float)
-    assert np.allclose(np.array(run.stdout.split(), float), (grid[0] + grid[1]) / 2, atol=1e-3)
+def test_large_pictures_are_fewer():
+    p = models.VAE(
+        default_prior(dist.Normal, 8), Conditional(dist.Normal, MLP(8, []), 12288, scale=1.0)
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP(12288, []), 8))
+    found = plot.explore(p, q, torch.rand(500, 12288), image_shape=(3, 64, 64))
+    assert content_of(found.page)["shape"] == [64, 64, 3]
+    assert len(found.page.encode()) < 4e6
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A page with two units and one with three, with their models and contents."""
+    folder = tmp_path_factory.mktemp("pages")
+    test = data.digits().test[:200]
+    made = {}
+    for units in (2, 3):
+        p, q = pair_of(units)
+        with torch.no_grad():  # such that a decoded image changes over the map
+            p.likelihood.heads["logits"].weight.mul_(20)
+        found = plot.explore(p, q, test, folder / f"{units}.html")
+        made[units] = (p, found.path, content_of(found.page))
+    return made
+
+
+def pixels(browser, name):
+    shown = browser.evaluate(
+        f"(c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data))"
+        f"(document.getElementById('{name}'))"
+    )
+    return np.array(shown).reshape(-1, 4)[:, 0]
+
+
+def box(browser):
+    return browser.evaluate(
+        "(r => [r.left, r.top, r.width, r.height])"
+        "(document.getElementById('map').getBoundingClientRect())"
+    )
+
+
+def place(browser):
+    """What the page says of the pointer, as numbers."""
+    text = browser.evaluate("document.getElementById('place').textContent")
+    return [float(number) for number in re.findall(r"= (-?[\d.]+)", text)]
+
+
+def interpolated(content, x, y):
+    """The image between the points of the grid, where x and y are from 0 to 1."""
+    side = content["side"]
+    grid = images(content["grid"]).astype(float).reshape(side, side, 64)
+    column = min(int(x * (side - 1)), side - 2)
+    row = min(int(y * (side - 1)), side - 2)
+    a = x * (side - 1) - column
+    b = y * (side - 1) - row
+    below = (1 - a) * grid[row, column] + a * grid[row, column + 1]
+    above = (1 - a) * grid[row + 1, column] + a * grid[row + 1, column + 1]
+    return (1 - b) * below + b * above
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_pointer_decodes_its_place(browser, shown, width, dark):
+    p, path, content = shown[2]
+    browser.open(path, width=width, dark=dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") == width  # no scrolling
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == dark
+    left, top, across, down = box(browser)
+    assert across == pytest.approx(down) and across > 0.4 * width
+    low = np.array(content["low"])
+    high = np.array(content["high"])
+    for x, y in ((0.23, 0.71), (0.9, 0.1)):
+        browser.pointer(left + x * across, top + (1 - y) * down)
+        found = pixels(browser, "decoded")
+        assert np.abs(found - interpolated(content, x, y)).max() <= 3
+        z = torch.zeros(1, 2)
+        for axis, share in zip(content["axes"], (x, y), strict=True):
+            z[0, axis] = low[axis] + share * (high[axis] - low[axis])
+        decoded = 255 * evaluate.decode(p, z)[0].numpy().ravel()
+        assert np.abs(found - decoded).max() < 12  # the error of the interpolation
+        assert np.allclose(place(browser), z[0, content["axes"]], atol=0.02)
+
+        codes = np.frombuffer(base64.b64decode(content["codes"]["bytes"]), "<u2")
+        codes = codes.reshape(-1, 2)[:, content["axes"]] / 65535
+        nearest = ((codes - [x, y]) ** 2).sum(1).argmin()
+        assert np.array_equal(pixels(browser, "nearest"), images(content["data"])[nearest])
+        caption = browser.evaluate("document.getElementById('caption').textContent")
+        assert caption == f"data point {nearest}, label {content['labels'][nearest]}"
+    assert browser.errors == []
+
+
+def test_the_keyboard_moves_and_lays_a_path_that_plays(browser, shown):
+    browser.open(shown[2][1])
+    browser.evaluate("document.getElementById('map').focus()")
+    start = place(browser)
+    for _ in range(5):
+        browser.press("ArrowRight")
+    moved = place(browser)
+    assert moved[0] > start[0] and moved[1] == start[1]
+    browser.press("ArrowUp", shift=True)
+    assert place(browser)[1] > start[1]
+    disabled = "document.getElementById('play').disabled"
+    assert browser.evaluate(disabled) is True
+    browser.press("Enter")
+    browser.press("ArrowLeft", shift=True)
+    browser.press("Enter")
+    end = place(browser)
+    assert browser.evaluate(disabled) is False
+    browser.press(" ")
+    playing = "document.getElementById('play').textContent"
+    assert browser.evaluate(playing) == "Stop"
+    wait = "new Promise(done => setTimeout(done, 200))"
+    browser.evaluate(wait)
+    between = place(browser)
+    assert end[0] < between[0] < moved[0]
+    for _ in range(20):
+        if browser.evaluate(playing) != "Stop":
+            break
+        browser.evaluate(wait)
+    assert place(browser) == end and browser.evaluate(playing) == "Play the path"
+    browser.press("Backspace")
+    assert browser.evaluate(disabled) is True
+    assert browser.errors == []
+
+
+def test_a_touch_lays_the_path_too(browser, shown):
+    browser.open(shown[2][1], width=390, height=844)
+    left, top, across, _ = box(browser)
+    for x, y in ((0.2, 0.2), (0.8, 0.5)):
+        browser.touch(left + x * across, top + y * across)
+    assert browser.evaluate("path.length") == 2
+    assert browser.evaluate("path[1][content.axes[0]]") == pytest.approx(0.8, abs=0.01)
+
+
+def test_sliders_of_more_units_change_the_picture(browser, shown):
+    _, path, content = shown[3]
+    browser.open(path)
+    (other,) = set(range(3)) - set(content["axes"])
+    before = pixels(browser, "decoded").astype(float)
+    browser.evaluate(
+        f"(input => {{ input.value = 1; input.dispatchEvent(new Event('input')); }})"
+        f"(document.querySelectorAll('#sliders input')[{other}])"
+    )
+    line = images(content["strips"][other]).astype(float)
+    steps = content["steps"]
+    share = (content["centre"][other] - content["low"][other]) / (
+        content["high"][other] - content["low"][other]
+    )
+    first = int(share * (steps - 1))
+    rest = share * (steps - 1) - first
+    middle = (1 - rest) * line[first] + rest * line[first + 1]
+    expected = (before + line[-1] - middle).clip(0, 255)
+    assert np.abs(pixels(browser, "decoded") - expected).max() <= 2
+    assert np.abs(line[-1] - middle).max() > 20  # the test has something to see
+    assert browser.errors == []
