@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import Independent, biject_to, constraints
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 from torch.nn.functional import one_hot
 
 from tarspyro.arguments import check_choice, check_module, format_value
@@ -229,10 +230,11 @@ def _described(
     classes = 0
     if family is None:
         family = _family(name, prior)
-        through = family is dist.Normal and not _is_real(site["fn"].support)
+        support = _support(site["fn"])
+        through = family is dist.Normal and not _is_real(support)
         if through:
             # The bounds may have the shape of the batch.
-            whole = biject_to(site["fn"].support).inverse_shape(site["fn"].shape())
+            whole = biject_to(support).inverse_shape(site["fn"].shape())
             event_shape = whole[len(site["fn"].batch_shape) :]
         if family is dist.Binomial:
             fixed["total_count"] = _single(name, prior.total_count)
@@ -266,8 +268,8 @@ def _family(name: str, prior: Distribution) -> type[Any]:
         if isinstance(prior, known):
             return family
     try:
-        if not prior.support.is_discrete:
-            biject_to(prior.support)
+        if not _support(prior).is_discrete:
+            biject_to(_support(prior))
             return dist.Normal
     except NotImplementedError:
         pass
@@ -294,6 +296,14 @@ def _base(distribution: Distribution) -> Any:
     while isinstance(distribution, (Independent, MaskedDistribution)):
         distribution = distribution.base_dist
     return distribution
+
+
+def _support(distribution: Distribution) -> constraints.Constraint:
+    """Returns the support of a distribution; that of a mixture is its components'."""
+    support: constraints.Constraint = distribution.support
+    if isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
 
 
 def _is_real(support: constraints.Constraint) -> bool:
@@ -421,7 +431,7 @@ class SitePosterior(Configurable):
         outputs = _without_excluded(_base(prior), outputs, prior.event_dim)
         posterior: Distribution = self.law.distribution(outputs)
         if self.through:
-            posterior = _mapped(posterior, prior.support)
+            posterior = _mapped(posterior, _support(prior))
         shape = list(posterior.batch_shape)
         for frame in site["cond_indep_stack"]:
             if frame.vectorized and frame.size >= 0:

@@ -29,6 +29,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.constraints import Constraint
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from tarspyro.infer.diagnosis import about_source, explained, is_about_site, words_of
 from tarspyro.infer.traces import (
@@ -575,7 +576,7 @@ def _kind(support: Constraint) -> object:
 def _support_of(distribution: Distribution) -> Constraint:
     """Returns the constraint of a single number, without the dimensions of the event."""
     support: Any = distribution.support
-    while isinstance(support, constraints.independent):
+    while isinstance(support, (constraints.independent, MixtureSameFamilyConstraint)):
         support = support.base_constraint
     plain: Constraint = support
     return plain

@@ -305,6 +305,9 @@ def test_the_rows_of_a_subsampled_plate_of_components_have_their_parameters():
         dist.Gamma(2.0, 1.0).expand([3]).to_event(1),
         dist.Dirichlet(torch.ones(3)),
         dist.Exponential(1.0),
+        dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-1.0, 1.0]), 1.0)
+        ),
         dist.Poisson(3.0),
         dist.VonMises(0.0, 1.0),
         dist.Binomial(5, torch.tensor(0.3)),
