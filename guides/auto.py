@@ -18,7 +18,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import Independent, biject_to, constraints
-from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 from torch.nn.functional import one_hot
 
 from tarspyro.arguments import check_choice, check_module, format_value
@@ -301,7 +300,7 @@ def _base(distribution: Distribution) -> Any:
 def _support(distribution: Distribution) -> constraints.Constraint:
     """Returns the support of a distribution; that of a mixture is its components'."""
     support: constraints.Constraint = distribution.support
-    if isinstance(support, MixtureSameFamilyConstraint):
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 

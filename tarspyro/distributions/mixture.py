@@ -61,7 +61,9 @@ class NormalMixture(Configurable):
     def forward(self, *context: Tensor) -> Distribution:
         """Returns the distribution, which does not depend on the context."""
         components = dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        weights = dist.Categorical(logits=self.logits)
+        mixture: Distribution = dist.MixtureSameFamily(weights, components)
+        return mixture
 
     @property
     def headline(self) -> str:

@@ -29,7 +29,6 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.constraints import Constraint
-from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from tarspyro.infer.diagnosis import about_source, explained, is_about_site, words_of
 from tarspyro.infer.traces import (
@@ -576,7 +575,9 @@ def _kind(support: Constraint) -> object:
 def _support_of(distribution: Distribution) -> Constraint:
     """Returns the constraint of a single number, without the dimensions of the event."""
     support: Any = distribution.support
-    while isinstance(support, (constraints.independent, MixtureSameFamilyConstraint)):
+    while isinstance(
+        support, (constraints.independent, constraints.MixtureSameFamilyConstraint)
+    ):
         support = support.base_constraint
     plain: Constraint = support
     return plain

@@ -70,8 +70,8 @@ class MovingAverage(Configurable):
         weight = (1 / self.updates).clamp(min=1 - self.decay)
         for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
             mean.add_(weight.to(mean.dtype) * (value - mean))
-        for own, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(value)
+        for own, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)
 
     def __repr__(self) -> str:
         return f"MovingAverage({type(self.model).__name__}, {self.decay})"
