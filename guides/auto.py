@@ -353,6 +353,11 @@ def _features(trunk: nn.Module, args: Sequence[object]) -> Tensor:
         count = len(args) if starred else len(needed)
     else:
         count = len(shapes)
+    if len(args) < count:
+        raise PairError(
+            f"trunk takes {count} of the model's arguments, got {len(args)}: call guides.auto with"
+            " the arguments of the model, guides.auto(model, trunk, x)."
+        )
     features = trunk(*args[:count])
     if not isinstance(features, Tensor) or features.dim() < 2:
         raise PairError(

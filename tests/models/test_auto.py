@@ -408,6 +408,8 @@ def test_errors():
         guides.auto(points, lambda x: x, x)
     with pytest.raises(PairError, match="must return features"):
         guides.auto(points, nn.Flatten(0), x)
+    with pytest.raises(PairError, match="trunk takes 2 of the model's arguments, got 1"):
+        guides.auto(points, MLP([1, 1], [4]), x)
 
     def alone(x):
         with pyro.plate("data", len(x)):
