@@ -7,6 +7,7 @@ __all__ = [
     "MVAE",
     "VAE",
     "VRNN",
+    "Auto",
     "Autoencoder",
     "BayesianRegression",
     "ConditionalDRAW",
@@ -16,8 +17,10 @@ __all__ = [
     "HierarchicalVAE",
     "LadderVAE",
     "SemiSupervisedVAE",
+    "auto",
 ]
 
+from tarspyro.guides.auto import Auto, auto
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.bayesian_regression import BayesianRegression
 from tarspyro.guides.cmma import CMMA

@@ -25,6 +25,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "fit_prior",
     "guides",
     "infer",
     "initialize_from_data",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from tarspyro.training.callbacks import TensorBoard
     from tarspyro.training.fit import fit
     from tarspyro.training.optimizers import Optimizer
+    from tarspyro.training.priors import fit_prior
     from tarspyro.training.start import initialize_from_data
 
 if "ipykernel" in sys.modules:
@@ -90,6 +92,7 @@ _DEFINED_IN = {
     "embed": "evaluate",
     "export": "exporting",
     "fit": "training.fit",
+    "fit_prior": "training.priors",
     "initialize_from_data": "training.start",
     "load_run": "runs",
     "sequential": "sequences",

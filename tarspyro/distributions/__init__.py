@@ -16,6 +16,7 @@ __all__ = [
     "InverseGamma",
     "Kumaraswamy",
     "MixtureOfExperts",
+    "NormalMixture",
     "PowerSpherical",
     "Prior",
     "ProductOfExperts",
@@ -46,6 +47,7 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingKumaraswamy,
 )
 from tarspyro.distributions.logistic import DiscretizedLogistic, DiscretizedLogisticMixture
+from tarspyro.distributions.mixture import NormalMixture
 from tarspyro.distributions.prior import (
     Prior,
     as_conditional,

@@ -73,7 +73,7 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
             x, log_det = draw.parts
         else:
             x, log_det = self._pull(value)
-        independent = len(self.event_shape) - len(self.base_dist.event_shape)
+        independent = self._origin_ndims - len(self.base_dist.event_shape)
         density: Tensor = sum_rightmost(self.base_dist.log_prob(x), independent)
         return density - log_det
 
@@ -113,7 +113,7 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
 
         def score() -> Tensor:
             base = self._innermost
-            independent = len(self.event_shape) - len(base.event_shape)
+            independent = self._origin_ndims - len(base.event_shape)
             summed: Tensor = sum_rightmost(base.score_parts(x).score_function, independent)
             return summed
 
@@ -132,6 +132,14 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
             z = origin
         _clear_caches(self.transforms)
         return z, log_det
+
+    @property
+    def _origin_ndims(self) -> int:
+        """The event dimensions of x, which may be other than those of z, as of a matrix."""
+        ndims = len(self.event_shape)
+        for transform in self.transforms:
+            ndims += transform.domain.event_dim - transform.codomain.event_dim
+        return ndims
 
     def _event_dims(self) -> list[int]:
         """Returns the number of dimensions to sum the log-determinants of each transform over."""

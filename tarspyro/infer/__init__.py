@@ -21,6 +21,7 @@ __all__ = [
     "LeastSquares",
     "ModalityKL",
     "ModalitySubsets",
+    "MovingAverage",
     "PIWAE",
     "InputError",
     "PairError",
@@ -58,6 +59,7 @@ from tarspyro.infer.compilation.compiled import Compiled
 from tarspyro.infer.compilation.recording import RecordingError
 from tarspyro.infer.games.adversarial import Adversarial
 from tarspyro.infer.games.autoencoders import WAE, AdversarialAutoencoder
+from tarspyro.infer.games.average import MovingAverage
 from tarspyro.infer.games.base import Game, Player
 from tarspyro.infer.games.factor_vae import FactorVAE
 from tarspyro.infer.games.losses import (

@@ -575,7 +575,9 @@ def _kind(support: Constraint) -> object:
 def _support_of(distribution: Distribution) -> Constraint:
     """Returns the constraint of a single number, without the dimensions of the event."""
     support: Any = distribution.support
-    while isinstance(support, constraints.independent):
+    while isinstance(
+        support, (constraints.independent, constraints.MixtureSameFamilyConstraint)
+    ):
         support = support.base_constraint
     plain: Constraint = support
     return plain

@@ -1,6 +1,7 @@
 """Networks: trunks, recurrent cells, canvases, discriminators, noise."""
 
 __all__ = [
+    "BatchDeviation",
     "MADE",
     "MLP",
     "AttentionRead",
@@ -49,7 +50,12 @@ from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, Identity
 from tarspyro.nn.causal_sequences import CausalConv1d, CausalRNN
 from tarspyro.nn.codebook import Codebook
 from tarspyro.nn.conv import ConvDecoder, ConvEncoder
-from tarspyro.nn.discriminator import Discriminator, PatchGAN, spectrally_normalized
+from tarspyro.nn.discriminator import (
+    BatchDeviation,
+    Discriminator,
+    PatchGAN,
+    spectrally_normalized,
+)
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.inputs import Log1p, Standardize, WithGaps

@@ -1,6 +1,6 @@
 """Discriminators: networks that score data points, or patches of images."""
 
-__all__ = ["Discriminator", "PatchGAN", "spectrally_normalized"]
+__all__ = ["BatchDeviation", "Discriminator", "PatchGAN", "spectrally_normalized"]
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tarspyro.arguments import as_sizes, check_module, format_value
+from tarspyro.arguments import as_count, as_sizes, check_module, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import fold
@@ -122,6 +122,52 @@ class PatchGAN(Configurable):
         folded, _ = fold(images, self.in_shapes)
         logits: Tensor = self.logits(self.layers(torch.cat(folded, 1)))
         return logits
+
+
+class BatchDeviation(Configurable):
+    r"""A layer that appends the mean standard deviation of the batch to the features.
+
+    .. math:: h_n \mapsto [h_n, \bar\sigma], \qquad
+              \bar\sigma = \frac{1}{F} \sum_f \sqrt{\mathrm{Var}_n(h_{nf}) + 10^{-8}}
+
+    A discriminator that knows it sees that fakes are too much alike, and the generator keeps
+    its variety. The features of images get it as one more channel. It ties the rows of a batch
+    together, so penalties on the gradient of a row also hold those of others.
+
+    Arguments:
+        in_features: The number of features, or channels.
+
+    Raises:
+        ValueError: If ``in_features`` is below 1; when called, if the features are others.
+
+    References:
+        Karras et al. (2018), Progressive Growing of GANs, arXiv:1710.10196, section 3.
+
+    Example:
+        >>> from tarspyro.nn import MLP
+        >>> trunk = nn.Sequential(MLP(2, [32]), BatchDeviation(32))
+        >>> Discriminator(trunk)(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.in_features = as_count("in_features", in_features)
+        self.out_features = self.in_features + 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns the features of shape ``(N, F, *)`` with one more, ``(N, F + 1, *)``."""
+        if features.dim() < 2 or features.shape[1] != self.in_features:
+            raise ValueError(
+                f"BatchDeviation takes features of shape (N, {self.in_features}, ...), got"
+                f" {tuple(features.shape)}."
+            )
+        deviation = (features.var(0, correction=0) + 1e-8).sqrt().mean()
+        shape = (len(features), 1, *features.shape[2:])
+        return torch.cat([features, deviation.expand(shape)], 1)
+
+    def __repr__(self) -> str:
+        return f"BatchDeviation({self.in_features})"
 
 
 def spectrally_normalized(network: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 - ``base``: ``Game``, ``Player`` and ``PlayerLoss``, for any game.
 - ``adversarial``: the generative adversarial network, ``Adversarial``, and the part that all
   games with a discriminator share.
+- ``average``: the moving average of a generator's weights.
 - ``vaegan``: ``VAEGAN``, a VAE with a likelihood in the layers of a discriminator.
 - ``autoencoders``: ``AdversarialAutoencoder`` and ``WAE``, whose codes follow the prior.
 - ``factor_vae``: ``FactorVAE``, whose discriminator measures the total correlation of codes.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, check_module, check_number, format_value
+from tarspyro.infer.games.average import MovingAverage
 from tarspyro.infer.games.base import Game, LossAndTerms, Player
-from tarspyro.infer.games.draws import Rows, check_conditions, draw
+from tarspyro.infer.games.draws import Draws, Rows, check_conditions, draw
 from tarspyro.infer.games.losses import Divergence, JensenShannon
 from tarspyro.infer.traces import PairError, name_of
 from tarspyro.scopes import evaluating, preserved_rng
@@ -124,12 +125,23 @@ class Adversarial(AdversarialGame):
         l1: The weight of the mean absolute difference between x and its fake in the
             generator's loss: pix2pix, whose paper has 100. (Isola et al. 2017,
             arXiv:1611.07004, eq. 4.)
+        r1: The weight gamma of a penalty on the gradient at real data, gamma / 2
+            :math:`\|\nabla_x D(x)\|^2`, with which the game converges where it would circle
+            (Mescheder et al. 2018, arXiv:1801.04406, eq. 9). The discriminator must have no
+            batch normalization. The history has ``r1``.
+        average: The moving average of the model's weights, ``MovingAverage(model)``.
         patience: The training ends after so many moves in a row in which the discriminator's
             mean loss was below 0.001; None for never. ``Wasserstein`` has no such limit.
 
+    Two time scales (Heusel et al. 2017, arXiv:1706.08500) are two learning rates,
+    ``optimizer=Optimizer(torch.optim.Adam, discriminator={"lr": 4e-4})``. A bound on the
+    discriminator's slope comes from ``nn.spectrally_normalized``, and statistics of the batch,
+    by which it sees that fakes are too much alike, from ``nn.BatchDeviation``.
+
     Raises:
-        TypeError: If ``discriminator`` is not a module, or ``divergence`` is of another type.
-        ValueError: If ``every`` is below 1, or ``l1`` negative.
+        TypeError: If ``discriminator`` is not a module, or ``divergence`` or ``average`` is of
+            another type.
+        ValueError: If ``every`` is below 1, or ``l1`` or ``r1`` negative.
         PairError: In ``fit``, if the model observes nothing at the site, or its draws there
             have no gradients.
 
@@ -159,10 +171,19 @@ class Adversarial(AdversarialGame):
         site: str = "x",
         every: int = 1,
         l1: float = 0.0,
+        r1: float = 0.0,
+        average: MovingAverage | None = None,
         patience: int | None = 1000,
     ) -> None:
         super().__init__(discriminator, divergence, patience)
         check_number("l1", l1, 0)
+        check_number("r1", r1, 0)
+        if average is not None and not isinstance(average, MovingAverage):
+            raise TypeError(
+                f"average must be a MovingAverage(model), got {format_value(average)}."
+            )
+        self.r1 = r1
+        self.average = average
         self.site = site
         self.every = as_count("every", every)
         self.l1 = l1
@@ -177,9 +198,24 @@ class Adversarial(AdversarialGame):
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> LossAndTerms:
         """Returns the loss of telling x from a fake."""
+        if self.average is not None and self.training and isinstance(model, nn.Module):
+            self.average.update(model)
         with torch.no_grad():
             draws = draw(model, self.site, args, kwargs)
-        return self.detection_loss(draws.real, [draws.fake], draws)
+        loss, terms = self.detection_loss(draws.real, [draws.fake], draws)
+        if not self.r1:
+            return loss, terms
+        penalty = draws.total(self._slope(draws))
+        return loss + self.r1 / 2 * penalty, {**terms, "r1": penalty.detach()}
+
+    def _slope(self, draws: Draws) -> Tensor:
+        """Returns the squared norm of the discriminator's gradient at each row of x."""
+        with torch.enable_grad():  # an evaluation needs this gradient, too
+            x = draws.real.detach().requires_grad_()
+            scores = self.discriminator(x, *draws.conditions).reshape(len(x), -1).mean(1)
+            (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        squares: Tensor = gradient.flatten(1).square().sum(1)
+        return squares
 
     def generator_loss(
         self, model: Program, guide: Program, *args: object, **kwargs: object
