@@ -140,15 +140,23 @@ class Autoregressive(FamilyModule, Interface):
         distribution: Distribution = self.distribution(zeros)
         return distribution
 
-    def log_density(self, value: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        """Returns log p(value | context) in nats, by one pass of the trunk for each mask."""
+    def log_density(
+        self, value: Tensor, context: tuple[Tensor, ...], chosen: Tensor | None = None
+    ) -> Tensor:
+        """Returns log p(value | context) in nats, by one pass of the trunk for each mask.
+
+        Arguments:
+            value: Values, with the event shape.
+            context: The context values.
+            chosen: True where an element counts, all if not given.
+        """
         if self.num_masks == 1:
-            return self._sum(self._log_probs(value, context, 0))
+            return self._sum(self._log_probs(value, context, 0), chosen)
         if self.training:
             mask = torch.randint(self.num_masks, (), device=value.device)
-            return self._sum(self._log_probs(value, context, mask))
+            return self._sum(self._log_probs(value, context, mask), chosen)
         masks = range(self.num_masks)
-        each = [self._sum(self._log_probs(value, context, mask)) for mask in masks]
+        each = [self._sum(self._log_probs(value, context, mask), chosen) for mask in masks]
         return torch.stack(each).logsumexp(0) - math.log(self.num_masks)
 
     def draw(
@@ -163,7 +171,7 @@ class Autoregressive(FamilyModule, Interface):
             shape: The shape of the batch.
             context: The context values.
             known: Values, and a mask that is true where they are known; the other elements are
-                drawn. In each row the known elements have to come first.
+                drawn, each given those before it.
         """
         count = shape.numel()
         rows = self._rows(shape, context)
@@ -292,9 +300,13 @@ class Autoregressive(FamilyModule, Interface):
         log_probs: Tensor = family.log_prob(value)
         return log_probs.expand(lead + self.positions)
 
-    def _sum(self, log_probs: Tensor) -> Tensor:
-        """Returns the sum over the positions."""
+    def _sum(self, log_probs: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Returns the sum over the positions, or over the chosen ones."""
         ndims = len(self.positions)
+        if chosen is not None:
+            vector = len(self.event_shape) - ndims
+            whole = chosen.flatten(chosen.dim() - vector).all(-1) if vector else chosen
+            log_probs = log_probs.where(whole, 0.0)
         return log_probs.sum(list(range(-ndims, 0))) if ndims else log_probs
 
     # --- draws
@@ -314,20 +326,13 @@ class Autoregressive(FamilyModule, Interface):
         """Returns the log weights of the masks for each row, given the known elements."""
         if not known:
             return self._like().new_zeros(count, self.num_masks)
-        value, mask = known
-        event = len(self.event_shape) - len(self.positions)
-        seen = mask.flatten(mask.dim() - event).all(-1) if event else mask
-        value = self._completed(value, mask)
+        value, seen = known
+        value = torch.where(seen, value, self.template().sample().to(value.dtype))
         weights = []
         for index in range(self.num_masks):
             log_probs = self._log_probs(value, tuple(context), index)
-            weights.append(self._sum(log_probs.where(seen, 0.0)))
+            weights.append(self._sum(log_probs, seen))
         return torch.stack(weights, -1)
-
-    def _completed(self, value: Tensor, known: Tensor) -> Tensor:
-        """Returns values with numbers of the support in place of the unknown ones."""
-        other = self.template().sample()
-        return torch.where(known, value, other.to(value.dtype))
 
     def _draw_rows(
         self, count: int, context: list[Tensor], mask: int, known: tuple[Tensor, ...]

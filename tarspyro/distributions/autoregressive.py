@@ -28,8 +28,10 @@ class Conditionals(Protocol):
     def template(self) -> Distribution:
         """Returns the distribution of all elements if they were independent."""
 
-    def log_density(self, value: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-        """Returns log p(value | context), by one pass of the network."""
+    def log_density(
+        self, value: Tensor, context: tuple[Tensor, ...], chosen: Tensor | None = None
+    ) -> Tensor:
+        """Returns log p(value | context), or its part of chosen elements, by one pass."""
 
     def draw(
         self,
@@ -106,6 +108,22 @@ class AutoregressiveDistribution(TorchDistribution):
         density = self.conditionals.log_density(value, self.context)
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
+    def log_prob_of(self, value: Tensor, chosen: Tensor) -> Tensor:
+        r"""Returns the log-density of chosen elements, each given all those before it.
+
+        .. math:: \sum_{i \text{ chosen}} \log p(x_i \mid x_{<i}, c)
+
+        If the chosen elements come before the others in the order (see ``completes``), this is
+        their log-density :math:`\log p(x_o \mid c)`. If not, and the others are drawn by
+        ``complete``, its exponential has the expectation :math:`p(x_o \mid c)`.
+
+        Arguments:
+            value: Values, of shape ``(*, *event_shape)``.
+            chosen: True where an element counts, of the same shape.
+        """
+        density = self.conditionals.log_density(value, self.context, chosen)
+        return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
+
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws without gradients."""
         with torch.no_grad():
@@ -126,10 +144,11 @@ class AutoregressiveDistribution(TorchDistribution):
     def complete(self, value: Tensor, known: Tensor) -> Tensor:
         r"""Draws the elements that are not known, given those that are.
 
-        .. math:: x_m \sim p(x_m \mid x_o, c)
+        .. math:: x_i \sim p(x_i \mid x_{<i}, c), \qquad i \text{ not known}
 
-        This is exact, and possible where in each row the known elements come before the
-        others: see ``completes``.
+        This is the distribution of the unknown elements given the known ones where these come
+        before the others: see ``completes``. Elsewhere an unknown element knows nothing of the
+        known ones after it.
 
         Arguments:
             value: Values, of shape ``(*, *event_shape)``, with anything in place of the unknown

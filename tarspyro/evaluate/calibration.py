@@ -595,8 +595,11 @@ def _judge_unit(
     # The difference of two means of draws has a variance of its own.
     between = float(mean.var()) - float(variance.mean()) * 1.5 / num_draws
     dependence = between / max(between + float(variance.mean()), 1e-300)
-    shifted = max(abs(tests.mean[0]), abs(tests.push[0]))
     verdict = "too narrow" if tests.spread[0] > 0 else "too wide"
+    # A wrong mean takes true values away from the middle of the draws, and never towards it: if
+    # they lie there too often the guide is too wide, whatever the weights say of its mean.
+    wide = tests.spread[0] < 0 and num_tests * tests.spread[1] < level
+    shifted = max(abs(tests.mean[0]), 0.0 if wide else abs(tests.push[0]))
     if num_tests * min(tests.mean[1], tests.spread[1], tests.push[1]) >= level:
         verdict = "wrong shape"
     elif num_tests * tests.push[1] < level and dependence < _COLLAPSED:

@@ -36,6 +36,7 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.inputs import each
+from tarspyro.runs import History
 from tarspyro.scopes import evaluating, local_parameters
 from tarspyro.types import Arguments, Data, Program
 
@@ -150,7 +151,7 @@ def diagnose(
     x: Data,
     *,
     train: Data | None = None,
-    history: Sequence[Mapping[str, float]] | None = None,
+    history: History | Sequence[Mapping[str, float]] | None = None,
     num_rows: int = 1000,
     seed: int | None = None,
 ) -> Diagnosis:
@@ -175,7 +176,7 @@ def diagnose(
         guide: The guide.
         x: Data that were not trained on.
         train: The training data.
-        history: The history of the training, as ``fit`` returns it.
+        history: The history of the training, as ``fit`` returns it, or its rows.
         num_rows: The number of first rows that are looked at.
         seed: The seed of the draws; the global random state then stays unchanged.
 
@@ -229,7 +230,7 @@ def diagnose(
             part = each(lambda part: part[:num_rows], in_memory(train, model, guide))
             symptoms += _overfitting(elbo(model, guide, part, seed=0).elbo.double(), bound)
         if history is not None:
-            symptoms += _unfinished(history)
+            symptoms += _unfinished(history.rows if isinstance(history, History) else history)
     return Diagnosis(tuple(symptoms), kl, gain, _mean(bound), decomposition)
 
 

@@ -31,7 +31,7 @@ from tarspyro.evaluate.missing import (
     expanded,
     log_noise,
 )
-from tarspyro.infer.traces import no_guide
+from tarspyro.infer.traces import PairError, name_of, no_guide
 from tarspyro.types import ArrayLike, Data, Program
 
 _METHODS = ("pseudo-gibbs", "metropolis-within-gibbs", "importance")
@@ -71,9 +71,15 @@ def impute(
     - ``"importance"``: one of ``num_particles`` codes is chosen with probability proportional
       to its weight (see ``imputation_log_likelihood``). Exact in the limit of many particles.
 
-    Without latent variables the draws are exact: of an autoregressive ``Density`` if the
-    observed elements of each row come before the others in its order, such as the upper half
-    of an image. Rounds and particles then have no meaning; a mean is that of the draws.
+    An autoregressive likelihood draws the missing elements given the code and the observed
+    ones, if these come before the others in its order, such as the upper half of an image.
+    Without latent variables, as in a ``Density``, these draws are exact, and rounds and
+    particles have no meaning. Where missing elements come before observed ones,
+    ``"pseudo-gibbs"`` is refused. ``"importance"`` then draws them together with the code, each
+    given those before it, and weighs by the density of the observed ones given these;
+    ``"metropolis-within-gibbs"`` proposes such draws of all missing elements, then of fewer.
+    The more is observed after what is missing, the more particles or rounds it takes. A mean is
+    that of draws.
 
     Inpainting, super-resolution and denoising are one call each, with another mask:
     ``data.lower_half``, ``data.random_pixels`` or ``data.off_grid``, or probabilities instead
@@ -83,7 +89,8 @@ def impute(
     .. math:: p(\tilde{x}_d \mid x_d) = m_d \, [\tilde{x}_d = x_d] + (1 - m_d) / 2
 
     Arguments:
-        model: The model, whose likelihood of x factorizes over its elements, or a ``Density``.
+        model: The model, whose likelihood of x factorizes over its elements or is
+            autoregressive, or a ``Density``.
             Elements that belong together, such as the one-hot vector of a category in
             ``Blocks``, are known or missing together.
         guide: The guide; None for a model without latent variables. One that takes gaps, as
@@ -112,9 +119,9 @@ def impute(
     Raises:
         InputError: If an observed element does not fit the likelihood.
         NotImplementedError: If ``mean`` is true and the mean has no closed form.
-        PairError: If the likelihood does not factorize, if the model has no such site, if its
-            prior cannot be drawn from, or if an autoregressive density would have to draw
-            elements that come before observed ones.
+        PairError: If the likelihood neither factorizes nor is autoregressive, if the model has
+            no such site, if its prior cannot be drawn from, or if ``method`` does not allow that
+            missing elements come before observed ones.
         ValueError: If an argument is out of range.
 
     Example:
@@ -152,6 +159,13 @@ def impute(
         if exact is not None:
             return exact.mean(0) if mean else exact.movedim(0, 1)
         pair.check(batch)
+        if method == "pseudo-gibbs" and not pair.in_order:
+            raise PairError(
+                f"{name_of(model)} draws elements in an order, and in some rows of x observed ones"
+                " come after missing ones, which pseudo-Gibbs cannot draw: take"
+                " method='metropolis-within-gibbs' or 'importance', a mask that is true up to some"
+                " place of the order, or an order in which these elements come first."
+            )
         if weighted:
             trace, log_w = pair.weighed(batch, num_particles)
             filled = pair.filled(trace, batch, mean=mean)
@@ -186,7 +200,7 @@ def impute(
 
 def imputation_log_likelihood(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Data,
     mask: ArrayLike,
     *,
@@ -211,6 +225,10 @@ def imputation_log_likelihood(
     The guide alone takes the drawn elements for observed, and is overconfident; with the prior
     in the mixture the weights are bounded (Hesterberg 1995; Owen and Zhou 2000).
 
+    If the likelihood is autoregressive, missing elements that come before observed ones are
+    drawn together with the codes (see ``impute``). Without latent variables the result is exact
+    if there are none.
+
     Both likelihoods are unbiased, so their logarithms are too low on average. The difference
     is not a bound, because the error of the second term is added. It tends to the true value
     with many particles.
@@ -222,8 +240,9 @@ def imputation_log_likelihood(
               \log p(x) + \log p(\tilde{x} \mid x) - \log p(\tilde{x}).
 
     Arguments:
-        model: The model, whose likelihood of x factorizes over its elements.
-        guide: The guide.
+        model: The model, whose likelihood of x factorizes over its elements or is
+            autoregressive.
+        guide: The guide; None for a model without latent variables.
         x: The complete, true data, in any form that ``fit`` takes; its first part is
             x.
         mask: True where an element of x is observed, of the shape of x or of one row of it; or
@@ -243,10 +262,11 @@ def imputation_log_likelihood(
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If the likelihood does not factorize, if the model has no such site, or if
-            its prior cannot be drawn from.
+        PairError: If the likelihood neither factorizes nor is autoregressive, if the model has
+            no such site, or if its prior cannot be drawn from.
         ValueError: If an argument is out of range.
     """
+    guide = no_guide if guide is None else guide
     num_particles = num_particles_of("num_particles", num_particles, errors)
     pair = MissingElements(model, guide, site, num_rounds)
     trust = as_trust(x, model, mask)

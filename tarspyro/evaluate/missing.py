@@ -126,6 +126,8 @@ class MissingElements:
         self.dim = -1
         # Whether the pair takes NaN for what is missing, so that the guide need not see draws.
         self.with_gaps = False
+        # Whether missing elements can be drawn given the code and all observed ones.
+        self.in_order = True
 
     def check(self, batch: Incomplete) -> None:
         """Compares a batch, completed by draws of the model, with the likelihood.
@@ -138,7 +140,9 @@ class MissingElements:
         """
         start = self._prior_run(batch)
         fn = _site(start, self.site)["fn"]
-        if batch.trust.dtype == torch.bool:
+        if isinstance(fn, AutoregressiveDistribution):
+            self.in_order = _in_order(self.model, fn, batch.trust)
+        elif batch.trust.dtype == torch.bool:
             _check_events(self.model, fn, batch.trust)
             self.with_gaps = has_gaps(fn) and self._guide_takes_gaps(batch)
         else:
@@ -163,7 +167,7 @@ class MissingElements:
         complete = self._completed(batch, self.filled(self._start(batch), batch))
         traces = trace_pair(self.model, self.guide, complete, {})
         for index in range(self.num_rounds):
-            complete = self._completed(batch, self.filled(traces[0], batch))
+            complete = self._completed(batch, self._next(traces[0], batch))
             proposed = trace_pair(self.model, self.guide, complete, {})
             if self.metropolis and index >= _WARM_UP * self.num_rounds:
                 traces = self._accepted(traces, proposed, complete)
@@ -172,8 +176,18 @@ class MissingElements:
         return traces
 
     def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
-        """Returns x with its missing elements drawn at the code of a trace, or their means."""
-        fn = _site(model_trace, self.site)["fn"]
+        """Returns x with its missing elements drawn at the code of a trace, or their means.
+
+        An autoregressive likelihood has no means, and draws take their place. If its order
+        does not allow to draw them, they are those of the trace, which go with its code.
+        """
+        site = _site(model_trace, self.site)
+        fn = site["fn"]
+        if isinstance(fn, AutoregressiveDistribution):
+            if not self.in_order:
+                x: Tensor = site["value"]
+                return x
+            return fn.complete(batch.x, batch.trust).to(batch.x.dtype)
         other = distribution_mean(fn) if mean else fn.sample()
         if batch.trust.dtype == torch.bool:
             return torch.where(batch.trust, batch.x, other)
@@ -183,6 +197,35 @@ class MissingElements:
             return unchanged * batch.x + (1 - unchanged) * other
         return torch.where(torch.bernoulli(unchanged).bool(), batch.x, other)
 
+    def _next(self, model_trace: Trace, batch: Incomplete) -> Tensor:
+        """Returns x with the missing elements of the next round, at the code of a trace.
+
+        Where they cannot be drawn given all observed elements, they take Metropolis steps: the
+        likelihood draws some of them anew, each given those before it, and these draws are
+        accepted by the density that they give to the other elements. These are first all
+        missing elements, then a half of them that follow each other, a quarter, down to one.
+        """
+        if self.in_order:
+            return self.filled(model_trace, batch)
+        site = _site(model_trace, self.site)
+        fn: AutoregressiveDistribution = site["fn"]
+        x: Tensor = site["value"]
+        ranks = _element_ranks(fn)
+        missing = ~batch.trust
+        places = ranks.expand(missing.shape)[missing].unique()
+
+        size = len(places)
+        while size:
+            start = int(torch.randint(1 - size, len(places), ()))
+            window = places[max(start, 0) : start + size]
+            kept = batch.trust | ~torch.isin(ranks, window)
+            proposed = fn.complete(x, kept).to(x.dtype)
+            log_ratio = fn.log_prob_of(proposed, kept) - fn.log_prob_of(x, kept)
+            accepted = torch.rand_like(log_ratio).log() < log_ratio
+            x = proposed.where(accepted.reshape(-1, *[1] * len(fn.event_shape)), x)
+            size //= 2
+        return x
+
     def weighed(self, batch: Incomplete, num_particles: int) -> tuple[Trace, Tensor]:
         r"""Returns a trace of the model at codes of the prior and the guide, with log weights.
 
@@ -190,9 +233,11 @@ class MissingElements:
                   \log \Big(\pi_0 \, p(z) + \pi_1 \sum_{c=1}^C q(z \mid x_o, u_c)\Big)
 
         with the shares :math:`\pi_0` of particles of the prior and :math:`\pi_1` of each
-        chain. The weights have the shape ``(particles, rows)``.
+        chain. The weights have the shape ``(particles, rows)``. If missing elements are drawn
+        together with the code, the density is that of the observed elements given those before.
         """
-        chains = min(_CHAINS, num_particles - 1)
+        sites = _latent(self._run(self.model, batch.arguments, 1))
+        chains = min(_CHAINS, num_particles - 1) if sites else 0
         of_chain = num_particles // (chains + 1)
         of_prior = num_particles - chains * of_chain
         sites = _latent(self._run(self.model, batch.arguments, of_prior))
@@ -242,7 +287,14 @@ class MissingElements:
         return False
 
     def _observed(self, trace: Trace, batch: Incomplete) -> Tensor:
-        """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row."""
+        """Returns log p(x_o, z), or log p(corrupted x, z), of each particle and row.
+
+        Where missing elements come before observed ones, they are drawn, and stay in the trace.
+        """
+        site = _site(trace, self.site)
+        fn = site["fn"]
+        if isinstance(fn, AutoregressiveDistribution):
+            site["value"] = self._whole(fn, batch)
         sites = dict(sample_sites(trace))
         likelihood = _Observed(self.model, sites[self.site]["fn"], batch)
         observed = {**sites[self.site], "fn": likelihood}
@@ -258,7 +310,10 @@ class MissingElements:
         return poutine.trace(particles).get_trace(*arguments)
 
     def _density(self, sites: Iterable[Site]) -> Tensor:
-        """Returns the log-density of some sites of a run, of each particle and row."""
+        """Returns the log-density of some sites of a run, of each particle and row; or 0."""
+        sites = list(sites)
+        if not sites:
+            return torch.zeros(1, 1)
         dims = [-self.nesting - 1, self.dim]
         total = sum_of(
             reduce_to(scale_and_mask(log_prob(site), mask=site["mask"]), dims)
@@ -299,6 +354,7 @@ class MissingElements:
         codes of the prior are likely.
         """
         codes: dict[str, Tensor] = {}
+        x = batch.x
         highest = torch.full((), -math.inf)
         for _ in range(_STARTS):
             trace = self._prior_run(batch)
@@ -312,14 +368,27 @@ class MissingElements:
                 name: self._where(chosen, site, codes[name]) if codes else site["value"]
                 for name, site in sites.items()
             }
+            if not self.in_order:
+                rows = chosen.reshape(-1, *[1] * (x.dim() - 1))
+                x = _site(trace, self.site)["value"].where(rows, x)
             highest = torch.maximum(score, highest.to(score))
-        return poutine.trace(poutine.condition(self.model, codes)).get_trace(*batch.arguments)
+        return poutine.trace(poutine.condition(self.model, codes)).get_trace(x, *batch.others)
 
     def _where(self, chosen: Tensor, site: Site, other: Tensor) -> Tensor:
         """Returns the site's value in the chosen rows, and the other one elsewhere."""
         value: Tensor = site["value"]
         rows = chosen.reshape(-1, *[1] * (site["fn"].event_dim - self.dim - 1))
         return value.where(rows, other)
+
+    def _whole(self, fn: AutoregressiveDistribution, batch: Incomplete) -> Tensor:
+        """Returns x with missing elements that the observed ones may depend on.
+
+        Where these come first in the order, any numbers of the support will do.
+        """
+        x = batch.x
+        if self.in_order:
+            return x.where(batch.trust, fn.elements.sample().to(x.dtype))
+        return fn.complete(x, batch.trust).to(x.dtype)
 
     def _accepted(self, current: Traces, proposed: Traces, complete: Arguments) -> Traces:
         """Returns the traces of a Metropolis step.
@@ -352,9 +421,11 @@ class _Observed:
         self.fn = fn
         self.batch = batch
 
-    def log_prob(self, _: Tensor) -> Tensor:
+    def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(x_o | z), or log p(corrupted x | z), in nats."""
         trust = self.batch.trust
+        if isinstance(self.fn, AutoregressiveDistribution):
+            return self.fn.log_prob_of(value, trust)
         if trust.dtype == torch.bool:
             return log_prob_of_known(self.fn, self.batch.x.where(trust, math.nan))
         log_probs = _elements(self.model, self.fn).log_prob(self.batch.x)
@@ -377,12 +448,12 @@ class _Observed:
 def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Tensor | None:
     """Returns exact draws of a model without latent variables given the observed elements.
 
-    They have the shape ``(copies, rows, *event)``; None if the model has latent variables.
+    They have the shape ``(copies, rows, *event)``; None if the model has latent variables, or
+    draws missing elements before observed ones.
 
     Raises:
         InputError: If an observed element does not fit the likelihood.
         PairError: If the elements depend on each other in a way that cannot be conditioned on.
-        ValueError: If the mask holds probabilities.
     """
     try:
         with preserved_rng():
@@ -396,12 +467,8 @@ def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Te
     x = batch.x.expand(shape)
     known = batch.trust.expand(shape)
     if isinstance(fn, AutoregressiveDistribution):
-        if not bool(fn.completes(batch.trust).all()):
-            raise PairError(
-                f"{name_of(model)} draws elements in an order, and in some rows of x observed"
-                " ones come after missing ones: give a mask that is true up to some place of the"
-                " order, or train with an order in which these elements come first."
-            )
+        if not _in_order(model, fn, batch.trust):
+            return None
         drawn = fn.complete(x, known)
     else:
         drawn = torch.where(known, x, _elements(model, fn).sample(torch.Size([copies])))
@@ -470,6 +537,45 @@ def _site(trace: Trace, name: str) -> Site:
 
 def _latent(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+
+
+def _element_ranks(fn: AutoregressiveDistribution) -> Tensor:
+    """Returns the step in which each element is drawn, of the event's shape."""
+    ranks = fn.conditionals.ranks[0]
+    each = fn.event_shape.numel() // len(ranks)
+    return ranks.repeat_interleave(each).reshape(fn.event_shape)
+
+
+def _in_order(model: Program, fn: AutoregressiveDistribution, trust: Tensor) -> bool:
+    """Returns whether in all rows the observed elements come before the missing ones.
+
+    Raises:
+        PairError: If vectors are known in part, or if there are several orders and none of them
+            will do.
+        ValueError: If the mask holds probabilities.
+    """
+    if trust.dtype != torch.bool:
+        raise ValueError(
+            "mask holds probabilities, which are for Bernoulli elements that are independent"
+            f" given the code, and those of {name_of(model)} depend on each other: give"
+            " booleans."
+        )
+    flat = trust.flatten(trust.dim() - len(fn.event_shape))
+    by_position = flat.unflatten(-1, (fn.conditionals.ranks.shape[1], -1))
+    if bool((by_position.any(-1) & ~by_position.all(-1)).any()):
+        raise PairError(
+            f"{name_of(model)} draws vectors as a whole, and in some rows of x one is known in"
+            " part: give a mask that is true or false for all elements of a vector."
+        )
+    if bool(fn.completes(trust).all()):
+        return True
+    if len(fn.conditionals.ranks) > 1:
+        raise PairError(
+            f"{name_of(model)} is a mixture of several masks, and in some rows of x observed"
+            " elements come after missing ones: give a mask that is true up to some place of"
+            " all their orders, or train with one mask, num_masks=1."
+        )
+    return False
 
 
 def _check_events(model: Program, fn: Distribution, known: Tensor) -> None:

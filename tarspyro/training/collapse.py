@@ -23,13 +23,15 @@ _POINTS = 2_000
 # A KL below the first number that does not grow, or below the second, is collapsed (nats).
 _SMALL = 0.1
 _NOTHING = 0.03
+# A KL that falls below this is looked at again after the next epoch.
+_UNSURE = 0.5
 
 
 class CollapseAlarm:
     """Warns if the guide is the prior, whatever the data point.
 
     It looks after the second epoch, or after a hundred steps and two thousand data points if
-    epochs are short.
+    epochs are short; and again after each epoch as long as the KL is small and falls.
 
     The measure is the mean KL of a batch, summed over all latent units. A model that uses its
     code pays nats for it, and the KL grows from the start. The alarm is for bounds alone, and
@@ -65,8 +67,10 @@ class CollapseAlarm:
         points = row["steps"] * count_rows(self.batch)
         if len(self.seen) < _EPOCHS or row["steps"] < _STEPS or points < _POINTS:
             return
-        self.watching = False
-        if kl < _NOTHING or (kl < _SMALL and kl <= self.seen[-2]):
+        falls = kl <= self.seen[-2]
+        collapsed = kl < _NOTHING or (falls and kl < _SMALL)
+        self.watching = falls and kl < _UNSURE and not collapsed
+        if collapsed:
             warn_user(
                 f"The posterior has collapsed: after {len(self.seen)} epochs the KL of all latent"
                 f" units together is {kl:.2g} nats, so the code says nothing about the data. Try"

@@ -97,6 +97,19 @@ def gaussian(scale, shift):
     return model, guide
 
 
+def test_a_guide_of_a_heavy_kl_is_too_wide():
+    """The optimum of an ELBO with a weight of 5 on the KL, whose mean is nearer the prior's."""
+    model, _ = gaussian(1.0, 0.0)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 6, (5 / 6) ** 0.5))
+
+    options = {"num_simulations": 500, "annealing": False, "seed": 1}
+    found = evaluate.check_guide(model, guide, torch.zeros(20), **options)
+    assert found.verdict == "too wide"
+
+
 def test_sizes_are_those_of_the_closed_form():
     right = 0.5**0.5
     scale = 0.8 * right

@@ -11,6 +11,7 @@ from torch import nn
 from tarspyro import Conditional, evaluate, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
+from tarspyro.runs import History
 
 WEIGHT = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.5, 1.0]])
 
@@ -105,6 +106,8 @@ def test_overfitting_and_an_unfinished_training():
     falling = [{"loss": 100.0 * 0.9**epoch} for epoch in range(20)]
     found = evaluate.diagnose(model, guide, data(300), history=falling, seed=0)
     assert names(found) == ["not converged"]
+    of_fit = evaluate.diagnose(model, guide, data(300), history=History(falling), seed=0)
+    assert names(of_fit) == ["not converged"]
     flat = [{"loss": 100.0} for _ in range(20)]
     assert evaluate.diagnose(model, guide, data(300), history=flat, seed=0).healthy
 

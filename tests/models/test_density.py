@@ -185,15 +185,6 @@ def test_completions_of_independent_elements():
     assert (drawn[..., 1].mean() - 5).abs() < 4 / 4000**0.5
 
 
-def test_completions_of_a_pair_are_refused():
-    """Given the code the elements still depend on each other."""
-    trunk = MADE(4, [8], context=2)
-    p = models.VAE(default_prior(dist.Normal, 2), Autoregressive(dist.Bernoulli, trunk, 4))
-    q = guides.VAE(Conditional(dist.Normal, MLP(4, [8]), 2))
-    with pytest.raises(PairError, match="does not factorize"):
-        evaluate.impute(p, q, torch.ones(3, 4), torch.tensor([True, True, False, False]))
-
-
 def test_means_of_autoregressive_likelihoods_are_draws():
     trunk = MADE(4, [8], context=2)
     p = models.VAE(default_prior(dist.Normal, 2), Autoregressive(dist.Bernoulli, trunk, 4))

@@ -55,6 +55,25 @@ def test_what_trains_well_is_left_alone():
         train(*pair(Deaf(8)), lr=1e-2, schedules={"beta": lambda step: 0.001})
 
 
+@pytest.mark.parametrize(
+    "seen, alarm",
+    [
+        ([0.8, 0.4, 0.2, 0.08, 0.0], "after 4 epochs"),  # slowly
+        ([0.8, 0.4, 0.5, 0.05, 0.0], None),  # it grows, as when the code begins to be used
+        ([0.8, 0.7, 0.05, 0.0, 0.0], None),
+    ],
+)
+def test_a_small_kl_is_looked_at_until_it_grows(monkeypatch, seen, alarm):
+    values = iter(seen)
+    monkeypatch.setattr(CollapseAlarm, "_kl", lambda self: next(values))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(*pair(), epochs=len(seen))
+    found = [str(w.message) for w in caught if "collapsed" in str(w.message)]
+    assert len(found) == (alarm is not None)
+    assert all(alarm in message for message in found)
+
+
 def test_the_remedy_revives_the_units():
     p, q = pair()
     with pytest.warns(UserWarning, match="collapsed"):
