@@ -1,4 +1,8 @@
-"""GPU tests: placement, no synchronization inside a step, and the same numbers as on the CPU."""
+"""Tests on the accelerator of this machine: placement, no synchronization inside a step, and
+the same numbers as on the CPU.
+
+``tests/accelerator`` runs them on a pretended one.
+"""
 
 import math
 
@@ -17,6 +21,7 @@ from tarspyro import (
     guides,
     models,
 )
+from tarspyro.accelerators import accelerator
 from tarspyro.data import digits
 from tarspyro.distributions import (
     Beta,
@@ -35,7 +40,18 @@ from tarspyro.training.losses import Objective
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = accelerator()
+MODULE = torch.get_device_module(DEVICE or "cpu")
+IS_CUDA = DEVICE == "cuda"
+pytestmark = pytest.mark.skipif(
+    DEVICE is None or not hasattr(MODULE, "set_sync_debug_mode"),
+    reason="no accelerator that tells when it waits",
+)
+
+
+def needs_compiler(backend):
+    """A compiler that writes code for CUDA."""
+    return pytest.param(backend, marks=pytest.mark.skipif(not IS_CUDA, reason="no CUDA"))
 
 
 def pair():
@@ -61,33 +77,33 @@ SAMPLERS = {
 @pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
 def test_samplers_draw_on_the_device_without_waiting_for_it(make):
     with pyro.validation_enabled(False):
-        a = torch.tensor(0.5, device="cuda", requires_grad=True)
-        torch.cuda.set_sync_debug_mode("error")
+        a = torch.tensor(0.5, device=DEVICE, requires_grad=True)
+        MODULE.set_sync_debug_mode("error")
         try:
             q = make(a)
             z = q.rsample((100_000,))
             (q.log_prob(z).mean() + z.mean()).backward()
         finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert z.is_cuda and z.isfinite().all() and a.grad.isfinite()
+            MODULE.set_sync_debug_mode("default")
+    assert z.device.type == DEVICE and z.isfinite().all() and a.grad.isfinite()
     on_cpu = make(torch.tensor(0.5)).sample((100_000,))
-    error = (z.var(0) / len(z) + on_cpu.cuda().var(0) / len(z)).sqrt()
-    assert ((z.mean(0) - on_cpu.cuda().mean(0)).abs() < 4 * error).all()
+    error = (z.var(0) / len(z) + on_cpu.to(DEVICE).var(0) / len(z)).sqrt()
+    assert ((z.mean(0) - on_cpu.to(DEVICE).mean(0)).abs() < 4 * error).all()
 
 
 def test_samplers_can_be_captured_as_a_graph():
-    a = torch.full((1000,), 0.5, device="cuda", requires_grad=True)
+    a = torch.full((1000,), 0.5, device=DEVICE, requires_grad=True)
 
     def step():
-        z = Gamma(a, torch.ones((), device="cuda"), validate_args=False).rsample()
+        z = Gamma(a, torch.ones((), device=DEVICE), validate_args=False).rsample()
         return z, torch.autograd.grad(z.sum(), a)[0]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    stream = MODULE.Stream()
+    with MODULE.stream(stream):
         step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    MODULE.synchronize()
+    graph = MODULE.CUDAGraph()
+    with MODULE.graph(graph):
         z, gradient = step()
     graph.replay()
     first = z.clone()
@@ -108,7 +124,10 @@ def test_trains_and_evaluates_where_the_parameters_are():
         seed=0,
         progress=False,
     )
-    assert next(model.parameters()).is_cuda and model.prior().base_dist.loc.is_cuda
+    assert (
+        next(model.parameters()).device.type == DEVICE
+        and model.prior().base_dist.loc.device.type == DEVICE
+    )
     assert history["elbo"][-1] > history["elbo"][0]
     codes = embed(guide, data.test)
     assert codes.device == data.test.x.device
@@ -123,7 +142,7 @@ def test_trains_and_evaluates_where_the_parameters_are():
 
 def test_inference_is_measured_where_the_parameters_are():
     x = digits().test.x[:20].round()
-    model, guide = (half.cuda() for half in pair())
+    model, guide = (half.to(DEVICE) for half in pair())
     weighted = evaluate.log_likelihood(
         model, guide, x, num_particles=2000, errors=True, seed=0
     )
@@ -142,21 +161,21 @@ def test_inference_is_measured_where_the_parameters_are():
 
 
 def test_a_step_does_not_wait_for_the_device():
-    model, guide = (half.cuda() for half in pair())
+    model, guide = (half.to(DEVICE) for half in pair())
     parameters = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
     objective = Objective(ELBO(), model, guide)
     objective.add_players([*model.parameters()], [*guide.parameters()])
     trainer = Trainer(objective, TrainingState(objective.halves, [optimizer]))
-    x = torch.rand(100, 64, device="cuda").round()
+    x = torch.rand(100, 64, device=DEVICE).round()
     trainer.step((x,))  # the first step of a shape validates, which reads values back
-    torch.cuda.set_sync_debug_mode("error")
+    MODULE.set_sync_debug_mode("error")
     try:
         with pyro.validation_enabled(False):
             for _ in range(10):
                 trainer.step((x,))
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        MODULE.set_sync_debug_mode("default")
 
 
 BOUNDS = {
@@ -170,27 +189,27 @@ BOUNDS = {
 
 @pytest.mark.parametrize("make", BOUNDS.values(), ids=BOUNDS)
 def test_bounds_run_on_the_device_without_waiting_for_it(make):
-    model, guide = (half.cuda() for half in pair())
-    bound, x = make(), torch.rand(20, 64, device="cuda").round()
+    model, guide = (half.to(DEVICE) for half in pair())
+    bound, x = make(), torch.rand(20, 64, device=DEVICE).round()
     with local_parameters(), pyro.validation_enabled(False):
         bound.differentiable_loss(
             model, guide, x
         )  # the structure is found by a run of its own
-        torch.cuda.set_sync_debug_mode("error")
+        MODULE.set_sync_debug_mode("error")
         try:
             loss = bound.differentiable_loss(model, guide, x)
             loss.backward()
         finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert loss.is_cuda and all(parameter.grad is not None for parameter in guide.parameters())
+            MODULE.set_sync_debug_mode("default")
+    assert loss.device.type == DEVICE and all(
+        parameter.grad is not None for parameter in guide.parameters()
+    )
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"backend": "aot_eager"}, {"mode": "reduce-overhead"}], ids=str
-)
-def test_compiled_steps_train_on_the_device(how):
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", needs_compiler("inductor")])
+def test_compiled_steps_train_on_the_device(backend):
     model, guide = pair()
-    loss = Compiled(ELBO(), choose=False, **how)
+    loss = Compiled(ELBO(), choose=False, backend=backend)
     history = fit(
         model,
         guide,
@@ -201,27 +220,30 @@ def test_compiled_steps_train_on_the_device(how):
         seed=0,
         progress=False,
     )
-    assert history["loss"][-1] < history["loss"][0] and next(model.parameters()).is_cuda
+    assert (
+        history["loss"][-1] < history["loss"][0]
+        and next(model.parameters()).device.type == DEVICE
+    )
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", needs_compiler("inductor")])
 def test_a_captured_step_trains_as_the_eager_one(backend, monkeypatch):
     """No noise in the pair: parameters, schedules, clipping and the optimizer's count of steps
     must agree.
     """
     replayed = []
-    replay = torch.cuda.CUDAGraph.replay
+    replay = MODULE.CUDAGraph.replay
 
     def count(graph):
         replayed.append(graph)
         replay(graph)
 
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", count)
+    monkeypatch.setattr(MODULE.CUDAGraph, "replay", count)
     trained = []
     for loss in (ELBO(), Compiled(ELBO(), backend=backend, choose=False)):
         torch.manual_seed(0)
-        p = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2).cuda()
-        q = guides.Autoencoder(Deterministic(MLP(64, [32]), 2)).cuda()
+        p = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [32]), 64), 2).to(DEVICE)
+        q = guides.Autoencoder(Deterministic(MLP(64, [32]), 2)).to(DEVICE)
         history = fit(
             p,
             q,
@@ -230,7 +252,7 @@ def test_a_captured_step_trains_as_the_eager_one(backend, monkeypatch):
             epochs=10,
             schedules={"lr": lambda step: 1e-2 / (1 + step / 10)},
             optimizer=Optimizer(clip_norm=1.0),
-            device="cuda",
+            device=DEVICE,
             seed=0,
             progress=False,
         )
@@ -245,9 +267,9 @@ def test_a_captured_step_trains_as_the_eager_one(backend, monkeypatch):
 
 
 def test_a_captured_step_draws_fresh_noise():
-    p, q = (half.cuda() for half in pair())
+    p, q = (half.to(DEVICE) for half in pair())
     bound = Compiled(ELBO(), backend="eager", choose=False)
-    x = digits().train.x[:100].round().cuda()
+    x = digits().train.x[:100].round().to(DEVICE)
     parameters = [*p.parameters(), *q.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     losses = []
