@@ -11,6 +11,7 @@ end: a process that has called it ends with ``os._exit``.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -196,22 +197,21 @@ def _compute(
     inner_kwargs.pop("pin_memory", None)
     if name.startswith(_COPIES):
         inner_kwargs.pop("device", None)
-    if "_thnn_fused_gru_cell" in name:
-        return _fused_gru(name, *inner_args), known
+    work = functools.partial(_fused_gru, name) if "_thnn_fused_gru_cell" in name else func
     draws = torch.Tag.nondeterministic_seeded in func.tags
     if draws and kwargs.get("generator") is None:
         with drawing_from(Device.generators[index]):
-            return _record(func, inner_args, inner_kwargs, index), known
-    return _record(func, inner_args, inner_kwargs, index), known
+            return _record(func, work, inner_args, inner_kwargs, index), known
+    return _record(func, work, inner_args, inner_kwargs, index), known
 
 
-def _record(func: Any, args: Any, kwargs: dict[str, Any], index: int) -> Any:
+def _record(func: Any, work: Any, args: Any, kwargs: dict[str, Any], index: int) -> Any:
     graph = Device.recording
     if graph is None:
-        return func(*args, **kwargs)
+        return work(*args, **kwargs)
     if index != graph.index:
         raise RuntimeError(f"device {index} is given work, and device {graph.index} captures")
-    return graph.record(func, args, kwargs)
+    return graph.record(func, work, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -278,8 +278,8 @@ class Graph:
         self._noise = Device.generators[self.index].get_state()
         Device.recording = self
 
-    def record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs an operation and notes it."""
+    def record(self, func: Any, work: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs an operation, with the function that does its work here, and notes it."""
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         # Batch normalization changes its statistics, though its signature does not say so.
         changes = func._schema.is_mutable or "batch_norm" in str(func)
@@ -287,12 +287,12 @@ class Graph:
             for tensor in given:
                 storage = tensor.untyped_storage()
                 self._saved.setdefault(storage.data_ptr(), (tensor, storage.clone()))
-        result = func(*args, **kwargs)
+        result = work(*args, **kwargs)
         memory = {tensor.untyped_storage().data_ptr() for tensor in given}
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         new = [tensor.untyped_storage().data_ptr() not in memory for tensor in made]
         if changes or any(new):
-            self.tape.append((func, args, kwargs, made, new))
+            self.tape.append((work, args, kwargs, made, new))
         self._fresh += [tensor for tensor, is_new in zip(made, new, strict=True) if is_new]
         return result
 
@@ -317,10 +317,10 @@ class Graph:
             torch.no_grad(),
             drawing_from(Device.generators[self.index]),
         ):
-            for func, args, kwargs, made, new in self.tape:
+            for work, args, kwargs, made, new in self.tape:
                 again = [
                     leaf
-                    for leaf in tree_leaves(func(*args, **kwargs))
+                    for leaf in tree_leaves(work(*args, **kwargs))
                     if isinstance(leaf, Tensor)
                 ]
                 for tensor, value, is_new in zip(made, again, new, strict=True):
@@ -357,6 +357,16 @@ class device:
 
 class Stream:
     pass
+
+
+class Generator(torch._C.Generator):
+    """A generator of the device draws on the CPU, as its operations do."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
+        return super().__new__(cls, "cpu" if is_ours(device) else device)
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        pass
 
 
 def install() -> None:
@@ -457,6 +467,7 @@ def _teach_torch() -> None:
         if Device.recording is not None and not whole:
             raise RuntimeError("Attempting graph capture of step(), but capturable is False")
 
+    torch.Generator = Generator
     torch.nn.Module._apply = moved
     optimizer._accelerator_graph_capture_health_check = check_capture
     sys.modules["torch.optim.optimizer"]._foreach_supported_types.append(DeviceTensor)

@@ -4,7 +4,10 @@ the same numbers as on the CPU.
 ``tests/accelerator`` runs them on a pretended one.
 """
 
+import contextlib
+import gc
 import math
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +18,8 @@ from tarspyro import (
     Conditional,
     Deterministic,
     Optimizer,
+    Run,
+    accelerators,
     embed,
     evaluate,
     fit,
@@ -33,9 +38,10 @@ from tarspyro.distributions import (
     Kumaraswamy,
     default_prior,
 )
-from tarspyro.infer import ELBO, IWAE, PIWAE, Compiled, Renyi
-from tarspyro.nn import MLP
+from tarspyro.infer import ELBO, IWAE, PIWAE, Adversarial, Compiled, Renyi
+from tarspyro.nn import MLP, Discriminator
 from tarspyro.scopes import local_parameters
+from tarspyro.training.checks import NonFiniteError
 from tarspyro.training.losses import Objective
 from tarspyro.training.state import TrainingState
 from tarspyro.training.trainer import Trainer
@@ -247,7 +253,7 @@ def test_a_captured_step_trains_as_the_eager_one(backend, monkeypatch):
         history = fit(
             p,
             q,
-            digits().train.x[:450],
+            digits().train.x[:450].round(),
             loss=loss,
             epochs=10,
             schedules={"lr": lambda step: 1e-2 / (1 + step / 10)},
@@ -280,3 +286,171 @@ def test_a_captured_step_draws_fresh_noise():
             for parameter in parameters:
                 parameter.grad = None
     assert len(set(losses)) == 20
+
+
+def noiseless(seed=0):
+    torch.manual_seed(seed)
+    p = models.Autoencoder(Conditional(dist.Bernoulli, MLP(2, [16]), 64), 2)
+    return p, guides.Autoencoder(Deterministic(MLP(64, [16]), 2))
+
+
+def train(pair, loss, **how):
+    x = digits().train.x[:450].round()
+    return fit(*pair, x, loss=loss, **{"seed": 0, "progress": False, "epochs": 3, **how})
+
+
+def weights(pair):
+    return [
+        parameter.detach().cpu().clone() for half in pair for parameter in half.parameters()
+    ]
+
+
+def recorded(**how):
+    return Compiled(ELBO(), backend="eager", **{"choose": False, **how})
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """The graphs that were replayed, in their order."""
+    found = []
+    replay = accelerators.Graph.replay
+    monkeypatch.setattr(
+        accelerators.Graph, "replay", lambda graph: (found.append(id(graph)), replay(graph))
+    )
+    return found
+
+
+@pytest.mark.parametrize("make", [ELBO, recorded], ids=["eager", "captured"])
+def test_a_resumed_training_is_exact(make, tmp_path):
+    """Noise of the device, optimizer and order go on where they were."""
+    whole = pair()
+    train(whole, make(), binarize=True, epochs=4)
+    stopped = pair()
+    train(stopped, make(), binarize=True, epochs=2, folder=tmp_path / "run")
+    torch.rand(5, device=DEVICE)
+    train(stopped, make(), binarize=True, epochs=4, folder=Run(tmp_path / "run", resume=True))
+    for one, other in zip(weights(whole), weights(stopped), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_compiled_loss_trains_twice(replayed):
+    """The second training has an optimizer of its own, whose learning rate is zero."""
+    loss = recorded()
+    halves = noiseless()
+    train(halves, loss, lr=1e-2)
+    before = weights(halves)
+    first = len(replayed)
+    train(halves, loss, lr=0.0)
+    assert 0 < first < len(replayed)
+    for one, other in zip(before, weights(halves), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_graphs_are_dropped_with_their_training(replayed):
+    loss = recorded()
+    train(noiseless(), loss)
+    gc.collect()
+    assert replayed and not [o for o in gc.get_objects() if type(o) is accelerators.Graph]
+
+
+def test_a_captured_step_has_the_scale_of_its_call(replayed):
+    p, q = (half.to(DEVICE) for half in noiseless())
+    x = digits().train.x[:100].round().to(DEVICE)
+    loss = recorded()
+    norms = {}
+    with local_parameters(), pyro.validation_enabled(False):
+        for scale in [1.0] * 8 + [3.0] * 2:
+            loss.accumulate_gradients(p, q, x, scale=scale, update=do_nothing)
+            gradient = torch.cat([w.grad.flatten() for w in p.parameters()])
+            norms[scale] = gradient.norm().item()
+            for parameter in (*p.parameters(), *q.parameters()):
+                parameter.grad = None
+    assert len(replayed) >= 4
+    assert norms[3.0] == pytest.approx(3 * norms[1.0], rel=1e-5)
+
+
+def do_nothing():
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:Compiled, a step takes")
+def test_replays_are_timed_before_the_choice(replayed):
+    """As many as of the eager steps, and one that is not counted."""
+    at_choice = []
+    loss = recorded(choose=True, report=lambda line: at_choice.append((line, len(replayed))))
+    train(noiseless(), loss, epochs=8)
+    line, count = at_choice[-1]
+    # If the eager steps are faster, the replays end there.
+    assert (count if "instead of" in line else len(replayed)) == 6
+
+
+def test_a_game_has_its_columns_when_captured(replayed):
+    rows = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        p = models.GAN(default_prior(dist.Normal, 2), Deterministic(MLP(2, [8]), 64))
+        game = Adversarial(Discriminator(MLP(64, [8])))
+        x = digits().train.x[:200]
+        with_backend = recorded_games() if compiled else contextlib.nullcontext()
+        with with_backend:
+            history = fit(
+                p, None, x, loss=game, seed=0, epochs=6, progress=False, compile=compiled
+            )
+        rows.append({k: v for k, v in history.rows[-1].items() if k != "seconds"})
+    assert replayed and rows[0].keys() == rows[1].keys()
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+
+
+@contextlib.contextmanager
+def recorded_games():
+    """``compile=True`` without a compiler."""
+    compile = Objective.compile
+    with mock.patch.object(
+        Objective, "compile", lambda self, **how: compile(self, backend="eager", choose=False)
+    ):
+        yield
+
+
+@pytest.mark.skipif(DEVICE is None or MODULE.device_count() < 2, reason="one device")
+def test_another_device_than_the_current_one(replayed):
+    trained = []
+    for number in (0, 1):
+        halves = pair()
+        train(halves, recorded(), device=f"{DEVICE}:{number}", binarize=True)
+        assert {w.device.index for half in halves for w in half.parameters()} == {number}
+        assert MODULE.current_device() == 0
+        trained.append(weights(halves))
+    assert replayed
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("make", [ELBO, recorded], ids=["eager", "captured"])
+def test_a_loss_that_is_not_finite_is_described_with_its_batch(make):
+    """It is read up to fifty steps later."""
+    x = torch.zeros(400, 1)
+    x[230] = 5.0
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            spread = 1.0 + 0.0 * (4.0 - x).sqrt()  # NaN for the row that is 5
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), spread).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = pyro.param("loc", lambda: torch.zeros((), device=DEVICE))
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    with pytest.raises(NonFiniteError) as e:
+        fit(model, guide, x, loss=make(), shuffle=False, seed=0, progress=False)
+    assert "loss was nan at step 3 (epoch 1, batch 3): with the weights after" in str(e.value)
+    assert "log-probability of x is not finite (batch rows [30])" in str(e.value)
+
+
+@pytest.mark.parametrize("make", [ELBO, recorded], ids=["eager", "captured"])
+def test_half_precision(make):
+    halves = pair()
+    history = train(halves, make(), autocast=torch.bfloat16, binarize=True)
+    assert history["loss"][-1] < history["loss"][0]
+    assert all(w.dtype is torch.float32 for half in halves for w in half.parameters())
