@@ -200,6 +200,7 @@ def main() -> None:
     """Prints and writes the faults."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--every", type=int, default=1, help="one in so many cases")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first one")
     parser.add_argument("--only", help="the cases with this in their names")
     parser.add_argument("--out", type=Path, default=RESULTS / "device_waits.json")
     options = parser.parse_args()
@@ -210,7 +211,7 @@ def main() -> None:
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        chosen_cases = list(cases())[:: options.every]
+        chosen_cases = list(cases())[options.first :: options.every]
         for name, chosen, bound, make in chosen_cases:
             settings = "".join(f", {key} {value}" for key, value in chosen.items())
             title = f"{name}{settings}, {bound or 'its own loss'}"
@@ -219,8 +220,8 @@ def main() -> None:
             fault = measure(name, chosen, make)
             if fault != "":
                 found[title] = fault
+                print(f"{title}: {fault or 'stays'}", flush=True)
     faults = {title: fault for title, fault in found.items() if fault}
-    print(*(f"{title}: {fault}" for title, fault in faults.items()), sep="\n")
     print(f"{len(found)} cases, {len(faults)} faults")
     result = {"torch": torch.__version__, "cases": len(found), "faults": faults}
     options.out.write_text(json.dumps(result, indent=1) + "\n")

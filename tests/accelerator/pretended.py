@@ -373,6 +373,7 @@ def install() -> None:
     """Makes the device, for the whole process."""
     register()
     _teach_torch()
+    _teach_autocast()
     DeviceMode().__enter__()
 
 
@@ -494,6 +495,30 @@ def _teach_shapes() -> None:
     library.impl("_thnn_fused_gru_cell", cell)
     library.impl("_thnn_fused_gru_cell_backward", backward)
     _kept.append(library)  # which unregisters at its end
+
+
+def _teach_autocast() -> None:
+    """Lets autocast run matrix products in its type, and everything else as it comes."""
+    key = "AutocastPrivateUse1"
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, key)
+    products = torch.library.Library("aten", "IMPL")
+    _kept.extend([others, products])
+    without = torch._C.DispatchKeySet(torch._C._parse_dispatch_key(key))
+
+    def lowered(func: Any, *args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(NAME)
+        own = [
+            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype is torch.float32 else arg
+            for arg in args
+        ]
+        with torch._C._ExcludeDispatchKeyGuard(without):
+            return func(*own)
+
+    for name in ("linear", "matmul", "addmm", "mm", "conv2d"):
+        func = getattr(torch.ops.aten, name)
+        overload = "aten::conv2d" if name == "conv2d" else f"aten::{name}"
+        products.impl(overload, functools.partial(lowered, func), key)
 
 
 _kept: list[object] = []

@@ -413,13 +413,18 @@ def recorded_games():
 
 @pytest.mark.skipif(DEVICE is None or MODULE.device_count() < 2, reason="one device")
 def test_another_device_than_the_current_one(replayed):
+    """It is the current one meanwhile, for graphs and random states."""
     trained = []
-    for number in (0, 1):
-        halves = pair()
-        train(halves, recorded(), device=f"{DEVICE}:{number}", binarize=True)
-        assert {w.device.index for half in halves for w in half.parameters()} == {number}
-        assert MODULE.current_device() == 0
-        trained.append(weights(halves))
+    try:
+        for current in (0, 1):
+            MODULE.set_device(current)
+            halves = pair()
+            train(halves, recorded(), device=f"{DEVICE}:0", binarize=True)
+            assert {w.device.index for half in halves for w in half.parameters()} == {0}
+            assert MODULE.current_device() == current
+            trained.append(weights(halves))
+    finally:
+        MODULE.set_device(0)
     assert replayed
     for one, other in zip(*trained, strict=True):
         torch.testing.assert_close(one, other)
@@ -430,10 +435,11 @@ def test_a_loss_that_is_not_finite_is_described_with_its_batch(make):
     """It is read up to fifty steps later."""
     x = torch.zeros(400, 1)
     x[230] = 5.0
+    zero = torch.zeros((), device=DEVICE)
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(zero, 1.0))
             spread = 1.0 + 0.0 * (4.0 - x).sqrt()  # NaN for the row that is 5
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), spread).to_event(1), obs=x)
 
