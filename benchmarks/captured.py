@@ -119,7 +119,7 @@ SETTINGS: dict[str, Case] = {
         ELBO,
         {"optimizer": torch.optim.ASGD, "lr": 1e-2},
     ),
-    "vae": (vae, ELBO, {"lr": 1e-2}),
+    "vae, adam": (vae, ELBO, {"lr": 1e-2}),
     "vae, beta": (vae, ELBO, {"schedules": {"beta": lambda step: min(1.0, step / 10)}}),
     "vae, iwae": (vae, lambda: IWAE(3), {}),
     "vae, dropout": (functools.partial(vae, dropout=0.3), ELBO, {}),

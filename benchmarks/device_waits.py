@@ -136,6 +136,9 @@ def _moved(mode: FakeTensorMode, programs: list[nn.Module]) -> None:
     known: dict[int, Tensor] = {}
     modules = [module for program in programs for module in program.modules()]
     for module in modules:
+        if type(module)._apply is not nn.Module._apply and not module._parameters:
+            # Such as a transform, which moves its tensors itself.
+            module._apply(lambda tensor: mode.from_tensor(tensor).to(NAME))
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
         for table in tables:
             for name, tensor in table.items():

@@ -436,17 +436,18 @@ def test_a_loss_that_is_not_finite_is_described_with_its_batch(make):
     x = torch.zeros(400, 1)
     x[230] = 5.0
     zero = torch.zeros((), device=DEVICE)
+    one = torch.ones((), device=DEVICE)
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(zero, 1.0))
-            spread = 1.0 + 0.0 * (4.0 - x).sqrt()  # NaN for the row that is 5
+            z = pyro.sample("z", dist.Normal(zero, one))
+            spread = one + zero * (4.0 - x).sqrt()  # NaN for the row that is 5
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), spread).to_event(1), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
             loc = pyro.param("loc", lambda: torch.zeros((), device=DEVICE))
-            pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("z", dist.Normal(loc, one))
 
     with pytest.raises(NonFiniteError) as e:
         fit(model, guide, x, loss=make(), shuffle=False, seed=0, progress=False)
