@@ -7,6 +7,7 @@ model and a guide with the same networks, the bound or the game, Pyro's bound wh
 and a batch.
 """
 
+import functools
 import math
 import random
 import statistics
@@ -20,7 +21,15 @@ import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch import nn
 
-from tarspyro import Conditional, Deterministic, distributions, guides, models
+from tarspyro import (
+    Conditional,
+    Deterministic,
+    Optimizer,
+    accelerators,
+    distributions,
+    guides,
+    models,
+)
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE, Adversarial
 from tarspyro.infer.traces import no_guide
@@ -440,14 +449,11 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: ob
     objective.add_players(parameters, [])
     if compiled:
         objective.compile(choose=False, **options)
-    captured = (
-        {"capturable": True, "lr": torch.tensor(1e-3, device=device)}
-        if compiled and device == "cuda"
-        else {}
-    )
     # The options that fit chooses.
-    how = {"lr": 1e-3, "fused": True, **captured}
-    optimizers = [torch.optim.Adam(player.parameters, **how) for player in objective.players]
+    optimizers = [
+        Optimizer().make(player.name, player.parameters, captured=compiled)
+        for player in objective.players
+    ]
     trainer = Trainer(objective, TrainingState(objective.halves, optimizers))
 
     def step(x):
@@ -500,7 +506,7 @@ def measure(
 
     In a round each contestant takes as many steps as fill about so many seconds, at least one.
     """
-    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
+    synchronize = functools.partial(accelerators.synchronize, x.device)
     counts = {}
     for name, step in contestants.items():
         for _ in range(10):

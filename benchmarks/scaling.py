@@ -54,13 +54,14 @@ def point(axis, size, kind, arguments):
         else ours(program, arguments.device, compiled=kind == "compiled")
     )
     x = program.batch().to(arguments.device)
-    on_gpu = arguments.device != "cpu"
+    device = torch.get_device_module(x.device)
+    counts = hasattr(device, "max_memory_allocated")
     before = megabytes()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
+    if counts:
+        device.reset_peak_memory_stats()
+        before = device.memory_allocated() / 2**20
     (times,) = measure({"": step}, x, arguments.rounds).values()
-    after = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else megabytes()
+    after = device.max_memory_allocated() / 2**20 if counts else megabytes()
     return {"ms": round(statistics.median(times), 3), "megabytes": round(after - before, 1)}
 
 

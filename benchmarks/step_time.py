@@ -36,6 +36,8 @@ from contestants import (
     svi,
 )
 
+from tarspyro.accelerators import name_of_accelerator
+
 PROGRAMS = {
     "MLP VAE 784-512-512-50, batch 100": elbo(784, 512, 50, 100),
     "IWAE K=50, 784-200-200-50, batch 20": iwae(784, 200, 50, 20, 50),
@@ -51,10 +53,16 @@ HAND_COMPILED = "hand-written, torch.compile"
 EAGER = "tarspyro, eager"
 COMPILED = "tarspyro, compiled"
 PYRO = "Pyro SVI"
+GOALS = {
+    "eager / hand-written": (EAGER, HAND),
+    "compiled / hand-written": (COMPILED, HAND),
+    "compiled / hand-written torch.compile": (COMPILED, HAND_COMPILED),
+    "compiled / Pyro": (COMPILED, PYRO),
+}
 RESULTS = Path(__file__).parent / "results"
 
 
-def contestants_of(program, device):
+def contestants_of(program, device, compiler=True):
     """All contestants of a program, compiled, with the seconds that this took."""
     makers = {
         HAND: lambda: hand_written(program, device),
@@ -68,6 +76,8 @@ def contestants_of(program, device):
     }
     if program.pyro_bound is not None:
         makers[PYRO] = lambda: svi(program, device)
+    if not compiler:
+        del makers[HAND_COMPILED], makers[COMPILED]
     x = program.batch().to(device)
     steps = {}
     start_up = {}
@@ -86,6 +96,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--without-compiler", action="store_true", help="leave out what is compiled"
+    )
     parser.add_argument("--only", default="", help="programs whose names contain this")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
@@ -112,7 +125,8 @@ def main():
         if arguments.only not in name:
             continue
         pyro.clear_param_store()
-        steps, start_up, x = contestants_of(program, arguments.device)
+        compiler = not arguments.without_compiler
+        steps, start_up, x = contestants_of(program, arguments.device, compiler)
         times = measure(steps, x, arguments.rounds)
         row = report["rows"][name] = {
             contestant: {
@@ -123,14 +137,10 @@ def main():
             for contestant, values in times.items()
         }
         row["goals"] = {
-            "eager / hand-written": round(ratio(times, EAGER, HAND), 3),
-            "compiled / hand-written": round(ratio(times, COMPILED, HAND), 3),
-            "compiled / hand-written torch.compile": round(
-                ratio(times, COMPILED, HAND_COMPILED), 3
-            ),
+            goal: round(ratio(times, one, other), 3)
+            for goal, (one, other) in GOALS.items()
+            if one in times and other in times
         }
-        if PYRO in times:
-            row["goals"]["compiled / Pyro"] = round(ratio(times, COMPILED, PYRO), 3)
         print(name)
         for contestant, entry in row.items():
             print(f"  {contestant:34} {json.dumps(entry)}", flush=True)
@@ -158,8 +168,8 @@ def draw(report, path):
 
 
 def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+    if device != "cpu":
+        return name_of_accelerator(torch.device(device))
     return (
         f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -24,6 +24,7 @@ import torch
 from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
+from tarspyro.accelerators import accelerator, get_random_states, set_random_states
 from tarspyro.arguments import as_seed, format_value
 from tarspyro.types import Device
 
@@ -63,7 +64,7 @@ def find_device(device: Device) -> torch.device:
         ValueError: If this machine has no such device, or it is the meta device.
     """
     if isinstance(device, str) and device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = accelerator() or "cpu"
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -177,18 +178,14 @@ def kept_buffers(*programs: object) -> Iterator[None]:
 
 
 def get_rng_states() -> list[Tensor]:
-    """Returns the random states of the CPU and of all GPUs."""
-    return [
-        torch.get_rng_state(),
-        *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()),
-    ]
+    """Returns the random states of the CPU and of all accelerators in use."""
+    return [torch.get_rng_state(), *get_random_states()]
 
 
 def set_rng_states(states: Sequence[Tensor]) -> None:
     """Restores what ``get_rng_states`` returned."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
+    set_random_states(states[1:])
 
 
 @contextlib.contextmanager
@@ -199,12 +196,12 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         seed: The seed of the random numbers inside; None goes on with the current state.
     """
     seed = None if seed is None else as_seed(seed)
-    devices = (
-        range(torch.cuda.device_count())
-        if torch.cuda.is_initialized() or seed is not None
-        else ()
-    )
-    with exclusive(), torch.random.fork_rng(devices=list(devices)):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    with exclusive():
+        # A seed is one for all devices, also for those that will be used later.
+        states = [torch.get_rng_state(), *get_random_states(used=seed is None)]
+        try:
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+        finally:
+            set_rng_states(states)

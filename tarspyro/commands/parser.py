@@ -358,7 +358,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="where to compute, such as cpu or cuda (default: auto)",
+        help="where to compute, such as cpu, cuda or mps (default: auto)",
     )
     parser.add_argument(
         "--import",
@@ -537,7 +537,7 @@ def _add_options(parser: argparse.ArgumentParser, method: Method) -> None:
     )
 
     groups[TRAINING].add_argument(
-        "--device", default="auto", help="such as cpu or cuda (default: auto)"
+        "--device", default="auto", help="such as cpu, cuda or mps (default: auto)"
     )
     groups[TRAINING].add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Distribution, Independent, Unit
+from pyro.distributions import Delta, Distribution, ImproperUniform, Independent, Unit
 from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
@@ -269,8 +269,19 @@ def log_prob(site: Site) -> Tensor:
     """Returns the log-probability of a site's value, without scale and mask, on its device."""
     value = site["value"]
     density: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
-    # An improper prior returns a zero on the CPU wherever the value is.
-    return density.to(value.device) if torch.is_tensor(value) else density
+    if not torch.is_tensor(value):
+        return density
+    if is_flat(site["fn"]):
+        # Pyro makes its zero on the CPU, and to copy it would wait for the device.
+        return value.new_zeros(density.shape)
+    return density.to(value.device)
+
+
+def is_flat(distribution: object) -> bool:
+    """Whether a distribution is an improper prior, whose log-probability is zero."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, ImproperUniform)
 
 
 def score_function(distribution: Distribution, value: Tensor) -> Tensor | None:

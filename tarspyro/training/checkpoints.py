@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from tarspyro.accelerators import get_random_state, set_random_state
 from tarspyro.runs.folder import Run, RunError
 from tarspyro.runs.history import States
 from tarspyro.training.distributed import Processes
@@ -156,32 +157,35 @@ class Checkpoints:
         return {"order": self.state.order, **own}
 
     def _check_random(self, *moments: Mapping[str, Tensor]) -> None:
-        """Raises a ``ValueError`` if random states are none, or of another loader."""
+        """Raises a ``ValueError`` if random states are none, or of another loader.
+
+        A run may go on on another kind of device, whose random state it does not hold.
+        """
         own = self._random()
+        of_device = get_random_state().keys()
         for states in filter(None, moments):
-            missing = sorted((own.keys() - {"cuda"}) - states.keys())
+            missing = sorted(own.keys() - of_device - states.keys())
             if missing:
                 raise ValueError(f"it lacks the random state of {missing[0]}")
-            for name, state in states.items():
-                if name in own and (
-                    state.shape != own[name].shape or state.dtype != own[name].dtype
-                ):
+            for name in own.keys() & states.keys():
+                state = states[name]
+                if state.shape != own[name].shape or state.dtype != own[name].dtype:
                     raise ValueError(f"its random state of {name} has another size")
-                if name != "cuda":
-                    torch.Generator().set_state(state)  # which refuses what is none
+                # What is no random state is refused when it is set.
+                if name in of_device:
+                    set_random_state({name: state})
+                    set_random_state(own)
+                else:
+                    torch.Generator().set_state(state)
 
     def _random(self) -> dict[str, Tensor]:
         """The random states of this process."""
         states = {name: each.get_state() for name, each in self._generators().items()}
-        states["cpu"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
-            states["cuda"] = torch.cuda.get_rng_state()
-        return states
+        return {**states, "cpu": torch.get_rng_state(), **get_random_state()}
 
     def _set_random(self, states: Mapping[str, Tensor]) -> None:
         if states:
             for name, generator in self._generators().items():
                 generator.set_state(states[name])
             torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
+            set_random_state(states)

@@ -16,6 +16,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from tarspyro.accelerators import accelerator, is_accelerator, use_local_device
+from tarspyro.scopes import find_device
+from tarspyro.types import Device
+
 # How long a process waits for the others, which may compile or write files.
 _PATIENCE = timedelta(minutes=30)
 # A process that waits looks so often whether it has received a signal. After a signal it waits
@@ -193,11 +197,10 @@ class Processes:
         Returns:
             The result.
         """
-        device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
-        copy = tensor.to(device).contiguous()
+        copy = tensor.to(_device_of_backend()).contiguous()
         sent = copy.view(torch.uint8) if copy.dtype is torch.bool else copy
         try:
-            if device.type == "cuda":
+            if is_accelerator(copy.device):
                 operation(sent, *arguments)  # it only joins the queue of the device
             else:
                 self._wait(operation(sent, *arguments, async_op=True))
@@ -248,32 +251,52 @@ def patience() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def join(device: torch.device) -> torch.device:
+def join(device: Device) -> torch.device:
     """Joins the processes that ``torchrun`` has started, if this one has not joined yet.
 
-    On GPUs the backend is NCCL, and each process takes the GPU of its local rank; elsewhere
-    the backend is gloo. The process leaves the group only when it ends: a second group under
-    the same name would meet what is left of the first.
+    On GPUs each process takes the one of its local rank, unless the device has a number. They
+    exchange numbers through the backend that torch has for the device, such as NCCL, and
+    through gloo where it has none.
+
+    The process leaves the group only when it ends: a second group under the same name would
+    meet what is left of the first.
+
+    Arguments:
+        device: The device, as the user gives it.
 
     Returns:
         The device of this process.
+
+    Raises:
+        ValueError: If this machine has no such device, or too few of them.
     """
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
-        return device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        return find_device(device)
+    if str(device) in ("auto", accelerator()) and accelerator() is not None:
+        use_local_device(int(os.environ["LOCAL_RANK"]))
+    found = find_device(device)  # without a number, the current one
     if not distributed.is_initialized():
         # Functions of this module have the group as a default argument if it exists when the
         # module is imported, as every optimizer does. The group would then never end, and a
         # thread of gloo that still holds a tensor aborts the process when it releases it after
         # Python's end.
         importlib.import_module("torch.distributed.nn")
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=patience()
-        )
+        distributed.init_process_group(_backend_of(found), timeout=patience())
         atexit.register(_leave)
-    return device
+    return found
+
+
+def _backend_of(device: torch.device) -> str:
+    """The backend that torch has for a device."""
+    known = distributed.Backend.default_device_backend_map
+    return str(known.get(device.type, distributed.Backend.GLOO))
+
+
+def _device_of_backend() -> torch.device:
+    """The device on which processes exchange numbers."""
+    if distributed.get_backend() == distributed.Backend.GLOO:
+        return torch.device("cpu")
+    return find_device("auto")  # the current one
 
 
 def _leave() -> None:

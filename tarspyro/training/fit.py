@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tarspyro.accelerators import current_device
 from tarspyro.arguments import format_value
 from tarspyro.data import Stream
 from tarspyro.infer.traces import no_guide, trace_pair
@@ -24,7 +25,6 @@ from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
 from tarspyro.scopes import (
     exclusive,
-    find_device,
     kept_buffers,
     local_parameters,
     own_store,
@@ -207,7 +207,7 @@ def fit(
     run = folder if folder is None or isinstance(folder, Run) else Run(folder)
     objective = Objective(loss, model, no_guide if guide is None else guide)
     _check_ranking(objective, patience)
-    device = join(find_device(device))
+    device = join(device)
     processes = Processes()
     with _prepared(objective, device, seed, processes), _written_alone(run, processes):
         make_batches = functools.partial(
@@ -299,6 +299,7 @@ def _prepared(
     """Moves the pair to a device, and gives the training its own random state and store."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive())
+        stack.enter_context(current_device(device))
         for half in objective.halves.values():
             if isinstance(half, nn.Module):
                 half.to(device)

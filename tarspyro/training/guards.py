@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tarspyro.accelerators import is_accelerator
 from tarspyro.infer import Player
+from tarspyro.programs import tensors_of
 from tarspyro.runs.history import States
 from tarspyro.training.advice import remedy_of
 from tarspyro.training.checks import CollapseError, NonFiniteError, describe_nonfinite
@@ -20,6 +22,9 @@ from tarspyro.types import Arguments
 
 # An accelerator waits for the host whenever a loss is read back, so losses are read together.
 _STEPS_BETWEEN_READINGS = 50
+
+# Until then their batches are kept, unless these are large.
+_MOST_BYTES_UNREAD = 1 << 27
 
 # If so many steps in a row were skipped, skipping one more will not help.
 _MOST_SKIPPED_IN_A_ROW = 20
@@ -32,7 +37,9 @@ class _Unread(NamedTuple):
     step: int
     batch: int
     loss: Tensor
-    norm: Tensor | None
+    norm: Tensor
+    arguments: Arguments
+    noise: Tensor | None
 
 
 class FiniteGuard:
@@ -55,7 +62,7 @@ class FiniteGuard:
         self,
         player: Player,
         loss: Tensor,
-        norm: Tensor | None,
+        norm: Tensor,
         arguments: Arguments,
         noise: Tensor | None,
     ) -> bool:
@@ -64,7 +71,7 @@ class FiniteGuard:
         Arguments:
             player: The player whose loss it is.
             loss: The loss, per data point.
-            norm: The norm, if it is known.
+            norm: The norm.
             arguments: The batch.
             noise: The random state of the CPU from which the loss was drawn, if it is known.
 
@@ -73,32 +80,41 @@ class FiniteGuard:
             CollapseError: If the player has won the game.
         """
         now = self.state.progress
-        self._unread.append(_Unread(player, now.step + 1, now.position + 1, loss, norm))
-        at_once = loss.device.type == "cpu" or self.skips
-        if at_once or len(self._unread) >= _STEPS_BETWEEN_READINGS:
-            return self.read(arguments, noise)
+        step = now.step + 1
+        self._unread.append(
+            _Unread(player, step, now.position + 1, loss, norm, arguments, noise)
+        )
+        if self._reads_at_once(loss) or self._is_time_to_read():
+            return self.read()
         return True
 
-    def read(self, arguments: Arguments | None = None, noise: Tensor | None = None) -> bool:
+    def _reads_at_once(self, loss: Tensor) -> bool:
+        return not is_accelerator(loss.device) or self.skips
+
+    def _is_time_to_read(self) -> bool:
+        kept = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in tensors_of(self._unread[-1].arguments)
+        )
+        steps = min(_STEPS_BETWEEN_READINGS, 1 + _MOST_BYTES_UNREAD // max(kept, 1))
+        return len(self._unread) >= steps
+
+    def read(self) -> bool:
         """Reads the losses that were noted; returns whether all were finite.
 
         Raises the same errors as ``allows``.
         """
         unread = self._unread
         self._unread = []
-        pairs = [
-            torch.stack([one.loss, one.loss if one.norm is None else one.norm.to(one.loss)])
-            for one in unread
-        ]
+        pairs = [torch.stack([one.loss, one.norm.to(one.loss)]) for one in unread]
         values = torch.stack(pairs).tolist() if pairs else []
         for one, (loss, norm) in zip(unread, values, strict=True):
             epoch = self.state.progress.epoch + 1
             when = f"step {one.step} (epoch {epoch}, batch {one.batch})"
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                cause = "" if arguments is None else f": {self._cause(arguments, noise)}"
                 self._skip_or_stop(
-                    f"The {_what(one.player, loss, norm)} at {when}{cause}.",
-                    functools.partial(self._remedy, arguments, first=one.step == 1),
+                    f"The {_what(one.player, loss, norm)} at {when}: {self._cause(one)}.",
+                    functools.partial(self._remedy, one.arguments, first=one.step == 1),
                 )
                 return False
             self._check_winner(one.player, loss, when)
@@ -132,10 +148,22 @@ class FiniteGuard:
                 " from it any more."
             )
 
-    def _cause(self, arguments: Arguments, noise: Tensor | None) -> str:
-        return describe_nonfinite(*self.state.pair, arguments, self.state.modules, noise)
+    def _cause(self, one: _Unread) -> str:
+        """The cause of a loss or gradient that is not finite, as a part of a sentence.
 
-    def _remedy(self, arguments: Arguments | None, *, first: bool) -> str:
+        If the step was made before the loss was read, it has spoiled the weights. Then the
+        cause is looked for with the last good ones.
+        """
+        others = self.state.modules
+        if self._reads_at_once(one.loss):
+            return describe_nonfinite(*self.state.pair, one.arguments, others, one.noise)
+        weights = self.state.go_back()
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad()
+        cause = describe_nonfinite(*self.state.pair, one.arguments, others)
+        return f"with the weights after {weights}, {cause}"
+
+    def _remedy(self, arguments: Arguments, *, first: bool) -> str:
         groups = [
             group for optimizer in self.state.optimizers for group in optimizer.param_groups
         ]

@@ -31,6 +31,7 @@ from tarspyro.infer.diagnosis import explained
 from tarspyro.inputs import check_inputs
 from tarspyro.modules import StochasticModule
 from tarspyro.runs.description import describe
+from tarspyro.training.updates import Update
 from tarspyro.types import Arguments, Json, Program
 
 Loss: TypeAlias = PyroELBO | Game | Callable[..., Tensor]
@@ -172,6 +173,12 @@ class Objective:
         ]
         self._find_kinds()
 
+    def release_graphs(self) -> None:
+        """Drops the graphs that compiled steps have captured on a GPU."""
+        for player in self.players:
+            if isinstance(player.loss, Compiled):
+                player.loss.release_graphs()
+
     def is_compiled(self, player: Player) -> bool:
         """Whether the steps of a player are compiled."""
         return isinstance(player.loss, Compiled)
@@ -184,7 +191,7 @@ class Objective:
         *,
         new_shape: bool = False,
         inspect: Inspect | None = None,
-        update: Callable[[], None] | None = None,
+        update: Update | None = None,
     ) -> Step:
         """Computes the loss of a player and adds the gradients of ``loss / size``.
 
@@ -196,7 +203,7 @@ class Objective:
                 compiled loss runs eagerly then.
             inspect: A function that is called with the loss before its gradients are computed,
                 in the first step of a player.
-            update: A function that updates the parameters. A compiled step may include it.
+            update: The update of the parameters. A compiled step may include it.
         """
         kind = self._kinds[player.name]
         if isinstance(kind, _Recorded) and not new_shape:
@@ -325,12 +332,14 @@ class _Recorded(_Differentiable):
         self.compiled: Compiled = player.loss
         self.loss = self.compiled.original
 
-    def recorded_step(
-        self, arguments: Arguments, size: int, update: Callable[[], None] | None
-    ) -> Step:
+    def recorded_step(self, arguments: Arguments, size: int, update: Update | None) -> Step:
         """Makes a step as it was recorded, and the update if one is given."""
         loss, terms = self.compiled.accumulate_gradients(
-            *self.pair, *arguments, scale=1 / size, update=update
+            *self.pair,
+            *arguments,
+            scale=1 / size,
+            update=update,
+            capture_update=update is not None and update.capturable,
         )
         return Step(loss, _with_elbo(terms), updated=update is not None)
 

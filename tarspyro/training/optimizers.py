@@ -4,6 +4,7 @@ __all__ = [
     "Optimizer",
     "check_optimizer",
     "check_optimizer_states",
+    "is_capturable",
     "load_states",
     "rates_of",
     "states_of",
@@ -20,6 +21,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from tarspyro.accelerators import accelerator, can_capture
 from tarspyro.arguments import (
     check_choice,
     check_number,
@@ -154,7 +156,7 @@ class Optimizer:
         Arguments:
             player: The name of the player.
             parameters: The parameters.
-            captured: Whether its step may become part of a CUDA graph.
+            captured: Whether its step may be captured with a step of the loss.
 
         Raises:
             TypeError: If the class does not take an option.
@@ -166,15 +168,15 @@ class Optimizer:
             _class_of(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW)
             and not {"foreach", "fused", "capturable"} & given
         ):
-            # A fused step visits all parameters once instead of a dozen times. Torch has it
-            # for these two devices.
+            # A fused step visits all parameters once instead of a dozen times.
             options["fused"] = all(
-                p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
+                p.is_floating_point() and p.device.type in ("cpu", accelerator())
+                for p in parameters
             )
         device = parameters[0].device
         takes = inspect.signature(self.optimizer).parameters
-        if captured and device.type == "cuda" and "capturable" in takes:
-            # A CUDA graph reads the learning rate and the number of steps on the device.
+        if captured and can_capture(device) and "capturable" in takes:
+            # A captured step reads the learning rate and the number of steps on the device.
             options["capturable"] = True
             options["lr"] = torch.tensor(float(options["lr"]), device=device)
         self._check_options(takes)
@@ -295,6 +297,16 @@ def states_of(
                     numbers[f"{start + index}.{name}"] = value
         start += sum(len(group["params"]) for group in state["param_groups"])
     return tensors, {"param_groups": groups, "numbers": numbers}
+
+
+def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a captured step of an optimizer finds what changes, such as the learning rate and
+    the number of steps, in memory. Otherwise the graph would hold their first values.
+    """
+    return all(
+        group.get("capturable") and torch.is_tensor(group["lr"])
+        for group in optimizer.param_groups
+    )
 
 
 def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[float]:

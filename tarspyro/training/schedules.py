@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from tarspyro.arguments import format_value
 from tarspyro.training.losses import Objective, prefixed
 from tarspyro.training.state import TrainingState
 
@@ -43,10 +44,20 @@ class Schedules:
         return name in self.schedules
 
     def apply(self, step: int) -> None:
-        """Assigns the values of a step."""
+        """Assigns the values of a step.
+
+        Raises:
+            TypeError: If a schedule returns something else than a number.
+        """
         for name, schedule in self.schedules.items():
-            self._values[name] = schedule(step)
-            self._setters[name](self._values[name])
+            value = schedule(step)
+            if not isinstance(value, (int, float)) and not _is_number(value):
+                raise TypeError(
+                    f"schedules[{name!r}] must return a number, got {format_value(value)} at"
+                    f" step {step}."
+                )
+            self._values[name] = value
+            self._setters[name](value)
 
     def of_loss(self) -> dict[str, float]:
         """Returns the last values of attributes of the loss."""
@@ -100,6 +111,11 @@ class Schedules:
         adjustable = getattr(self.objective.loss, "adjustable", ())
         close = difflib.get_close_matches(name, ["lr", *adjustable], n=1)
         return f": did you mean {close[0]!r}?" if close else "."
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number of another library than Python's."""
+    return getattr(value, "shape", None) == () and hasattr(value, "__float__")
 
 
 def _set_rate(groups: list[dict[str, object]], value: float) -> None:

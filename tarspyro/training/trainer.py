@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from tarspyro.accelerators import can_capture, is_accelerator
 from tarspyro.data import Stream
 from tarspyro.infer import Player
 from tarspyro.programs import tensors_of
@@ -39,6 +40,7 @@ from tarspyro.training.parameters import hidden_parameters, untrained_names
 from tarspyro.training.schedules import Schedule, Schedules
 from tarspyro.training.screen import progress_bar, say
 from tarspyro.training.state import Means, TrainingState
+from tarspyro.training.updates import Update
 from tarspyro.types import Arguments
 
 if TYPE_CHECKING:
@@ -85,6 +87,12 @@ class Trainer:
         self.autocast = autocast
         self.run = run
         self.processes = processes or Processes()
+        self.updates = [
+            Update(player, torch_optimizer, self.optimizer)
+            for player, torch_optimizer in zip(
+                objective.players, state.optimizers, strict=True
+            )
+        ]
         self.guard = FiniteGuard(state, self.optimizer.on_nonfinite)
         self.checkpoints = Checkpoints(run, state, self.processes)
         seed = torch.randint(2**62, (), dtype=torch.int64)
@@ -204,6 +212,7 @@ class Trainer:
         )
         self.guard.keep(self.state.weights())
         with bar, contextlib.ExitStack() as stack:
+            stack.callback(self.objective.release_graphs)
             if self.run is not None:
                 self._interrupts = stack.enter_context(Interrupts())
             while not (self._is_done(epochs, patience) or self._has_ended(batches)):
@@ -443,11 +452,9 @@ class Trainer:
         now = self.state.progress
         self.schedules.apply(now.step)
         values: dict[str, Tensor] = {}
-        for player, optimizer in zip(
-            self.objective.players, self.state.optimizers, strict=True
-        ):
-            if player.moves(now.step):
-                values |= self._move(player, optimizer, arguments, counts)
+        for update in self.updates:
+            if update.player.moves(now.step):
+                values |= self._move(update, arguments, counts)
         self.state.end_step()
         return values
 
@@ -456,57 +463,46 @@ class Trainer:
         counts = self.count(arguments)
         return counts if rows else counts._replace(held=0)
 
-    def _move(
-        self,
-        player: Player,
-        optimizer: torch.optim.Optimizer,
-        arguments: Arguments,
-        counts: Counts,
-    ) -> dict[str, Tensor]:
+    def _move(self, update: Update, arguments: Arguments, counts: Counts) -> dict[str, Tensor]:
         """Updates the parameters of a player once; returns its loss and terms."""
-        optimizer.zero_grad()
-        on_cpu = tensors_of(arguments)[0].device.type == "cpu"
+        player = update.player
+        update.optimizer.zero_grad()
+        on_cpu = not is_accelerator(tensors_of(arguments)[0].device)
         noise = torch.get_rng_state() if on_cpu else None
-        made = self._add_gradients(player, optimizer, arguments, counts.meant)
+        made = self._add_gradients(update, arguments, counts.meant)
         mean = self._averaged(player, _precise(made.loss) / counts.meant, counts.held)
-        norm = None if made.updated else player.gradient_norm()
+        norm = update.norm.clone() if made.updated else player.gradient_norm()
         if not self.guard.allows(player, mean, norm, arguments, noise):
-            optimizer.zero_grad()
+            update.optimizer.zero_grad()
             return {}
-        if norm is not None:
-            self._update(player, optimizer, norm)
+        if not made.updated:
+            update.step(norm)
         values = _per_held({prefixed(player, "loss"): made.loss, **made.terms}, counts)
-        if player.name and norm is not None:
+        if player.name:
             # In a game the balance of the gradients tells more than the losses.
             values[prefixed(player, "gradient")] = norm * counts.held
         return values
 
-    def _add_gradients(
-        self,
-        player: Player,
-        optimizer: torch.optim.Optimizer,
-        arguments: Arguments,
-        size: int,
-    ) -> Step:
+    def _add_gradients(self, update: Update, arguments: Arguments, size: int) -> Step:
         """Computes the loss of a player and its gradients."""
+        player = update.player
         tensors = tensors_of(arguments)
-        device = tensors[0].device.type
+        device = tensors[0].device
         shapes = str([tuple(tensor.shape) for tensor in tensors])
         new_shape = self.state.is_new_shape(player, shapes)
         inspect = None
         if new_shape and not self.state.has_moved(player):
             inspect = functools.partial(self._check_trained, player, arguments)
         # A compiled step may include the update, unless the gradient is needed before it.
-        update = None
-        if device == "cuda" and self.processes.size == 1 and not self.guard.skips:
-            update = functools.partial(self._update, player, optimizer)
+        needed = self.processes.size > 1 or self.guard.skips
+        included = update if can_capture(device) and not needed else None
         with contextlib.ExitStack() as stack:
             if self.autocast is not None:
-                stack.enter_context(torch.autocast(device, self.autocast))
+                stack.enter_context(torch.autocast(device.type, self.autocast))
             if new_shape:
                 stack.enter_context(pyro.validation_enabled(True))
             made = self.objective.step(
-                player, arguments, size, new_shape=new_shape, inspect=inspect, update=update
+                player, arguments, size, new_shape=new_shape, inspect=inspect, update=included
             )
         if new_shape:
             self.state.add_shape(player, shapes)
@@ -524,15 +520,6 @@ class Trainer:
         mean, asked = self.processes.average(trained, numbers, held)
         self._all_stop = self._all_stop or bool(asked > 0)
         return mean
-
-    def _update(
-        self, player: Player, optimizer: torch.optim.Optimizer, norm: Tensor | None = None
-    ) -> None:
-        """Clips the gradients of a player, whose norm may be known, and updates it."""
-        if norm is None and self.optimizer.clip_norm is not None:
-            norm = player.gradient_norm()
-        self.optimizer.clip(player.parameters, norm)
-        optimizer.step()
 
     def _check_trained(self, player: Player, arguments: Arguments, loss: Tensor) -> None:
         """Compares what the first loss of a player depends on with what its optimizer holds."""

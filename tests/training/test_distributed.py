@@ -190,6 +190,41 @@ def test_processes_must_do_the_same(tmp_path):
     )
 
 
+def test_streams_that_end_at_different_times_and_pairs_that_differ(tmp_path):
+    """Both processes are told, and none waits for the other."""
+    printed = run(
+        """
+        from torch import nn
+        from tarspyro.data import Stream
+
+        def of_streams(rank):
+            def batches():
+                x, noise = rows(200)
+                for start in range(0, 40 + 80 * rank, 20):
+                    yield x[start : start + 20], noise[start : start + 20]
+
+            return trained(rank, data=Stream(batches(), steps_per_epoch=4))
+
+        def of_widths(rank):
+            halves = Halves()
+            model, guide = halves.parts()
+            if rank:
+                model.extra = nn.Linear(3, 3)
+            return fit(model, guide, rows(), **OPTIONS)
+
+        def of_data(rank):
+            x, noise = rows(200)
+            return trained(rank, data=(x + rank * (1 - 2 * x), noise))
+
+        for task in (of_streams, of_widths, of_data):
+            print([str(found) for found in together(2, task)])
+        """
+    )
+    assert printed.count("1 of 2 processes have a next batch, and the others have none") == 2
+    assert printed.count("The parameters must be the same in all processes, and differ") == 2
+    assert printed.count("The training data must be the same in all processes") == 2
+
+
 def test_games_compiled_steps_and_statistics(tmp_path):
     """Adversaries, recorded steps and Pyro's own bounds exchange gradients the same way;
     buffers are the first's.

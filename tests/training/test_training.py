@@ -295,6 +295,9 @@ def test_schedules_reach_the_learning_rate_the_loss_and_fixed_parameters(x):
 def test_an_unknown_schedule_is_an_error(x):
     with pytest.raises(ValueError, match="schedules has 'gamma'"):
         train(*pair(), x, schedules={"gamma": lambda step: 1.0})
+    for wrong in (None, "0.1", [0.1]):
+        with pytest.raises(TypeError, match=r"schedules\['lr'\] must return a number, got"):
+            train(*pair(), x, schedules={"lr": lambda step, wrong=wrong: wrong})
 
 
 def test_sparse_gradients_train():

@@ -1,4 +1,4 @@
-"""Functions of tensors on a GPU as CUDA graphs."""
+"""Functions of tensors on an accelerator as graphs of their kernels."""
 
 __all__ = ["Captured"]
 
@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tarspyro.accelerators import Graph
+
 
 class Captured:
-    """A function of tensors on a GPU, all of whose kernels are launched at once.
+    """A function of tensors on an accelerator, all of whose kernels are launched at once.
 
     The constructor runs the function once, which records the kernels without executing them.
     Every call then copies its arguments to the memory from which the kernels read, and
@@ -20,20 +22,26 @@ class Captured:
         function: A function from tensors to a list of tensors, which the next call
             overwrites.
         inputs: Tensors of the shapes of its arguments.
+        pool: The memory of other graphs, see ``Graph``.
     """
 
     def __init__(
-        self, function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
+        self,
+        function: Callable[..., list[Tensor]],
+        inputs: Sequence[Tensor],
+        pool: object = None,
     ) -> None:
         self.inputs = [value.clone() for value in inputs]
-        self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph):
-            self.results = function(*self.inputs)
+        self.graph = Graph(lambda: function(*self.inputs), inputs[0].device, pool)
+
+    @property
+    def pool(self) -> object:
+        """The memory of the graph."""
+        return self.graph.pool
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Runs the function on other values."""
-        for place, value in zip(self.inputs, inputs, strict=True):
-            place.copy_(value)
+        torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
-        return self.results
+        results: list[Tensor] = self.graph.result
+        return results

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from tarspyro.accelerators import can_capture, synchronize
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.keys import (
     TRIALS,
@@ -123,6 +124,7 @@ class Compiled(Bound):
         self._plans: dict[StepKey, _Plan] = {}
         self._histories: dict[tuple[Hashable, ...], ConstantHistory] = {}
         self._warned = False
+        self._pool: object = None  # the memory that all graphs share
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: object, **kwargs: object
@@ -150,7 +152,8 @@ class Compiled(Bound):
         guide: Program,
         *args: object,
         scale: float = 1.0,
-        update: Callable[[], None] | None = None,
+        update: Callable[[], object] | None = None,
+        capture_update: bool = True,
         **kwargs: object,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the gradients of the loss times a scale to those of the parameters; returns the
@@ -162,32 +165,63 @@ class Compiled(Bound):
             args: The data.
             scale: The factor of the gradients.
             update: A function that updates the parameters by their gradients, called after
-                each step. On a GPU it becomes part of the captured step: there it must not
-                read values, and the gradients are those of this step alone.
+                each step; the gradients are then those of this step alone. On a GPU the step
+                is captured for this function: give the same one in every step.
+            capture_update: Whether the update is captured with the step. It must then find
+                all that changes in memory, such as a learning rate that is a tensor, and must
+                not read values. False captures the gradients alone.
             kwargs: More data.
         """
         plan = self._plan_of(model, guide, args, kwargs)
         device = device_of(args)
         start = time.perf_counter()
         step = None if plan is None else plan.compiled_step(args)
-        if step is None:
-            with poutine.trace(param_only=True) as trace:
-                loss, terms = self.original.loss_and_terms(model, guide, *args, **kwargs)
-            (loss * scale).backward(inputs=self.original.parameters)
-            if plan is not None:
-                plan.stored = stored_tensors(trace.trace.nodes)
-        elif update is not None and self.capture and device.type == "cuda":
-            loss, terms = step.replay(args, scale, update)
+        captures = update is not None and self.capture and can_capture(device)
+        if step is not None and update is not None and captures:
+            loss, terms = step.replay(
+                args, scale, update, whole=capture_update, pool=self._pool
+            )
+            self._pool = self._pool if step.captured is None else step.captured.pool
         else:
-            loss, terms = step.add_gradients(args, scale)
-            for name in step.stored:
-                pyro.param(name)  # SVI asks which parameters a step has used
-        if update is not None and (step is None or step.captured is None):
-            update()
-        if plan is not None:
+            loss, terms = self._step(plan, step, model, guide, args, kwargs, scale)
+            if update is not None:
+                update()
+        # What is made of a step is timed once it is whole.
+        if plan is not None and not (captures and step is not None and step.captured is None):
             seconds = time.perf_counter() - start
             plan.add_time(seconds, compiled=step is not None, device=device)
         return loss.detach(), terms
+
+    def _step(
+        self,
+        plan: "_Plan | None",
+        step: CompiledStep | None,
+        model: Program,
+        guide: Program,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        scale: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradients of a step, which runs eagerly if it is not compiled."""
+        if step is not None:
+            made = step.add_gradients(args, scale)
+            for name in step.stored:
+                pyro.param(name)  # SVI asks which parameters a step has used
+            return made
+        with poutine.trace(param_only=True) as trace:
+            loss, terms = self.original.loss_and_terms(model, guide, *args, **kwargs)
+        (loss * scale).backward(inputs=self.original.parameters)
+        if plan is not None:
+            plan.stored = stored_tensors(trace.trace.nodes)
+        return loss, terms
+
+    def release_graphs(self) -> None:
+        """Drops the graphs on a GPU with their memory, as ``fit`` does at its end; further
+        steps capture them anew.
+        """
+        for plan in self._plans.values():
+            plan.release()
+        self._pool = None
 
     def _plan_of(
         self,
@@ -213,6 +247,9 @@ class Compiled(Bound):
             history.compiled += 1
         elif not plan.is_outdated():
             return plan
+        for other, former in self._plans.items():
+            if other.place == key.place:
+                former.release()  # its time may be over, and its memory is large
         plan = self._plans[key] = _Plan(self, model, guide, kwargs, inputs)
         return plan
 
@@ -293,10 +330,9 @@ class _Plan:
         chosen = len(self._compiled_times) > TRIALS
         if self._gave_up or not self.owner.choose or chosen:
             return
-        if device.type == "cuda":
-            start = time.perf_counter()
-            torch.cuda.synchronize()
-            seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        synchronize(device)
+        seconds += time.perf_counter() - start
         (self._compiled_times if compiled else self._eager_times).append(seconds)
         if len(self._compiled_times) > TRIALS:
             self._choose()
@@ -353,6 +389,12 @@ class _Plan:
         if self.owner.report is not None:
             self.owner.report(line)
 
+    def release(self) -> None:
+        """Drops the graph of the step."""
+        if self._step is not None:
+            self._step.release()
+
     def _give_up(self, reason: str) -> None:
         self._gave_up = True
+        self._step = None
         warnings.warn(f"{reason} {name_of(self.model)} goes on eagerly.", stacklevel=5)

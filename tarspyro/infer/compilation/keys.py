@@ -31,10 +31,12 @@ class StepKey(NamedTuple):
     """The key of a step.
 
     Attributes:
+        place: Programs and shapes.
         kind: Programs, shapes, modes and tensors.
         constants: Numbers and words among the attributes, by name.
     """
 
+    place: tuple[Hashable, ...]
     kind: tuple[Hashable, ...]
     constants: Constants
 
@@ -61,8 +63,9 @@ class StepKey(NamedTuple):
             states.append(tuple([_state(module) for module in modules]))
             for module in modules:
                 numbers += _plain_attributes(module)
-        kind = (model, guide, *data, *kwargs, cast, *states)
-        return cls(kind, (*_settings(bound.settings, bound.adjustable), *numbers))
+        place = (model, guide, *data, *kwargs)
+        kind = (*place, cast, *states)
+        return cls(place, kind, (*_settings(bound.settings, bound.adjustable), *numbers))
 
 
 class ConstantHistory:

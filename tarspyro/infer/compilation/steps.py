@@ -3,6 +3,7 @@
 __all__ = ["CompiledStep", "stored_tensors"]
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyro
@@ -55,7 +56,8 @@ class CompiledStep:
         self.stored = stored
         self.captured: Captured | None = None
         self._captured_terms: list[str] = []
-        self._replays = 0
+        self._update: Callable[[], object] | None = None  # the one that was captured
+        self._runs = 0  # runs with this update, which build what it needs
         self._scales: dict[float, Tensor] = {}
 
         bound.prepare(model, guide, tuple(args), kwargs)
@@ -103,8 +105,19 @@ class CompiledStep:
         self, args: Sequence[object], scale: float
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """Returns the loss times a scale, its terms, and its gradients."""
-        inputs = [self._scale(scale, args), *tensors_of(args)]
-        return self.recording.run(self._function, inputs)
+        return self._run(self._scale(scale, args), *tensors_of(args))
+
+    def _run(self, *inputs: Tensor) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        loss, terms, gradients = self.recording.run(self._function, inputs)
+        # Fused optimizers read parameters and gradients in the order of memory, and would
+        # silently mix up the entries.
+        laid_out = [
+            gradient
+            if gradient.stride() == parameter.stride()
+            else torch.empty_like(parameter).copy_(gradient)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True)
+        ]
+        return loss, terms, laid_out
 
     def add_gradients(
         self, args: Sequence[object], scale: float
@@ -114,45 +127,74 @@ class CompiledStep:
         """
         _, terms, gradients = self.run(args, scale)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient.stride() != parameter.stride():
-                # Fused optimizers read both in the order of memory, and would silently mix up
-                # the entries.
-                gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return terms.pop("loss"), terms
 
     def replay(
-        self, args: Sequence[object], scale: float, update: Callable[[], None]
+        self,
+        args: Sequence[object],
+        scale: float,
+        update: Callable[[], object],
+        *,
+        whole: bool,
+        pool: object = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Runs the step and the update as one CUDA graph; returns the loss and its terms.
+        """Makes a step and the update with one graph; returns the loss and its terms.
 
-        The first few times it only adds the gradients, which builds what both need, and leaves
-        the update to the caller; ``captured`` is None until then.
+        The first few times it runs the step and the update one after the other, which builds
+        what both need.
+
+        Arguments:
+            args: The data.
+            scale: The factor of the gradients.
+            update: A function that updates the parameters by their gradients. The graph is
+                made anew for another one.
+            whole: Whether the update is a part of the graph.
+            pool: The memory of other graphs.
         """
-        self._replays += 1
-        if self.captured is None and self._replays <= TRIALS:
-            return self.add_gradients(args, scale)
+        if update != self._update:
+            self.release()
+            self._update = update
+        self._runs += 1
+        if self._runs <= TRIALS:
+            loss, terms = self.add_gradients(args, scale)
+            update()
+            return loss, terms
+        inputs = [self._scale(scale, args), *tensors_of(args)]
         if self.captured is None:
-            self._capture(args, scale, update)
+            self._capture(inputs, update if whole else None, pool)
         assert self.captured is not None
-        loss, *values = (value.clone() for value in self.captured(*tensors_of(args)))
-        return loss, dict(zip(self._captured_terms, values, strict=True))
+        results = self.captured(*inputs)
+        count = len(self._captured_terms)
+        for parameter, gradient in zip(self.parameters, results[count:], strict=True):
+            parameter.grad = gradient
+        if not whole:
+            update()
+        values = [value.clone() for value in results[:count]]
+        terms = dict(zip(self._captured_terms, values, strict=True))
+        return terms.pop("loss"), terms
+
+    def release(self) -> None:
+        """Drops the graph and its memory."""
+        self.captured = None
+        self._update = None
+        self._runs = 0
 
     def _capture(
-        self, args: Sequence[object], scale: float, update: Callable[[], None]
+        self, inputs: Sequence[Tensor], update: Callable[[], object] | None, pool: object
     ) -> None:
-        def step(*tensors: Tensor) -> list[Tensor]:
-            remaining = iter(tensors)
-            for parameter in self.parameters:
-                parameter.grad = None
-            data = [next(remaining) if torch.is_tensor(value) else value for value in args]
-            loss, terms = self.add_gradients(data, scale)
-            update()
-            self._captured_terms = list(terms)
-            return [loss, *terms.values()]
+        """Captures the step, with the update if one is given."""
 
-        self._scale(scale, args)  # made outside of the graph
-        self.captured = Captured(step, tensors_of(args))
+        def step(*tensors: Tensor) -> list[Tensor]:
+            _, terms, gradients = self._run(*tensors)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            if update is not None:
+                update()
+            self._captured_terms = list(terms)
+            return [*terms.values(), *gradients]
+
+        self.captured = Captured(step, inputs, pool)
 
     def _scale(self, scale: float, args: Sequence[object]) -> Tensor:
         if scale not in self._scales:
@@ -166,7 +208,9 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> Tens
     if backend == "eager":
         return graph
     function: TensorFunction
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # What a compiler's own imports deprecate is no fault of the program.
+        warnings.simplefilter("ignore")
         if backend == "inductor":
             function = torch._inductor.standalone_compile(
                 graph, list(inputs), dynamic_shapes="from_example_inputs"

@@ -61,7 +61,7 @@ class Player:
             for gradient in self.gradients
         ]
         if not gradients:
-            return torch.zeros(())
+            return self.parameters[0].new_zeros(()) if self.parameters else torch.zeros(())
         # Two operations, which take half the time of torch's own function.
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return norm
