@@ -244,8 +244,8 @@ class ELBO(Bound):
         observed, latent = self._site_terms(model_sites, guide_sites)
 
         divergences = {name: term.total for name, term in latent.items()}
-        reconstruction = _expected_sum(observed.values(), enumerated, particles)
-        kl = _expected_sum(divergences.values(), enumerated, particles)
+        terms_of = (observed.values(), divergences.values())
+        reconstruction, kl = _expected_sums(terms_of, enumerated, particles)
         loss = self._regularizer(kl, latent, enumerated, particles) - reconstruction
         further, further_terms = self.further(guide_sites, kl, particles)
         loss = loss + further if further_terms else loss
@@ -283,7 +283,7 @@ class ELBO(Bound):
             terms = [
                 term.with_free_bits(self.free_bits, enumerated) for term in latent.values()
             ]
-            kl = sum_of(terms) if terms else torch.zeros(())
+            kl = sum_of(terms) if terms else kl
             kl = kl if particles == 1 else kl / particles
         weight = self._weight_of_kl()
         if torch.is_tensor(weight):
@@ -413,24 +413,33 @@ class ELBO(Bound):
                     if structure.group_of[name] == place
                 ]
                 parts.append(own)
-            sums = [sum_of(part) if part else parts[0][0].new_zeros(()) for part in parts]
+            sums = _or_zeros([sum_of(part) if part else None for part in parts])
             sums = list(torch.broadcast_tensors(*sums))
             sizes = [sums[0].shape[dim] for dim in group.dims] if group.dims else [1]
             columns.append(torch.stack([value.reshape(sizes) for value in sums]))
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
 
-def _expected_sum(
-    terms: Iterable[Term], enumerated: Sequence[Enumerated], particles: int
-) -> Tensor:
-    """Returns the sum of some terms over the data, and their mean over particles and enumerated
-    values.
+def _expected_sums(
+    parts: Iterable[Iterable[Term]], enumerated: Sequence[Enumerated], particles: int
+) -> list[Tensor]:
+    """Returns the sum of each part's terms over the data, and their mean over particles and
+    enumerated values.
     """
-    sums = []
-    for term in terms:
-        sums.append(expectation(term, enumerated).sum())
-    total = sum_of(sums) if sums else torch.zeros(())
-    return total if particles == 1 else total / particles
+    totals: list[Tensor | None] = []
+    for terms in parts:
+        sums = [expectation(term, enumerated).sum() for term in terms]
+        total = sum_of(sums) if sums else None
+        totals.append(total if total is None or particles == 1 else total / particles)
+    return _or_zeros(totals)
+
+
+def _or_zeros(values: Sequence[Tensor | None]) -> list[Tensor]:
+    """Returns tensors with zeros for those that are missing, on the device of the others."""
+    zero = next((value.new_zeros(()) for value in values if value is not None), None)
+    if zero is None:
+        zero = torch.zeros(())
+    return [zero if value is None else value for value in values]
 
 
 class _KL(NamedTuple):
