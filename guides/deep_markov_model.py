@@ -73,7 +73,7 @@ class DeepMarkovModel(StochasticModule):
     ) -> Generator[Tensor | None, Tensor, None]:
         """Samples the z_t given x."""
         g = x if self.encoder is None else self.encoder(x, lengths)
-        data = sequence_plate(len(x), lengths)
+        data = sequence_plate(len(x), lengths, x.shape[1])
         z = None
         for t in range(x.shape[1]):
             z = yield z

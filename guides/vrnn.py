@@ -61,7 +61,7 @@ class VRNN(StochasticModule):
     @sequential
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Generator[Any, Any, None]:
         """Samples the z_t given x."""
-        data = sequence_plate(len(x), lengths)
+        data = sequence_plate(len(x), lengths, x.shape[1])
         state = self.cell.initial(len(x))
         for t in range(x.shape[1]):
             state = yield state

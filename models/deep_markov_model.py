@@ -91,7 +91,7 @@ class DeepMarkovModel(StochasticModule):
         The steps of ``length`` beyond those of x are generated, all of them without x.
         """
         size, known, length = sequence_sizes(x, batch_size, length)
-        data = sequence_plate(size, lengths)
+        data = sequence_plate(size, lengths, length)
         z = None
         steps = []
         for t in range(length):

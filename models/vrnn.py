@@ -95,7 +95,7 @@ class VRNN(StochasticModule):
         The steps of ``length`` beyond those of x are generated, all of them without x.
         """
         size, known, length = sequence_sizes(x, batch_size, length)
-        data = sequence_plate(size, lengths)
+        data = sequence_plate(size, lengths, length)
         state = self.cell.initial(size)
         steps = []
         for t in range(length):

@@ -122,7 +122,7 @@ def states_of(program: Callable[..., Any], *args: object, **kwargs: object) -> l
 
 
 def sequence_plate(
-    size: int, lengths: Tensor | None = None
+    size: int, lengths: Tensor | None = None, num_steps: int | None = None
 ) -> Callable[[int], AbstractContextManager[None]]:
     """Returns the plate ``data`` of some sequences, as a function of the step.
 
@@ -131,9 +131,11 @@ def sequence_plate(
     Arguments:
         size: The number of sequences.
         lengths: How many steps each sequence has; all if not given.
+        num_steps: How many steps a sequence can have at most, to check ``lengths``.
 
     Raises:
-        ValueError: If ``lengths`` are not positive integers, one for each sequence.
+        ValueError: If ``lengths`` are not positive integers, one for each sequence, of
+            at most ``num_steps``.
     """
     if lengths is not None and (lengths.shape != (size,) or lengths.is_floating_point()):
         raise ValueError(
@@ -143,6 +145,12 @@ def sequence_plate(
     # Reading values makes the device wait, so it belongs to validation.
     if lengths is not None and is_validation_enabled() and bool((lengths < 1).any()):
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
+    if lengths is not None and num_steps is not None and is_validation_enabled():
+        if bool((lengths > num_steps).any()):
+            raise ValueError(
+                f"lengths must be at most {num_steps}, the number of steps, got"
+                f" {int(lengths.max())}."
+            )
     plate = pyro.plate("data", size)
 
     @contextlib.contextmanager
@@ -167,15 +175,20 @@ def sequence_sizes(
         length: The number of all steps; those of x if not given.
 
     Raises:
-        ValueError: If neither ``x`` nor ``length`` is given.
+        ValueError: If neither ``x`` nor ``length`` is given, or there are no steps.
     """
-    if x is not None:
-        return len(x), x.shape[1], x.shape[1] if length is None else length
-    if length is None:
+    if x is None and length is None:
         raise ValueError(
             "length must be given to generate without x: the number of steps, such as length=100."
         )
-    return batch_size, 0, length
+    known = x.shape[1] if x is not None else 0
+    number = known if length is None else length
+    if number < 1:
+        what = "length must be at least 1"
+        if length is None:
+            what = f"x must have at least one step, in dimension 1 of {tuple(x.shape)}"
+        raise ValueError(f"{what}, got {number}.")
+    return batch_size if x is None else len(x), known, number
 
 
 def stacked(steps: Sequence[Tensor], event_dim: int) -> Tensor:

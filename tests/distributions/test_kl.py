@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import special
 from torch import distributions as td
+from torch import nn
 from torch.distributions import kl_divergence
 from torch.distributions.kl import _KL_REGISTRY
 
@@ -27,6 +28,7 @@ from tarspyro.distributions import (
     StickBreakingBeta,
     StickBreakingKumaraswamy,
     StudentT,
+    VonMisesFisher,
     default_prior,
 )
 from tarspyro.infer import ELBO
@@ -52,6 +54,7 @@ NORMAL = dist.Normal(of(0.5, -1.0, 2.0), of(0.3, 1.0, 2.0))
 FULL = dist.MultivariateNormal(of(0.5, -1.0, 2.0), scale_tril=matrix(0))
 CATEGORIES = of(0.1, 0.2, 0.7).log()
 BITS = of(-2.0, 0.3, 4.0)
+DIRECTIONS = nn.functional.normalize(matrix(2), dim=-1)[:2]
 
 # A guide's distribution and a prior's.
 PAIRS = {
@@ -143,6 +146,10 @@ PAIRS = {
     "GumbelSigmoid, Bernoulli": (
         GumbelSigmoid(BITS, hard=True),
         dist.Bernoulli(logits=of(1.0)),
+    ),
+    "VonMisesFisher": (
+        VonMisesFisher(DIRECTIONS, of(0.3, 20.0)),
+        VonMisesFisher(DIRECTIONS.flip(0), of(2.0)),
     ),
     "Concatenate": (
         Concatenate([NORMAL.to_event(1), Gamma(SMALL, of(2.0)).to_event(1)]),

@@ -706,9 +706,20 @@ def test_lengths_are_checked():
         (3,): r"lengths must be integers of shape \(2,\), .* got torch.int64 of shape \(1,\)",
         (3.0, 2.0): "got torch.float32",
         (3, 0): "lengths must be at least 1, got 0",
+        (3, 5): "lengths must be at most 3, the number of steps, got 5",
     }.items():
         with pytest.raises(ValueError, match=message):
             q(x, torch.tensor(lengths))
+        with pytest.raises(ValueError, match=message):
+            p(x, torch.tensor(lengths))
+
+
+def test_sequences_without_steps_are_refused():
+    p, _ = pair()
+    with pytest.raises(ValueError, match=r"x must have at least one step, in dimension 1 of"):
+        p(torch.zeros(2, 0, 8))
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        p(batch_size=2, length=0)
 
 
 def test_programs_that_do_not_run_step_by_step():
