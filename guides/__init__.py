@@ -20,8 +20,8 @@ __all__ = [
     "auto",
 ]
 
-from tarspyro.guides.auto import Auto, auto
 from tarspyro.guides.autoencoder import Autoencoder
+from tarspyro.guides.automatic import Auto, auto
 from tarspyro.guides.bayesian_regression import BayesianRegression
 from tarspyro.guides.cmma import CMMA
 from tarspyro.guides.conditional_draw import ConditionalDRAW

@@ -63,6 +63,6 @@ from tarspyro.data.masks import (
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
-from tarspyro.data.sprites import Sprites, sprites
+from tarspyro.data.sprite_images import Sprites, sprites
 from tarspyro.data.streams import Stream
 from tarspyro.data.tables import Column, Table, read_table

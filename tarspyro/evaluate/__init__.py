@@ -79,7 +79,7 @@ from tarspyro.evaluate.codes import active_units, activity, embed
 from tarspyro.evaluate.comparison import Comparison, Difference, compare
 from tarspyro.evaluate.densities import LogDensities, log_densities
 from tarspyro.evaluate.diagnosis import Decomposition, Diagnosis, Symptom, diagnose
-from tarspyro.evaluate.disentanglement import Disentanglement, disentanglement
+from tarspyro.evaluate.disentangling import Disentanglement, disentanglement
 from tarspyro.evaluate.imputation import imputation_log_likelihood, impute
 from tarspyro.evaluate.latent_space import Neighbours, arithmetic, nearest_neighbours
 from tarspyro.evaluate.likelihood import (

@@ -28,7 +28,7 @@ FLOORS = (
         "infer.compilation",
     },
     {"infer (its names)", "evaluate"},
-    {"plot", "training"},
+    {"plot", "sweeping", "training"},
     {"tarspyro (its names)", "estimators"},
     {"commands.methods"},
     {"commands"},
