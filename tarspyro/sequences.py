@@ -177,18 +177,19 @@ def sequence_sizes(
     Raises:
         ValueError: If neither ``x`` nor ``length`` is given, or there are no steps.
     """
-    if x is None and length is None:
+    if length is not None and length < 1:
+        raise ValueError(f"length must be at least 1, got {length}.")
+    if x is not None:
+        if x.shape[1] == 0:
+            raise ValueError(
+                f"x must have at least one step, in dimension 1 of {tuple(x.shape)}, got none."
+            )
+        return len(x), x.shape[1], x.shape[1] if length is None else length
+    if length is None:
         raise ValueError(
             "length must be given to generate without x: the number of steps, such as length=100."
         )
-    known = x.shape[1] if x is not None else 0
-    number = known if length is None else length
-    if number < 1:
-        what = "length must be at least 1"
-        if length is None:
-            what = f"x must have at least one step, in dimension 1 of {tuple(x.shape)}"
-        raise ValueError(f"{what}, got {number}.")
-    return batch_size if x is None else len(x), known, number
+    return batch_size, 0, length
 
 
 def stacked(steps: Sequence[Tensor], event_dim: int) -> Tensor:
