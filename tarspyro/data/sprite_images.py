@@ -83,7 +83,8 @@ def sprites(
     Example:
         >>> data = sprites(orientations=2, positions=4)
         >>> data
-        Sprites: 384 images of shape (1, 32, 32), 3 of shape, 4 of scale, 2 of orientation, 4 of horizontal, 4 of vertical
+        Sprites: 384 images of shape (1, 32, 32), 3 of shape, 4 of scale, 2 of orientation,
+        4 of horizontal, 4 of vertical
         >>> data.factors[0].tolist(), data.factors[-1].tolist()
         ([0, 0, 0, 0, 0], [2, 3, 1, 3, 3])
     """  # noqa: E501

@@ -93,7 +93,9 @@ class Spherical(TorchDistribution):
 
     def expand(self: _Family, batch_shape: Shape, _instance: object = None) -> _Family:
         """Returns the distribution with its batch expanded."""
-        new: _Family = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        new: _Family = self._get_checked_instance(  # type: ignore[no-untyped-call]
+            type(self), _instance
+        )
         batch = torch.Size(batch_shape)
         new.loc = self.loc.expand(batch + self.event_shape)
         new.concentration = self.concentration.expand(batch)
