@@ -95,12 +95,13 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
         >>> from tarspyro import Conditional, guides, models
         >>> from tarspyro.distributions import default_prior
         >>> from tarspyro.nn import MLP
+        >>> _ = torch.manual_seed(0)
         >>> x = 500 + 100 * torch.randn(1000, 3)
         >>> likelihood = Conditional(dist.Normal, MLP(2, [32]), 3)
         >>> p = models.VAE(default_prior(dist.Normal, 2), likelihood)
         >>> q = guides.VAE(Conditional(dist.Normal, MLP(3, [32]), 2))
         >>> initialize_from_data(p, q, x)
-        >>> round(likelihood.mean(torch.zeros(1, 2)).mean().item(), -2)
+        >>> round(likelihood.mean(torch.randn(1000, 2)).mean().item(), -2)
         500.0
     """
     check_program("model", model)
