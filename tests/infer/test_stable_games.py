@@ -1,4 +1,4 @@
-"""What keeps games stable: penalties on the data, moving averages, statistics of the batch."""
+"""Options that keep games stable: penalties, moving averages, statistics of the batch."""
 
 import math
 
@@ -9,9 +9,16 @@ from torch import nn
 
 from tarspyro import Deterministic, Run, evaluate, fit, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import Adversarial, MovingAverage, Wasserstein
+from tarspyro.infer import Adversarial, Compiled, MovingAverage, Wasserstein
 from tarspyro.infer.traces import no_guide
-from tarspyro.nn import MLP, BatchDeviation, Discriminator, PatchGAN
+from tarspyro.nn import (
+    MLP,
+    BatchDeviation,
+    ConvDecoder,
+    ConvEncoder,
+    Discriminator,
+    PatchGAN,
+)
 
 
 def gan(**options):
@@ -141,12 +148,26 @@ def test_a_resumed_average_is_the_uninterrupted_one(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*averages, strict=True))
 
 
-def test_a_recorded_step_moves_the_average_too():
-    p, _ = gan()
-    loss = Adversarial(Discriminator(MLP(3, [8])), average=MovingAverage(p, 0.5), r1=1.0)
-    x = torch.randn(20, 3)
-    fit(p, data=x, loss=loss, epochs=3, batch_size=20, seed=0, progress=False, compile=True)
-    assert loss.average.updates == 3
+@pytest.mark.parametrize("r1", [0.0, 1.0])
+def test_a_recorded_step_moves_the_average_as_an_eager_one(r1, monkeypatch):
+    defaults = {**Compiled.__init__.__kwdefaults__, "backend": "eager", "choose": False}
+    monkeypatch.setattr(Compiled.__init__, "__kwdefaults__", defaults)
+    shape = (1, 8, 8)
+    x = torch.rand(20, *shape)
+    averages = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        likelihood = Deterministic(ConvDecoder(2, shape, [4]), shape)
+        p = models.GAN(default_prior(dist.Normal, 2), likelihood)
+        # Recordings lay out convolutions, and compare themselves with a run of the step.
+        discriminator = Discriminator(ConvEncoder(shape, [4]))
+        loss = Adversarial(discriminator, average=MovingAverage(p, 0.5), r1=r1)
+        options = {"epochs": 4, "batch_size": 20, "seed": 0, "progress": False}
+        fit(p, data=x, loss=loss, compile=compiled, **options)
+        averages.append([*loss.average.model.parameters(), loss.average.updates])
+    assert loss.average.updates == 4
+    for eager, recorded in zip(*averages, strict=True):
+        torch.testing.assert_close(recorded, eager, rtol=1e-5, atol=1e-6)
 
 
 def test_the_deviation_of_the_batch_is_a_feature():

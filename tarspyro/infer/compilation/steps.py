@@ -61,16 +61,19 @@ class CompiledStep:
         self._scales: dict[float, Tensor] = {}
 
         bound.prepare(model, guide, tuple(args), kwargs)
-        buffers = [
-            buffer
+        modules = [
+            module
             for program in (model, guide, *bound.programs)
             for module in modules_within(program)
-            for buffer in module.buffers(False)
         ]
+        # A step may change what is not trained: running statistics, averages of weights.
+        kept = [buffer for module in modules for buffer in module.buffers(False)]
+        for module in modules:
+            kept += [each for each in module.parameters(False) if not each.requires_grad]
         scale = self._scale(1.0, args)
         with _noting_modes() as self._modes:
             self.recording = record(
-                step, (scale, *args), buffers=buffers, parameters=bound.parameters
+                step, (scale, *args), buffers=kept, parameters=bound.parameters
             )
         self._trained = [(tensor, tensor.requires_grad) for tensor in self.recording.held]
         self._function: TensorFunction = self.recording.graph
