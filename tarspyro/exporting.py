@@ -36,7 +36,7 @@ _LARGEST = 2**40
 
 
 class Exported(NamedTuple):
-    """What an exported file takes and returns: names, each with its shape.
+    """The inputs and outputs of an exported file: names, each with its shape.
 
     The size ``"rows"`` is any number of rows.
 

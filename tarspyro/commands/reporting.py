@@ -82,7 +82,7 @@ def _body(t: Trained, lines: Iterable[str]) -> str:
 
 
 def _facts(t: Trained) -> Iterator[tuple[str, str]]:
-    """What was trained, on what, for how long, by which versions."""
+    """The rows of a table of the run: method, data, time, versions."""
     history = t.history
     config = t.run.config
     train, test = t.data.sizes_of_parts

@@ -23,6 +23,7 @@ from tarspyro.distributions.kl import exact_kl
 from tarspyro.evaluate.batching import in_memory, seeded
 from tarspyro.evaluate.likelihood import elbo
 from tarspyro.evaluate.posterior import Estimate
+from tarspyro.infer.bounds.total_correlation import information_and_correlation
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
@@ -317,23 +318,21 @@ class _Pair:
         if len(site["fn"].batch_shape) != 1 or not factorizes or site["mask"] is not None:
             return None
         count = len(value)
-        information = 0.0
-        correlation = 0.0
-        marginal = 0.0
         prior = p.log_prob(value).expand(value.shape[: value.dim() - len(p.event_shape)])
-        prior = prior.reshape(count, -1)
+        prior = prior.reshape(count, -1).sum(-1).double()
+        sums = torch.zeros(3, dtype=torch.double)  # the KL and its first two parts
         for start in range(0, count, 100):
             some = value[start : start + 100]
             # log q(z_m | x_n) of each unit, of shape (100, N, units).
             density = q.log_prob(some.unsqueeze(1)).reshape(len(some), count, -1).double()
-            own = torch.arange(start, start + len(some))
-            of_x = density[torch.arange(len(some)), own].sum(-1)
-            whole = density.sum(-1).logsumexp(1) - math.log(count)
-            units = density.logsumexp(1) - math.log(count)
-            information += float((of_x - whole).sum())
-            correlation += float((whole - units.sum(-1)).sum())
-            marginal += float((units.sum(-1) - prior[own].double().sum(-1)).sum())
-        return Decomposition(information / count, correlation / count, marginal / count)
+            rows = torch.arange(len(some), device=value.device)
+            own = density[rows, start + rows].sum(-1)
+            weights = density.new_full((1, count), -math.log(count))
+            parts = information_and_correlation(density, own, weights)
+            whole = own - prior[start : start + 100]
+            sums += torch.stack([part.sum() for part in (whole, *parts)]).cpu()
+        kl, information, correlation = (sums / count).tolist()
+        return Decomposition(information, correlation, kl - information - correlation)
 
 
 def _units(distribution: Distribution) -> Any:

@@ -1,4 +1,4 @@
-"""How far the units of a code each stand for one known factor of the data."""
+"""Disentanglement: the match of a code's units and the known factors of the data."""
 
 __all__ = ["Disentanglement", "disentanglement"]
 

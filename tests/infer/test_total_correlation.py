@@ -108,8 +108,8 @@ def test_stratified_weights_are_unbiased_over_all_batches(batch):
 def test_minibatch_weights_are_the_paper_s():
     density = torch.randn(3, 3, 2, dtype=F64)
     log_weights = log_sampling_weights(3, 10, "minibatch", like=density)
-    information, correlation = information_and_correlation(density, log_weights)
     own = density.sum(-1).diagonal()
+    information, correlation = information_and_correlation(density, own, log_weights)
     of_all = density.sum(-1).logsumexp(1) - math.log(30)
     of_units = (density.logsumexp(1) - math.log(30)).sum(-1)
     assert torch.allclose(information, own - of_all)

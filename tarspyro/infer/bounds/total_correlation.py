@@ -129,7 +129,8 @@ class BetaTCVAE(ELBO):
         log_weights = log_sampling_weights(
             density.shape[-2], self.data_size, self.weighting, like=density
         )
-        parts = information_and_correlation(density, log_weights)
+        own = density.sum(-1).diagonal(dim1=-2, dim2=-1)
+        parts = information_and_correlation(density, own, log_weights)
         scale = site["scale"] / particles
         information, correlation = (scale * part.sum() for part in parts)
         loss = (self.alpha - self.gamma) * information
@@ -225,21 +226,22 @@ def log_sampling_weights(batch: int, data_size: int, weighting: str, like: Tenso
     return weights.masked_fill(own, -math.log(data_size))
 
 
-def information_and_correlation(density: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+def information_and_correlation(
+    density: Tensor, own: Tensor, log_weights: Tensor
+) -> tuple[Tensor, Tensor]:
     r"""Returns the information and the total correlation of each code, estimates in nats.
 
     .. math:: \log q(z \mid x) - \log q(z), \qquad \log q(z) - \sum_u \log q(z_u)
 
     Arguments:
-        density: log q(z_mu | x_n), of shape ``[..., M, N, units]``, where code m is that of
-            data point m.
-        log_weights: The logarithms of the weights of data points, of shape ``[M, N]``.
+        density: log q(z_mu | x_n), of shape ``[..., M, N, units]``.
+        own: log q(z_m | x_m) of each code given its own data point, of shape ``[..., M]``.
+        log_weights: The logarithms of the weights of data points, which broadcast to
+            ``[M, N]``.
 
     Returns:
         Two tensors of shape ``[..., M]``.
     """
-    of_codes = density.sum(-1)
-    own = of_codes.diagonal(dim1=-2, dim2=-1)
-    whole = (of_codes + log_weights).logsumexp(-1)
+    whole = (density.sum(-1) + log_weights).logsumexp(-1)
     units = (density + log_weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
     return own - whole, whole - units

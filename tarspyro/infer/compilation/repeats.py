@@ -11,6 +11,7 @@ __all__ = ["RepeatedOperations"]
 
 import heapq
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from itertools import pairwise
@@ -190,7 +191,10 @@ def _at_once(group: tuple[Node, ...], values: _Values) -> object:
         args, kwargs = pytree.tree_unflatten(given, spec)
         return _function(first)(*args, **kwargs)
 
-    return torch.vmap(operation)(*stacks.values())
+    with warnings.catch_warnings():
+        # Where torch would run an operation row by row, it warns, and nothing is gained.
+        warnings.simplefilter("error")
+        return torch.vmap(operation)(*stacks.values())
 
 
 def _function(node: Node) -> Callable[..., Any]:
@@ -318,7 +322,7 @@ def _successive(nodes: Sequence[Node]) -> bool:
 
 
 class _Keys:
-    """What repetitions of an operation have in common: the operation, its constants, shapes,
+    """Keys of operations, equal for repetitions: the operation, its constants, shapes,
     parameters, and the same of the operations before it.
     """
 
