@@ -4,6 +4,8 @@ time of a draw, and the time of a training step.
     # MADE 784-500-784, and the same network in plain PyTorch: 85 epochs of batches of 100
     TARSPYRO_DATA=... python benchmarks/autoregressive.py made
     TARSPYRO_DATA=... python benchmarks/autoregressive.py plain-made
+    # The same with direct connections from the pixels to the outputs
+    TARSPYRO_DATA=... python benchmarks/autoregressive.py direct-made
     # A PixelCNN of five layers of 16 channels, 10 epochs
     TARSPYRO_DATA=... python benchmarks/autoregressive.py pixelcnn
     # PixelVAE, and a VAE with the same encoder
@@ -43,7 +45,14 @@ from tarspyro.nn import MADE, ConvDecoder, ConvEncoder, PixelCNN
 
 IMAGE = (1, 28, 28)
 LATENT = 16
-EPOCHS = {"made": 85, "plain-made": 85, "pixelcnn": 10, "pixel-vae": 10, "vae": 10}
+EPOCHS = {
+    "made": 85,
+    "direct-made": 85,
+    "plain-made": 85,
+    "pixelcnn": 10,
+    "pixel-vae": 10,
+    "vae": 10,
+}
 RATES = {"pixelcnn": 3e-3, "pixel-vae": 3e-3}
 PUBLISHED = {
     "made": "88.40 with 8,000 units on fixed pixels (paper), 84.87 on new ones (reproduction)",
@@ -94,6 +103,8 @@ def density(trunk, shape=IMAGE):
 def pair(method):
     if method == "made":
         return density(MADE(IMAGE, [500])), None
+    if method == "direct-made":
+        return density(MADE(IMAGE, [500], direct_connections=True)), None
     if method == "pixelcnn":
         return density(PixelCNN(IMAGE, 16, 5)), None
     decoder = ConvDecoder(LATENT, IMAGE, [32, 16])

@@ -42,6 +42,10 @@ TRUNKS = {
     "MADE": (lambda: MADE((3, 4), [30, 30]), (3, 4)),
     "MADE in a random order": (lambda: MADE((3, 4), [30], order="random"), (3, 4)),
     "MADE with masks": (lambda: MADE(12, [30], order="random", num_masks=3), 12),
+    "MADE with direct connections": (
+        lambda: MADE(12, [30], order="random", num_masks=2, direct_connections=True),
+        12,
+    ),
     "MADE with a context": (lambda: MADE(12, [30], context=MLP(2, [4])), 12),
     "PixelCNN": (lambda: PixelCNN((1, 3, 4), 8, 3), (1, 3, 4)),
     "PixelCNN, gated, of colours": (lambda: PixelCNN((3, 2, 2), 8, 3, gated=True), (3, 2, 2)),

@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
+import torch.distributions as td
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.utils import broadcast_all
 from torch.nn.functional import softplus
 
 from tarspyro.arguments import check_choice, format_value
@@ -343,14 +345,21 @@ class StudentT(FromGammas, dist.StudentT):  # type: ignore[misc]
     ) -> None:
         check_parameters(df=df, loc=loc, scale=scale)
         self._set_sampler(boost, reparameterization)
-        super().__init__(df, loc, scale, validate_args=validate_args)
+        self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
+        # Past torch's constructor: it copies a number to the device for a part that is not
+        # needed here.
+        td.Distribution.__init__(self, self.df.shape, validate_args=validate_args)
         self._check_boost(0.5 * self.df)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "StudentT":
         """Returns the distribution with its batch expanded."""
-        new = self._get_checked_instance(StudentT, _instance)
-        expanded: StudentT = super().expand(batch_shape, new)
-        return expanded._like(self)
+        new: StudentT = self._get_checked_instance(StudentT, _instance)
+        new.df = self.df.expand(batch_shape)
+        new.loc = self.loc.expand(batch_shape)
+        new.scale = self.scale.expand(batch_shape)
+        td.Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new._like(self)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns reparameterized draws."""

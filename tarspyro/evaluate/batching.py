@@ -50,23 +50,35 @@ Array: TypeAlias = Tensor | Any
 # A result, several by name, or a named tuple of them.
 Results = TypeVar("Results")
 
-# The number of rows (data points times particles) that are in memory at once.
+# The number of rows (data points times particles) that are in memory at once, and of the numbers
+# in them. Networks have several tensors of about this size.
 _ROWS = 10_000
+_NUMBERS = 10_000_000
 
 
-def rows_at_once(copies: int) -> int:
-    """Returns the number of rows that fit in memory, if each has a number of copies."""
-    return max(1, _ROWS // copies)
+def rows_at_once(copies: int, numbers: int = 1) -> int:
+    """Returns how many rows fit in memory.
+
+    Arguments:
+        copies: The number of copies of each row.
+        numbers: The number of numbers in a row.
+    """
+    return max(1, min(_ROWS, _NUMBERS // max(1, numbers)) // copies)
 
 
-def chunk_sizes(num_particles: int, rows: int) -> Iterator[int]:
+def chunk_sizes(num_particles: int, rows: int, numbers: int = 1) -> Iterator[int]:
     """Yields the sizes of chunks of particles, which fit in memory with a number of rows each.
+
+    Arguments:
+        num_particles: The number of particles in all.
+        rows: The number of rows of each particle.
+        numbers: The number of numbers in a row.
 
     Example:
         >>> list(chunk_sizes(250, rows=100))
         [100, 100, 50]
     """
-    chunk = rows_at_once(rows)
+    chunk = rows_at_once(rows, numbers)
     for start in range(0, num_particles, chunk):
         yield min(chunk, num_particles - start)
 
@@ -91,7 +103,9 @@ class ParticleChunks:
 
     def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:
         structure = self._structure_of(batch)
-        for count in chunk_sizes(self.count(batch), count_rows(batch)):
+        rows = count_rows(batch)
+        numbers = sum(part.numel() for part in tensors_of(batch)) // max(1, rows)
+        for count in chunk_sizes(self.count(batch), rows, numbers):
             yield count, structure
 
     def count(self, batch: Arguments) -> int:

@@ -43,6 +43,9 @@ class MADE(CausalTrunk):
             ``"random"``, for each mask another; or ranks, a tensor of the shape of x. Elements
             of equal rank are independent of each other given those before.
         num_masks: The number of masks.
+        direct_connections: Whether the outputs see earlier inputs also directly, as in a fully
+            visible belief network (section 4.2 of the paper). The features then have x behind
+            the last hidden layer.
         context: The context, if there is one: a network to vectors, such as an ``MLP``, or the
             size of a vector.
         num_classes: The number of classes, if x holds the indices of classes.
@@ -75,6 +78,7 @@ class MADE(CausalTrunk):
         *,
         order: str | Tensor = "raster",
         num_masks: int = 1,
+        direct_connections: bool = False,
         context: int | Sequence[int] | nn.Module | None = None,
         num_classes: int | None = None,
         activation: Callable[[], nn.Module] = nn.ReLU,
@@ -83,6 +87,7 @@ class MADE(CausalTrunk):
         shape = as_shape("in_shape", in_shape)
         super().__init__(shape, num_classes, context)
         sizes = as_sizes("hidden_features", hidden_features)
+        self.direct_connections = direct_connections
         if context is not None and not sizes:
             raise ValueError(
                 "hidden_features must have a layer that sees the context, got none: give one,"
@@ -111,11 +116,15 @@ class MADE(CausalTrunk):
                 self.given.append(nn.Linear(self.context.out_features, size, bias=False))
             degrees = found
             lowest = found.min(1).values
+        if self.direct_connections and sizes:
+            degrees = torch.cat([degrees, (ranks + 1).repeat_interleave(self.depth, 1)], 1)
         self.degrees = degrees
         self.out_features = degrees.shape[1]
         self._summary = " -> ".join(map(str, [math.prod(shape), *sizes]))
         if sizes:
             self._summary += f", {type(self.activation).__name__}"
+            if self.direct_connections:
+                self._summary += ", direct connections"
         if several:
             self._summary += f", {self.num_masks} masks"
 
@@ -139,14 +148,20 @@ class MADE(CausalTrunk):
         return dense_ranks(given.flatten()).expand(self.num_masks, size)
 
     def features(self, x: Tensor, given: Tensor | None, mask: int | Tensor) -> Tensor:
-        """Returns the last hidden layer."""
-        hidden = self.encoded(x).flatten(1)
+        """Returns the last hidden layer, and x behind it with direct connections."""
+        inputs = self.encoded(x).flatten(1)
+        hidden = inputs
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, mask)
             if given is not None:
                 hidden = hidden + self.given[index](given)
             hidden = self.activation(hidden)
-        return hidden
+        return self._with_inputs(hidden, inputs)
+
+    def _with_inputs(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        """The last hidden layer, and the inputs behind it if the outputs see them."""
+        direct = self.direct_connections and len(self.layers) > 0
+        return torch.cat([hidden, inputs], 1) if direct else hidden
 
     def walk(self, count: int, given: Tensor | None, mask: int) -> Walk:
         """Returns a function that computes at each step the hidden units of its degree."""
@@ -163,14 +178,15 @@ class MADE(CausalTrunk):
         hidden = [bias.new_zeros(count, bias.shape[1]) for bias in biases]
 
         def step_of(x: Tensor, step: int) -> Tensor:
-            before = self.encoded(x).flatten(1)
+            inputs = self.encoded(x).flatten(1)
+            before = inputs
             for index, values in enumerate(hidden):
                 new = units[index][step]
                 if len(new):
                     rows = linear(before, weights[index][new]) + biases[index][:, new]
                     values[:, new] = self.activation(rows)
                 before = values
-            return before
+            return self._with_inputs(before, inputs)
 
         return step_of
 

@@ -466,14 +466,14 @@ class Trainer:
     def _move(self, update: Update, arguments: Arguments, counts: Counts) -> dict[str, Tensor]:
         """Updates the parameters of a player once; returns its loss and terms."""
         player = update.player
-        update.optimizer.zero_grad()
+        update.clear()
         on_cpu = not is_accelerator(tensors_of(arguments)[0].device)
         noise = torch.get_rng_state() if on_cpu else None
         made = self._add_gradients(update, arguments, counts.meant)
         mean = self._averaged(player, _precise(made.loss) / counts.meant, counts.held)
         norm = update.norm.clone() if made.updated else player.gradient_norm()
         if not self.guard.allows(player, mean, norm, arguments, noise):
-            update.optimizer.zero_grad()
+            update.clear()
             return {}
         if not made.updated:
             update.step(norm)

@@ -2,10 +2,13 @@
 
 __all__ = ["Update"]
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tarspyro.infer import Player
+from tarspyro.training.adam import FusedAdam
 from tarspyro.training.optimizers import Optimizer, is_capturable
 
 
@@ -33,6 +36,8 @@ class Update:
         self.limits = limits
         self.capturable = is_capturable(optimizer)
         self.norm = torch.zeros(())
+        lean = FusedAdam.suits(optimizer)
+        self._update: Callable[[], object] = FusedAdam(optimizer) if lean else optimizer.step
 
     def __call__(self) -> None:
         """Notes the norm of the gradient, and updates the parameters."""
@@ -46,4 +51,9 @@ class Update:
     def step(self, norm: Tensor) -> None:
         """Updates the parameters, whose gradient has a known norm."""
         self.limits.clip(self.player.parameters, norm)
-        self.optimizer.step()
+        self._update()
+
+    def clear(self) -> None:
+        """Drops the gradients."""
+        for parameter in self.player.parameters:
+            parameter.grad = None

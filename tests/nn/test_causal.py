@@ -16,6 +16,7 @@ TRUNKS = {
     "MADE in a random order": lambda: MADE(6, [40], order="random", seed=1),
     "MADE with ties": lambda: MADE((2, 3), [40], order=TIED),
     "MADE with masks": lambda: MADE(6, [60, 60], order="random", num_masks=3),
+    "MADE with direct connections": lambda: MADE((2, 3), [20], direct_connections=True),
     "MADE of classes": lambda: MADE(4, [30], num_classes=3),
     "MADE with a context": lambda: MADE(6, [40], context=VECTOR, activation=nn.Tanh),
     "PixelCNN": lambda: PixelCNN((3, 4), 6, 3),

@@ -40,6 +40,29 @@ def test_a_class_a_partial_and_an_optimizer_are_the_same(x):
     assert losses(x, optimizer=adamw, lr=1e-2) != expected
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"amsgrad": True, "weight_decay": 0.1},
+        {"betas": (0.5, 0.9), "eps": 1e-3, "maximize": True},
+    ],
+)
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.AdamW])
+def test_fused_steps_are_those_of_torch(x, cls, options):
+    class Own(cls):  # not Adam itself, so that ``fit`` calls its ``step``
+        steps = 0
+
+        def step(self, closure=None):
+            Own.steps += 1
+            return super().step(closure)
+
+    how = {"schedules": {"lr": lambda step: 1e-2 / (1 + step)}, "epochs": 3}
+    expected = losses(x, optimizer=Optimizer(Own, fused=True, **options), **how)
+    assert losses(x, optimizer=Optimizer(cls, **options), **how) == expected
+    assert Own.steps == len(expected)
+
+
 def test_the_learning_rate_is_given_once(x):
     assert losses(x, optimizer=Optimizer(lr=1e-2), lr=1e-2) == losses(x, lr=1e-2)
     message = "lr=0.01 of fit and lr=0.1 of the optimizer differ"

@@ -19,6 +19,7 @@ from tarspyro.infer.compilation.keys import (
     TRIALS,
     ConstantHistory,
     StepKey,
+    StepKeys,
     device_of,
     dtype_of,
 )
@@ -121,7 +122,9 @@ class Compiled(Bound):
         self.report = report
         self.last_compilation: float | None = None
         self._inputs: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        self._keys = StepKeys(bound)
         self._plans: dict[StepKey, _Plan] = {}
+        self._latest: tuple[StepKey, ConstantHistory, _Plan] | None = None
         self._histories: dict[tuple[Hashable, ...], ConstantHistory] = {}
         self._warned = False
         self._pool: object = None  # the memory that all graphs share
@@ -233,7 +236,25 @@ class Compiled(Bound):
         """The plan for steps of this kind; None to go on eagerly."""
         device = device_of(args)
         inputs = self._adjusted_inputs(device, dtype_of(args))
-        key = StepKey.of(self.original, model, guide, args, kwargs, device)
+        key = self._keys.of(model, guide, args, kwargs, device)
+        if self._latest is not None and self._latest[0] is key:
+            _, history, latest = self._latest
+            if not latest.is_outdated():
+                history.add(key.constants)
+                return latest
+        plan = self._looked_up(key, model, guide, kwargs, inputs)
+        self._latest = None if plan is None else (key, self._histories[key.kind], plan)
+        return plan
+
+    def _looked_up(
+        self,
+        key: StepKey,
+        model: Program,
+        guide: Program,
+        kwargs: Mapping[str, object],
+        inputs: Mapping[str, Tensor],
+    ) -> "_Plan | None":
+        """The plan for steps with a key; None to go on eagerly."""
         history = self._histories.get(key.kind)
         if history is None:
             history = self._histories[key.kind] = ConstantHistory()

@@ -7,10 +7,19 @@ step, such as a scheduled one, would ask for a recording each time; ``ConstantHi
 such constants.
 """
 
-__all__ = ["TRIALS", "ConstantHistory", "StepKey", "device_of", "dtype_of", "modules_within"]
+__all__ = [
+    "TRIALS",
+    "ConstantHistory",
+    "StepKey",
+    "StepKeys",
+    "device_of",
+    "dtype_of",
+    "modules_within",
+]
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+import operator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -40,32 +49,137 @@ class StepKey(NamedTuple):
     kind: tuple[Hashable, ...]
     constants: Constants
 
-    @classmethod
+
+class StepKeys:
+    """The keys of the steps of a bound.
+
+    As long as nothing has changed since the last step, the key is the same object.
+
+    Arguments:
+        bound: The bound.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+        self._contents: dict[tuple[Program, ...], _Contents] = {}
+        self._made_of: tuple[object, ...] = ()
+        self._key: StepKey | None = None
+
     def of(
-        cls,
-        bound: Bound,
+        self,
         model: Program,
         guide: Program,
         args: Sequence[object],
         kwargs: Mapping[str, object],
         device: torch.device,
-    ) -> "StepKey":
-        """Returns the key of a bound's step with a pair and data on a device."""
+    ) -> StepKey:
+        """Returns the key of a step with a pair and data on a device."""
         data = [
             (value.shape, value.dtype, value.device) if torch.is_tensor(value) else repr(value)
             for value in (*args, *kwargs.values())
         ]
         cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        states: list[Hashable] = []
-        numbers: list[tuple[str, Hashable]] = []
-        for program in (model, guide, *bound.programs):
-            modules = list(modules_within(program))
-            states.append(tuple([_state(module) for module in modules]))
-            for module in modules:
-                numbers += _plain_attributes(module)
         place = (model, guide, *data, *kwargs)
-        kind = (*place, cast, *states)
-        return cls(place, kind, (*_settings(bound.settings, bound.adjustable), *numbers))
+        settings = _settings(self.bound.settings, self.bound.adjustable)
+        contents = self._contents_of((model, guide, *self.bound.programs))
+        made_of = (place, cast, settings, contents)
+        if self._key is None or self._made_of != made_of:
+            kind = (*place, cast, *contents.states)
+            self._key = StepKey(place, kind, (*settings, *contents.numbers))
+            self._made_of = made_of
+        return self._key
+
+    def _contents_of(self, programs: tuple[Program, ...]) -> "_Contents":
+        """What modules hold; the same object as in the last step if they still hold it."""
+        contents = self._contents.get(programs)
+        if contents is None or contents.have_changed():
+            contents = self._contents[programs] = _Contents(programs)
+        return contents
+
+
+class _Contents:
+    """What the modules of programs hold: tensors, modes, numbers and words.
+
+    Arguments:
+        programs: The programs.
+
+    Attributes:
+        states: The modes and tensors of the modules of each program.
+        numbers: The numbers and words among their attributes, by name.
+    """
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self._functions = [each for each in programs if not isinstance(each, nn.Module)]
+        self._read = [modules_of(each) for each in self._functions]
+        self._modules: list[nn.Module] = []
+        self.states: list[Hashable] = []
+        self.numbers: list[tuple[str, Hashable]] = []
+        for program in programs:
+            modules = list(modules_within(program))
+            self._modules += modules
+            self.states.append(tuple([_state(module) for module in modules]))
+            for module in modules:
+                self.numbers += _plain_attributes(module)
+        self._attributes = [_public_attributes(module) for module in self._modules]
+        self._parts = _parts(self._modules)
+        self._identities = list(map(id, self._parts))
+        self._trained = _trained(self._modules)
+
+    def have_changed(self) -> bool:
+        """Whether the modules hold something else now."""
+        return (
+            list(map(id, _parts(self._modules))) != self._identities
+            or _trained(self._modules) != self._trained
+            or any(attributes.have_changed() for attributes in self._attributes)
+            or [modules_of(each) for each in self._functions] != self._read
+        )
+
+
+class _Attributes(NamedTuple):
+    """The public attributes of a module, such as its mode, and their values."""
+
+    of: dict[str, Any]
+    number: int  # of all attributes
+    values_in: Callable[[dict[str, Any]], object]
+    values: object
+
+    def have_changed(self) -> bool:
+        """Whether there are other attributes now, or other values."""
+        try:
+            return len(self.of) != self.number or self.values_in(self.of) != self.values
+        except Exception:  # as of a tensor in place of another, whose entries are compared
+            return True
+
+
+def _public_attributes(module: nn.Module) -> _Attributes:
+    attributes = vars(module)
+    # Without tensors, which would be kept in memory.
+    public = [
+        name
+        for name, value in attributes.items()
+        if name[0] != "_" and not torch.is_tensor(value)
+    ]
+    values_in = operator.itemgetter(*public)
+    return _Attributes(attributes, len(attributes), values_in, values_in(attributes))
+
+
+def _parts(modules: Sequence[nn.Module]) -> list[object]:
+    """The tensors and the modules that modules hold."""
+    return [
+        part
+        for module in modules
+        for held in (module._parameters, module._buffers, module._modules)
+        for part in held.values()
+    ]
+
+
+def _trained(modules: Sequence[nn.Module]) -> list[bool]:
+    """Whether each parameter of modules is trained."""
+    return [
+        parameter is not None and parameter.requires_grad
+        for module in modules
+        for parameter in module._parameters.values()
+    ]
 
 
 class ConstantHistory:

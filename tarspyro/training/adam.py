@@ -1,0 +1,111 @@
+"""Steps of torch's fused Adam with little work of the host."""
+
+__all__ = ["FusedAdam"]
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as hooks
+from torch.optim.adam import adam
+
+
+class _Group(NamedTuple):
+    """The parameters of a group, and what Adam keeps for each of them."""
+
+    options: dict[str, Any]
+    parameters: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    largest_squares: list[Tensor]
+    steps: list[Tensor]
+
+    @classmethod
+    def of(cls, options: dict[str, Any], states: list[dict[str, Tensor]]) -> "_Group":
+        """Returns the group of torch's dictionary, with the states of its parameters."""
+        return cls(
+            options,
+            list(options["params"]),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states if "max_exp_avg_sq" in state],
+            [state["step"] for state in states],
+        )
+
+    def update(self, gradients: list[Tensor]) -> None:
+        """Updates the parameters by their gradients."""
+        options = self.options
+        beta1, beta2 = options["betas"]
+        adam(
+            self.parameters,
+            gradients,
+            self.means,
+            self.squares,
+            self.largest_squares,
+            self.steps,
+            fused=True,
+            decoupled_weight_decay=options["decoupled_weight_decay"],
+            amsgrad=options["amsgrad"],
+            beta1=beta1,
+            beta2=beta2,
+            lr=options["lr"],
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+            maximize=options["maximize"],
+        )
+
+
+class FusedAdam:
+    """The step of a fused ``torch.optim.Adam`` or ``AdamW`` on a CPU.
+
+    It calls the function that ``optimizer.step()`` calls, with the same tensors, but looks these
+    up once instead of in every step. State, learning rates and options stay the optimizer's.
+
+    Arguments:
+        optimizer: The optimizer, one that ``suits``.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._groups: list[_Group] = []
+        self._state: object = None  # the dictionary that the groups are from
+
+    @staticmethod
+    def suits(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step of an optimizer is one of torch's fused Adam and nothing more."""
+        return (
+            type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+            and not (hooks._global_optimizer_pre_hooks or hooks._global_optimizer_post_hooks)
+            and all(
+                group["fused"] and all(each.device.type == "cpu" for each in group["params"])
+                for group in optimizer.param_groups
+            )
+        )
+
+    def __call__(self) -> None:
+        """Makes a step."""
+        if self._state is not self.optimizer.state:
+            self._find_groups()
+        gradients = [[each.grad for each in group.parameters] for group in self._groups]
+        if not gradients or any(each is None for given in gradients for each in given):
+            self.optimizer.step()
+            return
+        with torch.no_grad():
+            for group, given in zip(self._groups, gradients, strict=True):
+                group.update(given)  # type: ignore[arg-type]
+
+    def _find_groups(self) -> None:
+        """Looks the tensors up, if every parameter has made its first step."""
+        self._groups = []
+        groups = self.optimizer.param_groups
+        states = [
+            [self.optimizer.state.get(parameter) for parameter in group["params"]]
+            for group in groups
+        ]
+        if not all(state for each in states for state in each):
+            return
+        self._state = self.optimizer.state
+        self._groups = [
+            _Group.of(group, each)  # type: ignore[arg-type]
+            for group, each in zip(groups, states, strict=True)
+        ]
