@@ -218,7 +218,7 @@ def diagnose(
         pair = _Pair(model, guide, rows, structure, *traces)
         bound = elbo(model, guide, rows, seed=0).elbo.double()
         kl = pair.kl_by_unit()
-        gain = pair.decoder_gain()
+        gain = _mean(pair.decoder_gains())
         decomposition = pair.decomposition()
 
         symptoms = [
@@ -233,6 +233,24 @@ def diagnose(
         if history is not None:
             symptoms += _unfinished(history.rows if isinstance(history, History) else history)
     return Diagnosis(tuple(symptoms), kl, gain, _mean(bound), decomposition)
+
+
+def decoder_gains(model: Program, guide: Program, rows: Arguments) -> Tensor:
+    """Returns what each data point's own code gains over the code of another one, in
+    reconstruction, in nats.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        rows: The data points, at least two.
+
+    Raises:
+        PairError: If the pair has no latent variable of a data point.
+    """
+    structure = structure_of(model, guide, rows, {}, observed=True)
+    check_local(model, structure)
+    traces = trace_pair(model, guide, rows, {})
+    return _Pair(model, guide, rows, structure, *traces).decoder_gains()
 
 
 class _Pair:
@@ -284,8 +302,10 @@ class _Pair:
         dims = [dim - inner for dim in self.structure.groups[place].dims]
         return value.double().mean(dims).cpu()
 
-    def decoder_gain(self) -> Estimate:
-        """Returns what the own code gains over another one's, in reconstruction."""
+    def decoder_gains(self) -> Tensor:
+        """Returns what the own code gains over another one's, in reconstruction, for each data
+        point.
+        """
         rolled = {}
         for name, site in self.latent.items():
             place = self.structure.group(name, site)
@@ -296,7 +316,7 @@ class _Pair:
         trace = poutine.trace(poutine.replay(self.model, trace=others)).get_trace(*self.rows)
         own = self._log_likelihood(self.modelled)
         other = self._log_likelihood(dict(sample_sites(trace)))
-        return _mean((own - other).double().flatten())
+        return (own - other).double().flatten()
 
     def _log_likelihood(self, sites: Mapping[str, Site]) -> Tensor:
         dims = self.structure.groups[0].dims

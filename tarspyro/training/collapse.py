@@ -3,10 +3,13 @@
 __all__ = ["CollapseAlarm", "both"]
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from tarspyro.evaluate.diagnosis import decoder_gains
 from tarspyro.infer import ELBO, WeightedBound
 from tarspyro.inputs import count_rows
 from tarspyro.programs import PROGRAM_ERRORS
@@ -15,42 +18,57 @@ from tarspyro.training.checks import warn_user
 from tarspyro.training.losses import Objective
 from tarspyro.types import Arguments
 
-# The epochs, steps and data points after which the KL is looked at, whichever take longer.
-# Earlier than that, the KL of a model that trains well may fall at first, and then grow.
+# The epochs, steps and data points after which the alarm looks, whichever take longer. Earlier
+# than that, the KL of a model that trains well may fall at first, and then grow.
 _EPOCHS = 2
 _STEPS = 100
 _POINTS = 2_000
-# A KL below the first number that does not grow, or below the second, is collapsed (nats).
-_SMALL = 0.1
+# A KL below this is collapsed (nats).
 _NOTHING = 0.03
-# A KL that falls below this is looked at again after the next epoch.
-_UNSURE = 0.5
+# The gain from the own code is none if it is below so many standard errors.
+_ERRORS = 2.0
+
+
+class _Look(NamedTuple):
+    """What the code says: means over data points, in nats.
+
+    Attributes:
+        kl: The KL, summed over all latent units.
+        gain: What a data point's own code gains over the code of another one, in
+            reconstruction.
+        error: The standard error of the gain.
+    """
+
+    kl: float
+    gain: float
+    error: float
 
 
 class CollapseAlarm:
-    """Warns if the guide is the prior, whatever the data point.
+    """Warns if the code says nothing about the data.
 
     It looks after the second epoch, or after a hundred steps and two thousand data points if
-    epochs are short; and again after each epoch as long as the KL is small and falls.
+    epochs are short; and again after each epoch as long as the code is of no use.
 
-    The measure is the mean KL of a batch, summed over all latent units. A model that uses its
-    code pays nats for it, and the KL grows from the start. The alarm is for bounds alone, and
-    not for a loss whose ``beta`` is scheduled, because a warm-up begins without the KL.
+    The posterior has collapsed if the KL is nearly zero; or if it does not grow, and a data
+    point is reconstructed as well from the code of another one as from its own. The alarm is
+    for bounds alone, and not for a loss whose ``beta`` is scheduled, because a warm-up begins
+    without the KL.
 
     Arguments:
         objective: The loss with its pair.
-        batch: The batch whose KL is looked at.
+        examples: Yields batches that stand for all of the data.
         schedules: The schedules of ``fit``.
     """
 
     def __init__(
         self,
         objective: Objective,
-        batch: Arguments,
+        examples: Callable[[], Iterable[Arguments]],
         schedules: Mapping[str, object] | None = None,
     ) -> None:
         self.pair = objective.pair
-        self.batch = batch
+        self.examples = examples
         bound = isinstance(objective.loss, ELBO | WeightedBound)
         self.watching = bound and "beta" not in (schedules or {})
         self.seen: list[float] = []
@@ -59,28 +77,34 @@ class CollapseAlarm:
         """Looks at the pair after an epoch, whose number is ``row["epoch"]``."""
         if not self.watching:
             return
-        kl = self._kl()
-        if kl is None:
+        batches = list(self.examples())
+        look = self._look(batches)
+        if look is None:
             self.watching = False
             return
-        self.seen.append(kl)
-        points = row["steps"] * count_rows(self.batch)
+        self.seen.append(look.kl)
+        points = row["steps"] * count_rows(batches[0])
         if len(self.seen) < _EPOCHS or row["steps"] < _STEPS or points < _POINTS:
             return
-        falls = kl <= self.seen[-2]
-        collapsed = kl < _NOTHING or (falls and kl < _SMALL)
-        self.watching = falls and kl < _UNSURE and not collapsed
+        falls = look.kl <= self.seen[-2]
+        useless = look.gain <= _ERRORS * look.error
+        collapsed = look.kl < _NOTHING or (falls and useless)
+        self.watching = useless and not collapsed
         if collapsed:
             warn_user(
                 f"The posterior has collapsed: after {len(self.seen)} epochs the KL of all latent"
-                f" units together is {kl:.2g} nats, so the code says nothing about the data. Try"
-                " loss=ELBO(free_bits=0.25), a warm-up of beta by schedules, a smaller beta, or"
-                " a weaker decoder; evaluate.diagnose(model, guide, x) says more."
+                f" units together is {look.kl:.2g} nats, and a data point is reconstructed from"
+                " the code of another one as well as from its own (gain"
+                f" {look.gain:.2g} +- {look.error:.2g} nats). Try loss=ELBO(free_bits=0.25), a"
+                " warm-up of beta by schedules, a smaller beta, or a weaker decoder;"
+                " evaluate.diagnose(model, guide, x) says more."
             )
 
-    def _kl(self) -> float | None:
-        """Returns the mean KL of a data point; None if the pair has none, or no latent site."""
+    def _look(self, batches: Sequence[Arguments]) -> _Look | None:
+        """Looks at the code; None if the pair has none, or no latent variable of a data point."""
         bound = ELBO()
+        divergences: list[Tensor] = []
+        gains: list[Tensor] = []
         with (
             warnings.catch_warnings(),
             evaluating(*self.pair),
@@ -89,16 +113,21 @@ class CollapseAlarm:
         ):
             warnings.simplefilter("ignore")
             try:
-                structure = bound.structure(*self.pair, *self.batch)
-                if not structure.latent or structure.enumerated:
-                    return None
-                _, kl = bound.terms_per_point(
-                    *self.pair, self.batch, num_particles=1, structure=structure
-                )
+                for batch in batches:
+                    structure = bound.structure(*self.pair, *batch)
+                    if not structure.latent or structure.enumerated:
+                        return None
+                    _, kl = bound.terms_per_point(
+                        *self.pair, batch, num_particles=1, structure=structure
+                    )
+                    divergences.append(kl.flatten())
+                    gains.append(decoder_gains(*self.pair, batch))
             except PROGRAM_ERRORS:
                 # A loss may train a pair in ways that have no ELBO; the training goes on.
                 return None
-        return float(kl.mean())
+        gain = torch.cat(gains)
+        error = gain.std() / len(gain) ** 0.5
+        return _Look(float(torch.cat(divergences).mean()), float(gain.mean()), float(error))
 
 
 def both(

@@ -222,8 +222,9 @@ def fit(
         batches = make_batches(data, shuffle=shuffle)
         held_out = None if validation is None else _held_out(validation, make_batches)
         first = _check_pair(objective, batches, held_out)
+        examples = functools.partial(batches.examples, first)
         with undone_on_error(*objective.pair):  # a refused training changes nothing
-            _initialize(objective, batches, first)
+            _initialize(objective, batches, first, examples)
             state = _start(objective, first, optimizer, compile, progress)
             trainer = Trainer(
                 objective,
@@ -244,7 +245,7 @@ def fit(
             held_out,
             epochs=epochs,
             patience=patience,
-            callback=both(CollapseAlarm(objective, first, schedules), callback),
+            callback=both(CollapseAlarm(objective, examples, schedules), callback),
             progress=progress,
         )
         history = state.history
@@ -335,7 +336,12 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     return first
 
 
-def _initialize(objective: Objective, batches: Batches, first: Arguments) -> None:
+def _initialize(
+    objective: Objective,
+    batches: Batches,
+    first: Arguments,
+    examples: Callable[[], Iterator[Arguments]],
+) -> None:
     """Starts the training of a new pair near the data.
 
     The pair has passed its checks. If it does not run on the examples all the same, the
@@ -344,7 +350,7 @@ def _initialize(objective: Objective, batches: Batches, first: Arguments) -> Non
     pair = objective.pair
     if objective.ranks_epochs:  # a game has no likelihood to start from
         with contextlib.suppress(*PROGRAM_ERRORS), undone_on_error(*pair):
-            start_near(*pair, functools.partial(batches.examples, first))
+            start_near(*pair, examples)
     advise(*pair, first, binarize=batches.binarize)
 
 

@@ -11,7 +11,7 @@ from tarspyro import Conditional, data, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, IWAE
 from tarspyro.nn import MLP
-from tarspyro.training.collapse import CollapseAlarm
+from tarspyro.training.collapse import CollapseAlarm, _Look
 
 OPTIONS = {"epochs": 2, "batch_size": 28, "lr": 3e-3, "binarize": True, "seed": 0}
 
@@ -55,23 +55,42 @@ def test_what_trains_well_is_left_alone():
         train(*pair(Deaf(8)), lr=1e-2, schedules={"beta": lambda step: 0.001})
 
 
+NONE, SOME = (0.1, 0.1), (0.3, 0.1)  # gains from the own code, with standard errors
+
+
 @pytest.mark.parametrize(
     "seen, alarm",
     [
-        ([0.8, 0.4, 0.2, 0.08, 0.0], "after 4 epochs"),  # slowly
-        ([0.8, 0.4, 0.5, 0.05, 0.0], None),  # it grows, as when the code begins to be used
-        ([0.8, 0.7, 0.05, 0.0, 0.0], None),
+        ([(0.8, NONE), (0.4, NONE)], "after 2 epochs"),
+        ([(0.8, NONE), (0.9, NONE), (0.4, NONE)], "after 3 epochs"),  # slowly
+        ([(0.4, NONE), (0.5, SOME), (0.4, NONE)], None),  # the code was of use
+        ([(0.4, NONE), (0.3, SOME), (0.0, NONE)], None),
+        ([(0.4, NONE), (0.02, SOME)], "after 2 epochs"),
+        ([(0.4, NONE), (0.5, NONE), (0.6, SOME)], None),  # it begins to be used
     ],
 )
-def test_a_small_kl_is_looked_at_until_it_grows(monkeypatch, seen, alarm):
+def test_a_useless_code_is_looked_at_until_its_kl_falls(monkeypatch, seen, alarm):
     values = iter(seen)
-    monkeypatch.setattr(CollapseAlarm, "_kl", lambda self: next(values))
+
+    def look(self, batches):
+        kl, (gain, error) = next(values)
+        return _Look(kl, gain, error)
+
+    monkeypatch.setattr(CollapseAlarm, "_look", look)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(*pair(), epochs=len(seen))
     found = [str(w.message) for w in caught if "collapsed" in str(w.message)]
     assert len(found) == (alarm is not None)
     assert all(alarm in message for message in found)
+
+
+def test_a_code_without_use_is_found_whatever_its_kl():
+    """IWAE leaves a KL to a code that the decoder does not read."""
+    with pytest.warns(
+        UserWarning, match=r"collapsed: after 2 epochs .* \(gain 0 \+- 0 nats\)"
+    ):
+        train(*pair(Deaf(8), units=8), loss=IWAE(5))
 
 
 def test_the_remedy_revives_the_units():
