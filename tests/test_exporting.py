@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev, vmap
 from tarspyro import Conditional, export, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer.traces import PairError
-from tarspyro.nn import MLP, Recurrence
+from tarspyro.nn import MLP, Backward, Recurrence
 
 MISSING = [
     package
@@ -125,6 +125,21 @@ def test_a_guide_of_sequences(tmp_path):
         z = posterior.mean + posterior.stddev * noise[f"z_{t}_noise"]
         assert torch.allclose(outputs[f"z_{t}"], z, atol=1e-5)
         state = q.cell(state, x[:, t], z)
+
+
+def test_a_guide_that_reads_sequences_backwards(tmp_path):
+    torch.manual_seed(1)
+    first = Conditional(dist.Normal, MLP(5, [6]), 2)
+    posterior = Conditional(dist.Normal, MLP([5, 2], [6]), 2)
+    q = guides.DeepMarkovModel(first, posterior, Backward(nn.GRU(4, 5, batch_first=True)))
+    x = torch.randn(3, 2, 4)
+    export(q, tmp_path / "q.pt2", x=x[:1])
+    outputs = loaded(tmp_path, {"q.pt2": {"x": x}})["q.pt2"]
+    features = q.encoder(x)
+    mean = q.first(features[:, 0]).mean
+    assert torch.allclose(outputs["z_0_mean"], mean, atol=1e-5)
+    mean = q.posterior(features[:, 1], mean).mean
+    assert torch.allclose(outputs["z_1_mean"], mean, atol=1e-5)
 
 
 def test_a_generator_draws_from_uniform_noise(tmp_path):

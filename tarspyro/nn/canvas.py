@@ -165,8 +165,10 @@ class FeatureMap(Configurable):
                 f"FeatureMap({dimensions(self.out_shape)}) gives parameters of the same height"
                 f" and width, got one of shape {tuple(shape)}."
             )
-        return nn.Conv2d(
-            self.out_shape[0], shape[0], self.kernel_size, padding=self.kernel_size // 2
+        return initialize(
+            nn.Conv2d(
+                self.out_shape[0], shape[0], self.kernel_size, padding=self.kernel_size // 2
+            )
         )
 
     def __repr__(self) -> str:

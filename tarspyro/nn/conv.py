@@ -77,7 +77,11 @@ class ConvEncoder(Configurable):
             layers += normalization_layer(normalization, next_size)
             layers.append(activation())
             layers += _residual_blocks(residual, next_size, activation, normalization)
-        self.layers = _started([*layers, nn.Flatten()], activation)
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        initialize(self.layers, activation())
+        for layer in self.layers:
+            if isinstance(layer, ResidualBlock):
+                layer.reset_parameters(activation())
         self._summary = _summary(sizes, activation, residual)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ class ConvDecoder(Configurable):
             )
             layers.append(convolution)
             layers += normalization_layer(normalization, large[0])
-        self.layers = _started([*layers, activation()], activation)
+        self.layers = nn.Sequential(*layers, activation())
         self._summary = f"{in_features} -> {_summary(sizes, activation, residual)}"
 
     def forward(self, code: Tensor) -> Tensor:
@@ -301,16 +305,6 @@ def _residual_blocks(
         ResidualBlock(channels, activation=activation, normalization=normalization)
         for _ in range(count)
     ]
-
-
-def _started(layers: Sequence[nn.Module], activation: Callable[[], nn.Module]) -> nn.Module:
-    """Returns the network of the layers, with initial weights."""
-    network = nn.Sequential(*layers)
-    initialize(network, activation())
-    for layer in network:
-        if isinstance(layer, ResidualBlock):
-            layer.reset_parameters(activation())
-    return network
 
 
 def _summary(

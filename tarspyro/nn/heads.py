@@ -60,7 +60,7 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     """Returns a layer from the trunk's features to one parameter of this shape."""
     if hasattr(trunk, "head"):
         own: Callable[[tuple[int, ...]], nn.Module] = trunk.head  # type: ignore[assignment]
-        return initialize(own(tuple(shape)))
+        return own(tuple(shape))
     layers: list[nn.Module] = []
     size = math.prod(shape)
     features = out_features(trunk)

@@ -18,7 +18,9 @@ def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Mo
               \mathrm{Var}(w) = 2 / (n_\mathrm{in} + n_\mathrm{out}) \text{ otherwise}
 
     (He et al. 2015, arXiv:1502.01852; Glorot and Bengio 2010.) The default variance of torch is
-    a sixth of the first; with it, a VAE on MNIST is 4 nats worse after four epochs.
+    a sixth of the first; with it, a VAE of linear layers on MNIST is 4 nats worse after four
+    epochs. A ``ConvDecoder`` keeps torch's, a twelfth of this or less for its layers of stride
+    2: a convolutional VAE on MNIST is 4 nats better with it after three epochs.
 
     Arguments:
         network: The network, changed in place.

@@ -220,13 +220,15 @@ class Backward(Configurable):
         last = x.shape[1] - 1 if lengths is None else lengths.unsqueeze(1) - 1
         # From the last step backwards, then the padding; the permutation is its own inverse.
         order = ((last - steps) % x.shape[1]).expand(x.shape[:2]).unsqueeze(-1)
-        backwards = torch.take_along_dim(x, order, 1)
+        # gather, because torch.export takes take_along_dim for one number of rows alone.
+        backwards = x.gather(1, order.expand(x.shape))
         if self.rnn.batch_first:
             features, _ = self.rnn(backwards)
         else:
             features, _ = self.rnn(backwards.transpose(0, 1))
             features = features.transpose(0, 1)
-        return torch.take_along_dim(features, order, 1)
+        forwards: Tensor = features.gather(1, order.expand(features.shape))
+        return forwards
 
     def __repr__(self) -> str:
         return f"Backward({self.rnn!r})"

@@ -112,7 +112,7 @@ class UNet(Configurable):
                 f" parameter of shape {tuple(shape)}: give it whole channels of this size."
             )
         return nn.Sequential(
-            nn.Conv2d(self.out_features, channels, 3, padding=1),
+            initialize(nn.Conv2d(self.out_features, channels, 3, padding=1)),
             nn.Flatten(),
             nn.Unflatten(1, tuple(shape)),
         )

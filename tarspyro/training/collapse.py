@@ -26,7 +26,7 @@ _POINTS = 2_000
 # A KL below this is collapsed (nats).
 _NOTHING = 0.03
 # The gain from the own code is none if it is below so many standard errors.
-_ERRORS = 2.0
+_ERRORS = 3.0
 
 
 class _Look(NamedTuple):

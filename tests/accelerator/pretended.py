@@ -197,7 +197,10 @@ def _compute(
     inner_kwargs.pop("pin_memory", None)
     if name.startswith(_COPIES):
         inner_kwargs.pop("device", None)
-    work = functools.partial(_fused_gru, name) if "_thnn_fused_gru_cell" in name else func
+    work = func
+    for cell, fused in (("gru", _fused_gru), ("lstm", _fused_lstm)):
+        if f"_thnn_fused_{cell}_cell" in name:
+            work = functools.partial(fused, name)
     draws = torch.Tag.nondeterministic_seeded in func.tags
     if draws and kwargs.get("generator") is None:
         with drawing_from(Device.generators[index]):
@@ -254,6 +257,31 @@ def _fused_gru(name: str, *args: Any) -> tuple[Any, ...]:
     z = (iz + hz).sigmoid()
     n = (inn + r * hn).tanh()
     return n + z * (h - n), torch.cat([r, z, n, h, hn], 1)
+
+
+def _fused_lstm(name: str, *args: Any) -> tuple[Any, ...]:
+    """The same for the long short-term memory."""
+    if "backward" in name:
+        grad_h, grad_c, before, c, work, _ = args
+        i, f, g, o = work.chunk(4, 1)
+        grad_h = torch.zeros_like(c) if grad_h is None else grad_h
+        grad_c = torch.zeros_like(c) if grad_c is None else grad_c
+        squashed = c.tanh()
+        dc = grad_c + grad_h * o * (1 - squashed * squashed)
+        di = dc * g * i * (1 - i)
+        df = dc * before * f * (1 - f)
+        dg = dc * i * (1 - g * g)
+        do = grad_h * squashed * o * (1 - o)
+        gates = torch.cat([di, df, dg, do], 1)
+        return gates, dc * f, gates.sum(0)
+    gates_of_input, gates_of_hidden, before, *biases = args
+    gates = gates_of_input + gates_of_hidden
+    for bias in biases:
+        gates = gates if bias is None else gates + bias
+    i, f, g, o = gates.chunk(4, 1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * before + i * g
+    return o * c.tanh(), c, torch.cat([i, f, g, o], 1)
 
 
 class Graph:

@@ -10,7 +10,7 @@ from torch import nn
 from tarspyro import Conditional, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import IWAE
-from tarspyro.nn import MLP, ConvDecoder, ConvEncoder, ResidualBlock
+from tarspyro.nn import MLP, ConvDecoder, ConvEncoder, ResidualBlock, initialize
 
 SIZES = [(5, 7), (1, 9), (2, 31), (8, 8), (28, 20), (33, 32), (128, 128)]
 WINDOWS = [
@@ -199,6 +199,7 @@ def test_networks_of_earlier_versions_are_the_same():
     torch.manual_seed(0)
     encoder = ConvEncoder((3, 9, 5), [4, 8], normalization=nn.BatchNorm2d)
     decoder = ConvDecoder(2, (3, 9, 5), [8, 4])
+    initialize(decoder.layers, nn.ReLU())  # their initial weights were others
     layers = [f"layers.{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")]
     assert [*encoder.state_dict()][:4] == layers
     assert {name.split(".")[1] for name in encoder.state_dict()} == {"0", "1", "3", "4"}
