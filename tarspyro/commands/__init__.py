@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = list(METHODS[options.method].options)
         if options.command == "list":
             list_methods()
+            sys.stdout.flush()
             return 0
         if options.command == "completion":
             print(completion(options.shell, tree()), end="")
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tarspyro.commands.running import RUN_COMMANDS
 
         RUN_COMMANDS[options.command](options)
+    except BrokenPipeError:
+        # Who reads the output, such as head, has enough. What is left to write goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (
         ValueError,
         OSError,

@@ -78,9 +78,10 @@ def parts_of(
         return None
     if has_rows(data):
         return None
+    remedy = f": give a part of it, such as {name}.train" if hasattr(data, "train") else ""
     raise ValueError(
         f"{name} must be tensors, arrays, a data set or an iterable of batches, got"
-        f" {format_value(data)}."
+        f" {format_value(data)}{remedy}."
     )
 
 

@@ -1,6 +1,6 @@
 """Discretized logistic distributions: likelihoods of 8-bit images and other graded numbers."""
 
-__all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture"]
+__all__ = ["DiscretizedLogistic", "DiscretizedLogisticMixture", "Levels"]
 
 import math
 
@@ -14,13 +14,17 @@ from torch.nn.functional import logsigmoid
 from tarspyro.arguments import as_count
 
 
-class _Levels(constraints.Constraint):
+class Levels(constraints.Constraint):
     """The constraint to evenly spaced levels from 0 to 1."""
 
     is_discrete = True
 
     def __init__(self, num_levels: int) -> None:
         self.num_levels = num_levels
+
+    def nearest(self, value: Tensor) -> Tensor:
+        """Returns the nearest levels."""
+        return _rounded(value, self.num_levels)
 
     def check(self, value: Tensor) -> Tensor:
         """Returns which values are levels, up to rounding."""
@@ -159,7 +163,7 @@ class DiscretizedLogistic(TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The levels."""
-        return _Levels(self.num_levels)
+        return Levels(self.num_levels)
 
     def expand(
         self,
@@ -266,7 +270,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The levels."""
-        return _Levels(self.num_levels)
+        return Levels(self.num_levels)
 
     def expand(
         self,

@@ -196,12 +196,18 @@ def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
     observed = [
         name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
     ]
+    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    if observed and not latent:
+        raise PairError(
+            f"{name_of(guide)} observes {sorted(observed)} and has no latent variables, and so"
+            " no codes."
+        )
     if observed:
         raise PairError(
             f"{name_of(guide)} observes {sorted(observed)}, as a model does: give the guide,"
             " which draws the codes."
         )
-    return {name: site for name, site in sites.items() if not site["is_observed"]}
+    return latent
 
 
 def _chosen(latent: Mapping[str, Site], site: str | None, several: bool = False) -> list[str]:

@@ -70,7 +70,13 @@ def check_arguments(
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range, or gradients vanish under ``autocast``.
+        RuntimeError: If gradients are turned off.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "fit needs gradients, which torch.no_grad() and torch.inference_mode() turn off: call"
+            " fit outside of them."
+        )
     check_program("model", model)
     if guide is not None:
         check_program("guide", guide)

@@ -30,6 +30,7 @@ from tarspyro.conditional import Conditional
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.incomplete import Incomplete, log_prob_of_known
 from tarspyro.distributions.links import is_identity
+from tarspyro.distributions.logistic import Levels
 from tarspyro.infer.traces import check_program, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.nn.heads import bias_of, scale_weights
@@ -553,7 +554,7 @@ def _location(conditional: Conditional, like: Tensor) -> str | None:
 def _roughened(
     conditional: Conditional, value: Tensor, layers: Mapping[str, nn.Module]
 ) -> Tensor:
-    """Adds noise to values of a continuous distribution.
+    """Adds noise to values of a continuous distribution, or of one that is rounded to levels.
 
     A column that is constant, or nearly so, would have no largest density: the scale would
     start so small that the first steps of the location are thousands of scales long.
@@ -561,10 +562,13 @@ def _roughened(
     support: Constraint = conditional.distribution(
         {name: value.new_zeros(shape) for name, (_, shape) in conditional.free.items()}
     ).support
-    if support.is_discrete:
-        return value
+    discrete = support.is_discrete
     while isinstance(support, independent):
         support = support.base_constraint
+    if isinstance(support, Levels):
+        return support.nearest(value + _ROUGHNESS * torch.randn_like(value))
+    if discrete:
+        return value
     try:
         link = biject_to(support)
     except NotImplementedError:

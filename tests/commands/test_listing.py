@@ -1,5 +1,6 @@
 """The listing of all methods."""
 
+import shlex
 import subprocess
 import sys
 
@@ -21,6 +22,19 @@ def test_list(capsys):
     assert "digits (300 epochs)" in blocks["vae"] and "digits (100 epochs)" in blocks["vrnn"]
     assert blocks["vae"].count("own data  images or a table") == 1
     assert all(source.about in listing for source in SOURCES.values())
+
+
+def test_a_reader_may_have_enough():
+    command = [sys.executable, "-m", "tarspyro", "list"]
+    found = subprocess.run(
+        f"{shlex.join(command)} | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.stdout.count("\n") == 1 and not found.stderr
 
 
 def test_no_method_of_the_library_is_missing():

@@ -427,15 +427,15 @@ def test_other_files_have_to_fit_the_run(survey, tmp_path, assert_one_line):
     text = (tmp_path / "words.csv").read_text()
     (tmp_path / "words.csv").write_text(text.replace("Bonn", "Paris"))
     assert words
+    np.save(tmp_path / "wide.npy", np.zeros((30, 15)))
     out = str(tmp_path / "out.csv")
     for command, name, parts in (
-        ("embed", "other", ["no column", "born"]),
-        ("embed", "words", ["'Paris'", "Bonn, Oslo, Rome"]),
+        ("embed", "other.csv", ["no column", "born"]),
+        ("embed", "words.csv", ["'Paris'", "Bonn, Oslo, Rome"]),
+        ("embed", "wide.npy", ["rows of shape (15,)", "same columns or size"]),
+        ("impute", "wide.npy", ["rows of shape (15,)", "same columns or size"]),
     ):
-        assert (
-            main([command, str(run), "--data", str(tmp_path / f"{name}.csv"), "--out", out])
-            == 2
-        )
+        assert main([command, str(run), "--data", str(tmp_path / name), "--out", out]) == 2
         assert_one_line(*parts)
     assert main(["embed", str(run), "--out", str(tmp_path / "out.txt")]) == 2
     assert_one_line("--out", ".npz, .csv")

@@ -442,10 +442,13 @@ def test_what_changes_takes_effect():
             super().__init__()
             self.inner = nn.Linear(3, 8)
             self.factor = None
+            self.lists = [1.0, {"gain": 1.0}]
+            self.act = torch.relu
             self.shift = nn.Parameter(torch.ones(1))
 
         def forward(self, z):
             hidden = self.inner(z) * (1.0 if self.factor is None else self.factor)
+            hidden = self.act(hidden) * self.lists[0] * self.lists[1]["gain"]
             return hidden + self.shift + getattr(self, "further", 0.0)
 
     trunk = Scaled()
@@ -459,6 +462,12 @@ def test_what_changes_takes_effect():
     both(p, q, x)  # a frozen parameter
     trunk.further = 1.0
     both(p, q, x)  # a further attribute
+    trunk.lists[0] = 0.5
+    both(p, q, x)  # another number in a list
+    trunk.lists[1]["gain"] = 3.0
+    both(p, q, x)  # and in a dictionary of it
+    trunk.act = torch.tanh
+    both(p, q, x)  # another function
     trunk.inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh())
     both(p, q, x)  # other modules
 

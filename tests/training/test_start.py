@@ -23,7 +23,14 @@ from tarspyro import (
     models,
 )
 from tarspyro.data import digits
-from tarspyro.distributions import Dirichlet, Gamma, GumbelSoftmax, default_prior
+from tarspyro.distributions import (
+    Dirichlet,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Gamma,
+    GumbelSoftmax,
+    default_prior,
+)
 from tarspyro.nn import MLP, ConvDecoder, WithGaps
 from tarspyro.runs import RunError
 
@@ -271,6 +278,18 @@ def test_constant_columns_start_with_a_scale_of_a_tenth():
     x[:, :3] = 0.0
     scales = started(dist.Normal, x).base_dist.scale
     assert torch.allclose(scales[:, :3], torch.tensor(0.1), rtol=0.2)
+
+
+@pytest.mark.parametrize("family", [DiscretizedLogistic, DiscretizedLogisticMixture])
+def test_constant_pixels_between_black_and_white_have_a_start(family):
+    """Whose levels would otherwise have scales far below the spread of their locations."""
+    x = torch.full((ROWS, 16), 0.5)
+    x[:, :8] = torch.rand(ROWS, 8, generator=generator())
+    x = (x * 255).round() / 255
+    torch.manual_seed(0)
+    p, q = pair(Conditional(family, MLP(3, [256, 256]), 16), 16)
+    history = fit(p, q, x, epochs=1, progress=False)
+    assert history["loss"][0] / (16 * math.log(2)) < 9  # evenly spread over levels: 8 bits
 
 
 # --- where there is no start

@@ -425,7 +425,7 @@ def _chosen_cells(
     """
     if file.suffix.lower() not in (".csv", ".tsv", ".txt") or not file.is_file():
         return None
-    if layout is None and not reading.without:
+    if not reading.without if layout is None else not layout.columns:
         return None
 
     rows = cells_of(file)

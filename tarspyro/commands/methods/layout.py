@@ -177,10 +177,20 @@ class Layout:
             ) from None
 
     def apply(self, raw: "Tensor") -> "Tensor":
-        """Returns the values of a file as x."""
+        """Returns the values of a file as x.
+
+        Raises:
+            ValueError: If they have another shape than those of the training.
+        """
         import torch
 
         x = self.arranged(raw).to(torch.get_default_dtype())
+        found = tuple(x.shape[2 if self.kind == "sequences" else 1 :])
+        if found != self.shape:
+            raise ValueError(
+                f"the data has rows of shape {found}, and the run was trained on rows of shape"
+                f" {self.shape}: give data of the same columns or size."
+            )
         return (x - torch.tensor(self.loc)) / torch.tensor(self.scale)
 
     def arranged(self, raw: "Tensor") -> "Tensor":

@@ -17,7 +17,9 @@ __all__ = [
     "modules_within",
 ]
 
+import functools
 import operator
+import types
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -34,6 +36,7 @@ TRIALS = 5  # the steps of each kind that tell which is faster
 MAX_CONSTANTS = 4  # values of the same constants for which steps are compiled
 _PLAIN = (bool, int, float, str, type(None))
 _PLAIN_TYPES = frozenset(_PLAIN)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial, type)
 
 
 class StepKey(NamedTuple):
@@ -142,11 +145,16 @@ class _Attributes(NamedTuple):
     number: int  # of all attributes
     values_in: Callable[[dict[str, Any]], object]
     values: object
+    held: list[tuple[list[Any] | dict[Any, Any], Hashable]]  # lists, and what they held
 
     def have_changed(self) -> bool:
         """Whether there are other attributes now, or other values."""
         try:
-            return len(self.of) != self.number or self.values_in(self.of) != self.values
+            return (
+                len(self.of) != self.number
+                or self.values_in(self.of) != self.values
+                or any(_plain(part) != before for part, before in self.held)
+            )
         except Exception:  # as of a tensor in place of another, whose entries are compared
             return True
 
@@ -160,7 +168,12 @@ def _public_attributes(module: nn.Module) -> _Attributes:
         if name[0] != "_" and not torch.is_tensor(value)
     ]
     values_in = operator.itemgetter(*public)
-    return _Attributes(attributes, len(attributes), values_in, values_in(attributes))
+    held = [
+        (attributes[name], _plain(attributes[name]))
+        for name in public
+        if type(attributes[name]) in (list, dict) and name not in _NOT_READ
+    ]
+    return _Attributes(attributes, len(attributes), values_in, values_in(attributes), held)
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[object]:
@@ -257,11 +270,31 @@ def _state(module: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _plain_attributes(module: nn.Module) -> list[tuple[str, Hashable]]:
-    """The numbers and words among the attributes of a module, without its mode."""
-    plain = [
-        (name, value) for name, value in vars(module).items() if type(value) in _PLAIN_TYPES
-    ]
-    return [(name, value) for name, value in plain if name[0] != "_" and name != "training"]
+    """The numbers, words, functions and classes among the attributes of a module."""
+    found = []
+    for name, value in vars(module).items():
+        if name[0] != "_" and name not in _NOT_READ:
+            constant = _plain(value)
+            if constant is not None or value is None:
+                found.append((name, constant))
+    return found
+
+
+# Attributes that no program reads: a mode is a part of the state.
+_NOT_READ = ("training", "constructor_arguments")
+
+
+def _plain(value: object) -> Hashable:
+    """A number, a word, a function or a class as it is, lists and dictionaries by what they hold of
+    these, and None for anything else.
+    """
+    if type(value) in _PLAIN_TYPES or isinstance(value, _FUNCTIONS):
+        return value
+    if type(value) in (list, tuple):
+        return tuple([_plain(part) for part in value])  # type: ignore[attr-defined]
+    if type(value) is dict:
+        return tuple([(str(key), _plain(part)) for key, part in value.items()])
+    return None
 
 
 def _settings(settings: object, adjustable: Collection[str]) -> list[tuple[str, Hashable]]:
