@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.traces import is_delta, is_factor, name_of, sample_sites, trace_pair
+from tarspyro.models import Density
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
@@ -49,6 +50,14 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
         if not _is_real(site["fn"]) or is_delta(site):
             continue
         family = type(_innermost(site["fn"])).__name__
+        size = float(site["value"].double().square().nanmean().sqrt())
+        if isinstance(model, Density) and size > _LARGE:
+            # The start near the data is for likelihoods given latent variables.
+            warn_user(
+                f"{name} has a root mean square of {size:.3g}, and a Density starts on the scale"
+                f" of 1: standardize it before, {name} = ({name} - {name}.mean(0)) /"
+                f" {name}.std(0)."
+            )
         if _looks_like_bytes(site["value"]):
             warn_user(
                 f"{name} looks like the bytes of images, whole numbers up to"

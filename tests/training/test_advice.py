@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.distributions import ExpTransform
 
-from tarspyro import Conditional, Optimizer, fit, guides, models
+from tarspyro import Autoregressive, Conditional, Optimizer, fit, guides, models
 from tarspyro.distributions import default_prior
 from tarspyro.infer import InputError
-from tarspyro.nn import MLP, Log1p, Standardize
+from tarspyro.nn import MADE, MLP, Log1p, Standardize
 
 from ..programs import as_made
 
@@ -145,3 +145,17 @@ def test_advice_leaves_the_random_state_and_the_weights():
         other = fit(p, q, POSITIVE, lr=0, **SHORT)["loss"]
     assert one == other
     assert all(torch.equal(value, before[name]) for name, value in q.state_dict().items())
+
+
+def test_a_density_of_raw_numbers_is_told_to_standardize_them():
+    """The start near the data is for likelihoods given latent variables."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 4) * 50 + 1000
+    p = models.Density(Autoregressive(dist.Normal, MADE(4, [32]), 4))
+    with pytest.warns(UserWarning, match=r"root mean square of 1e\+03, .* x.mean"):
+        raw = fit(p, None, x, epochs=1, progress=False)
+    p = models.Density(Autoregressive(dist.Normal, MADE(4, [32]), 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = fit(p, None, (x - x.mean(0)) / x.std(0), epochs=1, progress=False)
+    assert history["loss"][-1] < 20 < raw["loss"][-1]
