@@ -439,3 +439,15 @@ def test_other_files_have_to_fit_the_run(survey, tmp_path, assert_one_line):
         assert_one_line(*parts)
     assert main(["embed", str(run), "--out", str(tmp_path / "out.txt")]) == 2
     assert_one_line("--out", ".npz, .csv")
+
+
+def test_counts_start_with_the_spread_of_the_data(rng, tmp_path):
+    counts = rng.poisson(3.0, size=(300, 4))
+    np.savetxt(tmp_path / "counts.csv", counts, fmt="%d", delimiter=",", header="a,b,c,d")
+    run, out = str(tmp_path / "run"), tmp_path / "drawn.csv"
+    data = ["--data", str(tmp_path / "counts.csv"), "--run", run]
+    assert main(["train", "vae", *data, "--epochs", "1", "--quiet"]) == 0
+    assert main(["sample", run, "--num", "1000", "--out", str(out)]) == 0
+    drawn = np.loadtxt(out, delimiter=",", skiprows=1)
+    assert (abs(drawn.mean(0) - 3) < 1).all()
+    assert (drawn.std(0) < 1.5 * counts.std(0)).all()

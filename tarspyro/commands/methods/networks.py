@@ -117,8 +117,7 @@ def likelihood_of(
     scale: float | None = None,
     grey: bool = False,
 ) -> "nn.Module":
-    """Returns p(x | inputs of the trunk). Learned constants of a file of the user's own start
-    at what its training part has.
+    """Returns p(x | inputs of the trunk).
 
     Arguments:
         family: The name of the family, or ``Blocks`` for columns of several kinds.
@@ -137,15 +136,13 @@ def likelihood_of(
     elif family == "Bernoulli":
         built = bernoulli(trunk, data.shape, grey=grey)
     elif family == "DiscretizedLogistic":
-        built = _levels(trunk, data)
+        logistic = tarspyro.distributions.DiscretizedLogistic
+        built = tarspyro.Conditional(logistic, trunk, data.shape)
     else:
-        built = _counts(family, trunk, data.shape)
+        built = _counts(family, trunk, data.shape, data.train[0])
 
-    if layout is None:
-        return built
-    if family != "Blocks":
-        _start_at(built, data.train[0])
-    return tarspyro.IncompleteLikelihood(built) if layout.gaps else built
+    gaps = layout is not None and layout.gaps
+    return tarspyro.IncompleteLikelihood(built) if gaps else built
 
 
 def _blocks(trunk: "nn.Module", data: PreparedData, scale: float | None) -> "nn.Module":
@@ -164,60 +161,27 @@ def _blocks(trunk: "nn.Module", data: PreparedData, scale: float | None) -> "nn.
         elif kind == "binary":
             blocks.append(bernoulli(trunk, (size,), grey=False))
         else:
-            blocks.append(_counts("NegativeBinomial", trunk, (size,)))
-        _start_at(blocks[-1], part)
+            blocks.append(_counts("NegativeBinomial", trunk, (size,), part))
     return tarspyro.Blocks(*blocks) if len(blocks) > 1 else blocks[0]
 
 
-def _levels(trunk: "nn.Module", data: PreparedData) -> "Conditional":
-    """Returns a discretized logistic, which starts at the mean of the data with a scale of a
-    tenth of its range.
+def _counts(
+    family: str, trunk: "nn.Module", shape: tuple[int, ...], x: "Tensor"
+) -> "Conditional":
+    """Returns a Poisson, or a negative binomial with a learned dispersion of each element.
+
+    The dispersion r starts at that of the data: the variance is the mean m plus m^2 / r.
     """
-    import torch
-    from torch import nn
-
-    logistic = tarspyro.distributions.DiscretizedLogistic
-    built = tarspyro.Conditional(logistic, trunk, data.shape)
-    starts = {"loc": data.train[0].nanmean().item(), "scale": math.log(0.1)}
-    for name, start in starts.items():
-        head = built.heads[name]
-        for layer in head.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
-                with torch.no_grad():
-                    layer.bias.fill_(start)
-    return built
-
-
-def _counts(family: str, trunk: "nn.Module", shape: tuple[int, ...]) -> "Conditional":
-    """Returns a Poisson, or a negative binomial with a learned dispersion of each element."""
     import pyro.distributions as dist
     import torch
 
     if family == "Poisson":
         return tarspyro.Conditional(dist.Poisson, trunk, shape)
-    dispersion = torch.nn.Parameter(torch.ones(shape))
+    mean = x.nanmean(0).nan_to_num(1.0)
+    variance = (x - mean).square().nanmean(0).nan_to_num(1.0)
+    start = mean.square() / (variance - mean).clamp(min=1e-6)
+    dispersion = torch.nn.Parameter(start.clamp(0.1, 100.0).reshape(shape))
     return tarspyro.Conditional(dist.NegativeBinomial, trunk, shape, total_count=dispersion)
-
-
-def _start_at(likelihood: "nn.Module", x: "Tensor") -> None:
-    """Gives the probabilities and the rates of a likelihood the data's means to start from."""
-    import torch
-    from pyro.distributions import Bernoulli
-    from torch import nn
-
-    assert isinstance(likelihood, tarspyro.Conditional), "a block is one family"
-    for name in ("logits", "rate"):
-        head = likelihood.heads[name] if name in likelihood.heads else None
-        if not isinstance(head, nn.Linear):
-            continue
-        known = (~x.isnan()).sum(0).clamp(min=1)
-        mean = (x.nan_to_num(0.0).sum(0) / known).flatten()
-        start = mean.clamp(min=1e-3).log()
-        if likelihood.family is Bernoulli:
-            start = mean.clamp(1e-3, 1 - 1e-3).logit()
-        if head.bias.shape == start.shape:
-            with torch.no_grad():
-                head.bias.copy_(start)
 
 
 def bernoulli(trunk: "nn.Module", shape: tuple[int, ...], *, grey: bool) -> "Conditional":
