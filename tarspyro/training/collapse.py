@@ -12,7 +12,7 @@ from torch import Tensor
 from tarspyro.evaluate.diagnosis import decoder_gains
 from tarspyro.infer import ELBO, WeightedBound
 from tarspyro.inputs import count_rows
-from tarspyro.programs import PROGRAM_ERRORS
+from tarspyro.programs import PROGRAM_ERRORS, tensors_of
 from tarspyro.scopes import evaluating, kept_buffers
 from tarspyro.training.checks import warn_user
 from tarspyro.training.losses import Objective
@@ -23,8 +23,9 @@ from tarspyro.types import Arguments
 _EPOCHS = 2
 _STEPS = 100
 _POINTS = 2_000
-# A KL below this is collapsed (nats).
+# A KL below the first number is collapsed, and one above the second is not (nats).
 _NOTHING = 0.03
+_SOME = 1.0
 # The gain from the own code is none if it is below so many standard errors.
 _ERRORS = 3.0
 
@@ -50,10 +51,11 @@ class CollapseAlarm:
     It looks after the second epoch, or after a hundred steps and two thousand data points if
     epochs are short; and again after each epoch as long as the code is of no use.
 
-    The posterior has collapsed if the KL is nearly zero; or if it does not grow, and a data
-    point is reconstructed as well from the code of another one as from its own. The alarm is
-    for bounds alone, and not for a loss whose ``beta`` is scheduled, because a warm-up begins
-    without the KL.
+    The posterior has collapsed if the KL is nearly zero; or if it is small and does not grow,
+    and a data point is reconstructed as well from the code of another one as from its own. The
+    alarm is for bounds alone, and not for a loss whose ``beta`` is scheduled, because a warm-up
+    begins without the KL; nor for data whose rows are all equal, which need no code of their
+    own.
 
     Arguments:
         objective: The loss with its pair.
@@ -78,7 +80,7 @@ class CollapseAlarm:
         if not self.watching:
             return
         batches = list(self.examples())
-        look = self._look(batches)
+        look = None if _are_equal(batches[0]) else self._look(batches)
         if look is None:
             self.watching = False
             return
@@ -88,7 +90,7 @@ class CollapseAlarm:
             return
         falls = look.kl <= self.seen[-2]
         useless = look.gain <= _ERRORS * look.error
-        collapsed = look.kl < _NOTHING or (falls and useless)
+        collapsed = look.kl < _NOTHING or (falls and useless and look.kl < _SOME)
         self.watching = useless and not collapsed
         if collapsed:
             warn_user(
@@ -128,6 +130,11 @@ class CollapseAlarm:
         gain = torch.cat(gains)
         error = gain.std() / len(gain) ** 0.5
         return _Look(float(torch.cat(divergences).mean()), float(gain.mean()), float(error))
+
+
+def _are_equal(batch: Arguments) -> bool:
+    """Whether all rows of a batch are equal."""
+    return all(torch.equal(part, part[:1].expand_as(part)) for part in tensors_of(batch))
 
 
 def both(

@@ -67,6 +67,7 @@ NONE, SOME = (0.2, 0.1), (0.4, 0.1)  # gains from the own code, with standard er
         ([(0.4, NONE), (0.3, SOME), (0.0, NONE)], None),
         ([(0.4, NONE), (0.02, SOME)], "after 2 epochs"),
         ([(0.4, NONE), (0.5, NONE), (0.6, SOME)], None),  # it begins to be used
+        ([(1.6, NONE), (1.4, NONE), (0.9, NONE)], "after 3 epochs"),  # from a large one
     ],
 )
 def test_a_useless_code_is_looked_at_until_its_kl_falls(monkeypatch, seen, alarm):
@@ -83,6 +84,14 @@ def test_a_useless_code_is_looked_at_until_its_kl_falls(monkeypatch, seen, alarm
     found = [str(w.message) for w in caught if "collapsed" in str(w.message)]
     assert len(found) == (alarm is not None)
     assert all(alarm in message for message in found)
+
+
+def test_equal_rows_need_no_code_of_their_own():
+    p, q = pair(units=2)
+    row = data.digits().train.x[:1].round()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(p, q, row.repeat(200, 1), epochs=12, batch_size=20, lr=1e-2, progress=False)
 
 
 def test_a_code_without_use_is_found_whatever_its_kl():
