@@ -23,7 +23,8 @@ from tarspyro.types import Arguments
 _EPOCHS = 2
 _STEPS = 100
 _POINTS = 2_000
-# A KL below the first number is collapsed, and one above the second is not (nats).
+# A KL below the first number is collapsed. A KL above the second is not, nor is a gain that may
+# be above it, as far as its standard error tells (nats).
 _NOTHING = 0.03
 _SOME = 1.0
 # The gain from the own code is none if it is below so many standard errors.
@@ -90,7 +91,8 @@ class CollapseAlarm:
             return
         falls = look.kl <= self.seen[-2]
         useless = look.gain <= _ERRORS * look.error
-        collapsed = look.kl < _NOTHING or (falls and useless and look.kl < _SOME)
+        small = max(look.kl, look.gain + _ERRORS * look.error) < _SOME
+        collapsed = look.kl < _NOTHING or (falls and useless and small)
         self.watching = useless and not collapsed
         if collapsed:
             warn_user(
