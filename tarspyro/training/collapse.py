@@ -89,7 +89,8 @@ class CollapseAlarm:
         points = row["steps"] * count_rows(batches[0])
         if len(self.seen) < _EPOCHS or row["steps"] < _STEPS or points < _POINTS:
             return
-        falls = look.kl <= self.seen[-2]
+        unread = look.gain == look.error == 0  # the decoder leaves the code out
+        falls = unread or look.kl <= self.seen[-2]
         useless = look.gain <= _ERRORS * look.error
         small = max(look.kl, look.gain + _ERRORS * look.error) < _SOME
         collapsed = look.kl < _NOTHING or (falls and useless and small)

@@ -68,6 +68,7 @@ NONE, SOME = (0.2, 0.1), (0.4, 0.1)  # gains from the own code, with standard er
         ([(0.4, NONE), (0.02, SOME)], "after 2 epochs"),
         ([(0.4, NONE), (0.5, NONE), (0.6, SOME)], None),  # it begins to be used
         ([(0.4, (0.2, 0.3)), (0.3, (0.2, 0.3))], None),  # too few data points to tell
+        ([(0.4, (0.0, 0.0)), (0.5, (0.0, 0.0))], "after 2 epochs"),  # the decoder is deaf
         ([(1.6, NONE), (1.4, NONE), (0.9, NONE)], "after 3 epochs"),  # from a large one
     ],
 )
