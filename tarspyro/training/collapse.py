@@ -32,7 +32,7 @@ _ERRORS = 3.0
 
 
 class _Look(NamedTuple):
-    """What the code says: means over data points, in nats.
+    """The use of the code: means over data points, in nats.
 
     Attributes:
         kl: The KL, summed over all latent units.

@@ -425,7 +425,8 @@ def _chosen_cells(
     """
     if file.suffix.lower() not in (".csv", ".tsv", ".txt") or not file.is_file():
         return None
-    if not reading.without if layout is None else not layout.columns:
+    choice = reading.without if layout is None else layout.columns
+    if not choice:
         return None
 
     rows = cells_of(file)

@@ -93,7 +93,7 @@ class StepKeys:
         return self._key
 
     def _contents_of(self, programs: tuple[Program, ...]) -> "_Contents":
-        """What modules hold; the same object as in the last step if they still hold it."""
+        """The contents of programs, the same object as in the last step if nothing changed."""
         contents = self._contents.get(programs)
         if contents is None or contents.have_changed():
             contents = self._contents[programs] = _Contents(programs)
@@ -101,7 +101,7 @@ class StepKeys:
 
 
 class _Contents:
-    """What the modules of programs hold: tensors, modes, numbers and words.
+    """The tensors, modes, numbers, words and functions in the modules of programs.
 
     Arguments:
         programs: The programs.
