@@ -4,6 +4,7 @@ __all__ = ["progress_bar", "say"]
 
 import contextlib
 import sys
+import threading
 
 from tqdm.auto import tqdm
 from tqdm.utils import ObjectWrapper
@@ -30,18 +31,31 @@ class _Screen(ObjectWrapper):  # type: ignore[misc]  # tqdm has no types
         return hash(self._wrapped)
 
 
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A progress bar whose lock belongs to this process alone.
+
+    The lock of tqdm is shared with forked processes: one that is killed while it holds the lock
+    would let all others wait without an end. The monitor is a thread with the same lock, and
+    steps that become slow are drawn without it, since each of them looks at the clock.
+    """
+
+    _lock = threading.RLock()
+    monitor_interval = 0
+
+
 def say(line: str) -> None:
     """Prints a line above the progress bars."""
     with contextlib.suppress(OSError, ValueError):
-        tqdm.write(line)
+        _Bar.write(line)
 
 
 def progress_bar(*, total: int | None, initial: int, disable: bool) -> "tqdm[None]":
     """Returns a progress bar of steps."""
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         disable=disable,
+        miniters=1,
         unit="step",
         leave=True,
         file=None if sys.stderr is None else _Screen(sys.stderr),

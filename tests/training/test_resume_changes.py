@@ -470,3 +470,35 @@ def test_folders_that_have_no_name():
         with pytest.raises(ValueError, match="folder"):
             Run(name)
     assert Run("~/a").folder == Path.home() / "a"
+
+
+KILLED_WITH_A_LOCK = """
+import os, signal, torch
+from torch import nn
+from tqdm.auto import tqdm
+from tarspyro import fit, guides, models
+from tests.training.test_resume import pair, x_of
+torch.set_num_threads(1)
+lock = tqdm.get_lock()
+child = os.fork()
+if child == 0:
+    lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+for progress in (False, True):
+    p, q = pair(seed=0)
+    fit(p, q, x_of(), epochs=1, progress=progress)
+print("trained")
+"""
+
+
+def test_a_process_killed_within_another_progress_bar_blocks_no_training():
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WITH_A_LOCK],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.endswith("trained\n"), done.stderr[-2000:]
