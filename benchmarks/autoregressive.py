@@ -8,6 +8,8 @@ time of a draw, and the time of a training step.
     TARSPYRO_DATA=... python benchmarks/autoregressive.py direct-made
     # A PixelCNN of five layers of 16 channels, 10 epochs
     TARSPYRO_DATA=... python benchmarks/autoregressive.py pixelcnn
+    # The same with windows of 7 x 7 in the first layer and of 5 x 5 in the others
+    TARSPYRO_DATA=... python benchmarks/autoregressive.py wide-pixelcnn
     # PixelVAE, and a VAE with the same encoder
     TARSPYRO_DATA=... python benchmarks/autoregressive.py pixel-vae
     TARSPYRO_DATA=... python benchmarks/autoregressive.py vae
@@ -50,10 +52,11 @@ EPOCHS = {
     "direct-made": 85,
     "plain-made": 85,
     "pixelcnn": 10,
+    "wide-pixelcnn": 10,
     "pixel-vae": 10,
     "vae": 10,
 }
-RATES = {"pixelcnn": 3e-3, "pixel-vae": 3e-3}
+RATES = {"pixelcnn": 3e-3, "wide-pixelcnn": 3e-3, "pixel-vae": 3e-3}
 PUBLISHED = {
     "made": "88.40 with 8,000 units on fixed pixels (paper), 84.87 on new ones (reproduction)",
     "pixelcnn": "81.30 (paper), 81.45 (reproduction, 15 blocks, 457 epochs)",
@@ -107,6 +110,8 @@ def pair(method):
         return density(MADE(IMAGE, [500], direct_connections=True)), None
     if method == "pixelcnn":
         return density(PixelCNN(IMAGE, 16, 5)), None
+    if method == "wide-pixelcnn":
+        return density(PixelCNN(IMAGE, 16, 5, kernel_size=[7, 5, 5, 5, 5])), None
     decoder = ConvDecoder(LATENT, IMAGE, [32, 16])
     likelihood = Conditional(dist.Bernoulli, decoder, IMAGE)
     if method == "pixel-vae":

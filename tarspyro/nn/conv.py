@@ -231,8 +231,8 @@ def windows_of(
         TypeError: If a size is not a whole number.
         ValueError: If there is not one for each layer, or a window misses pixels.
     """
-    sizes = _of_each_layer("kernel_size", kernel_size, num_layers)
-    strides = _of_each_layer("stride", stride, num_layers)
+    sizes = of_each_layer("kernel_size", kernel_size, num_layers)
+    strides = of_each_layer("stride", stride, num_layers)
     windows = list(map(Window, sizes, strides))
     for size, step in windows:
         if size < 2 * step - 1:
@@ -243,8 +243,13 @@ def windows_of(
     return windows
 
 
-def _of_each_layer(name: str, value: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Returns one number for each layer."""
+def of_each_layer(name: str, value: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Returns one number for each layer.
+
+    Raises:
+        TypeError: If a number is not a whole number.
+        ValueError: If there is not one for each layer.
+    """
     if not isinstance(value, Iterable):
         return (as_count(name, value),) * num_layers
     numbers = as_sizes(name, value)

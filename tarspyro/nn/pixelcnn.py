@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, linear, pad
 
 from tarspyro.arguments import as_count, as_shape, format_value
 from tarspyro.nn.causal import CausalTrunk, HeadWalk, MaskedLinear, Walk
-from tarspyro.nn.conv import dimensions
+from tarspyro.nn.conv import dimensions, of_each_layer
 from tarspyro.nn.initialization import initialize
 
 
@@ -34,8 +34,9 @@ class PixelCNN(CausalTrunk):
         channels: The number of channels of a layer.
         num_layers: The number of layers.
         kernel_size: The side of the window of a layer, of which the half that comes before is
-            seen; an odd number. Few layers of small windows see a small neighbourhood: they
-            leave the rest of the image to the context.
+            seen; an odd number, or one for each layer. A large first window costs little, since
+            an image has few channels. Few layers of small windows see a small neighbourhood:
+            they leave the rest of the image to the context.
         gated: Whether the activation is :math:`\tanh(s) \, \sigma(t)` of twice as many
             channels, instead of a rectifier.
         channel_order: Whether a channel sees those before it in the same pixel. Otherwise
@@ -47,7 +48,8 @@ class PixelCNN(CausalTrunk):
 
     Raises:
         TypeError: If a size is not a whole number.
-        ValueError: If ``in_shape`` is not the shape of an image, or ``kernel_size`` is even.
+        ValueError: If ``in_shape`` is not the shape of an image, ``kernel_size`` is even, or
+            there is not one for each layer.
 
     References:
         Van den Oord et al. (2016), Pixel Recurrent Neural Networks, arXiv:1601.06759; Van den
@@ -70,7 +72,7 @@ class PixelCNN(CausalTrunk):
         channels: int = 16,
         num_layers: int = 5,
         *,
-        kernel_size: int = 3,
+        kernel_size: int | Sequence[int] = 3,
         gated: bool = False,
         channel_order: bool = True,
         context: int | Sequence[int] | nn.Module | None = None,
@@ -87,7 +89,8 @@ class PixelCNN(CausalTrunk):
         self.gated = gated
         count = as_count("num_layers", num_layers)
         width = as_count("channels", channels)
-        if as_count("kernel_size", kernel_size) % 2 == 0:
+        windows = of_each_layer("kernel_size", kernel_size, count)
+        if any(window % 2 == 0 for window in windows):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}.")
 
         colours, height, columns = self.image
@@ -102,8 +105,8 @@ class PixelCNN(CausalTrunk):
         given = None if self.context is None else self.context.out_features
         sizes = [colours * self.depth, *[width] * count]
         self.blocks = nn.ModuleList()
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
-            self.blocks.append(_Block(size, next_size, kernel_size, gated, given))
+        for size, next_size, window in zip(sizes, sizes[1:], windows, strict=False):
+            self.blocks.append(_Block(size, next_size, window, gated, given))
 
         # The last layer sees the pixel's own channels too, each of its units those before its
         # degree.

@@ -21,6 +21,7 @@ TRUNKS = {
     "MADE with a context": lambda: MADE(6, [40], context=VECTOR, activation=nn.Tanh),
     "PixelCNN": lambda: PixelCNN((3, 4), 6, 3),
     "PixelCNN, large windows": lambda: PixelCNN((1, 4, 3), 12, 2, kernel_size=5),
+    "PixelCNN, a large first window": lambda: PixelCNN((3, 4), 12, 2, kernel_size=[7, 3]),
     "PixelCNN, gated": lambda: PixelCNN((1, 3, 4), 6, 3, gated=True),
     "PixelCNN of colours": lambda: PixelCNN((3, 3, 4), 6, 3),
     "PixelCNN, colours at once": lambda: PixelCNN((3, 3, 4), 12, 3, channel_order=False),
@@ -181,6 +182,11 @@ def test_seeds_decide_the_masks():
         (lambda: MADE(6, [5], context=(2, 3)), ValueError, "context must be a network"),
         (lambda: PixelCNN(28), ValueError, "in_shape must be the shape of an image"),
         (lambda: PixelCNN((1, 8, 8), kernel_size=4), ValueError, "kernel_size must be odd"),
+        (
+            lambda: PixelCNN((1, 8, 8), 4, 3, kernel_size=[5, 3]),
+            ValueError,
+            "kernel_size must be a number, or 3 of them",
+        ),
         (
             lambda: PixelCNN((1, 8, 8), num_classes=1),
             ValueError,
