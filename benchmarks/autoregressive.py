@@ -8,8 +8,9 @@ time of a draw, and the time of a training step.
     TARSPYRO_DATA=... python benchmarks/autoregressive.py direct-made
     # A PixelCNN of five layers of 16 channels, 10 epochs
     TARSPYRO_DATA=... python benchmarks/autoregressive.py pixelcnn
-    # The same with windows of 7 x 7 in the first layer and of 5 x 5 in the others
-    TARSPYRO_DATA=... python benchmarks/autoregressive.py wide-pixelcnn
+    # The same with windows of 7 x 7 in the first layer and of 5 x 5 in the others, or of 7 x 7
+    TARSPYRO_DATA=... python benchmarks/autoregressive.py wide-pixelcnn --compile
+    TARSPYRO_DATA=... python benchmarks/autoregressive.py wider-pixelcnn --compile --decay
     # PixelVAE, and a VAE with the same encoder
     TARSPYRO_DATA=... python benchmarks/autoregressive.py pixel-vae
     TARSPYRO_DATA=... python benchmarks/autoregressive.py vae
@@ -19,9 +20,9 @@ time of a draw, and the time of a training step.
     python benchmarks/autoregressive.py steps
 
 ``--epochs`` is the number of epochs in all; with ``--folder`` a run is resumed there.
-``--static`` draws the pixels of the training images once instead of anew for each batch. Test
-pixels are drawn once, from a seed of their own. Figures are written to
-``benchmarks/results/autoregressive_METHOD.json``.
+``--decay`` lets the learning rate fall to 0 over the second half. ``--static`` draws the pixels
+of the training images once instead of anew for each batch. Test pixels are drawn once, from a
+seed of their own. Figures are written to ``benchmarks/results/autoregressive_METHOD.json``.
 """
 
 import argparse
@@ -53,10 +54,12 @@ EPOCHS = {
     "plain-made": 85,
     "pixelcnn": 10,
     "wide-pixelcnn": 10,
+    "wider-pixelcnn": 10,
     "pixel-vae": 10,
     "vae": 10,
 }
-RATES = {"pixelcnn": 3e-3, "wide-pixelcnn": 3e-3, "pixel-vae": 3e-3}
+WINDOWS = {"pixelcnn": 3, "wide-pixelcnn": [7, 5, 5, 5, 5], "wider-pixelcnn": 7}
+RATES = {**dict.fromkeys(WINDOWS, 3e-3), "pixel-vae": 3e-3}
 PUBLISHED = {
     "made": "88.40 with 8,000 units on fixed pixels (paper), 84.87 on new ones (reproduction)",
     "pixelcnn": "81.30 (paper), 81.45 (reproduction, 15 blocks, 457 epochs)",
@@ -108,10 +111,8 @@ def pair(method):
         return density(MADE(IMAGE, [500])), None
     if method == "direct-made":
         return density(MADE(IMAGE, [500], direct_connections=True)), None
-    if method == "pixelcnn":
-        return density(PixelCNN(IMAGE, 16, 5)), None
-    if method == "wide-pixelcnn":
-        return density(PixelCNN(IMAGE, 16, 5, kernel_size=[7, 5, 5, 5, 5])), None
+    if method in WINDOWS:
+        return density(PixelCNN(IMAGE, 16, 5, kernel_size=WINDOWS[method])), None
     decoder = ConvDecoder(LATENT, IMAGE, [32, 16])
     likelihood = Conditional(dist.Bernoulli, decoder, IMAGE)
     if method == "pixel-vae":
@@ -162,6 +163,9 @@ def nats(method, arguments):
         return row | {"-log p": sum(losses) / len(test), "seconds": seconds}
 
     model, guide = pair(method)
+    rate = RATES.get(method, 1e-3)
+    steps = epochs * len(train) // 100
+    row["decay"] = arguments.decay
     with tempfile.TemporaryDirectory() as folder:
         where = arguments.folder or Path(folder)
         known = (where / "config.json").exists()
@@ -170,7 +174,10 @@ def nats(method, arguments):
             guide,
             train,
             epochs=epochs,
-            lr=RATES.get(method, 1e-3),
+            lr=rate,
+            schedules={"lr": lambda step: rate * min(1.0, 2 - 2 * step / steps)}
+            if arguments.decay
+            else None,
             binarize=not arguments.static,
             folder=Run(where, resume=known, overwrite=True),
             compile=arguments.compile,
@@ -253,6 +260,7 @@ def main():
     parser.add_argument("method", choices=[*EPOCHS, "draws", "steps"])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--static", action="store_true")
+    parser.add_argument("--decay", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--folder", type=Path, help="write the run here, and resume it")
     parser.add_argument("--seed", type=int, default=0)
@@ -270,7 +278,7 @@ def main():
         report = nats(arguments.method, arguments)
     report = {"torch": torch.__version__, "threads": torch.get_num_threads(), **report}
     print(json.dumps(report, indent=1))
-    kind = f"{arguments.method}{'_static' if arguments.static else ''}"
+    kind = arguments.method + "_static" * arguments.static + "_decay" * arguments.decay
     folder = Path(__file__).parent / "results"
     out = arguments.out or folder / f"autoregressive_{kind}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")

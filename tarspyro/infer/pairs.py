@@ -2,7 +2,10 @@
 
 __all__ = ["check_local", "log_weights", "structure_of"]
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,13 +161,17 @@ class _Trial:
         model, guide = pair or (self.model, self.guide)
         return self.weights(self.run(model, guide, values))
 
-    @property
+    @functools.cached_property
     def draws(self) -> dict[str, tuple[Site, Tensor, Tensor]]:
         """The sites that the guide draws at random, with their values in both runs."""
         first = dict(guide_terms(self.first[1]))
         second = dict(guide_terms(self.second[1]))
         return {
-            name: (first[name], first[name]["value"], second[name]["value"])
+            name: (
+                first[name],
+                first[name]["value"],
+                _different(second[name], first[name]["value"]),
+            )
             for name in self.structure.latent
             if not first[name]["is_observed"]
         }
@@ -176,26 +183,29 @@ class _Trial:
     def data_points_are_independent(self) -> bool:
         """Whether each data point's weight is a function of its own draws.
 
-        Two runs mix the draws of the first and the second run, data point by data point at
-        random; each data point must have the weight of its draws. And no density may have a
-        derivative in another data point's draws, which also shows dependences that are too weak
-        to change a weight.
+        Runs mix the draws of the first and the second run, and each data point must have the
+        weight of its draws. And no density may have a derivative in another data point's draws,
+        which also shows dependences that are too weak to change a weight. Every two data points
+        are told apart by one of the derivatives; by one of the runs too, if there are draws
+        that have no derivatives.
         """
         try:
             first = self.again(self._draws_of(1))
             second = self.again(self._draws_of(2))
-            for _ in range(2):
-                if not self._mixture_agrees(first, second):
+            continuous = all(site["fn"].has_rsample for site, _, _ in self.draws.values())
+            for turns in itertools.islice(_halves(first), 2 if continuous else None):
+                if not self._mixture_agrees(first, second, turns):
                     return False
-            return self._have_derivatives_of_their_own()
+            return self._have_derivatives_of_their_own(_halves(first))
         except PairError:
             raise
         except PROGRAM_ERRORS:
             return False
 
-    def _mixture_agrees(self, first: Weights, second: Weights) -> bool:
-        """Whether a random mixture of both runs' draws has the weights of its draws."""
-        turns = [torch.rand_like(group.log_joint[0, 0]) < 0.5 for group in first.groups]
+    def _mixture_agrees(
+        self, first: Weights, second: Weights, turns: Sequence[Tensor]
+    ) -> bool:
+        """Whether a mixture of both runs' draws has the weights of its draws."""
         values = {}
         for name, (site, one, other) in self.draws.items():
             place = self.structure.group(name, site)
@@ -212,9 +222,9 @@ class _Trial:
                 return False
         return True
 
-    def _have_derivatives_of_their_own(self) -> bool:
-        """Whether the densities of some data points, chosen at random, have no derivative in the
-        draws of the others.
+    def _have_derivatives_of_their_own(self, halves: Iterable[Sequence[Tensor]]) -> bool:
+        """Whether the densities of half of the data points have no derivative in the draws of
+        the others.
         """
         draws = self.draws
         values = self._draws_of(1)
@@ -226,8 +236,7 @@ class _Trial:
             }
             copies = {name: leaf.clone() for name, leaf in leaves.items()}
             groups = self.again(values | copies).groups
-            for _ in range(4):
-                chosen = [torch.rand_like(group.log_joint[0, 0]) < 0.5 for group in groups]
+            for chosen in halves:
                 parts = []
                 for choice, group in zip(chosen, groups, strict=True):
                     for density in (group.log_joint, group.log_guide):
@@ -289,6 +298,45 @@ class _Trial:
         again = self.weights(self.run(self.model, self.guide, self._draws_of(1)))
         pairs = zip(first.groups, again.groups, strict=True)
         return not all(_close(one.log_weights, other.log_weights) for one, other in pairs)
+
+
+def _different(site: Site, other: Tensor) -> Tensor:
+    """Returns the value of a site; discrete ones are drawn again where they are the other."""
+    value: Tensor = site["value"]
+    if site["fn"].has_rsample:
+        return value
+    for _ in range(10):
+        same = value == other
+        for _ in range(site["fn"].event_dim):
+            same = same.all(-1, keepdim=True)
+        if not same.any():
+            break
+        value = torch.where(same, site["fn"].sample(), value)
+    return value
+
+
+def _halves(weights: Weights) -> Iterator[list[Tensor]]:
+    """Yields masks of half of the data points, one for each group.
+
+    Each data point is in half of the masks, and no two of them are in the same ones, so that
+    for every two data points there is a mask with the first and without the second. Which
+    data points are together is random.
+    """
+    rows = [group.log_joint[0, 0] for group in weights.groups]
+    sizes = [row.numel() for row in rows]
+    num_masks = 1
+    while math.comb(num_masks, num_masks // 2) < sum(sizes):
+        num_masks += 1
+    places = itertools.combinations(range(num_masks), num_masks // 2)
+    chosen = torch.zeros(sum(sizes), num_masks, dtype=torch.bool)
+    index = torch.tensor(list(itertools.islice(places, len(chosen))), dtype=torch.long)
+    chosen.scatter_(1, index, True)
+    chosen = chosen[torch.randperm(len(chosen))]
+    for half in chosen.unbind(1):
+        yield [
+            part.reshape(row.shape).to(row.device)
+            for part, row in zip(half.split(sizes), rows, strict=True)
+        ]
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -772,3 +772,26 @@ def test_free_bits_where_a_step_is_masked_for_all_rows():
         plain.append(ELBO().loss(p, q, data, lengths))
     # Draws of masked steps move the noise of the others, and nothing else.
     assert losses[0] >= plain[0] and losses[0] - plain[0] < 6 * 3 * 2 * 0.1
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+@pytest.mark.parametrize("family", [dist.Normal, dist.Bernoulli])
+def test_two_rows_that_depend_on_each_other_are_always_seen(rows, family):
+    """Row 0 sees the draw of row 1, and no other row sees another one's."""
+    x = torch.linspace(-1.0, 2.0, rows)
+    seen = torch.arange(rows)
+    seen[0] = 1
+    prior = dist.Normal(0.0, 1.0) if family is dist.Normal else dist.Bernoulli(0.5)
+
+    def model(x):
+        with pyro.plate("data", rows):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z[..., seen], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", rows):
+            pyro.sample("z", prior)
+
+    for seed in range(60):
+        torch.manual_seed(seed)
+        assert IWAE(4).structure(model, guide, x).joint, seed
