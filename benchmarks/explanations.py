@@ -62,6 +62,15 @@ def explained(bound, programs):
         return None
 
 
+def is_refused(bound, programs):
+    """Whether the bound raises."""
+    try:
+        bound.loss(programs.model, programs.guide, *programs.args)
+    except PairError:
+        return True
+    return False
+
+
 def exceeds(bound, programs, evidence):
     """Whether the value lies above the evidence; None if the bound gives none."""
 
@@ -89,13 +98,17 @@ def judged(seed):
         seen = found is None or not (found.is_lower_bound or not found.findings)
         return ["wrong pair: " + ("found" if seen else "MISSED")]
     known = truth(pair)
+    programs.set(pair.later)  # the truth is that of these parameters
     words = []
     for name, bound in bounds(known.nesting).items():
         found = explained(bound, programs)
         if found is None:
             words.append(f"{name}: pair refused")
             continue
-        if name == "IWAE":
+        if name == "IWAE" and ("refuses" in found.kind or "do not match" in found.kind):
+            refused = is_refused(bound, programs)
+            words.append("said to be refused: " + ("right" if refused else "WRONG"))
+        elif name == "IWAE":
             right = found.weights.startswith(WEIGHTS.get(pair.structure, ""))
             words.append("weights: " + ("right" if right else "WRONG"))
         if known.evidence is None:

@@ -8,7 +8,9 @@ import pyro
 from torch import Tensor
 
 from tarspyro.distributions import as_prior
+from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.modules import StochasticModule
+from tarspyro.sequences import check_lengths
 from tarspyro.types import Distribution
 
 
@@ -26,11 +28,16 @@ class Density(StochasticModule):
 
     - ``x``: the observation, of the likelihood's event shape.
 
+    Sequences x have the shape ``(B, T, *event)``. Give ``lengths`` if they are padded: the steps
+    beyond them are summed out, for which the likelihood must be an ``Autoregressive`` over
+    steps, such as one of a ``CausalRNN``. They may have fewer steps than the likelihood.
+
     Arguments:
         likelihood: The distribution p(x), which has no context.
 
     Raises:
         TypeError: If ``likelihood`` is neither a distribution nor a module.
+        ValueError: When called, if ``lengths`` are invalid, or the likelihood cannot have them.
 
     References:
         Germain et al. (2015), MADE: Masked Autoencoder for Distribution Estimation,
@@ -61,7 +68,34 @@ class Density(StochasticModule):
         super().__init__()
         self.likelihood = as_prior(likelihood, "likelihood")
 
-    def forward(self, x: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
+    def forward(
+        self, x: Tensor | None = None, lengths: Tensor | None = None, *, batch_size: int = 1
+    ) -> Tensor:
         """Observes x; without x, generates ``batch_size`` rows."""
+        likelihood = self.likelihood()
         with pyro.plate("data", batch_size if x is None else len(x)):
-            return pyro.sample("x", self.likelihood(), obs=x)
+            if x is not None and lengths is not None:
+                likelihood, x = _of_first_steps(likelihood, x, lengths)
+            return pyro.sample("x", likelihood, obs=x)
+
+
+def _of_first_steps(
+    likelihood: Distribution, x: Tensor, lengths: Tensor
+) -> tuple[Distribution, Tensor]:
+    """Returns the distribution of the first steps of sequences, and the sequences, filled up
+    with zeros to the likelihood's number of steps.
+    """
+    if not isinstance(likelihood, AutoregressiveDistribution):
+        raise ValueError(
+            f"lengths need a likelihood over steps, got {type(likelihood).__name__}: take an"
+            " Autoregressive with a CausalRNN, or leave lengths out."
+        )
+    num_steps = likelihood.event_shape[0]
+    if x.shape[1] > num_steps:
+        raise ValueError(
+            f"x must have at most {num_steps} steps, as the likelihood has, got {x.shape[1]}."
+        )
+    check_lengths(lengths, len(x), x.shape[1])
+    filled = x.new_zeros(len(x), *likelihood.event_shape)
+    filled[:, : x.shape[1]] = x
+    return likelihood.first_steps(lengths), filled

@@ -1,6 +1,7 @@
 """Sequential programs: loops over time that can also run step by step."""
 
 __all__ = [
+    "check_lengths",
     "sequence_plate",
     "sequence_sizes",
     "sequential",
@@ -121,6 +122,30 @@ def states_of(program: Callable[..., Any], *args: object, **kwargs: object) -> l
     return states
 
 
+def check_lengths(lengths: Tensor, size: int, num_steps: int | None = None) -> None:
+    """Raises a ``ValueError`` unless each of some sequences has its number of steps.
+
+    Arguments:
+        lengths: How many steps each sequence has.
+        size: The number of sequences.
+        num_steps: How many steps a sequence can have at most.
+    """
+    if lengths.shape != (size,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be integers of shape ({size},), one for each sequence, got"
+            f" {lengths.dtype} of shape {tuple(lengths.shape)}."
+        )
+    if not is_validation_enabled():  # Reading values makes the device wait.
+        return
+    if bool((lengths < 1).any()):
+        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
+    if num_steps is not None and bool((lengths > num_steps).any()):
+        raise ValueError(
+            f"lengths must be at most {num_steps}, the number of steps, got"
+            f" {int(lengths.max())}."
+        )
+
+
 def sequence_plate(
     size: int, lengths: Tensor | None = None, num_steps: int | None = None
 ) -> Callable[[int], AbstractContextManager[None]]:
@@ -137,20 +162,8 @@ def sequence_plate(
         ValueError: If ``lengths`` are not positive integers, one for each sequence, of
             at most ``num_steps``.
     """
-    if lengths is not None and (lengths.shape != (size,) or lengths.is_floating_point()):
-        raise ValueError(
-            f"lengths must be integers of shape ({size},), one for each sequence, got"
-            f" {lengths.dtype} of shape {tuple(lengths.shape)}."
-        )
-    # Reading values makes the device wait, so it belongs to validation.
-    if lengths is not None and is_validation_enabled() and bool((lengths < 1).any()):
-        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
-    if lengths is not None and num_steps is not None and is_validation_enabled():
-        if bool((lengths > num_steps).any()):
-            raise ValueError(
-                f"lengths must be at most {num_steps}, the number of steps, got"
-                f" {int(lengths.max())}."
-            )
+    if lengths is not None:
+        check_lengths(lengths, size, num_steps)
     plate = pyro.plate("data", size)
 
     @contextlib.contextmanager

@@ -1337,6 +1337,8 @@ def naive(draft):
         order = list(range(3))
         draft.random.shuffle(order)
         draft.constants["ORDER"] = order
+        if order == sorted(order):  # no row is moved
+            structure = LOCAL
     if "MASK" in body:
         draft.constants["MASK"] = [
             [True, draft.chance(0.5)],

@@ -1,6 +1,6 @@
 """Distributions whose elements depend on those before them in an order."""
 
-__all__ = ["AutoregressiveDistribution", "Conditionals"]
+__all__ = ["AutoregressiveDistribution", "Conditionals", "FirstSteps"]
 
 import functools
 from typing import Protocol
@@ -174,6 +174,25 @@ class AutoregressiveDistribution(TorchDistribution):
         first = order.where(~flat.unsqueeze(-2), flat.shape[-1]).amin(-1)
         return (last <= first).all(-1)
 
+    def first_steps(self, lengths: Tensor) -> "FirstSteps":
+        """Returns the distribution of the first steps of sequences, whose others are summed out.
+
+        Arguments:
+            lengths: The number of steps of each sequence, of the batch shape.
+
+        Raises:
+            ValueError: If the elements do not come step by step along the first dimension.
+        """
+        ranks = self.conditionals.ranks
+        steps = ranks.reshape(len(ranks), self.event_shape[0], -1)
+        if bool((steps[:, :-1].amax(-1) >= steps[:, 1:].amin(-1)).any()):
+            raise ValueError(
+                "lengths need a likelihood that draws one step after another along the first"
+                f" dimension of {tuple(self.event_shape)}: leave them out, or take a CausalRNN or"
+                " a CausalConv1d."
+            )
+        return FirstSteps(self, lengths)
+
     @property
     def mean(self) -> Tensor:
         """There is no closed form.
@@ -191,6 +210,56 @@ class AutoregressiveDistribution(TorchDistribution):
             NotImplementedError: Always.
         """
         raise NotImplementedError
+
+
+class FirstSteps(TorchDistribution):
+    r"""The distribution of the first steps of sequences.
+
+    .. math:: \log p(x_{1:L} \mid c) = \sum_{t \le L} \log p(x_t \mid x_{<t}, c)
+
+    The steps after them are summed out, which leaves no trace, since no earlier step sees them.
+    Values have all steps, with anything that is finite beyond the lengths; so have draws.
+
+    Arguments:
+        base: The distribution of whole sequences.
+        lengths: The number of steps L of each sequence, of the batch shape.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, base: AutoregressiveDistribution, lengths: Tensor) -> None:
+        self.base = base
+        self.lengths = lengths
+        shape = torch.broadcast_shapes(base.batch_shape, lengths.shape)
+        super().__init__(shape, base.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """The support of whole sequences."""
+        support: constraints.Constraint = self.base.support
+        return support
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Never: there are too many values."""
+        return False
+
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "FirstSteps":
+        """Returns the distribution with another batch shape."""
+        shape = Size(batch_shape)
+        return FirstSteps(self.base.expand(shape), self.lengths.expand(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density of the first steps in nats."""
+        steps = torch.arange(self.event_shape[0], device=value.device)
+        counts = steps < self.lengths.unsqueeze(-1)
+        counts = counts.reshape(counts.shape + (1,) * (len(self.event_shape) - 1))
+        counts = counts.expand(self.batch_shape + self.event_shape)
+        return self.base.log_prob_of(value, counts)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Returns draws of whole sequences without gradients."""
+        return self.base.expand(self.batch_shape).sample(sample_shape)
 
 
 def _innermost(distribution: Distribution) -> Distribution:

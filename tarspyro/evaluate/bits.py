@@ -12,12 +12,19 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from tarspyro.arguments import as_numbers, check_positive
-from tarspyro.data import Split
+from tarspyro.data import Sequences, Split
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.evaluate.batching import Array, map_batches
 from tarspyro.evaluate.likelihood import BoundEstimate, LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as log_likelihood_of
-from tarspyro.infer.traces import PairError, is_factor, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import (
+    PairError,
+    is_factor,
+    name_of,
+    no_guide,
+    sample_sites,
+    trace_pair,
+)
 from tarspyro.inputs import count_rows
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
@@ -41,7 +48,7 @@ class BitsPerDimension(NamedTuple):
 
 
 def bits_per_dim(
-    log_likelihood: Nats | tuple[Program, Program],
+    log_likelihood: Nats | tuple[Program, Program | None],
     x: Data,
     *,
     divisor: float | None = None,
@@ -70,7 +77,7 @@ def bits_per_dim(
         log_likelihood: Log-likelihoods in nats, one for each data point: an array or a tensor,
             or what ``log_likelihood(errors=True)`` and ``elbo`` return (the latter gives upper
             bounds on bits). Or a pair ``(model, guide)``, of which ``log_likelihood`` computes
-            them.
+            them; ``(model, None)`` for a model without latent variables.
         x: The data, of shape (N, \*event), which tell D.
         divisor: For continuous densities, the number c that the bytes were divided by; 1 if
             they were not. None for probabilities of discrete data.
@@ -101,7 +108,12 @@ def bits_per_dim(
     if divisor is not None:
         check_positive("divisor", divisor)
     nats: Nats
-    if isinstance(log_likelihood, tuple) and all(map(callable, log_likelihood)):
+    if isinstance(x, Sequences):
+        raise ValueError(
+            "x has sequences, which may differ in their numbers of elements: divide what"
+            " log_likelihood returns by the steps of each, x.lengths."
+        )
+    if isinstance(log_likelihood, tuple) and _are_programs(log_likelihood):
         model, guide = _pair(log_likelihood)
         size = _elements(model, guide, x, divisor, binarize)
         nats = log_likelihood_of(
@@ -157,6 +169,11 @@ def _as_nats(given: Nats) -> Tensor:
     return nats
 
 
+def _are_programs(given: Sequence[object]) -> bool:
+    """Whether a tuple holds programs, the last of which may be None."""
+    return callable(given[0]) and all(callable(each) or each is None for each in given[1:])
+
+
 def _pair(given: Sequence[Any]) -> tuple[Program, Program]:
     """Returns a model and a guide.
 
@@ -169,7 +186,7 @@ def _pair(given: Sequence[Any]) -> tuple[Program, Program]:
             " programs."
         )
     model, guide = given
-    return model, guide
+    return model, no_guide if guide is None else guide
 
 
 def _elements_of_row(x: Data, rows: int) -> int:

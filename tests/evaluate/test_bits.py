@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from tarspyro import Conditional, IncompleteLikelihood, evaluate, guides, models
+from tarspyro import (
+    Autoregressive,
+    Conditional,
+    IncompleteLikelihood,
+    evaluate,
+    guides,
+    models,
+)
 from tarspyro.conditional import Blocks
-from tarspyro.data import Split
+from tarspyro.data import Sequences, Split
 from tarspyro.distributions import DiscretizedLogistic, default_prior
 from tarspyro.evaluate import bits_per_dim
 from tarspyro.infer.traces import PairError
-from tarspyro.nn import MLP
+from tarspyro.nn import MLP, PixelCNN
 
 
 def independent(likelihood, shape):
@@ -117,6 +124,19 @@ def test_a_pair_with_binarized_pixels():
     assert found.monte_carlo_error > 0
     as_array = bits_per_dim((p, q), x.numpy(), **options)
     assert isinstance(as_array.bits, np.ndarray) and as_array.mean == found.mean
+
+
+def test_a_density_has_exact_bits():
+    torch.manual_seed(0)
+    trunk = PixelCNN((3, 4, 5), 6, 2)
+    p = models.Density(Autoregressive(DiscretizedLogistic, trunk, (3, 4, 5)))
+    x = BYTES.float() / 255
+    found = bits_per_dim((p, None), x, num_particles=2)
+    exact = -p.likelihood().log_prob(x) / (60 * math.log(2))
+    assert torch.allclose(found.bits, exact.double().to(found.bits.dtype))
+    assert found.monte_carlo_error == 0
+    with pytest.raises(ValueError, match="x has sequences"):
+        bits_per_dim((p, None), Sequences(x, torch.full((7,), 3)))
 
 
 def pair_of(likelihood):

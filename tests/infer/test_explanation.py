@@ -286,3 +286,57 @@ def test_other_things_are_refused():
         explain(infer.WAE, model, guide, X)
     found = explain(pyro.infer.Trace_ELBO(), model, no_guide, X)
     assert not found.is_lower_bound and "do not match" in found.kind
+
+
+def test_a_guide_outside_the_plates_of_pyros_weights_is_no_bound():
+    x = torch.tensor([[-1.5, 0.6], [1.8, -2.0], [-0.3, -0.9]])
+
+    def nested(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("inner", 2, dim=-1):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    auto = pyro.infer.autoguide.AutoMultivariateNormal(nested, init_scale=0.4)
+    auto(x)
+    theirs = pyro.infer.RenyiELBO(
+        alpha=0, num_particles=8, vectorize_particles=True, max_plate_nesting=2
+    )
+    found = explain(theirs, nested, auto, x)
+    assert not found.is_lower_bound and "counted more than once" in found.kind
+    assert "take tarspyro.infer.Renyi" in found.findings[0]
+    covariance = torch.ones(2, 2) + torch.eye(2)
+    exact = float(dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x).sum())
+    values = torch.tensor([-theirs.loss(nested, auto, x) for _ in range(200)])
+    assert values.mean() - 4 * values.std() / 200**0.5 > exact  # above the evidence
+    ours = explain(Renyi(0, num_particles=8), nested, auto, x)
+    assert ours.is_lower_bound and not ours.findings
+
+
+def test_rows_that_depend_on_each_other_in_the_weights_of_pyro():
+    def mixed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.flip(-1), 1.0), obs=x)
+
+    theirs = pyro.infer.RenyiELBO(alpha=0, num_particles=8)
+    found = explain(theirs, mixed, guide, X)
+    assert not found.is_lower_bound and "depend on each other" in found.kind
+    assert explain(IWAE(8), mixed, guide, X).is_lower_bound
+
+
+def test_what_is_summed_out_has_no_weights():
+    def discrete(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def empty(x):
+        pass
+
+    found = explain(IWAE(4), discrete, empty, X)
+    assert not found.is_lower_bound and "refuses this pair" in found.kind
+    assert found.weights == "none"
+    with pytest.raises(PairError, match="cannot sum out inside a logarithm"):
+        IWAE(4).loss(discrete, empty, X)
+    assert explain(ELBO(), discrete, empty, X).is_lower_bound

@@ -1,5 +1,6 @@
 """Densities without latent variables: exact log-likelihoods, samples, completions, scores."""
 
+import itertools
 import math
 
 import numpy as np
@@ -21,10 +22,11 @@ from tarspyro import (
     guides,
     models,
 )
+from tarspyro.data import Sequences
 from tarspyro.distributions import Prior, default_prior
 from tarspyro.infer import PairError
 from tarspyro.inputs import InputError
-from tarspyro.nn import MADE, MLP, PixelCNN
+from tarspyro.nn import MADE, MLP, CausalRNN, PixelCNN
 from tarspyro.runs import load_run
 
 
@@ -220,3 +222,53 @@ def test_errors():
         models.Density(dist.Normal)
     with pytest.raises(TypeError, match="likelihood must be a distribution or a module"):
         models.Density(3)
+
+
+class TestSequences:
+    SHAPE = (3, 2)
+
+    def density(self):
+        torch.manual_seed(0)
+        trunk = CausalRNN(self.SHAPE, 5)
+        p = models.Density(Autoregressive(dist.Bernoulli, trunk, self.SHAPE)).double()
+        with torch.no_grad():
+            for parameter in p.parameters():
+                parameter.normal_()
+        return p
+
+    def test_the_steps_beyond_the_lengths_are_summed_out(self):
+        p = self.density()
+        every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)), dtype=torch.double)
+        log_p = p.likelihood().log_prob(every.reshape(-1, *self.SHAPE))
+        x = every[40:45].reshape(-1, *self.SHAPE)
+        for steps in (1, 2, 3):
+            alike = (every[:, None, : 2 * steps] == every[None, 40:45, : 2 * steps]).all(-1)
+            marginal = torch.where(alike, log_p[:, None], -math.inf).logsumexp(0)
+            for width in range(steps, 4):  # however far they are padded
+                padded = Sequences(x[:, :width], torch.full((5,), steps))
+                found = evaluate.log_likelihood(p, None, padded)
+                torch.testing.assert_close(found, marginal)
+
+    def test_sequences_of_several_lengths_are_fitted(self):
+        lengths = torch.tensor([1, 2, 3] * 20)
+        steps = torch.arange(3) % 2 * 1.0
+        x = Sequences(steps[:, None].expand(60, 3, 2) * (torch.arange(3) < lengths[:, None])[..., None], lengths)  # fmt: skip
+        p = self.density().float()
+        fit(p, None, x, epochs=60, batch_size=10, lr=0.05, seed=0, progress=False)
+        log_p = evaluate.log_likelihood(p, None, x)
+        assert log_p.mean() > -0.2  # what each step is, is known
+        assert evaluate.sample(p, 20, seed=0).mean(0)[:, 0].round().tolist() == [0, 1, 0]
+
+    def test_what_has_no_lengths(self):
+        lengths = torch.tensor([2, 3])
+        made = models.Density(Autoregressive(dist.Bernoulli, MADE((3, 2), [9], order="random"), (3, 2)))  # fmt: skip
+        with pytest.raises(ValueError, match="one step after another along the first"):
+            made(torch.zeros(2, 3, 2), lengths)
+        with pytest.raises(
+            ValueError, match="lengths need a likelihood over steps, got Indep"
+        ):
+            models.Density(default_prior(dist.Normal, (3, 2)))(torch.zeros(2, 3, 2), lengths)
+        with pytest.raises(ValueError, match="x must have at most 3 steps"):
+            self.density()(torch.zeros(2, 4, 2), lengths)
+        with pytest.raises(ValueError, match="lengths must be integers of shape"):
+            self.density()(torch.zeros(2, 3, 2), lengths[:1])

@@ -250,18 +250,60 @@ class _Reading:
         if self.structure is None:
             return True
         if isinstance(self.bound, pyro.infer.RenyiELBO):
-            # Pyro keeps the plates that all sites of the model share, pyro.deterministic too.
-            nodes: dict[str, Any] = self.model_trace.nodes
-            plates = []
-            for site in nodes.values():
-                if site["type"] == "sample" and not site_is_subsample(site):
-                    plates.append({frame.name for frame in site["cond_indep_stack"]})
-            return not plates or not set.intersection(*plates)
+            return not self._kept_plates()
         return self.structure.joint
+
+    def _kept_plates(self) -> set[str]:
+        """Returns the plates for whose indices Pyro's RenyiELBO has weights.
+
+        They are those that all sites of the model share, ``pyro.deterministic`` too.
+        """
+        nodes: dict[str, Any] = self.model_trace.nodes
+        plates = []
+        for site in nodes.values():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                plates.append({frame.name for frame in site["cond_indep_stack"]})
+        return set.intersection(*plates) if plates else set()
+
+    def _refused(self) -> str:
+        """Returns why one of our bounds of several particles refuses the pair."""
+        assert self.structure is not None
+        summed = self.structure.enumerated
+        if self._is_of_pyro or not self._is_weighted or not summed:
+            return ""
+        return (
+            f"{sorted(summed)} would be summed out inside a logarithm, so it refuses this pair"
+        )
+
+    def _mixed_weights(self) -> str:
+        """Returns why the weights of Pyro's RenyiELBO are not those of data points."""
+        assert self.structure is not None
+        kept = self._kept_plates()
+        if not isinstance(self.bound, pyro.infer.RenyiELBO) or not kept:
+            return ""
+        for name, site in self.guided.items():
+            outside = kept - {frame.name for frame in site["cond_indep_stack"]}
+            if outside and not is_delta(site):
+                plate = sorted(outside)[0]
+                self.findings.append(
+                    f"{self.name} subtracts the density of {name!r}, which is outside the plate"
+                    f" {plate!r}, in the weight of each index of this plate: take"
+                    f" tarspyro.infer.{_ours(self.name)}."
+                )
+                return f"the density of {name!r} is counted more than once"
+        if self.structure.joint:
+            self.findings.append(
+                f"{self.name} has a weight for each index of {sorted(kept)}, and data points"
+                f" depend on each other: take tarspyro.infer.{_ours(self.name)}."
+            )
+            return "data points that depend on each other have weights of their own"
+        return ""
 
     def _weights(self) -> str:
         if self.structure is None:
             return "unknown, because model and guide do not match"
+        if self._refused():
+            return "none"
         if self._is_joint:
             return "one weight of all data"
         sizes = []
@@ -370,7 +412,15 @@ class _Reading:
             return _NONE, "model and guide do not match"
         if self.wrong:
             return _NONE, "a density lacks its Jacobian"
-        for reason in (self._other_objective(), self._scales(), self._orders()):
+        reasons = (
+            self._other_objective,
+            self._refused,
+            self._scales,
+            self._orders,
+            self._mixed_weights,
+        )
+        for look in reasons:
+            reason = look()
             if reason:
                 return _NONE, reason
         if self._is_weighted and self._is_joint and not self.structure.joint:
