@@ -23,10 +23,9 @@ log p(y), and the difference would be flattered by what it lacks. The paper's -8
 JMVAE-kl with alpha = 0.1 after 500 epochs, is log p(x) from codes of image and label, and the
 image's term alone. Methods are JMVAE-zero, JMVAE-kl, the product of experts (MVAE, with the
 bounds of single modalities in the loss, and no larger weight for labels) and the mixture of
-experts (MMVAE), by the ELBO or by IWAE with 10 draws and ``dreg``. (The bound of Shi et al.
-(2019) is a mean over experts, each with draws of its own in the logarithm; one draw of the
-ELBO is that with K = 1. With all draws in one logarithm the expert that is ahead takes the
-weights.)
+experts (MMVAE), by the ELBO or by IWAE with 10 draws and ``dreg``; by the bound of Shi et al.
+(2019), a mean over experts of the ELBO, or of IWAE with 5 draws of each (``mixture-strata``,
+``mixture-strata-iwae``); and the mixture of products (MoPoE).
 
 ``twins`` stands in for MNIST and SVHN, which is not held here: every image is paired with
 another one of the same digit, rotated by a quarter turn and inverted, so that the pair shares
@@ -47,11 +46,14 @@ from torch.distributions.transforms import ComposeTransform, PowerTransform, Sof
 
 from tarspyro import Conditional, data, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, ModalityKL, ModalitySubsets
+from tarspyro.infer import ELBO, IWAE, ModalityKL, ModalityStrata, ModalitySubsets
 from tarspyro.nn import MLP
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = ("zero", "kl", "product", "mixture", "mixture-iwae")
+METHODS = (
+    *("zero", "kl", "product", "mixture", "mixture-iwae"),
+    *("mixture-strata", "mixture-strata-iwae", "mixture-of-products"),
+)
 PAPER = {"kl": -86.86}  # log p(x) after 500 epochs, alpha = 0.1
 
 
@@ -88,7 +90,8 @@ def pair(method, families, sizes, hidden, latent):
             joint, posteriors if method == "kl" else None
         )
     p = models.MVAE(prior, likelihoods)
-    return p, guides.MVAE(posteriors, p.prior, method.removesuffix("-iwae"))
+    experts = method.removesuffix("-iwae").removesuffix("-strata")
+    return p, guides.MVAE(posteriors, p.prior, experts)
 
 
 def loss_of(method, alpha):
@@ -98,6 +101,9 @@ def loss_of(method, alpha):
         "product": ModalitySubsets(ELBO()),
         "mixture": ELBO(),
         "mixture-iwae": IWAE(10, gradient="dreg"),
+        "mixture-strata": ModalityStrata(ELBO()),
+        "mixture-strata-iwae": ModalityStrata(IWAE(5, gradient="dreg")),
+        "mixture-of-products": ELBO(),
     }[method]
 
 

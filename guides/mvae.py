@@ -2,6 +2,7 @@
 
 __all__ = ["MVAE"]
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pyro
@@ -30,8 +31,14 @@ class MVAE(StochasticModule):
               \sum_{m \text{ present}} q_m(z \mid x_m)
 
     samples one expert and is scored by the density of the whole mixture. With ``IWAE`` this
-    gives the bound without stratification, which is tighter. In rows without any modality, q
-    is the prior.
+    gives the bound without stratification, which is tighter, and ``ModalityStrata`` the bound
+    of the paper, which trains every expert. The mixture of products (MoPoE)
+
+    .. math:: q(z \mid x_1, \dots, x_M) = \frac{1}{\#S} \sum_S q_S(z), \qquad
+              q_S(z) \propto p(z) \prod_{m \in S} q_m(z \mid x_m)
+
+    has a component for each subset S of the modalities that are present. In rows without any
+    modality, q is the prior.
 
     Sites, in the plate ``data`` of size :math:`B`:
 
@@ -41,17 +48,19 @@ class MVAE(StochasticModule):
         posteriors: The Normal experts q_1(z | x_1), ..., q_M(z | x_M), such as ``Conditional``
             modules.
         prior: The Normal prior p(z): the model's own module, not a copy.
-        experts: How the experts are combined, ``"product"`` or ``"mixture"``.
+        experts: How the experts are combined, ``"product"``, ``"mixture"`` or
+            ``"mixture-of-products"``.
 
     Raises:
         TypeError: If ``posteriors`` is not a list of modules.
-        ValueError: If ``experts`` is not one of the two; when called, if a distribution is not
+        ValueError: If ``experts`` is not one of these; when called, if a distribution is not
             Normal or all modalities are None.
 
     References:
         Wu and Goodman (2018), Multimodal Generative Models for Scalable Weakly-Supervised
         Learning, arXiv:1802.05335; Shi et al. (2019), Variational Mixture-of-Experts
-        Autoencoders, arXiv:1911.03393.
+        Autoencoders, arXiv:1911.03393; Sutter et al. (2021), Generalized Multimodal ELBO,
+        arXiv:2105.02470, eq. 8.
 
     Example:
         >>> import pyro.distributions as dist
@@ -76,7 +85,7 @@ class MVAE(StochasticModule):
         experts: str = "product",
     ) -> None:
         super().__init__()
-        check_choice("experts", experts, ("product", "mixture"))
+        check_choice("experts", experts, ("product", "mixture", "mixture-of-products"))
         self.posteriors = layers_of("posteriors", posteriors)
         self.prior = as_prior(prior)
         self.experts = experts
@@ -105,10 +114,22 @@ class MVAE(StochasticModule):
         """Returns q(z | x_1, ..., x_M) from the experts and the rows of each, shape (M, B)."""
         if self.experts == "product":
             return ProductOfExperts(experts, self.prior(), mask)
+        if self.experts == "mixture-of-products":
+            subsets = _subsets(len(experts))
+            if mask is not None:
+                mask = torch.stack([mask[subset].all(0) for subset in subsets])
+            prior = self.prior()
+            experts = [ProductOfExperts([experts[m] for m in s], prior) for s in subsets]
         if mask is None:
             return MixtureOfExperts(experts)
 
-        # Equal weights for the modalities of a row, and the prior for a row without any.
+        # Equal weights for the experts of a row, and the prior for a row without any.
         count = mask.sum(0)
         weights = torch.cat([mask / count.clamp(min=1), (count == 0)[None]])
         return MixtureOfExperts(experts, self.prior(), weights)
+
+
+def _subsets(count: int) -> list[list[int]]:
+    """Returns the subsets of some modalities that are not empty."""
+    sizes = range(1, count + 1)
+    return [list(s) for size in sizes for s in itertools.combinations(range(count), size)]

@@ -156,6 +156,7 @@ class MixtureOfExperts(TorchDistribution):
     ) -> None:
         self.locs, self.scales, event_dim = _stack_experts(experts, prior)
         count = self.locs.shape[-1 - event_dim]
+        self.levels: Tensor | None = None
         equal = self.locs.new_full((count,), 1 / count)
         self.weights = equal if weights is None else _experts_last(weights, count, "weights")
         experts_dim = self.locs.dim() - event_dim - 1
@@ -180,18 +181,42 @@ class MixtureOfExperts(TorchDistribution):
         new.locs = self.locs.expand(batch_shape + (count,) + self.event_shape)
         new.scales = self.scales.expand(batch_shape + (count,) + self.event_shape)
         new.weights = self.weights
+        new.levels = self.levels
         super(MixtureOfExperts, new).__init__(
             batch_shape, self.event_shape, validate_args=False
         )
         return new
 
+    def at(self, levels: Tensor) -> "MixtureOfExperts":
+        r"""Returns the same mixture, whose draws come from given experts.
+
+        A level l chooses the expert m with :math:`w_1 + \dots + w_{m-1} \le l < w_1 + \dots +
+        w_m`. Levels that are spread evenly choose each expert as often as its weight says.
+
+        Arguments:
+            levels: Numbers from 0 to 1, one for each row, which broadcast with the batch shape.
+        """
+        chosen = self.expand(self.batch_shape)
+        chosen.levels = levels
+        return chosen
+
+    def _chosen(self, rows: torch.Size) -> Tensor:
+        """Returns the expert of each row."""
+        count = self.weights.shape[-1]
+        weights = self.weights.detach().expand(rows + (count,))
+        if self.levels is None:
+            return torch.multinomial(weights.reshape(-1, count), 1).reshape(rows)
+        edges = weights.cumsum(-1)
+        below = self.levels.unsqueeze(-1) * edges[..., -1:] >= edges
+        # Experts of weight zero at the end are never chosen, whatever the rounding.
+        last = (weights > 0).long().cumsum(-1).argmax(-1)
+        return torch.minimum(below.sum(-1), last)
+
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws, reparameterized except for the choice of the expert."""
         shape = self._extended_shape(sample_shape)
         rows = shape[: len(shape) - self.event_dim]
-        count = self.weights.shape[-1]
-        weights = self.weights.detach().expand(rows + (count,)).reshape(-1, count)
-        chosen = torch.multinomial(weights, 1).reshape(rows + (1,) + (1,) * self.event_dim)
+        chosen = self._chosen(rows).reshape(rows + (1,) + (1,) * self.event_dim)
         index = chosen.expand(rows + (1,) + self.event_shape)
 
         def of_chosen(parameter: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ __all__ = [
     "JensenShannon",
     "LeastSquares",
     "ModalityKL",
+    "ModalityStrata",
     "ModalitySubsets",
     "MovingAverage",
     "PIWAE",
@@ -51,7 +52,7 @@ from tarspyro.infer.bounds.explanation import Explanation, SiteExplanation, expl
 from tarspyro.infer.bounds.fivo import FIVO
 from tarspyro.infer.bounds.fixed_draws import TVO, ReweightedWakeSleep
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
-from tarspyro.infer.bounds.modalities import ModalityKL, ModalitySubsets
+from tarspyro.infer.bounds.modalities import ModalityKL, ModalityStrata, ModalitySubsets
 from tarspyro.infer.bounds.reductions import renyi_bound
 from tarspyro.infer.bounds.semi_supervised import SemiSupervised
 from tarspyro.infer.bounds.total_correlation import BetaTCVAE

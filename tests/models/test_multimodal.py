@@ -20,6 +20,7 @@ from tarspyro.infer import (
     IWAE,
     Compiled,
     ModalityKL,
+    ModalityStrata,
     ModalitySubsets,
     PairError,
     Renyi,
@@ -301,6 +302,96 @@ def test_bounds_of_the_mixture_against_a_grid(double):
     assert_within(draws, elbo)
     assert_within(log_weights(p, q, *many, num_particles=50).exp().mean(0), np.exp(exact))
     assert elbo < -IWAE(5).loss(p, q, *many) / 4000 < exact
+
+
+def narrow_and_wide(mixture="mixture"):
+    p = models.MVAE(
+        default_prior(dist.Normal, 1), [linear(torch.tensor([[w]]), 0.8) for w in (1.0, -0.5)]
+    )
+    experts = [linear(torch.tensor([[w]]), s) for w, s in ((0.7, 0.6), (-0.9, 0.9))]
+    return p, guides.MVAE(experts, p.prior, mixture)
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_bound_of_single_experts(double, particles, missing):
+    """The mean over the experts of a logarithm of draws of one expert, by hand; in rows that
+    lack a modality, of the other one.
+    """
+    torch.manual_seed(0)
+    p, q = narrow_and_wide()
+    x = torch.tensor([[0.9]]).expand(6000, 1), torch.tensor([[0.4]]).expand(6000, 1)
+    mask = torch.ones(6000, 2, dtype=torch.bool)
+    if missing:
+        mask[::3, 0] = False
+    by_hand = []
+    experts = [f(v) for f, v in zip(q.posteriors, x, strict=True)]
+    present = mask.double() / mask.sum(1, keepdim=True)
+    for m, expert in enumerate(experts):
+        z = expert.sample((particles,))
+        log_p = p.prior().log_prob(z)
+        for k in range(2):
+            log_p = log_p + torch.where(mask[:, k], p.likelihoods[k](z).log_prob(x[k]), 0.0)
+        log_q = torch.stack([e.log_prob(z) for e in experts], -1)
+        log_w = log_p - (log_q + present.log()).logsumexp(-1)
+        by_hand.append(present[:, m] * (log_w.logsumexp(0) - np.log(particles)))
+    exact = torch.stack(by_hand).sum(0)
+    given = (*x, mask) if missing else x
+    bound = ModalityStrata(IWAE(particles))
+    found = torch.tensor([-bound.loss(p, q, *given) / 6000 for _ in range(20)])
+    difference = found.mean() - exact.mean()
+    error = (found.var() / 20 + exact.var() / 6000).sqrt()
+    assert abs(difference) < 4 * error
+    if particles > 1 and not missing:  # the whole mixture in one logarithm is another bound
+        whole = -IWAE(particles).loss(p, q, *given) / 6000
+        assert whole > exact.mean() + 4 * error
+
+
+def test_each_expert_is_drawn_from_once(double):
+    p, q = narrow_and_wide()
+    x = torch.full((50, 1), 0.9), torch.full((50, 1), 0.4)
+    drawn = poutine.trace(q).get_trace(*x).nodes["z"]["fn"]
+    levels = torch.rand(50)
+    first = drawn.at(levels / 2).sample((2000,))
+    second = drawn.at((levels + 1) / 2).sample((2000,))
+    assert_within(first[..., 0].flatten(), 0.7 * 0.9)
+    assert_within(second[..., 0].flatten(), -0.9 * 0.4)
+    assert torch.equal(drawn.at(levels).log_prob(first[0]), drawn.log_prob(first[0]))
+
+
+def test_compiled_strata_are_those_of_the_eager_step():
+    torch.manual_seed(0)
+    p, q = narrow_and_wide()
+    x = torch.randn(8, 1), torch.randn(8, 1)
+    values = []
+    for loss in (ModalityStrata(IWAE(3)), Compiled(ModalityStrata(IWAE(3)), backend="eager")):
+        torch.manual_seed(1)
+        loss.loss(p, q, *x)
+        torch.manual_seed(2)
+        values.append(loss.differentiable_loss(p, q, *x).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_strata_need_a_mixture(double):
+    p, q = narrow_and_wide("product")
+    with pytest.raises(ValueError, match="guide must draw from a MixtureOfExperts"):
+        ModalityStrata(IWAE(2)).loss(p, q, torch.zeros(3, 1), torch.zeros(3, 1))
+
+
+@two_or_three
+def test_the_mixture_of_products_has_all_subsets(double, count):
+    toy = Exact(count, experts="mixture-of-products")
+    z = torch.randn(30, 2)
+    each = [toy.posterior(s).log_prob(z) for s in subsets(count) if s]
+    found = poutine.trace(toy.guide).get_trace(*toy.x).nodes["z"]["fn"].log_prob(z)
+    torch.testing.assert_close(found, torch.stack(each).logsumexp(0) - np.log(len(each)))
+
+    mask = torch.ones(30, count, dtype=torch.bool)
+    mask[::2, 0] = False
+    rows = poutine.trace(toy.guide).get_trace(*toy.x, mask).nodes["z"]["fn"].log_prob(z)
+    rest = [toy.posterior(s).log_prob(z) for s in subsets(count) if s and 0 not in s]
+    lacking = torch.stack(rest).logsumexp(0) - np.log(len(rest))
+    torch.testing.assert_close(rows, torch.where(mask[:, 0], found, lacking))
 
 
 def test_gradients_of_product_and_mixture(double):
@@ -973,7 +1064,7 @@ def test_the_number_of_modalities_is_checked():
     for half, data in ((q, (None, None)), (pair("JMVAE-zero")[1], (None, None))):
         with pytest.raises(ValueError, match="at least one modality to infer z, got none"):
             half(*data)
-    with pytest.raises(ValueError, match="experts must be 'product' or 'mixture', got 'sum'"):
+    with pytest.raises(ValueError, match="experts must be one of 'product', .* got 'sum'"):
         guides.MVAE([], default_prior(dist.Normal, 2), "sum")
     with pytest.raises(TypeError, match="likelihoods must be a list of modules"):
         models.JMVAE(default_prior(dist.Normal, 2), p.likelihoods[0])

@@ -450,6 +450,7 @@ CALLS = {
         (infer.TVO, {"num_particles": 2, "num_partitions": 3, "first_beta": 0.1}),
         (infer.ModalityKL, {"bound": infer.ELBO(), "alpha": 1.0}),
         (infer.SemiSupervised, {"bound": infer.ELBO(), "alpha": 1.0}),
+        (infer.ModalityStrata, {"bound": infer.ELBO()}),
         (infer.ModalitySubsets, {"bound": infer.ELBO(), "num_subsets": 1}),
     ],
     "models and guides": [

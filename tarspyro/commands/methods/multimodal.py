@@ -83,7 +83,7 @@ class JMVAE(_Multimodal):
 @dataclass(frozen=True, kw_only=True)
 class MVAE(_Multimodal):
     """MVAE: a product of experts is trained on subsets of the modalities too. A mixture sees
-    each modality by itself already.
+    each modality by itself already; all particles of one logarithm come from one expert.
     """
 
     name = "mvae"
@@ -91,21 +91,30 @@ class MVAE(_Multimodal):
         "multimodal variational autoencoder, a product or a mixture of experts, of images and"
         " labels"
     )
-    paper = "Wu and Goodman 2018, arXiv:1802.05335; mixture: Shi et al. 2019, arXiv:1911.03393"
+    paper = (
+        "Wu and Goodman 2018, arXiv:1802.05335; mixture: Shi et al. 2019, arXiv:1911.03393;"
+        " mixture-of-products: Sutter et al. 2021, arXiv:2105.02470"
+    )
     pair = "MVAE"
 
     latent: int = latent_units(16)
     hidden: Sequence[int] = hidden_layers(256, 256)
-    experts: Literal["product", "mixture"] = setting(
+    experts: Literal["product", "mixture", "mixture-of-products"] = setting(
         "product", PAIR, "how the posteriors of the modalities are combined"
     )
 
     def build(self, data: PreparedData) -> Built:
         likelihoods, experts = self._modalities(data)
         model = tarspyro.models.MVAE(standard_normal(self.latent), likelihoods)
-        bound = self.bound()
         return Built(
             model,
             tarspyro.guides.MVAE(experts, model.prior, self.experts),
-            tarspyro.infer.ModalitySubsets(bound) if self.experts == "product" else bound,
+            self._loss(),
         )
+
+    def _loss(self) -> "tarspyro.infer.Bound":
+        if self.experts == "product":
+            return tarspyro.infer.ModalitySubsets(self.bound())
+        if self.experts == "mixture":
+            return tarspyro.infer.ModalityStrata(self.bound())
+        return self.bound()

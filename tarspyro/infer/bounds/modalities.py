@@ -1,6 +1,8 @@
-"""Losses of multimodal pairs: KL divergences between guides, and bounds of subsets."""
+"""Losses of multimodal pairs: KL divergences between guides, and bounds of subsets and of single
+experts.
+"""
 
-__all__ = ["ModalityKL", "ModalitySubsets"]
+__all__ = ["ModalityKL", "ModalityStrata", "ModalitySubsets"]
 
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
@@ -8,9 +10,11 @@ from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from tarspyro.arguments import as_count, check_number
+from tarspyro.distributions.experts import MixtureOfExperts
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.composed import Composed
 from tarspyro.infer.bounds.elbo import ELBO
@@ -206,6 +210,112 @@ class ModalitySubsets(_OfModalities):
             subsets.append((*x, reduce(torch.logical_and, masks, drawn)))
         losses = [self.bound.differentiable_loss(model, guide, *subset) for subset in subsets]
         return sum(losses), {}
+
+
+class ModalityStrata(_OfModalities):
+    r"""Minus the mean of a bound over the experts of a mixture: MMVAE's bound.
+
+    .. math:: \frac{1}{M} \sum_{m=1}^M \mathbb{E}_{z_1, \dots, z_K \sim q_m(z \mid x_m)}\left[
+              \log \frac{1}{K} \sum_k \frac{p(z_k, x_1, \dots, x_M)}
+              {\frac{1}{M} \sum_j q_j(z_k \mid x_j)}\right] \le \log p(x_1, \dots, x_M)
+
+    (Shi et al. 2019, arXiv:1911.03393, eq. 3, with ``IWAE``.) All particles of a logarithm come
+    from one expert, so that each of them has to explain the data. Under ``IWAE`` of the whole
+    mixture the best expert gets all the weight, and the others learn nothing.
+
+    The guide draws from a ``MixtureOfExperts``, as ``guides.MVAE(..., experts="mixture")``
+    does. There are as many strata as modalities. A row whose mixture has other weights, such as
+    one without some modality, has its experts in the strata as often as they say, on average.
+
+    Arguments:
+        bound: Any bound of ``tarspyro.infer``. Its adjustable attributes are attributes of this
+            loss too, and ``schedules`` of ``fit`` may change them.
+
+    Raises:
+        TypeError: If ``bound`` is not a bound of the library.
+        ValueError: When called, if the guide draws from no mixture of experts.
+
+    Example:
+        >>> from tarspyro.infer import IWAE
+        >>> ModalityStrata(IWAE(10)).num_particles
+        10
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        super().__init__(bound)
+        self._strata: _Strata | None = None
+
+    def loss_and_terms(
+        self, model: Program, guide: Program, *args: object, **kwargs: object
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the mean over the strata, with the means of the bound's terms."""
+        if self._strata is None or self._strata.guide is not guide:
+            self._strata = _Strata(guide)
+        strata = self._strata
+        x = args[: len(getattr(model, "likelihoods", args))]
+        strata.count = sum(value is not None for value in x)
+        strata.starts.clear()
+        losses: list[Tensor] = []
+        terms: list[dict[str, Tensor]] = []
+        for name in self.bound.adjustable:
+            setattr(self.bound, name, getattr(self, name))
+        nesting = self.bound.structure(model, strata, *args, **kwargs).nesting
+        strata.starts.clear()
+        strata.nesting = nesting
+        for place in range(strata.count):
+            strata.place = place
+            loss, found = self.bound.loss_and_terms(model, strata, *args, **kwargs)
+            losses.append(loss)
+            terms.append(found)
+        if not strata.starts:
+            raise ValueError(
+                f"guide must draw from a MixtureOfExperts, and {name_of(guide)} does not: take"
+                f" {type(self.bound).__name__} itself, or MVAE(..., experts='mixture')."
+            )
+        means = {
+            name: torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]
+        }
+        return torch.stack(losses).mean(), means
+
+
+class _Strata:
+    """A guide whose mixtures of experts draw from one stratum.
+
+    Arguments:
+        guide: The guide.
+    """
+
+    def __init__(self, guide: Program) -> None:
+        self.guide = guide
+        self.count = 1
+        self.place = 0
+        self.nesting = 1
+        self.starts: dict[str, Tensor] = {}
+        self.__name__ = name_of(guide)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
+        with _FromExperts(self):
+            return self.guide(*args, **kwargs)
+
+    def levels(self, name: str, mixture: MixtureOfExperts) -> Tensor:
+        """Returns the levels of a site's rows, which the particles share."""
+        if name not in self.starts:
+            shape = mixture.batch_shape[-self.nesting :] if self.nesting else ()
+            self.starts[name] = torch.rand(shape, device=mixture.locs.device)
+        return (self.starts[name] + self.place) / self.count
+
+
+class _FromExperts(Messenger):
+    """Lets the mixtures of experts of a program draw from the experts of a stratum."""
+
+    def __init__(self, strata: _Strata) -> None:
+        super().__init__()
+        self.strata = strata
+
+    def _pyro_sample(self, msg: Any) -> None:
+        mixture = msg["fn"]
+        if isinstance(mixture, MixtureOfExperts):
+            msg["fn"] = mixture.at(self.strata.levels(msg["name"], mixture))
 
 
 def _given(x: Sequence[Modality]) -> list[int]:
