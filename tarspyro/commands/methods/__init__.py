@@ -10,7 +10,7 @@ in ``METHODS``. ``autoencoders``, ``labels``, ``multimodal``, ``hierarchies``, `
 
 __all__ = ["METHODS"]
 
-from tarspyro.commands.methods.autoencoders import VAE, Autoencoder
+from tarspyro.commands.methods.autoencoders import VAE, Autoencoder, BetaTCVAE, SphericalVAE
 from tarspyro.commands.methods.densities import (
     MADE,
     VQVAE,
@@ -24,6 +24,7 @@ from tarspyro.commands.methods.games import (
     VAEGAN,
     AdversarialAutoencoder,
     ConditionalGAN,
+    FactorVAE,
     WassersteinAutoencoder,
 )
 from tarspyro.commands.methods.hierarchies import HierarchicalVAE, LadderVAE
@@ -35,6 +36,8 @@ from tarspyro.commands.methods.sequences import VRNN, DeepMarkovModel
 
 _ALL: tuple[Method, ...] = (
     VAE(),
+    SphericalVAE(),
+    BetaTCVAE(),
     Autoencoder(),
     ConditionalVAE(),
     HierarchicalVAE(),
@@ -56,6 +59,7 @@ _ALL: tuple[Method, ...] = (
     GAN(),
     ConditionalGAN(),
     VAEGAN(),
+    FactorVAE(),
     AdversarialAutoencoder(),
     WassersteinAutoencoder(),
     BayesianRegression(),

@@ -1,6 +1,6 @@
-"""``vae`` and ``autoencoder``."""
+"""``vae`` with its variants, and ``autoencoder``."""
 
-__all__ = ["VAE", "Autoencoder"]
+__all__ = ["VAE", "Autoencoder", "BetaTCVAE", "SphericalVAE"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,18 @@ from tarspyro.commands.methods.forms import IMAGES, PreparedData
 from tarspyro.commands.methods.method import (
     Built,
     EarlyStopping,
+    Loss,
     Pixels,
     Variational,
 )
 from tarspyro.commands.methods.networks import family_named, standard_normal, trunks
-from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units, setting
+from tarspyro.commands.methods.settings import (
+    BOUND,
+    PAIR,
+    hidden_layers,
+    latent_units,
+    setting,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,6 +131,47 @@ class VAE(_Denoising, Variational):
                 f"{option} is for --family Normal and a --latent of 2 or more, got"
                 f" {self.family} and {self.latent}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SphericalVAE(VAE):
+    """Variational autoencoder whose codes are directions, on a sphere."""
+
+    name = "spherical-vae"
+    title = "variational autoencoder with codes on a sphere (S-VAE)"
+    paper = "Davidson et al. 2018, arXiv:1804.00891; De Cao and Aziz 2020, arXiv:2006.04437"
+
+    latent: int = latent_units(3)
+    family: str = setting(
+        "PowerSpherical", PAIR, "the latent family, PowerSpherical or VonMisesFisher"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaTCVAE(VAE):
+    """Variational autoencoder whose total correlation has a weight."""
+
+    name = "beta-tcvae"
+    title = (
+        "variational autoencoder with a weight for the dependence of its units (beta-TCVAE)"
+    )
+    paper = "Chen et al. 2018, arXiv:1802.04942"
+
+    latent: int = latent_units(10)
+    loss: Loss = setting("elbo", BOUND, "the bound", choices=("elbo",))
+    correlation_weight: float = setting(6.0, BOUND, "the weight of the total correlation")
+
+    def build(self, data: PreparedData) -> Built:
+        model, guide, _ = super().build(data)
+        beta = 1.0 if self.beta is None else self.beta
+        loss = tarspyro.infer.BetaTCVAE(
+            data.sizes_of_parts[0],
+            self.correlation_weight,
+            alpha=beta,
+            gamma=beta,
+            num_particles=self.num_particles or 1,
+        )
+        return Built(model, guide, loss)
 
 
 def _pseudo_inputs(data: PreparedData) -> "Tensor":

@@ -1,4 +1,4 @@
-"""``gan``, ``conditional-gan``, ``vae-gan``, ``adversarial-autoencoder`` and
+"""``gan``, ``conditional-gan``, ``vae-gan``, ``factor-vae``, ``adversarial-autoencoder`` and
 ``wasserstein-autoencoder``.
 """
 
@@ -7,6 +7,7 @@ __all__ = [
     "VAEGAN",
     "AdversarialAutoencoder",
     "ConditionalGAN",
+    "FactorVAE",
     "WassersteinAutoencoder",
 ]
 
@@ -176,6 +177,35 @@ class VAEGAN(_Game):
         discriminator = self._discriminator(x)
         loss = tarspyro.infer.VAEGAN(discriminator, self._divergence(), gamma=self.gamma)
         return Built(model, tarspyro.guides.VAE(posterior), loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorVAE(_Game):
+    """VAE whose total correlation a discriminator measures."""
+
+    name = "factor-vae"
+    title = "variational autoencoder whose units a discriminator makes independent (FactorVAE)"
+    paper = "Kim and Mnih 2018, arXiv:1802.05983"
+    pair = "VAE"
+    form = IMAGES
+    images_alone = True
+
+    latent: int = latent_units(10)
+    hidden: Sequence[int] = hidden_layers(256, 256)
+    gamma: float = setting(10.0, BOUND, "the weight of the total correlation")
+
+    report = (reports.bound, reports.active_units, reports.game)
+    figures = (*pictures.WITH_CODES, pictures.manifold)
+    sampler = samples.PLAIN
+
+    def build(self, data: PreparedData) -> Built:
+        x = data.shape
+        z = self.latent
+        likelihood = bernoulli(decoder(self.hidden, z), x, grey=True)
+        model = tarspyro.models.VAE(standard_normal(z), likelihood)
+        guide = tarspyro.guides.VAE(normal(encoder(self.hidden, x), z))
+        loss = tarspyro.infer.FactorVAE(self._discriminator(z), gamma=self.gamma)
+        return Built(model, guide, loss)
 
 
 @dataclass(frozen=True, kw_only=True)

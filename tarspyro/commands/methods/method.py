@@ -190,14 +190,16 @@ class Method:
 # --- settings that several methods share. The classes without a base are mixins: they stand
 # before the base in the list of a method's bases, so that their fields replace the base's.
 
-Loss = Literal["elbo", "iwae", "renyi", "fivo"]
+Loss = Literal["elbo", "iwae", "renyi", "fivo", "wake-sleep", "tvo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithBound:
     """Methods that maximize a bound of the log-likelihood."""
 
-    loss: Loss = setting("elbo", BOUND, "the bound", choices=("elbo", "iwae", "renyi"))
+    loss: Loss = setting(
+        "elbo", BOUND, "the bound", choices=("elbo", "iwae", "renyi", "wake-sleep", "tvo")
+    )
     num_particles: int | None = setting(
         None, BOUND, "draws from the guide for each data point"
     )
@@ -217,6 +219,8 @@ class WithBound:
             "iwae": (tarspyro.infer.IWAE, ("num_particles",)),
             "renyi": (tarspyro.infer.Renyi, ("alpha", "num_particles")),
             "fivo": (tarspyro.infer.FIVO, ("num_particles",)),
+            "wake-sleep": (tarspyro.infer.ReweightedWakeSleep, ("num_particles",)),
+            "tvo": (tarspyro.infer.TVO, ("num_particles",)),
         }
         bound, takes = bounds[self.loss]
         given = {

@@ -21,6 +21,8 @@ SEEN = {"reconstructions", "latents"}
 # The entries of each method's report, and its pictures beside curves and samples.
 EXPECTED = {
     "vae": (BOUND | {"active units"}, SEEN | {"manifold"}),
+    "spherical-vae": (BOUND | {"active units"}, SEEN | {"traversal"}),
+    "beta-tcvae": (BOUND | {"active units"}, SEEN | {"traversal"}),
     "autoencoder": ({"nats per image"}, SEEN),
     "conditional-vae": (BOUND | {"active units"}, SEEN | {"analogies"}),
     "hierarchical-vae": (BOUND | {"active units"}, SEEN | {"active_units"}),
@@ -42,6 +44,10 @@ EXPECTED = {
     "gan": ({"losses", "real", "fake"}, set()),
     "conditional-gan": ({"losses", "real", "fake"}, set()),
     "vae-gan": ({"mean squared error", "losses", "real", "fake"}, SEEN | {"traversal"}),
+    "factor-vae": (
+        {"nats per image", "active units", "losses", "real", "fake"},
+        SEEN | {"traversal"},
+    ),
     "adversarial-autoencoder": (
         {"mean squared error", "codes", "losses", "real", "fake"},
         SEEN | {"manifold"},
