@@ -17,6 +17,7 @@ __all__ = [
     "StochasticModule",
     "TensorBoard",
     "Transformed",
+    "SemiImplicit",
     "VectorQuantized",
     "__version__",
     "data",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from tarspyro.modules import StochasticModule
     from tarspyro.quantized import VectorQuantized
     from tarspyro.runs import Run, load_run
+    from tarspyro.semi_implicit import SemiImplicit
     from tarspyro.sequences import sequential
     from tarspyro.sweeping import sweep
     from tarspyro.training.callbacks import TensorBoard
@@ -88,6 +90,7 @@ _DEFINED_IN = {
     "StochasticModule": "modules",
     "TensorBoard": "training.callbacks",
     "Transformed": "conditional",
+    "SemiImplicit": "semi_implicit",
     "VectorQuantized": "quantized",
     "embed": "evaluate",
     "export": "exporting",

@@ -22,6 +22,7 @@ FLOORS = (
         "autoregressive",
         "exporting",
         "quantized",
+        "semi_implicit",
         "guides",
         "sources",
         "infer.games",
