@@ -21,6 +21,7 @@ KINDS = ("real", "count", "binary", "category")
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}
 _YES = {"yes", "true", "y", "t"}
 _NO = {"no", "false", "n", "f"}
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$")
 
 # A column of text with more levels than this is free text, not a category.
@@ -296,6 +297,13 @@ def _words(
     name: str, cells: Sequence[str], missing: Tensor, kind: str | None, source: str
 ) -> tuple[Column, Tensor]:
     given = [cell for cell, gap in zip(cells, missing, strict=True) if not gap]
+    if kind is None and all(_DECIMAL_COMMA.fullmatch(c) or _is_number(c) for c in given):
+        comma = next(cell for cell in given if not _is_number(cell))
+        raise DataError(
+            f"{source} has numbers with decimal commas in the column {name!r}, such as"
+            f" {format_value(comma)}: write points, or give what"
+            " pandas.read_csv(path, sep=None, engine='python', decimal=',') returns."
+        )
     if all(_DATE.match(cell) for cell in given):
         raise DataError(
             f"{source} holds dates in the column {name!r}, such as {given[0]!r}: turn them into"

@@ -262,10 +262,13 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
         return value.reshape(value.shape[:-1] + shape), len(shape)
     flat = f" or {_starred((size,))}" if len(shape) > 1 else ""
     given = tuple(value.shape)
-    other = given[-len(shape) :]
+    # The first dimension is that of the data points, if there are any to spare.
+    row = given[1:] if len(given) > len(shape) else given
+    fix = f"make the network for inputs of shape {row}, or change the input"
+    if len(row) > 1 and math.prod(row) == size:
+        fix = f"flatten the input, .flatten(1), or make the network for {row}"
     raise ValueError(
-        f"The network takes inputs of shape {_starred(shape)}{flat}, got {given}: make the"
-        f" network for inputs of shape {other}, or change the input."
+        f"The network takes inputs of shape {_starred(shape)}{flat}, got {given}: {fix}."
     )
 
 
