@@ -108,6 +108,7 @@ class Autoregressive(FamilyModule, Interface):
         self.register_buffer("ranks", ranks, persistent=False)
         self.register_buffer("ranking", ranks.argsort(dim=1, stable=True), persistent=False)
         self._counts = [torch.bincount(row).tolist() for row in ranks]
+        self.in_steps = self._are_in_steps(ranks)
         self.heads = nn.ModuleDict(
             {name: self._head(name, shape) for name, (_, shape) in self.free.items()}
         )
@@ -236,6 +237,13 @@ class Autoregressive(FamilyModule, Interface):
                 " of a vector."
             )
         return torch.stack([dense_ranks(row) for row in by_position[..., 0]])
+
+    def _are_in_steps(self, ranks: Tensor) -> bool:
+        """Whether the positions come one after another along the first dimension."""
+        if not self.positions:
+            return False
+        steps = ranks.reshape(len(ranks), self.positions[0], -1)
+        return bool((steps[:, :-1].amax(-1) < steps[:, 1:].amin(-1)).all())
 
     def _head(self, name: str, shape: Size) -> nn.Module:
         """Returns the layer from the trunk's features to one parameter of each position."""

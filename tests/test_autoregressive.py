@@ -531,7 +531,7 @@ def test_a_pixel_vae_is_better_than_the_vae_of_the_same_encoder():
         decoder = ConvDecoder(8, image, [32])
         likelihood = Conditional(dist.Bernoulli, decoder, image)
         if pixels:
-            trunk = PixelCNN(image, 16, 1, context=decoder)
+            trunk = PixelCNN(image, 16, 2, context=decoder)
             likelihood = Autoregressive(dist.Bernoulli, trunk, image)
         p = models.VAE(default_prior(dist.Normal, 8), likelihood)
         q = guides.VAE(Conditional(dist.Normal, MLP(image, [128]), 8))

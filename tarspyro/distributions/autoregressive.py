@@ -20,10 +20,12 @@ class Conditionals(Protocol):
     Attributes:
         ranks: The step in which each position is drawn, of shape ``(masks, positions)``.
         event_shape: The shape of a draw.
+        in_steps: Whether the elements come one after another along the first dimension.
     """
 
     ranks: Tensor
     event_shape: Size
+    in_steps: bool
 
     def template(self) -> Distribution:
         """Returns the distribution of all elements if they were independent."""
@@ -183,9 +185,7 @@ class AutoregressiveDistribution(TorchDistribution):
         Raises:
             ValueError: If the elements do not come step by step along the first dimension.
         """
-        ranks = self.conditionals.ranks
-        steps = ranks.reshape(len(ranks), self.event_shape[0], -1)
-        if bool((steps[:, :-1].amax(-1) >= steps[:, 1:].amin(-1)).any()):
+        if not self.conditionals.in_steps:
             raise ValueError(
                 "lengths need a likelihood that draws one step after another along the first"
                 f" dimension of {tuple(self.event_shape)}: leave them out, or take a CausalRNN or"
