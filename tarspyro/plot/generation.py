@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
+from tarspyro.autoregressive import Autoregressive
 from tarspyro.arguments import as_count
 from tarspyro.data import Sequences
 from tarspyro.evaluate.batching import first_rows, readable
@@ -221,7 +222,9 @@ def samples(
             count = _SAMPLED[kind]
         values = drawn(count, bool(mean))
     title = "samples"
-    if mean or (mean is None and kind == "images"):
+    # An autoregressive likelihood has no means: it gives draws.
+    has_means = not isinstance(getattr(model, "likelihood", None), Autoregressive)
+    if has_means and (mean or (mean is None and kind == "images")):
         title += " (means of the likelihood)"
     if kind == "images":
         figure, ax = axes_of(ax, (6.4, 6.4))

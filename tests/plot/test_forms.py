@@ -6,8 +6,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tarspyro import data, evaluate, guides, models, plot
+from tarspyro import Autoregressive, data, evaluate, guides, models, plot
 from tarspyro.distributions import default_prior
+from tarspyro.nn import MADE
 
 
 def copying(size, scale=0.1):
@@ -77,6 +78,12 @@ def test_samples_of_points_are_draws_in_front_of_the_data():
     expected = evaluate.sample(model, 7, mean=True, seed=0)
     np.testing.assert_allclose(means.collections[0].get_offsets(), expected, rtol=1e-6)
     assert means.get_title() == "samples (means of the likelihood)"
+
+
+def test_an_autoregressive_likelihood_has_draws_and_no_means():
+    likelihood = Autoregressive(dist.Bernoulli, MADE((1, 4, 4), [8]), (1, 4, 4))
+    figure = plot.samples(models.Density(likelihood), num=4)
+    assert figure.axes[0].get_title() == "samples"
 
 
 def test_samples_of_a_table_are_histograms_with_names():
