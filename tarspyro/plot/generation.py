@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.autoregressive import Autoregressive
 from tarspyro.arguments import as_count
+from tarspyro.autoregressive import Autoregressive
 from tarspyro.data import Sequences
 from tarspyro.evaluate.batching import first_rows, readable
 from tarspyro.inputs import each
