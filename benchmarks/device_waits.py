@@ -88,7 +88,7 @@ def cases() -> Iterator[Case]:
                     yield name, chosen, bound, BOUNDS[bound]
                 if "fivo" in str([s.choices for s in method.settings if s.name == "loss"]):
                     yield name, chosen, "FIVO", lambda: FIVO(3)
-        if "family" in method.options:
+        if name == "vae":
             for family in FAMILIES:
                 for bound in (None, "IWAE, dreg"):
                     given: dict[str, object] = {"family": family, "latent": 3}

@@ -451,3 +451,35 @@ def test_counts_start_with_the_spread_of_the_data(rng, tmp_path):
     drawn = np.loadtxt(out, delimiter=",", skiprows=1)
     assert (abs(drawn.mean(0) - 3) < 1).all()
     assert (drawn.std(0) < 1.5 * counts.std(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "family"),
+    [
+        ("made", lambda rng: rng.poisson(3, (60, 6)).astype(np.float32), "NegativeB"),
+        ("made", lambda rng: rng.normal(size=(60, 6)).astype(np.float32), "Normal"),
+        ("made", lambda rng: rng.integers(0, 256, (60, 8, 8)).astype(np.uint8), "Discretized"),
+        ("pixelcnn", lambda rng: rng.integers(0, 256, (60, 8, 8)).astype(np.uint8), "Discret"),
+        (
+            "pixel-vae",
+            lambda rng: rng.integers(0, 256, (60, 8, 8)).astype(np.uint8),
+            "Discret",
+        ),
+    ],
+)
+def test_autoregressive_densities_have_the_family_of_the_values(
+    name, values, family, rng, tmp_path, capsys
+):
+    np.save(tmp_path / "data.npy", values(rng))
+    run = tmp_path / "run"
+    words = ["train", name, "--data", str(tmp_path / "data.npy"), "--run", str(run)]
+    assert main([*words, "--epochs", "1", "--quiet"]) == 0, capsys.readouterr().err
+    assert f"= {family}" in capsys.readouterr().out.replace("p(x | z)", "p(x)")
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "pixel-vae", "vq-vae"])
+def test_convolutions_take_images_alone(name, rng, tmp_path, capsys):
+    np.save(tmp_path / "data.npy", rng.normal(size=(60, 6)).astype(np.float32))
+    words = ["train", name, "--data", str(tmp_path / "data.npy"), "--epochs", "1"]
+    assert main([*words, "--run", str(tmp_path / "run")]) == 2
+    assert f"cannot train {name}, which takes images:" in capsys.readouterr().err

@@ -143,7 +143,16 @@ class SphericalVAE(VAE):
 
     latent: int = latent_units(3)
     family: str = setting(
-        "PowerSpherical", PAIR, "the latent family, PowerSpherical or VonMisesFisher"
+        "PowerSpherical",
+        PAIR,
+        "the latent family",
+        choices=("PowerSpherical", "VonMisesFisher"),
+    )
+    prior: Literal["standard", "vamp", "flow"] = setting(
+        "standard", PAIR, "the prior of the latent variable", choices=("standard", "vamp")
+    )
+    posterior: Literal["diagonal", "flow"] = setting(
+        "diagonal", PAIR, "the posterior", choices=("diagonal",)
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tarspyro
 from tarspyro.commands.methods import pictures, reports, samples
 from tarspyro.commands.methods.forms import IMAGES, IMAGES_OR_POINTS, Form, PreparedData
+from tarspyro.commands.methods.layout import Seen
 from tarspyro.commands.methods.method import (
     Built,
     EarlyStopping,
@@ -24,8 +25,6 @@ from tarspyro.commands.methods.settings import PAIR, hidden_layers, latent_units
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from tarspyro import Autoregressive
 
 # The rows on which the exact log-likelihood of the training part is evaluated.
 _ROWS = 10_000
@@ -62,6 +61,8 @@ def completions(t: Trained) -> Iterator[Drawn]:
 
     count = 10
     (x,) = reports.first_rows(t.data.test, count)
+    if x.dim() < 3:
+        return
     known = torch.zeros(x.shape[1:], dtype=torch.bool)
     known[..., : x.shape[-2] // 2, :] = True
     try:
@@ -92,30 +93,18 @@ class _OfPixels(EarlyStopping, Pixels):
     figures = (completions, pictures.curves)
     sampler = samples.PLAIN
 
+    def family_of(self, seen: Seen) -> str | None:
+        if self.likelihood is None and seen.values == "counts":
+            return None
+        return super().family_of(seen)
+
     def trunk(self, shape: tuple[int, ...]) -> "nn.Module":
         """Returns the causal network over images of a shape."""
         raise NotImplementedError
 
     def build(self, data: PreparedData) -> Built:
-        likelihood = autoregressive(self, self.trunk(data.shape), data.shape)
+        likelihood = self.observed(data, self.trunk(data.shape), tarspyro.Autoregressive)
         return Built(tarspyro.models.Density(likelihood), None, tarspyro.infer.ELBO())
-
-
-def autoregressive(
-    method: Pixels, trunk: "nn.Module", shape: tuple[int, ...]
-) -> "Autoregressive":
-    """Returns the autoregressive distribution of pixels that ``--likelihood`` names."""
-    import torch
-    from pyro.distributions import Bernoulli, Normal
-
-    if method.likelihood == "Normal":
-        scale: Any = method.scale
-        if scale is None:
-            scale = torch.nn.Parameter(torch.tensor(0.1))
-        return tarspyro.Autoregressive(Normal, trunk, shape, scale=scale)
-    # The log-probability of a grey value is a cross-entropy. It is outside the support.
-    options: dict[str, Any] = {"validate_args": False} if method.grey else {}
-    return tarspyro.Autoregressive(Bernoulli, trunk, shape, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +154,7 @@ class PixelCNN(_Convolutional, _OfPixels):
     name = "pixelcnn"
     title = "PixelCNN, an exact density of the pixels, row by row"
     paper = "van den Oord et al. 2016, arXiv:1601.06759; gated: arXiv:1606.05328"
+    images_alone = True
     lr: float = 3e-3
 
     def trunk(self, shape: tuple[int, ...]) -> "nn.Module":
@@ -180,6 +170,7 @@ class PixelVAE(_Convolutional, Variational):
     paper = "Gulrajani et al. 2016, arXiv:1611.05013"
     pair = "VAE"
     form = IMAGES
+    images_alone = True
     lr: float = 3e-3
 
     latent: int = latent_units(8)
@@ -216,7 +207,8 @@ class PixelVAE(_Convolutional, Variational):
             )
         return Built(
             tarspyro.models.VAE(
-                standard_normal(self.latent), autoregressive(self, trunk, data.shape)
+                standard_normal(self.latent),
+                self.observed(data, trunk, tarspyro.Autoregressive),
             ),
             tarspyro.guides.VAE(tarspyro.Conditional(Normal, encoder, self.latent)),
             bound,
@@ -232,6 +224,7 @@ class VQVAE(_Convolutional, Variational):
     paper = "van den Oord et al. 2017, arXiv:1711.00937"
     pair = "VAE"
     form = IMAGES
+    images_alone = True
 
     num_codes: int = setting(64, PAIR, "the number of codes")
     code_size: int = setting(16, PAIR, "the size of a code")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import tarspyro
 from tarspyro.commands.methods.forms import Form, PreparedData
 from tarspyro.commands.methods.layout import FAMILIES, Layout, Seen
-from tarspyro.commands.methods.networks import likelihood_of
+from tarspyro.commands.methods.networks import Make, likelihood_of
 from tarspyro.commands.methods.settings import (
     BOUND,
     DATA,
@@ -304,12 +304,22 @@ class Pixels(Method):
             return None if self.whole_input else "Normal"
         return self.likelihood
 
-    def observed(self, data: PreparedData, trunk: "nn.Module") -> "nn.Module":
-        """Returns p(x | inputs of the trunk), of the family that ``--likelihood`` names."""
+    def observed(
+        self, data: PreparedData, trunk: "nn.Module", make: Make | None = None
+    ) -> "nn.Module":
+        """Returns p(x | inputs of the trunk), of the family that ``--likelihood`` names.
+
+        Arguments:
+            data: The data.
+            trunk: The network.
+            make: The class of the distribution, ``Conditional`` if not given.
+        """
         assert self.likelihood is not None, "the data decides if the user does not"
         # The log-probability of grey pixels that are not binarized is a cross-entropy.
         grey = not data.binarize and (data.layout is None or data.layout.values != "binary")
-        return likelihood_of(self.likelihood, trunk, data, scale=self.scale, grey=grey)
+        return likelihood_of(
+            self.likelihood, trunk, data, scale=self.scale, grey=grey, make=make
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ class JMVAE(_Multimodal):
 @dataclass(frozen=True, kw_only=True)
 class MVAE(_Multimodal):
     """MVAE: a product of experts is trained on subsets of the modalities too. A mixture sees
-    each modality by itself already; all particles of one logarithm come from one expert.
+    each modality by itself already; all particles of a logarithm come from one expert.
     """
 
     name = "mvae"
@@ -115,6 +115,6 @@ class MVAE(_Multimodal):
     def _loss(self) -> "tarspyro.infer.Bound":
         if self.experts == "product":
             return tarspyro.infer.ModalitySubsets(self.bound())
-        if self.experts == "mixture":
+        if self.experts == "mixture" and self.loss != "elbo":
             return tarspyro.infer.ModalityStrata(self.bound())
         return self.bound()

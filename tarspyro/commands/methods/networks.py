@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # The shape of an input of a network, or of a latent variable.
 Shape = int | tuple[int, ...]
+# Makes a distribution of a family, a trunk, a shape and parameters: a class such as Conditional.
+Make = Callable[..., "nn.Module"]
 
 
 def mlp(hidden: Sequence[int], *inputs: Shape, **options: Any) -> "MLP":
@@ -116,6 +118,7 @@ def likelihood_of(
     *,
     scale: float | None = None,
     grey: bool = False,
+    make: Make | None = None,
 ) -> "nn.Module":
     """Returns p(x | inputs of the trunk).
 
@@ -125,21 +128,23 @@ def likelihood_of(
         data: The data.
         scale: The scale of a Normal; learned if None.
         grey: Whether a Bernoulli takes grey values.
+        make: What is made of a family, a trunk and a shape, ``Conditional`` if not given.
     """
     layout = data.layout
+    make = make or tarspyro.Conditional
     if family == "Blocks":
         assert layout is not None, "only a file has columns of several kinds"
         built: nn.Module = _blocks(trunk, data, scale)
     elif family == "Normal":
         initial = 1.0 if layout is not None and layout.kind != "images" else 0.1
-        built = with_scale(trunk, data.shape, scale, initial=initial)
+        built = with_scale(trunk, data.shape, scale, initial=initial, make=make)
     elif family == "Bernoulli":
-        built = bernoulli(trunk, data.shape, grey=grey)
+        built = bernoulli(trunk, data.shape, grey=grey, make=make)
     elif family == "DiscretizedLogistic":
         logistic = tarspyro.distributions.DiscretizedLogistic
-        built = tarspyro.Conditional(logistic, trunk, data.shape)
+        built = make(logistic, trunk, data.shape)
     else:
-        built = _counts(family, trunk, data.shape, data.train[0])
+        built = _counts(family, trunk, data.shape, data.train[0], make)
 
     gaps = layout is not None and layout.gaps
     return tarspyro.IncompleteLikelihood(built) if gaps else built
@@ -166,8 +171,12 @@ def _blocks(trunk: "nn.Module", data: PreparedData, scale: float | None) -> "nn.
 
 
 def _counts(
-    family: str, trunk: "nn.Module", shape: tuple[int, ...], x: "Tensor"
-) -> "Conditional":
+    family: str,
+    trunk: "nn.Module",
+    shape: tuple[int, ...],
+    x: "Tensor",
+    make: Make | None = None,
+) -> "nn.Module":
     """Returns a Poisson, or a negative binomial with a learned dispersion of each element.
 
     The dispersion r starts at that of the data: the variance is the mean m plus m^2 / r.
@@ -175,28 +184,36 @@ def _counts(
     import pyro.distributions as dist
     import torch
 
+    make = make or tarspyro.Conditional
     if family == "Poisson":
-        return tarspyro.Conditional(dist.Poisson, trunk, shape)
-    mean = x.nanmean(0).nan_to_num(1.0)
-    variance = (x - mean).square().nanmean(0).nan_to_num(1.0)
+        return make(dist.Poisson, trunk, shape)
+    rows = x.reshape(-1, *shape)  # of sequences, their steps
+    mean = rows.nanmean(0).nan_to_num(1.0)
+    variance = (rows - mean).square().nanmean(0).nan_to_num(1.0)
     start = mean.square() / (variance - mean).clamp(min=1e-6)
-    dispersion = torch.nn.Parameter(start.clamp(0.1, 100.0).reshape(shape))
-    return tarspyro.Conditional(dist.NegativeBinomial, trunk, shape, total_count=dispersion)
+    dispersion = torch.nn.Parameter(start.clamp(0.1, 100.0))
+    return make(dist.NegativeBinomial, trunk, shape, total_count=dispersion)
 
 
-def bernoulli(trunk: "nn.Module", shape: tuple[int, ...], *, grey: bool) -> "Conditional":
+def bernoulli(
+    trunk: "nn.Module", shape: tuple[int, ...], *, grey: bool, make: Make | None = None
+) -> "nn.Module":
     """Returns a Bernoulli distribution of pixels."""
     from pyro.distributions import Bernoulli
 
-    if grey:
-        # The log-probability of a grey value is a cross-entropy. It is outside the support.
-        return tarspyro.Conditional(Bernoulli, trunk, shape, validate_args=False)
-    return tarspyro.Conditional(Bernoulli, trunk, shape)
+    # The log-probability of a grey value is a cross-entropy. It is outside the support.
+    options: dict[str, Any] = {"validate_args": False} if grey else {}
+    return (make or tarspyro.Conditional)(Bernoulli, trunk, shape, **options)
 
 
 def with_scale(
-    trunk: "nn.Module", shape: tuple[int, ...], scale: float | None, *, initial: float = 0.1
-) -> "Conditional":
+    trunk: "nn.Module",
+    shape: tuple[int, ...],
+    scale: float | None,
+    *,
+    initial: float = 0.1,
+    make: Make | None = None,
+) -> "nn.Module":
     """Returns a Normal distribution with one scale for all elements. A scale of None is
     learned, from ``initial`` on.
     """
@@ -204,7 +221,7 @@ def with_scale(
     from pyro.distributions import Normal
 
     value = torch.nn.Parameter(torch.tensor(initial)) if scale is None else scale
-    return tarspyro.Conditional(Normal, trunk, shape, scale=value)
+    return (make or tarspyro.Conditional)(Normal, trunk, shape, scale=value)
 
 
 def normal(trunk: "nn.Module", latent: Shape) -> "Conditional":

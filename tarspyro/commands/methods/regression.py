@@ -26,7 +26,7 @@ from tarspyro.commands.methods.networks import (
 from tarspyro.commands.methods.settings import hidden_layers
 
 if TYPE_CHECKING:
-    from tarspyro import Conditional
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class BayesianRegression(WithLabels, WithBound, Method):
             self.bound(),
         )
 
-    def _target(self, data: PreparedData) -> "Conditional":
+    def _target(self, data: PreparedData) -> "nn.Module":
         trunk = encoder(self.hidden, data.shape)
         if data.num_classes:
             return categorical(trunk, data.num_classes)

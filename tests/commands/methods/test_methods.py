@@ -260,7 +260,8 @@ def test_choices(name, options, tmp_path, capsys):
         ("vrnn", ["--loss", "fivo", "--num-particles", "7"], "FIVO"),
         ("jmvae", ["--loss", "iwae"], "ModalityKL"),
         ("mvae", [], "ModalitySubsets"),
-        ("mvae", ["--experts", "mixture"], "ModalityStrata"),
+        ("mvae", ["--experts", "mixture"], "ELBO"),
+        ("mvae", ["--experts", "mixture", "--loss", "iwae"], "ModalityStrata"),
         ("mvae", ["--experts", "mixture-of-products"], "ELBO"),
         ("gan", [], "Adversarial"),
         ("vae-gan", ["--gamma", "0.5"], "VAEGAN"),
@@ -649,3 +650,33 @@ def test_settings_that_do_not_fit_are_one_line(name, options, parts, tmp_path, c
     assert errors.startswith("tarspyro: ") and errors.count("\n") == 1
     assert all(part in errors for part in parts), errors
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        (name, family)
+        for name, method in METHODS.items()
+        for setting in method.settings
+        if setting.name == "likelihood"
+        for family in setting.choices
+    ],
+)
+def test_every_likelihood_of_a_method_is_built(name, family):
+    """And the bound of a batch is finite, where the family has the values of the data."""
+    method = METHODS[name]
+    data_name = method.form.names[0]
+    small = {
+        "units": 6,
+        "steps": 2,
+        "hidden": (8,),
+        "layers": 1,
+        "labels": 20,
+        "batch_size": 20,
+    }
+    given = {setting: v for setting, v in small.items() if setting in method.options}
+    torch.manual_seed(0)
+    chosen = method.completed(data_name, {"likelihood": family, **given})
+    prepared = method.form.load(data_name, chosen)
+    model, guide, loss = chosen.settled(prepared).build(prepared)
+    assert family in repr(model)
