@@ -26,7 +26,7 @@ from tarspyro.commands.methods.networks import (
 from tarspyro.commands.methods.settings import hidden_layers
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
