@@ -16,7 +16,7 @@ def list_methods() -> None:
         print(f"{name}: {method.title}")
         print(f"    paper     {method.paper}")
         print(f"    data      {data}")
-        print(f"    own data  {method.form.own}")
+        print(f"    own data  {method.own_data}")
         print(f"    settings  {' '.join(_as_typed(method))}")
         print(f"    command   tarspyro train {name}\n")
 

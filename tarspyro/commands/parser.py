@@ -515,7 +515,7 @@ def _groups(
         type=_data_of(method),
         metavar="NAME or PATH",
         help=f"{as_list(names)} (default: {names[0]}), or a file or folder of your own, with"
-        f" {method.form.own}",
+        f" {method.own_data}",
     )
     return groups
 

@@ -193,24 +193,6 @@ class AutoregressiveDistribution(TorchDistribution):
             )
         return FirstSteps(self, lengths)
 
-    @property
-    def mean(self) -> Tensor:
-        """There is no closed form.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError
-
-    @property
-    def variance(self) -> Tensor:
-        """There is no closed form.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError
-
 
 class FirstSteps(TorchDistribution):
     r"""The distribution of the first steps of sequences.

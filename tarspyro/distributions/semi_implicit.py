@@ -132,21 +132,3 @@ class SemiImplicitDistribution(TorchDistribution):
         if self.reverse is not None:
             log_ratios = log_ratios + auxiliary.log_prob(draws) - reverse.log_prob(draws)
         return log_ratios.logsumexp(0) - math.log(len(draws))
-
-    @property
-    def mean(self) -> Tensor:
-        """There is no closed form.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError
-
-    @property
-    def variance(self) -> Tensor:
-        """There is no closed form.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError

@@ -372,6 +372,13 @@ def test_compiled_strata_are_those_of_the_eager_step():
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+def test_strata_of_batches_of_several_sizes(double):
+    p, q = narrow_and_wide()
+    loss = ModalityStrata(IWAE(2))
+    for size in (5, 3, 5):
+        assert np.isfinite(loss.loss(p, q, torch.zeros(size, 1), torch.zeros(size, 1)))
+
+
 def test_strata_need_a_mixture(double):
     p, q = narrow_and_wide("product")
     with pytest.raises(ValueError, match="guide must draw from a MixtureOfExperts"):

@@ -25,12 +25,10 @@ from tarspyro.commands.methods.forms import (
 )
 from tarspyro.commands.methods.method import Built, EarlyStopping, Method, WithLabels
 from tarspyro.commands.methods.networks import (
-    bernoulli,
     decoder,
     deterministic_pair,
-    encoder,
+    grey_pair,
     mlp,
-    normal,
     standard_normal,
 )
 from tarspyro.commands.methods.settings import (
@@ -169,14 +167,10 @@ class VAEGAN(_Game):
     sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
-        x = data.shape
-        z = self.latent
-        posterior = normal(encoder(self.hidden, x), z)
-        likelihood = bernoulli(decoder(self.hidden, z), x, grey=True)
-        model = tarspyro.models.VAE(standard_normal(z), likelihood)
-        discriminator = self._discriminator(x)
+        model, guide = grey_pair(data.shape, self.latent, self.hidden)
+        discriminator = self._discriminator(data.shape)
         loss = tarspyro.infer.VAEGAN(discriminator, self._divergence(), gamma=self.gamma)
-        return Built(model, tarspyro.guides.VAE(posterior), loss)
+        return Built(model, guide, loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +193,9 @@ class FactorVAE(_Game):
     sampler = samples.PLAIN
 
     def build(self, data: PreparedData) -> Built:
-        x = data.shape
-        z = self.latent
-        likelihood = bernoulli(decoder(self.hidden, z), x, grey=True)
-        model = tarspyro.models.VAE(standard_normal(z), likelihood)
-        guide = tarspyro.guides.VAE(normal(encoder(self.hidden, x), z))
-        loss = tarspyro.infer.FactorVAE(self._discriminator(z), gamma=self.gamma)
+        model, guide = grey_pair(data.shape, self.latent, self.hidden)
+        discriminator = self._discriminator(self.latent)
+        loss = tarspyro.infer.FactorVAE(discriminator, gamma=self.gamma)
         return Built(model, guide, loss)
 
 

@@ -149,17 +149,21 @@ class Method:
         """Returns the likelihood of a file's values; None for the one that suits them."""
         return "Normal"
 
+    @property
+    def own_data(self) -> str:
+        """What a file of the user's own may hold, in words."""
+        return self.form.own.replace(" or a table", "") if self.images_alone else self.form.own
+
     def check_takes(self, path: str, layout: Layout) -> None:
         """Raises a ``ValueError`` if the method cannot take what a file holds."""
-        taken = f"{path} cannot train {self.name}, which takes {self.form.own}"
+        taken = f"{path} cannot train {self.name}, which takes {self.own_data}"
         if self.form.sequences and layout.kind == "a table":
             raise ValueError(
                 f"{taken}: save an .npz file with an array (steps, features) for each sequence,"
                 " or one array (sequences, steps, features)."
             )
         if self.images_alone and layout.kind != "images":
-            alone = taken.replace(" or a table", "")
-            raise ValueError(f"{alone}: tarspyro train vae takes it.")
+            raise ValueError(f"{taken}: tarspyro train vae takes it.")
         if layout.gaps and not self.whole_input:
             raise ValueError(
                 f"{path} has gaps, which {self.name} cannot train on: tarspyro train vae can, and"

@@ -7,6 +7,7 @@ __all__ = [
     "deterministic_pair",
     "encoder",
     "family_named",
+    "grey_pair",
     "likelihood_of",
     "mlp",
     "normal",
@@ -243,6 +244,18 @@ def categorical(trunk: "nn.Module", num_classes: int) -> "Conditional":
     from pyro.distributions import OneHotCategorical
 
     return tarspyro.Conditional(OneHotCategorical, trunk, num_classes)
+
+
+def grey_pair(
+    shape: tuple[int, ...], latent: int, hidden: Sequence[int]
+) -> "tuple[models.VAE, guides.VAE]":
+    """Returns a VAE of grey pixels with a Normal code."""
+    likelihood = bernoulli(decoder(hidden, latent), shape, grey=True)
+    posterior = normal(encoder(hidden, shape), latent)
+    return (
+        tarspyro.models.VAE(standard_normal(latent), likelihood),
+        tarspyro.guides.VAE(posterior),
+    )
 
 
 def deterministic_pair(

@@ -47,11 +47,15 @@ class Composed(Bound):
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, and the bound with its terms and those of ``further``."""
-        for name in self.bound.adjustable:
-            setattr(self.bound, name, getattr(self, name))
+        self.adjust_bound()
         loss, terms = self.bound.loss_and_terms(model, guide, *args, **kwargs)
         further, further_terms = self.further(model, guide, args, kwargs)
         return loss + further, {"bound": -loss.detach(), **terms, **further_terms}
+
+    def adjust_bound(self) -> None:
+        """Gives the bound the values that its adjustable attributes have here."""
+        for name in self.bound.adjustable:
+            setattr(self.bound, name, getattr(self, name))
 
     def further(
         self,

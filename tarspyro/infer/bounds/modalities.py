@@ -212,7 +212,7 @@ class ModalitySubsets(_OfModalities):
         return sum(losses), {}
 
 
-class ModalityStrata(_OfModalities):
+class ModalityStrata(Composed):
     r"""Minus the mean of a bound over the experts of a mixture: MMVAE's bound.
 
     .. math:: \frac{1}{M} \sum_{m=1}^M \mathbb{E}_{z_1, \dots, z_K \sim q_m(z \mid x_m)}\left[
@@ -252,16 +252,15 @@ class ModalityStrata(_OfModalities):
         if self._strata is None or self._strata.guide is not guide:
             self._strata = _Strata(guide)
         strata = self._strata
-        x = args[: len(getattr(model, "likelihoods", args))]
-        strata.count = sum(value is not None for value in x)
+        x: Any = args[: len(getattr(model, "likelihoods", args))]
+        strata.count = len(_given(x))
+        self.adjust_bound()
+        # The levels of the last batch, and those of the trial runs, are of other rows.
+        strata.starts.clear()
+        strata.nesting = self.bound.structure(model, strata, *args, **kwargs).nesting
         strata.starts.clear()
         losses: list[Tensor] = []
         terms: list[dict[str, Tensor]] = []
-        for name in self.bound.adjustable:
-            setattr(self.bound, name, getattr(self, name))
-        nesting = self.bound.structure(model, strata, *args, **kwargs).nesting
-        strata.starts.clear()
-        strata.nesting = nesting
         for place in range(strata.count):
             strata.place = place
             loss, found = self.bound.loss_and_terms(model, strata, *args, **kwargs)
