@@ -7,7 +7,7 @@ becomes shorter, compiles in less time, and has fewer and larger matrix products
 on the step before, such as a recurrence, stays as it is.
 """
 
-__all__ = ["RepeatedOperations"]
+__all__ = ["MINIMUM", "OperationKeys", "RepeatedOperations", "form_of", "sums_of"]
 
 import heapq
 import operator
@@ -210,7 +210,10 @@ def _sources(group: Sequence[Node]) -> tuple[Node, ...]:
 def _units(graph: GraphModule) -> list[_Unit]:
     """All nodes of a graph as units, in an order in which they can be computed."""
     ordered = _ordered_nodes(graph)
-    groups = [*_repetitions(graph, ordered), *_sums(graph, ordered)]
+    groups = [
+        *_repetitions(graph, ordered),
+        *(_Unit(nodes, terms) for nodes, terms in sums_of(graph, set(ordered))),
+    ]
     while True:
         known = {unit.nodes for unit in groups}
         groups = [
@@ -284,7 +287,7 @@ def _in_order(units: Sequence[_Unit], ordered: Sequence[Node]) -> list[_Unit]:
 def _repetitions(graph: GraphModule, ordered: Sequence[Node]) -> Iterator[_Unit]:
     """Yields the repetitions of each operation that do not depend on each other."""
     kept = set(ordered)
-    keys = _Keys(graph)
+    keys = OperationKeys(graph)
     kinds: dict[Hashable, list[Node]] = defaultdict(list)
     for node in graph.graph.nodes:
         repeatable = isinstance(node.target, OpOverload) or node.target is operator.getitem
@@ -321,19 +324,30 @@ def _successive(nodes: Sequence[Node]) -> bool:
     )
 
 
-class _Keys:
+class OperationKeys:
     """Keys of operations, equal for repetitions: the operation, its constants, shapes,
     parameters, and the same of the operations before it.
+
+    Arguments:
+        graph: The graph.
+        depth: How many operations back two operations must agree.
     """
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, depth: int = DEPTH) -> None:
         self.graph = graph
-        self._known: dict[tuple[Node, int], Hashable] = {}
+        self.depth = depth
+        self._known: dict[tuple[Node, int], int] = {}
+        self._numbers: dict[Hashable, int] = {}
 
-    def of(self, node: Node, depth: int = DEPTH) -> Hashable:
+    def of(self, node: Node) -> int:
         """Returns the key of a node."""
+        return self._of(node, self.depth)
+
+    def _of(self, node: Node, depth: int) -> int:
+        # A number for each key: the keys themselves are deep, and slow to compare.
         if (node, depth) not in self._known:
-            self._known[node, depth] = self._found(node, depth)
+            found = self._found(node, depth)
+            self._known[node, depth] = self._numbers.setdefault(found, len(self._numbers))
         return self._known[node, depth]
 
     def _found(self, node: Node, depth: int) -> Hashable:
@@ -341,7 +355,7 @@ class _Keys:
             return id(constant_of(self.graph, node))
         if node.op != "call_function":
             return node.name
-        shape = _form(node.meta.get("val"))
+        shape = form_of(node.meta.get("val"))
         # Before a product its parameters tell what it is; what comes in may differ, as the
         # state of a recurrence does at its first step.
         below = -1 if is_product(node) else depth - 1
@@ -355,24 +369,31 @@ class _Keys:
             shape,
             str(spec),
             *(
-                self.of(value, below) if isinstance(value, Node) else repr(value)
+                self._of(value, below) if isinstance(value, Node) else repr(value)
                 for value in arguments
             ),
         )
 
 
-def _form(value: object) -> Hashable:
+def form_of(value: object) -> Hashable:
     """The shape and type of a tensor, or of each in a list."""
     if torch.is_tensor(value):
         return tuple(value.shape), value.dtype, value.device
     if isinstance(value, (list, tuple)):
-        return tuple(_form(part) for part in value)
+        return tuple(form_of(part) for part in value)
     return repr(value)
 
 
-def _sums(graph: GraphModule, ordered: Collection[Node]) -> Iterator[_Unit]:
-    """Yields the sums of many terms of one shape, added one after the other."""
-    kept = set(ordered)
+def sums_of(
+    graph: GraphModule, kept: Collection[Node] = ()
+) -> Iterator[tuple[tuple[Node, ...], tuple[Node, ...]]]:
+    """Yields the sums of many terms of one shape, added one after the other: their additions,
+    and their terms.
+
+    Arguments:
+        graph: The graph.
+        kept: Nodes that are not part of a sum.
+    """
     inner: set[Node] = set()
     for last in reversed(graph.graph.nodes):
         if last in inner or not _is_plain_sum(last) or last in kept:
@@ -387,7 +408,7 @@ def _sums(graph: GraphModule, ordered: Collection[Node]) -> Iterator[_Unit]:
         terms.append(nodes[-1].args[0])
         if len(terms) >= MINIMUM:
             inner.update(nodes)
-            yield _Unit(tuple(reversed(nodes)), tuple(reversed(terms)))
+            yield tuple(reversed(nodes)), tuple(reversed(terms))
 
 
 def _is_plain_sum(node: Node) -> bool:
@@ -397,7 +418,7 @@ def _is_plain_sum(node: Node) -> bool:
         and not node.kwargs
         and all(
             isinstance(term, Node)
-            and _form(term.meta.get("val")) == _form(node.meta.get("val"))
+            and form_of(term.meta.get("val")) == form_of(node.meta.get("val"))
             for term in node.args
         )
     )

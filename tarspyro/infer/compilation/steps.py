@@ -5,6 +5,7 @@ __all__ = ["CompiledStep", "stored_tensors"]
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import pyro
 import torch
@@ -15,6 +16,8 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.capture import Captured
 from tarspyro.infer.compilation.keys import TRIALS, device_of, dtype_of, modules_within
 from tarspyro.infer.compilation.recording import TensorFunction, record
+from tarspyro.infer.compilation.recurrences import in_parts
+from tarspyro.infer.compilation.simplification import simplified
 from tarspyro.programs import tensors_of
 from tarspyro.types import Program
 
@@ -207,9 +210,17 @@ class CompiledStep:
 
 
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> TensorFunction:
-    # Without TorchDynamo, which would only find the same graph again.
     if backend == "eager":
         return graph
+    graph = simplified(graph)
+    compiler = partial(_compile_part, backend=backend)
+    return in_parts(graph, inputs, compiler) or compiler(graph, inputs)
+
+
+def _compile_part(
+    graph: GraphModule, inputs: Sequence[Tensor], backend: str
+) -> TensorFunction:
+    # Without TorchDynamo, which would only find the same graph again.
     function: TensorFunction
     with torch.no_grad(), warnings.catch_warnings():
         # What a compiler's own imports deprecate is no fault of the program.
