@@ -27,6 +27,8 @@ from tarspyro.scopes import preserved_rng
 
 # A shorter recurrence is compiled as it stands.
 MINIMUM_STEPS = 8
+# How many steps back a step may read.
+LONGEST_LAG = 3
 
 TensorFunction: TypeAlias = Callable[..., Sequence[Tensor]]
 Compiler: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], TensorFunction]
@@ -209,8 +211,9 @@ class _Builder:
         self.columns: list[Node | tuple[Node, ...]] = []
         self._graph = Graph()
         self._made: dict[Node, Node] = {}
-        self._rows: dict[Node, tuple[tuple[Node, ...], int]] = {}
-        self._stacks: dict[tuple[Node, ...], Node] = {}
+        # Rows of a tensor: a column of a loop, or a node and a dimension.
+        self._rows: dict[Node, tuple[tuple[Any, ...], int]] = {}
+        self._stacks: dict[tuple[Any, ...], Node] = {}
         inner = set(nodes)
         read = dict.fromkeys(
             source for node in nodes for source in node.all_input_nodes if source not in inner
@@ -233,18 +236,35 @@ class _Builder:
 
     def copy(self, node: Node) -> None:
         """Adds a node, whose arguments are there."""
-        joins = node.target in (_ATEN.cat.default, _ATEN.stack.default)
-        along_rows = len(node.args) == 1 or node.args[1] == 0
-        if joins and along_rows and not node.kwargs:
+        dimension = node.args[1] if len(node.args) > 1 else 0
+        if node.target is _ATEN.stack.default and not node.kwargs:
+            joined = self._joined(node)
+            if dimension != 0:
+                joined = self._call(_ATEN.movedim.int, joined, 0, dimension)
+                joined = self._call(_ATEN.contiguous.default, joined)
+            self._made[node] = joined
+        elif node.target is _ATEN.cat.default and dimension == 0 and not node.kwargs:
             self._made[node] = self._joined(node)
         else:
             self._made[node] = self._graph.node_copy(node, self._of)
+        if node.target is _ATEN.select.int:
+            source, dimension, row = node.args
+            assert isinstance(row, int)
+            self._rows[node] = ((source, dimension), row)
 
     def _of(self, node: Node) -> Node:
         if node not in self._made:
             column, row = self._rows[node]
-            self._made[node] = self._call(_ATEN.select.int, self._stacks[column], 0, row)
+            self._made[node] = self._call(_ATEN.select.int, self._stack(column), 0, row)
         return self._made[node]
+
+    def _stack(self, column: tuple[Any, ...]) -> Node:
+        """The node whose rows are those of a column."""
+        if column not in self._stacks:
+            source, dimension = column
+            rows = self._call(_ATEN.movedim.int, self._of(source), dimension, 0)
+            self._stacks[column] = rows
+        return self._stacks[column]
 
     def _joined(self, node: Node) -> Node:
         """The node of a concatenation or a stack, in which successive steps are one part."""
@@ -259,7 +279,7 @@ class _Builder:
             column, start = self._rows[first]
             _, end = self._rows[last]
             low, high = min(start, end), max(start, end)
-            rows = self._call(_ATEN.slice.Tensor, self._stacks[column], 0, low, high + 1)
+            rows = self._call(_ATEN.slice.Tensor, self._stack(column), 0, low, high + 1)
             if start > end:
                 rows = self._call(_ATEN.flip.default, rows, [0])
             parts.append(rows if stacks else self._call(_ATEN.flatten.using_ints, rows, 0, 1))
@@ -283,7 +303,8 @@ class _Builder:
         column, row = self._rows.get(node, (None, 0))
         other, following_row = self._rows.get(following, (None, 0))
         distance = following_row - row
-        return distance if column is not None and column == other and abs(distance) == 1 else 0
+        one = column is not None and column == other and min(row, following_row) >= 0
+        return distance if one and abs(distance) == 1 else 0
 
     def _call(self, operation: Any, *args: Any) -> Node:
         return self._graph.call_function(operation, args)
@@ -363,7 +384,7 @@ class _Loop:
         return GraphModule({}, graph)
 
     def is_regular(self) -> bool:
-        """Whether all that a step reads of others comes from the one before."""
+        """Whether all that a step reads of others comes from the few before it."""
         own = {node for step in self.steps for node in step}
         return own.isdisjoint(self.needed())
 
@@ -416,7 +437,8 @@ class _Column(NamedTuple):
 
     Attributes:
         nodes: The node of each step.
-        carried: The output of the step before that it is; None if it comes from outside.
+        carried: The output of an earlier step that it is; None if it comes from outside.
+        lag: How many steps before.
         source: The node whose rows they are; None if they are no rows.
         dimension: The dimension of the rows.
         rows: The row of each step.
@@ -424,6 +446,7 @@ class _Column(NamedTuple):
 
     nodes: tuple[Node, ...]
     carried: int | None = None
+    lag: int = 0
     source: Node | None = None
     dimension: int = 0
     rows: tuple[int, ...] = ()
@@ -431,9 +454,10 @@ class _Column(NamedTuple):
     @classmethod
     def of(cls, nodes: tuple[Node, ...], outputs: Sequence[tuple[Node, ...]]) -> "_Column":
         """Returns the column of some nodes, in a loop of these outputs."""
-        for place, output in enumerate(outputs):
-            if output[:-1] == nodes[1:]:
-                return cls(nodes, carried=place)
+        for lag in range(1, LONGEST_LAG + 1):
+            for place, output in enumerate(outputs):
+                if output[:-lag] == nodes[lag:]:
+                    return cls(nodes, carried=place, lag=lag)
         first = nodes[0]
         if all(
             node.target is _ATEN.select.int and node.args[:2] == first.args[:2]
@@ -442,19 +466,19 @@ class _Column(NamedTuple):
             source, dimension = first.args[:2]
             if len(set(nodes)) > 1:
                 rows = tuple(node.args[2] for node in nodes)
-                return cls(nodes, None, source, dimension, rows)  # type: ignore[arg-type]
+                return cls(nodes, None, 0, source, dimension, rows)  # type: ignore[arg-type]
         return cls(nodes)
 
     def needed(self) -> list[Node]:
         """The nodes whose values are needed."""
         if self.carried is not None:
-            return [self.nodes[0]]
+            return [*self.nodes[: self.lag]]
         return [*self.nodes] if self.source is None else [self.source]
 
     def tensors(self, values: Mapping[Node, Tensor], count: int) -> list[Tensor]:
         """Returns the tensors of all steps; those that are known before the loop runs."""
         if self.carried is not None:
-            return [values[self.nodes[0]]]
+            return [values[node] for node in self.nodes[: self.lag]]
         if self.source is not None:
             rows = values[self.source].unbind(self.dimension)
             return [rows[row] for row in self.rows]
