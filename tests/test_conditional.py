@@ -1,5 +1,7 @@
 """Conditional and Prior: every family from its own declaration, the uniform interface, errors."""
 
+import math
+
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -8,8 +10,9 @@ from pyro.distributions import ConditionalTransformedDistribution, transforms
 from torch import nn
 from torch.distributions import SoftplusTransform
 
-from tarspyro import Conditional, Deterministic
+from tarspyro import Conditional, Deterministic, evaluate, fit, guides, models
 from tarspyro.distributions import Prior, as_prior, default_prior
+from tarspyro.infer import ELBO, IWAE
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
 FAMILIES = {
@@ -384,3 +387,28 @@ def test_a_chain_of_normals_starts_in_the_range_of_numbers():
     for link in links:
         value = link(value).sample()
     assert value.abs().max() < 1e4
+
+
+class PixelDecoder(nn.Module):
+    """A decoder that makes an image of one pixel of a vector, as DCGAN's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ConvTranspose2d(2, 8, 4)
+        self.second = nn.ConvTranspose2d(8, 1, 4, 2, 1)
+
+    def forward(self, z):
+        return self.second(self.first(z[:, :, None, None]).relu())
+
+
+@pytest.mark.parametrize("bound", [ELBO(), IWAE(3)], ids=["ELBO", "IWAE"])
+def test_a_decoder_whose_convolutions_come_first_takes_vectors(bound):
+    torch.manual_seed(0)
+    x = torch.rand(12, 1, 8, 8).round()
+    p = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, PixelDecoder(), (1, 8, 8))
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP((1, 8, 8), [16]), 2))
+    history = fit(p, q, x, loss=bound, epochs=1, progress=False)
+    assert math.isfinite(history["loss"][-1])
+    assert evaluate.log_likelihood(p, q, x, num_particles=3).isfinite().all()

@@ -15,6 +15,7 @@ __all__ = [
     "Incomplete",
     "InverseGamma",
     "Kumaraswamy",
+    "LowRankMultivariateNormal",
     "MixtureOfExperts",
     "NormalMixture",
     "PowerSpherical",
@@ -47,6 +48,7 @@ from tarspyro.distributions.kumaraswamy import (
     StickBreakingKumaraswamy,
 )
 from tarspyro.distributions.logistic import DiscretizedLogistic, DiscretizedLogisticMixture
+from tarspyro.distributions.low_rank import LowRankMultivariateNormal
 from tarspyro.distributions.mixture import NormalMixture
 from tarspyro.distributions.prior import (
     Prior,

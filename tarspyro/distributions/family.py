@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.distributions import Transform, constraints
 
 from tarspyro.arguments import as_numbers, as_shape, format_value, suggestion
 from tarspyro.distributions.links import link_to
+from tarspyro.distributions.low_rank import LowRankMultivariateNormal
 from tarspyro.modules import Configurable
 from tarspyro.types import Distribution
 
@@ -31,6 +33,12 @@ _USUAL = {
     "std": "scale",
     "sigma": "scale",
     "alpha": "concentration",
+}
+
+# Families of Pyro whose log-densities are wrong in single precision, and those that are used
+# instead.
+_EXACT: dict[type[Any], type[Any]] = {
+    dist.LowRankMultivariateNormal: LowRankMultivariateNormal
 }
 
 # Parameters that are fixed at these values unless given. Maddison et al. (2016, "The Concrete
@@ -74,7 +82,7 @@ class FamilyModule(Configurable):
     ) -> None:
         super().__init__()
         _check_family(family)
-        self.family = family
+        self.family = _EXACT.get(family, family)
         self.event_shape = as_shape("event_shape", event_shape)
         self._native = _native_ndims(family)
         if self._native > len(self.event_shape):

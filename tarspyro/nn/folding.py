@@ -12,6 +12,7 @@ __all__ = [
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from tarspyro.arguments import check_module, format_value
+from tarspyro.scopes import evaluating, preserved_rng
 
 # The event of an input, which is one data point in it: its shape, or its number of dimensions.
 Event: TypeAlias = Sequence[int] | int
@@ -96,7 +98,7 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
         ranks = [found, *(max(rank, 1) for rank in others)]
         if ranks == learned:
             return learned
-        if found >= (event_ndims(network) or 0):
+        if found >= (event_ndims(network) or 0) or _runs(network, inputs, ranks):
             network.__dict__[_LEARNED] = ranks
             return ranks
     if learned is not None and len(learned) == len(inputs):
@@ -104,6 +106,19 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     ndims = event_ndims(network)
     first = inputs[0].dim() - 1 if ndims is None else ndims
     return [first] + [1] * (len(inputs) - 1)
+
+
+def _runs(network: nn.Module, inputs: Sequence[Tensor], ranks: Sequence[int]) -> bool:
+    """Whether a network runs on events of fewer dimensions than its first layer takes, because
+    it adds them itself, such as a decoder that makes an image of one pixel of a vector.
+    """
+    with torch.no_grad(), evaluating(network), preserved_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            network(*fold(inputs, ranks)[0])
+        except Exception:  # whatever a network raises for inputs that it does not take
+            return False
+    return True
 
 
 def _count_plates() -> int | None:

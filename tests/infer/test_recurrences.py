@@ -179,7 +179,13 @@ def random_program(seed):
     torch.manual_seed(seed)
     width = draws.choice([2, 3, 5])
     layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-    activations = [torch.tanh, torch.sigmoid, torch.relu, torch.sin, torch.nn.functional.softplus]
+    activations = [
+        torch.tanh,
+        torch.sigmoid,
+        torch.relu,
+        torch.sin,
+        torch.nn.functional.softplus,
+    ]
 
     def operation(depth):
         kind = draws.randrange(6)

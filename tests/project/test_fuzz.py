@@ -373,6 +373,14 @@ CALLS = {
         ),
         (distributions.Kumaraswamy, {"concentration1": torch.ones(3), "concentration0": 2.0}),
         (
+            distributions.LowRankMultivariateNormal,
+            {
+                "loc": torch.zeros(3),
+                "cov_factor": torch.ones(3, 1),
+                "cov_diag": torch.ones(3),
+            },
+        ),
+        (
             distributions.StickBreaking,
             {"breaks": dist.Beta(torch.ones(3), torch.ones(3)).to_event(1)},
         ),
