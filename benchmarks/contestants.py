@@ -7,7 +7,6 @@ model and a guide with the same networks, the bound or the game, Pyro's bound wh
 and a batch.
 """
 
-import functools
 import math
 import random
 import statistics
@@ -55,13 +54,14 @@ cross_entropy = nn.functional.binary_cross_entropy_with_logits
 
 
 class Program(NamedTuple):
-    """One training step, three ways."""
+    """One training step, three ways; and its name and options in ``numpyro_steps.py``."""
 
     by_hand: Callable[[], nn.Module]
     pair: Callable[[], tuple[Any, Any]]
     bound: Callable[[], Any]
     pyro_bound: Callable[[], Any] | None
     batch: Callable[[], torch.Tensor]
+    numpyro: tuple[str, dict[str, Any]] | None = None
 
 
 class HandWrittenVAE(nn.Module):
@@ -325,6 +325,7 @@ def elbo(pixels, hidden, latent, batch):
         ELBO,
         Trace_ELBO,
         lambda: torch.rand(batch, pixels).round(),
+        ("vae", {}),
     )
 
 
@@ -339,6 +340,7 @@ def iwae(pixels, hidden, latent, batch, particles, **options):
             alpha=0, num_particles=particles, vectorize_particles=True, max_plate_nesting=1
         ),
         lambda: torch.rand(batch, pixels).round(),
+        ("iwae", {"particles": particles}),
     )
 
 
@@ -350,6 +352,7 @@ def convolutional(batch):
         ELBO,
         Trace_ELBO,
         lambda: torch.rand(batch, 1, 28, 28).round(),
+        ("convolutional", {}),
     )
 
 
@@ -361,7 +364,12 @@ def recurrent(batch, length):
         return network.model, network.guide
 
     return Program(
-        Recurrent, pair, ELBO, Trace_ELBO, lambda: torch.rand(batch, length, 28).round()
+        Recurrent,
+        pair,
+        ELBO,
+        Trace_ELBO,
+        lambda: torch.rand(batch, length, 28).round(),
+        ("recurrent", {}),
     )
 
 
@@ -373,6 +381,7 @@ def painting(batch, steps):
         ELBO,
         Trace_ELBO,
         lambda: torch.rand(batch, 784).round(),
+        ("painting", {"steps": steps}),
     )
 
 
@@ -387,6 +396,7 @@ def gamma(pixels, hidden, latent, batch):
         ELBO,
         Trace_ELBO,
         lambda: torch.rand(batch, pixels).round(),
+        ("gamma", {}),
     )
 
 
@@ -440,7 +450,7 @@ def hand_written(
 def ours(program: Program, device: str, *, compiled: bool = False, **options: object) -> Step:
     """The step that ``fit`` runs, its bookkeeping included."""
     model, guide = program.pair()
-    modules = [module.to(device) for module in _modules(model, guide)]
+    modules = [module.to(device) for module in modules_of(model, guide)]
     parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
     loss = program.bound()
     objective = Objective(loss, model, guide)
@@ -468,7 +478,7 @@ def svi(program: Program, device: str) -> Step:
     validation.
     """
     model, guide = program.pair()
-    for index, module in enumerate(module.to(device) for module in _modules(model, guide)):
+    for index, module in enumerate(module.to(device) for module in modules_of(model, guide)):
         if not isinstance(module, StochasticModule):
             model, guide = (
                 registered(half, f"{program.pair}_{index}", module) for half in (model, guide)
@@ -492,41 +502,77 @@ def registered(half: Callable, name: str, module: nn.Module) -> Callable:
     return run
 
 
-def _modules(*halves: object) -> list[nn.Module]:
+def modules_of(*halves: object) -> list[nn.Module]:
+    """The modules that halves are, or are methods of, each once."""
     owners = (getattr(half, "__self__", half) for half in halves)
     return list(
         {id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values()
     )
 
 
-def measure(
-    contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1
-) -> dict[str, list[float]]:
-    """Milliseconds a step of every contestant in every round, whose order is drawn anew.
+class Cost(NamedTuple):
+    """What some steps have cost: seconds on the clock, and of the process's processor time."""
+
+    steps: int
+    wall: float
+    cpu: float
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds a step on the clock."""
+        return 1e3 * self.wall / self.steps
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of the processor a step."""
+        return 1e3 * self.cpu / self.steps
+
+
+# Takes so many steps, or a few more, and tells what they have cost.
+Turn = Callable[[int], Cost]
+
+
+def turn_of(step: Step, x: torch.Tensor) -> Turn:
+    """The turn of a contestant of this process."""
+
+    def turn(steps: int) -> Cost:
+        accelerators.synchronize(x.device)
+        wall = time.perf_counter()
+        cpu = time.process_time()
+        for _ in range(steps):
+            step(x)
+        accelerators.synchronize(x.device)
+        return Cost(steps, time.perf_counter() - wall, time.process_time() - cpu)
+
+    return turn
+
+
+def take_turns(
+    turns: dict[str, Turn], rounds: int, seconds: float = 0.1
+) -> dict[str, list[Cost]]:
+    """The cost of every contestant in every round, whose order is drawn anew.
 
     In a round each contestant takes as many steps as fill about so many seconds, at least one.
     """
-    synchronize = functools.partial(accelerators.synchronize, x.device)
     counts = {}
-    for name, step in contestants.items():
-        for _ in range(10):
-            step(x)
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(3):
-            step(x)
-        synchronize()
-        counts[name] = max(1, round(3 * seconds / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for name, turn in turns.items():
+        turn(10)
+        cost = turn(3)
+        counts[name] = max(1, round(seconds * cost.steps / cost.wall))
+    costs: dict[str, list[Cost]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name in random.sample(list(contestants), len(contestants)):
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(counts[name]):
-                contestants[name](x)
-            synchronize()
-            times[name].append(1e3 * (time.perf_counter() - start) / counts[name])
-    return times
+        for name in random.sample(list(turns), len(turns)):
+            costs[name].append(turns[name](counts[name]))
+    return costs
+
+
+def measure(
+    contestants: dict[str, Step], x: torch.Tensor, rounds: int, seconds: float = 0.1
+) -> dict[str, list[float]]:
+    """Milliseconds a step on the clock of contestants that take turns on a batch."""
+    turns = {name: turn_of(step, x) for name, step in contestants.items()}
+    costs = take_turns(turns, rounds, seconds)
+    return {name: [cost.ms for cost in values] for name, values in costs.items()}
 
 
 def ratio(times: dict[str, list[float]], name: str, to: str) -> float:

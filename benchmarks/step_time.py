@@ -1,20 +1,26 @@
 """The time of one training step: ours, eager and compiled, Pyro's SVI, and PyTorch written by
-hand, plain and compiled.
+hand, plain and compiled; with ``--numpyro``, NumPyro's too.
 
     python benchmarks/step_time.py [--rounds 20] [--threads 2] [--device cpu] [--only MLP]
+    python benchmarks/step_time.py --numpyro .venv-jax/bin/python --cold --long
 
-All contestants of a program run in one process and take turns: in a round each takes the steps
-of a tenth of a second, in an order drawn anew, and figures are medians over the rounds. Ratios
-are taken round by round, so that a change of the machine's load hits both sides. The programs
-are in ``contestants.py``. Results are written to ``benchmarks/results/step_time.json``
-(``step_time_cuda.json``), the picture with ``--picture`` from there.
+The contestants of a program take turns: in a round each takes the steps of a tenth of a second,
+in an order drawn anew, and figures are medians over the rounds. Ratios are taken round by round,
+so that a change of the machine's load hits both sides. NumPyro runs in a process of its own,
+which waits while the others run; times are of the clock and of each process's own processor
+time. The programs are in ``contestants.py`` and ``numpyro_steps.py``. Results are written to
+``benchmarks/results/step_time.json`` (``step_time_cuda.json``), the picture with ``--picture``
+from there.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import random
 import statistics
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -28,13 +34,15 @@ from contestants import (
     gamma,
     hand_written,
     iwae,
-    measure,
     ours,
     painting,
     ratio,
     recurrent,
     svi,
+    take_turns,
+    turn_of,
 )
+from numpyro_process import started
 
 from tarspyro.accelerators import name_of_accelerator
 
@@ -48,22 +56,26 @@ PROGRAMS = {
     "MLP GAN 64-256-256-784, batch 100": adversarial(784, 256, 64, 100),
     "MLP VAE 784-8-8-50, batch 100 (host cost)": elbo(784, 8, 50, 100),
 }
+LONG = {"VRNN T=112, batch 64": recurrent(64, 112)}
 HAND = "hand-written"
 HAND_COMPILED = "hand-written, torch.compile"
 EAGER = "tarspyro, eager"
 COMPILED = "tarspyro, compiled"
 PYRO = "Pyro SVI"
+NUMPYRO = {"NumPyro, a jitted step": "step", "NumPyro, steps in one scan": "scan"}
+BEST_OF_NUMPYRO = "best of NumPyro"
 GOALS = {
     "eager / hand-written": (EAGER, HAND),
     "compiled / hand-written": (COMPILED, HAND),
     "compiled / hand-written torch.compile": (COMPILED, HAND_COMPILED),
     "compiled / Pyro": (COMPILED, PYRO),
+    "compiled / best of NumPyro": (COMPILED, BEST_OF_NUMPYRO),
 }
 RESULTS = Path(__file__).parent / "results"
 
 
-def contestants_of(program, device, compiler=True):
-    """All contestants of a program, compiled, with the seconds that this took."""
+def contestants_of(program, x, device, compiler=True, numpyro=None):
+    """The turns of all contestants of a program, compiled, with the seconds that this took."""
     makers = {
         HAND: lambda: hand_written(program, device),
         "hand-written, fused Adam": lambda: hand_written(program, device, fused=True),
@@ -78,15 +90,41 @@ def contestants_of(program, device, compiler=True):
         makers[PYRO] = lambda: svi(program, device)
     if not compiler:
         del makers[HAND_COMPILED], makers[COMPILED]
-    x = program.batch().to(device)
-    steps = {}
+    turns = {}
     start_up = {}
     for name, make in makers.items():
         start = time.perf_counter()
-        steps[name] = make()
-        steps[name](x), steps[name](x)
+        turns[name] = turn_of(make(), x)
+        turns[name](2)
         start_up[name] = round(time.perf_counter() - start, 1)
-    return steps, start_up, x
+    for name, contestant in NUMPYRO.items() if numpyro else ():
+        start = time.perf_counter()
+        turns[name] = numpyro.turn(contestant)
+        turns[name](2)
+        start_up[name] = round(time.perf_counter() - start, 1)
+    return turns, start_up
+
+
+def goals_of(times):
+    """The ratios that have goals, from the times of each contestant in each round."""
+    ways = [name for name in NUMPYRO if name in times]
+    if ways:
+        best = min(ways, key=lambda name: statistics.median(times[name]))
+        times = {**times, BEST_OF_NUMPYRO: times[best]}
+    return {
+        goal: round(ratio(times, one, other), 3)
+        for goal, (one, other) in GOALS.items()
+        if one in times and other in times
+    }
+
+
+@contextlib.contextmanager
+def empty_cache():
+    """A cache of PyTorch's compiler that holds nothing but its compiled headers."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        torch.compile(torch.sin)(torch.ones(64))
+        yield
 
 
 def main():
@@ -100,6 +138,17 @@ def main():
         "--without-compiler", action="store_true", help="leave out what is compiled"
     )
     parser.add_argument("--only", default="", help="programs whose names contain this")
+    parser.add_argument(
+        "--numpyro", metavar="PYTHON", help="the Python of an environment that has NumPyro"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="let the compiler find nothing of earlier runs"
+    )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="add the VRNN of 112 steps, which compiles for minutes",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--picture", type=Path, help="only draw the stored results, to this file"
@@ -111,6 +160,8 @@ def main():
     )
     if arguments.picture:
         return draw(json.loads(out.read_text()), arguments.picture)
+    if arguments.numpyro and arguments.device != "cpu":
+        parser.error("NumPyro is compared on the CPU: leave --device or --numpyro out")
     warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -121,30 +172,47 @@ def main():
         "threads": arguments.threads,
         "rounds": arguments.rounds,
     }
-    for name, program in PROGRAMS.items():
-        if arguments.only not in name:
-            continue
-        pyro.clear_param_store()
-        compiler = not arguments.without_compiler
-        steps, start_up, x = contestants_of(program, arguments.device, compiler)
-        times = measure(steps, x, arguments.rounds)
-        row = report["rows"][name] = {
-            contestant: {
-                "ms": round(statistics.median(values), 3),
-                "to hand-written": round(ratio(times, contestant, HAND), 3),
-                "first two steps, s": start_up[contestant],
-            }
-            for contestant, values in times.items()
+    programs = PROGRAMS | LONG if arguments.long else PROGRAMS
+    with (
+        empty_cache() if arguments.cold else contextlib.nullcontext(),
+        started(arguments.numpyro, arguments.threads) as numpyro,
+    ):
+        for name, program in programs.items():
+            if arguments.only not in name:
+                continue
+            pyro.clear_param_store()
+            row = row_of(program, arguments, numpyro if program.numpyro else None)
+            report["rows"][name] = row
+            print(name)
+            for contestant, entry in row.items():
+                print(f"  {contestant:34} {json.dumps(entry)}", flush=True)
+            out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def row_of(program, arguments, numpyro):
+    """The figures of a program."""
+    x = program.batch().to(arguments.device)
+    losses = numpyro.load(program, x) if numpyro else None
+    compiler = not arguments.without_compiler
+    turns, start_up = contestants_of(program, x, arguments.device, compiler, numpyro)
+    costs = take_turns(turns, arguments.rounds)
+    wall = {name: [cost.ms for cost in values] for name, values in costs.items()}
+    cpu = {name: [cost.cpu_ms for cost in values] for name, values in costs.items()}
+    row = {
+        name: {
+            "ms": round(statistics.median(wall[name]), 3),
+            "processor ms": round(statistics.median(cpu[name]), 3),
+            "to hand-written": round(ratio(wall, name, HAND), 3),
+            "processor, to hand-written": round(ratio(cpu, name, HAND), 3),
+            "first two steps, s": start_up[name],
         }
-        row["goals"] = {
-            goal: round(ratio(times, one, other), 3)
-            for goal, (one, other) in GOALS.items()
-            if one in times and other in times
-        }
-        print(name)
-        for contestant, entry in row.items():
-            print(f"  {contestant:34} {json.dumps(entry)}", flush=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
+        for name in costs
+    }
+    row["goals"] = goals_of(wall)
+    row["goals, processor"] = goals_of(cpu)
+    if losses:
+        row["loss at the start"] = losses
+    return row
 
 
 def draw(report, path):
