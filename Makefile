@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+JAX_VENV ?= .venv-jax
+JAX_STAMP := $(JAX_VENV)/installed
 
-.PHONY: demo test check lint notebooks bench gpu docs dist clean
+.PHONY: demo test check lint notebooks bench bench-jax gpu docs dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +36,16 @@ notebooks: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py
 
+# NumPyro has an environment of its own: it is needed for nothing else.
+$(JAX_STAMP): benchmarks/requirements-jax.txt
+	$(PYTHON) -m venv $(JAX_VENV)
+	$(JAX_VENV)/bin/python -m pip install --quiet --requirement benchmarks/requirements-jax.txt
+	touch $(JAX_STAMP)
+
+bench-jax: $(STAMP) $(JAX_STAMP)
+	$(BIN)/python benchmarks/step_time.py --cold --long --numpyro $(JAX_VENV)/bin/python
+	$(BIN)/python benchmarks/mnist_epoch.py --numpyro $(JAX_VENV)/bin/python
+
 # On a machine with an accelerator: its tests and times, in less than eight minutes, in one file.
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py
@@ -58,4 +70,4 @@ dist:
 	cd $(RELEASE) && clean/bin/tarspyro list > methods.txt
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(JAX_VENV) build dist site *.egg-info

@@ -7,9 +7,9 @@ Grey pixels, 50,000 training images, 784-512-512-64 ReLU networks, batches of 10
 ``mnist_vae.py``. NumPyro's script is ``numpyro_epoch.py``: an epoch is one ``lax.scan``. Every
 run is a new process that has the machine to itself, in an order drawn anew. A run's time is that
 from the call of ``fit`` to its history, or from NumPyro's arrays to the ELBO of its last epoch;
-imports and the reading of files are not in it. A cold run finds nothing of earlier runs, a warm
-one finds the compiled functions on disk, which NumPyro does not store by default. Figures are
-medians over the runs, written to ``benchmarks/results/mnist_epoch.json``.
+imports and the reading of files are not in it. A cold run finds nothing of earlier runs but the
+compiler's headers, a warm one finds the compiled functions on disk, which NumPyro does not store
+by default. Figures are medians over the runs, written to ``benchmarks/results/mnist_epoch.json``.
 """
 
 import argparse

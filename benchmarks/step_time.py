@@ -120,7 +120,7 @@ def goals_of(times):
 
 @contextlib.contextmanager
 def empty_cache():
-    """A cache of PyTorch's compiler that holds nothing but its compiled headers."""
+    """An empty cache for PyTorch's compiler, whose headers are compiled and lie elsewhere."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         torch.compile(torch.sin)(torch.ones(64))
@@ -142,7 +142,9 @@ def main():
         "--numpyro", metavar="PYTHON", help="the Python of an environment that has NumPyro"
     )
     parser.add_argument(
-        "--cold", action="store_true", help="let the compiler find nothing of earlier runs"
+        "--cold",
+        action="store_true",
+        help="let PyTorch's compiler find nothing of earlier runs",
     )
     parser.add_argument(
         "--long",
