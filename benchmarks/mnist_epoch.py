@@ -14,6 +14,7 @@ by default. Figures are medians over the runs, written to ``benchmarks/results/m
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -66,7 +67,12 @@ def result_of(command, **variables):
         stdout=subprocess.PIPE,
         text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
+    if not math.isfinite(result["elbo"][-1]):
+        raise RuntimeError(
+            f"{Path(command[1]).name} has trained to an ELBO that is not finite."
+        )
+    return result
 
 
 def contestants_of(arguments, images, folder):

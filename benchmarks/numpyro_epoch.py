@@ -17,12 +17,34 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import lax, random
-from numpyro_steps import svi_of, vae
+from numpyro.infer import TraceMeanField_ELBO
+from numpyro_steps import autoencoder, encoder, logits_of, standard_normal, svi_of
 
 BATCH = 100
 LATENT = 64
 HIDDEN = 512
+
+
+class GreyBernoulli(dist.BernoulliLogits):
+    """The cross-entropy of grey values, which have no density under NumPyro's Bernoulli."""
+
+    support = dist.constraints.unit_interval
+
+    def log_prob(self, value):
+        return value * self.logits - jax.nn.softplus(self.logits)
+
+
+def grey_vae(start):
+    """The MLP VAE of grey pixels."""
+
+    def likelihood(p, z):
+        return GreyBernoulli(logits_of(p, z)).to_event(1)
+
+    return autoencoder(
+        start, standard_normal(start), encoder, likelihood, TraceMeanField_ELBO()
+    )
 
 
 def layer(key, name, inputs, outputs, variance):
@@ -55,7 +77,7 @@ def initial_weights(key, pixels):
 def train(images, epochs):
     """Returns the ELBO of each epoch."""
     images = jnp.array(images)
-    svi = svi_of(vae(initial_weights(random.key(0), images.shape[1])))
+    svi = svi_of(grey_vae(initial_weights(random.key(0), images.shape[1])))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, key, images):

@@ -126,9 +126,17 @@ def autoencoder(start, prior, posterior, likelihood, bound):
     return Program(model, guide, bound)
 
 
-def decoder(p, z):
+def encoder(q, x):
+    return normal_posterior(q, hidden_layers(q, "posterior.trunk.layers", x))
+
+
+def logits_of(p, z):
     h = hidden_layers(p, "likelihood.trunk.layers", z)
-    return bernoulli(dense(p, "likelihood.heads.logits", h))
+    return dense(p, "likelihood.heads.logits", h)
+
+
+def decoder(p, z):
+    return bernoulli(logits_of(p, z))
 
 
 def standard_normal(start):
@@ -138,10 +146,6 @@ def standard_normal(start):
 
 def vae(start, bound=None):
     """The MLP VAE."""
-
-    def encoder(q, x):
-        return normal_posterior(q, hidden_layers(q, "posterior.trunk.layers", x))
-
     bound = bound or TraceMeanField_ELBO()
     return autoencoder(start, standard_normal(start), encoder, decoder, bound)
 
