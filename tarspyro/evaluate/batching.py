@@ -51,9 +51,10 @@ Array: TypeAlias = Tensor | Any
 Results = TypeVar("Results")
 
 # The number of rows (data points times particles) that are in memory at once, and of the numbers
-# in them. Networks have several tensors of about this size.
+# in them. Networks have several tensors of about this size; larger ones do not fit the caches of
+# a processor, and take more time (``benchmarks/likelihood_time.py``).
 _ROWS = 10_000
-_NUMBERS = 10_000_000
+_NUMBERS = 2_000_000
 
 
 def rows_at_once(copies: int, numbers: int = 1) -> int:

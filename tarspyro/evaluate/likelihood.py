@@ -24,7 +24,9 @@ from torch import Tensor
 from tarspyro.arguments import as_count, format_fields
 from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_batches
 from tarspyro.infer.bounds.elbo import ELBO
+from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import log_weights
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     name_of,
@@ -34,7 +36,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Argument, ArrayLike, Data, Program
+from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
 
 class BoundEstimate(NamedTuple):
@@ -68,6 +70,7 @@ def log_likelihood(
     errors: bool = False,
     binarize: bool = False,
     seed: int | None = None,
+    compile: bool = False,
 ) -> Any:
     r"""Estimates the log-likelihood of each data point by importance sampling, in nats.
 
@@ -100,6 +103,8 @@ def log_likelihood(
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities.
         seed: The seed of the draws; the global random state then stays unchanged.
+        compile: Whether to compile the weights of a chunk, as ``fit(compile=True)`` does with
+            steps. It takes some seconds, and draws from another stream of random numbers.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
@@ -129,16 +134,36 @@ def log_likelihood(
     num_particles = num_particles_of("num_particles", num_particles, errors)
     guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
+    weights = _Weights(model, guide, compile)
 
     def estimate(*batch: Argument) -> LogLikelihood:
-        log_w = (
-            log_weights(model, guide, *batch, num_particles=count, structure=structure)
-            for count, structure in chunks(batch)
-        )
+        log_w = (weights(batch, count, structure) for count, structure in chunks(batch))
         return log_mean_exp(log_w, chunks.count(batch))
 
     result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
     return result if errors else result.log_likelihood
+
+
+class _Weights:
+    """The log weights of a batch, compiled if that is asked for."""
+
+    def __init__(self, model: Program, guide: Program, compile: bool) -> None:
+        self.model = model
+        self.guide = guide
+        self.compile = compile
+        self._compiled: dict[tuple[int, int], CompiledValues] = {}
+
+    def __call__(self, batch: Arguments, count: int, structure: Structure) -> Tensor:
+        weights = functools.partial(
+            log_weights, self.model, self.guide, num_particles=count, structure=structure
+        )
+        if not self.compile:
+            return weights(*batch)
+        # The chunks keep each structure, so that its id stays its own.
+        key = count, id(structure)
+        if key not in self._compiled:
+            self._compiled[key] = CompiledValues(weights)
+        return self._compiled[key](*batch)
 
 
 def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:
@@ -208,6 +233,7 @@ def conditional_log_likelihood(
     errors: bool = False,
     binarize: bool = False,
     seed: int | None = None,
+    compile: bool = False,
 ) -> Any:
     r"""Estimates log p(x | y) of each data point by importance sampling, in nats.
 
@@ -229,6 +255,7 @@ def conditional_log_likelihood(
         binarize: Whether to draw black and white pixels of x, once, with the grey values as
             probabilities.
         seed: The seed of the draws; the global random state then stays unchanged.
+        compile: See ``log_likelihood``.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
@@ -269,6 +296,7 @@ def conditional_log_likelihood(
         errors=errors,
         binarize=binarize,
         seed=seed,
+        compile=compile,
     )
 
 

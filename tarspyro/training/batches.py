@@ -4,6 +4,7 @@ __all__ = ["Batches"]
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -257,7 +258,7 @@ class Batches:
         for index in batches:
             places = self._rows.slice(index)
             rows = places if order is None else order[places]
-            batch = self._prepare(each(operator.itemgetter(rows), self.parts))
+            batch = self._prepare(each(partial(_taken, rows), self.parts))
             yield batch, self._rows.count(index)
 
     def _loaded(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Arguments, int]]:
@@ -285,3 +286,12 @@ class Batches:
         if not self.binarize or pixels is None:
             return arguments
         return binarized(pixels, self._pixels), *arguments[1:]
+
+
+def _taken(rows: slice | Tensor, part: Tensor) -> Tensor:
+    """Some rows of a part of the data."""
+    # Half the time of an index, but not there for every type.
+    quick = (torch.float32, torch.float64, torch.uint8)
+    if torch.is_tensor(part) and isinstance(rows, Tensor) and part.dtype in quick:
+        return part.index_select(0, rows)
+    return part[rows]

@@ -82,6 +82,41 @@ def test_chunks_change_nothing_but_memory(toy):
     torch.testing.assert_close(estimate, toy.log_likelihood(x).detach())
 
 
+def test_compiled_weights_are_those_of_the_pair(toy):
+    calls = []
+
+    def guide(x):
+        calls.append(len(x))
+        return toy.exact_posterior_guide(x)
+
+    x = toy.x.repeat(2, 1)  # a batch of 100
+    estimate = evaluate.log_likelihood(
+        toy.model, guide, x, num_particles=6000, seed=0, compile=True
+    )
+    torch.testing.assert_close(estimate, toy.log_likelihood(x).detach())
+    drawn = evaluate.log_likelihood(
+        toy.model, toy.guide, x, num_particles=1500, seed=0, compile=True, errors=True
+    )
+    error = (drawn.log_likelihood - toy.log_likelihood(x).detach()) / drawn.standard_error
+    assert (error.abs() < 5).all()  # a hundred comparisons at once
+    assert error.std() > 0.5
+    assert len(calls) < 40, "the chunks after the first few do not run the program"
+
+
+def test_weights_that_cannot_be_compiled_run_as_they_are(toy):
+    def guide(x):
+        if float(x.sum()) > 1e9:
+            return None
+        return toy.exact_posterior_guide(x)
+
+    x = toy.x.repeat(2, 1)
+    with pytest.warns(UserWarning, match="reads a value back.*goes on uncompiled"):
+        estimate = evaluate.log_likelihood(
+            toy.model, guide, x, num_particles=600, compile=True
+        )
+    torch.testing.assert_close(estimate, toy.log_likelihood(x).detach())
+
+
 def test_the_standard_error_is_that_of_the_mean_weight(toy):
     """(p^ / p - 1)^2 has the mean that the squared standard error, on the scale of p, is an
     unbiased estimate of.

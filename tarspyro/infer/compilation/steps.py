@@ -1,6 +1,6 @@
 """One step of a bound, recorded as a graph, compiled and run."""
 
-__all__ = ["CompiledStep", "stored_tensors"]
+__all__ = ["CompiledStep", "compile_graph", "stored_tensors"]
 
 import contextlib
 import warnings
@@ -94,7 +94,7 @@ class CompiledStep:
             backend: See ``Compiled``.
         """
         examples = [self._scale(1.0, args), *tensors_of(args), *self.recording.held]
-        self._function = _compile(self.recording.graph, examples, backend)
+        self._function = compile_graph(self.recording.graph, examples, backend)
 
     def is_outdated(self) -> bool:
         """Whether modes, trained tensors or tensors in Pyro's store have changed since the
@@ -209,7 +209,16 @@ class CompiledStep:
         return self._scales[scale]
 
 
-def _compile(graph: GraphModule, inputs: Sequence[Tensor], backend: str) -> TensorFunction:
+def compile_graph(
+    graph: GraphModule, inputs: Sequence[Tensor], backend: str
+) -> TensorFunction:
+    """Returns a function that a compiler makes of a recorded graph.
+
+    Arguments:
+        graph: The graph.
+        inputs: Tensors of the shapes that the function will be for.
+        backend: See ``Compiled``.
+    """
     if backend == "eager":
         return graph
     graph = simplified(graph)
