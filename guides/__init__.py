@@ -8,6 +8,7 @@ __all__ = [
     "VAE",
     "VRNN",
     "Auto",
+    "AlignDRAW",
     "Autoencoder",
     "BayesianRegression",
     "ConditionalDRAW",
@@ -20,6 +21,7 @@ __all__ = [
     "auto",
 ]
 
+from tarspyro.guides.align_draw import AlignDRAW
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.automatic import Auto, auto
 from tarspyro.guides.bayesian_regression import BayesianRegression

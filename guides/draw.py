@@ -98,8 +98,17 @@ class DRAW(StochasticModule):
         """Samples the z_t given x."""
         return (yield from self.look(x))
 
-    def look(self, x: Tensor, *condition: Tensor) -> Generator[Any, Any, None]:
-        """Yields the states of canvas and encoder before each step and after the last one."""
+    def look(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        attend: Callable[[Tensor], Tensor] | None = None,
+    ) -> Generator[Any, Any, None]:
+        """Yields the states of canvas and encoder before each step and after the last one.
+
+        Encoder and decoder take the condition. The decoder alone takes the context
+        ``attend(h_{t-1})``, if it is given.
+        """
         data = pyro.plate("data", len(x))
         state = (self.canvas.initial(len(x)), self.encoder.initial(len(x)))
         for t in range(self.steps):
@@ -109,7 +118,8 @@ class DRAW(StochasticModule):
             memory = self.encoder(memory, self.read(x, error, h), h, *condition)
             with data:
                 z = pyro.sample(f"z_{t}", self.posterior(self.encoder.hidden(memory)))
-            state = (self.canvas(painting, z, *condition), memory)
+            context = () if attend is None else (attend(h),)
+            state = (self.canvas(painting, z, *condition, *context), memory)
         yield state
 
     def error(self, x: Tensor, painted: Tensor) -> Tensor:

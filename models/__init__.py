@@ -8,6 +8,7 @@ __all__ = [
     "MVAE",
     "VAE",
     "VRNN",
+    "AlignDRAW",
     "Autoencoder",
     "BayesianRegression",
     "Classifier",
@@ -22,6 +23,7 @@ __all__ = [
     "SemiSupervisedVAE",
 ]
 
+from tarspyro.models.align_draw import AlignDRAW
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
 from tarspyro.models.classifier import Classifier

@@ -91,17 +91,30 @@ class DRAW(StochasticModule):
         return (yield from self.paint(x, batch_size))
 
     def paint(
-        self, x: Tensor | None, batch_size: int, *condition: Tensor
+        self,
+        x: Tensor | None,
+        batch_size: int,
+        *condition: Tensor,
+        attend: Callable[[Tensor], Tensor] | None = None,
     ) -> Generator[Any, Any, Tensor]:
-        """Yields the state of the canvas before each step and after the last one."""
+        """Yields the state of the canvas before each step and after the last one.
+
+        The decoder takes z_t and the condition, and if given the context ``attend(h_{t-1})``.
+        """
         size = batch_size if x is None else len(x)
         data = pyro.plate("data", size)
         state = self.canvas.initial(size)
         for t in range(self.steps):
             state = yield state
+            h = self.canvas.hidden(state)
             with data:
-                z = pyro.sample(f"z_{t}", self.prior(self.canvas.hidden(state)))
-            state = self.canvas(state, z, *condition)
+                z = pyro.sample(f"z_{t}", self.prior_at(t, h))
+            context = () if attend is None else (attend(h),)
+            state = self.canvas(state, z, *condition, *context)
         state = yield state
         with data:
             return pyro.sample("x", self.likelihood(self.canvas.painted(state)), obs=x)
+
+    def prior_at(self, t: int, h: Tensor) -> Distribution:
+        """Returns the prior of z_t given the decoder's hidden units before the step."""
+        return self.prior(h)

@@ -4,6 +4,7 @@ __all__ = [
     "BatchDeviation",
     "MADE",
     "MLP",
+    "Alignment",
     "AttentionRead",
     "AttentionWrite",
     "Backward",
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureMap",
     "GaussianNoise",
     "IdentityTrunk",
+    "LanguageRNN",
     "Log1p",
     "MaskingNoise",
     "PatchGAN",
@@ -31,6 +33,7 @@ __all__ = [
     "Standardize",
     "UNet",
     "WithGaps",
+    "Words",
     "Write",
     "as_recurrence",
     "event_ndims",
@@ -59,6 +62,7 @@ from tarspyro.nn.discriminator import (
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.inputs import Log1p, Standardize, WithGaps
+from tarspyro.nn.language import Alignment, LanguageRNN, Words
 from tarspyro.nn.made import MADE
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise
