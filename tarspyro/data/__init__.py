@@ -4,6 +4,7 @@
 - ``images``: the digits of scikit-learn, MNIST, Frey Face.
 - ``regression``: tables of the UCI repository.
 - ``music``: polyphonic music as piano rolls.
+- ``captions``: MNIST with captions.
 - ``gaussians``: mixtures of Gaussians in the plane.
 - ``sprites``: images of shapes with known factors.
 - ``sequences``: sequences of different lengths, and their batches.
@@ -16,6 +17,8 @@
 """
 
 __all__ = [
+    "CaptionedDataset",
+    "CaptionedImages",
     "Column",
     "DataError",
     "Dataset",
@@ -29,6 +32,7 @@ __all__ = [
     "Sprites",
     "Stream",
     "Table",
+    "captioned_mnist",
     "digits",
     "frey_face",
     "grid",
@@ -47,6 +51,7 @@ __all__ = [
     "uci",
 ]
 
+from tarspyro.data.captions import CaptionedDataset, CaptionedImages, captioned_mnist
 from tarspyro.data.containers import Dataset, Regression, Split
 from tarspyro.data.files import DataError
 from tarspyro.data.gaussians import Modes, grid, ring

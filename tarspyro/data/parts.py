@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from torch.utils.data import Dataset, TensorDataset
 
 from tarspyro.arguments import as_numbers, format_value, is_array
+from tarspyro.data.captions import CaptionedImages
 from tarspyro.data.containers import Split
 from tarspyro.data.rows import LazyRows, part_of
 from tarspyro.data.sequences import Sequences
@@ -40,7 +41,7 @@ def parts_of(
         TypeError: If the data holds no numbers.
         ValueError: If its parts do not fit the arguments, or it can be read once only.
     """
-    if isinstance(data, (Split, Sequences)):
+    if isinstance(data, (Split, Sequences, CaptionedImages)):
         taken = [part for key, part in vars(data).items() if key in names]
         given = [part for part in taken if part is not None] or [data.x]
         return [part_of(name, part) for part in given]

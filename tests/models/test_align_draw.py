@@ -42,9 +42,7 @@ def pair(steps=3, rnn=nn.LSTM, learned=False):
     language = LanguageRNN(nn.Embedding(WORDS, 4), rnn(4, AHEAD), rnn(4, BACK))
     align = Alignment(DECODER, language.out_features, UNITS)
     cell = nn.LSTMCell(LATENT + language.out_features, DECODER)
-    canvas = Canvas(
-        Recurrence(cell, learn_initial=learned), AttentionWrite(DECODER, SHAPE, 3)
-    )
+    canvas = Canvas(Recurrence(cell, learn_initial=learned), AttentionWrite(DECODER, SHAPE, 3))
     likelihood = Conditional(dist.Bernoulli, IdentityTrunk(SHAPE), SHAPE)
     read = AttentionRead(DECODER, SHAPE, 2)
     encoder = Recurrence(
@@ -312,21 +310,11 @@ def test_trains_and_generates(bound):
     assert evaluate.canvases(p, num=3, given=given).images.shape == (3, 4, *SHAPE)
 
 
-@pytest.mark.parametrize("bound", [ELBO(), IWAE(2)], ids=["ELBO", "IWAE"])
-def test_recorded_steps_are_the_eager_ones(bound):
-    assert_same_step(bound, *shaken(*pair(steps=2)), *captioned())
-
-
-def test_compiled_training_is_the_eager_one():
-    histories = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        p, q = pair(steps=2)
-        torch.manual_seed(1)
-        how = {"epochs": 1, "batch_size": 20, "progress": False, "seed": 0}
-        histories.append(fit(p, q, captioned(40), compile=compiled, **how))
-    one, other = (history["loss"][0] for history in histories)
-    assert one == pytest.approx(other, rel=1e-4)
+@pytest.mark.parametrize("bound, rnn", [(ELBO(), nn.LSTM), (IWAE(2), nn.GRU)])
+def test_recorded_steps_are_the_eager_ones(bound, rnn):
+    x, y, lengths = captioned()
+    y, lengths = y[:, :2], lengths.clamp(max=2)
+    assert_same_step(bound, *shaken(*pair(steps=2, rnn=rnn)), x, y, lengths)
 
 
 # The caption says all, so that the best code says nothing.
@@ -343,7 +331,7 @@ def test_the_words_decide_where_order_does():
     x[0, ..., :3] = 1.0
     x[1, ..., 3:] = 1.0
     data = [part.repeat_interleave(40, 0) for part in (x, y, lengths)]
-    fit(p, q, data, epochs=40, batch_size=20, lr=0.03, progress=False, seed=0)
+    fit(p, q, data, epochs=25, batch_size=40, lr=0.05, progress=False, seed=0)
     given = {"y": y, "lengths": lengths}
     means = evaluate.sample(p, 2, given=given, mean=True, seed=0)
     assert ((means > 0.5) == (x > 0.5)).float().mean() > 0.9
@@ -374,7 +362,9 @@ def test_run_folders_restore_the_pair(tmp_path):
 def test_bad_input():
     p, q = pair()
     x, y, lengths = captioned()
-    with pytest.raises(ValueError, match=r"y must be given.* models.AlignDRAW .*model\(x, y\)"):
+    with pytest.raises(
+        ValueError, match=r"y must be given.* models.AlignDRAW .*model\(x, y\)"
+    ):
         p(x)
     with pytest.raises(TypeError, match=r"words must be whole numbers, got torch.float32"):
         p(x, y.float())

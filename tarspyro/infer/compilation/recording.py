@@ -204,6 +204,8 @@ def _trace(
         pyro.validation_enabled(False),
         torch.enable_grad(),
         _preserved(buffers),
+        # An LSTM of oneDNN keeps a workspace for its derivative, which a graph cannot hold.
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
     ):
         try:
             # No symbolic sizes for shapes that depend on values: compilers cannot take them.
