@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tarspyro.arguments import check_module
 from tarspyro.guides.draw import DRAW
-from tarspyro.nn import Alignment, Canvas, LanguageRNN, Recurrence
-from tarspyro.sequences import check_lengths, sequential
+from tarspyro.nn import Alignment, Canvas, LanguageRNN, Recurrence, as_alignment
+from tarspyro.sequences import sequential
 from tarspyro.types import Distribution
 
 
@@ -83,15 +84,14 @@ class AlignDRAW(DRAW):
         steps: int,
     ) -> None:
         super().__init__(posterior, encoder, read, canvas, likelihood, steps)
+        check_module("language", language)
         self.language = language
-        self.align = align
+        self.align = as_alignment("align", align)
 
     @sequential
     def forward(
         self, x: Tensor, y: Tensor, lengths: Tensor | None = None
     ) -> Generator[Any, Any, None]:
         """Samples the z_t given x and y."""
-        if lengths is not None:
-            check_lengths(lengths, len(y), y.shape[1])
         words = self.align.words(self.language(y, lengths), lengths)
         return (yield from self.look(x, attend=lambda h: self.align(h, words)))

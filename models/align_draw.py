@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tarspyro.arguments import check_module
 from tarspyro.distributions import as_conditional
 from tarspyro.models.draw import DRAW
-from tarspyro.nn import Alignment, Canvas, LanguageRNN
-from tarspyro.sequences import check_lengths, sequential
+from tarspyro.nn import Alignment, Canvas, LanguageRNN, as_alignment
+from tarspyro.sequences import sequential
 from tarspyro.types import Distribution
 
 
@@ -89,8 +90,9 @@ class AlignDRAW(DRAW):
     ) -> None:
         super().__init__(prior, canvas, likelihood, steps)
         self.transition = as_conditional("transition", transition)
+        check_module("language", language)
         self.language = language
-        self.align = align
+        self.align = as_alignment("align", align)
         self.factors = {
             "likelihood": "x | c_t",
             "transition": "z_t | h_{t-1}",
@@ -117,8 +119,6 @@ class AlignDRAW(DRAW):
                 "y must be given, because models.AlignDRAW has no distribution of captions:"
                 " call model(x, y), or model(y=y) to generate."
             )
-        if lengths is not None:
-            check_lengths(lengths, len(y), y.shape[1])
         words = self.align.words(self.language(y, lengths), lengths)
         size = max(batch_size, len(y))
         return (yield from self.paint(x, size, attend=lambda h: self.align(h, words)))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pyro
 from torch import Tensor
 
+from tarspyro.arguments import check_lengths
 from tarspyro.distributions import as_prior
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.modules import StochasticModule
-from tarspyro.sequences import check_lengths
 from tarspyro.types import Distribution
 
 

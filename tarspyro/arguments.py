@@ -8,6 +8,7 @@ __all__ = [
     "as_sizes",
     "check_choice",
     "check_constructor",
+    "check_lengths",
     "check_module",
     "check_names",
     "check_number",
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 _LONGEST = 120  # The longest text of a value in a message, in characters.
@@ -435,6 +437,39 @@ def _as_real(name: str, value: object) -> Any:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {format_value(value)}.")
     return value
+
+
+def check_lengths(lengths: Tensor, size: int, num_steps: int | None = None) -> None:
+    """Raises unless each of some sequences has its number of steps.
+
+    Arguments:
+        lengths: How many steps each sequence has.
+        size: The number of sequences.
+        num_steps: How many steps a sequence can have at most.
+
+    Raises:
+        TypeError: If ``lengths`` is not a tensor.
+        ValueError: If there is not one whole number for each sequence. Where Pyro's validation
+            is on, also if one of them is out of range.
+    """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"lengths must be a tensor of {size} whole numbers, got {format_value(lengths)}."
+        )
+    if lengths.shape != (size,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be integers of shape ({size},), one for each sequence, got"
+            f" {lengths.dtype} of shape {tuple(lengths.shape)}."
+        )
+    if not is_validation_enabled():  # Reading values makes the device wait.
+        return
+    if bool((lengths < 1).any()):
+        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
+    if num_steps is not None and bool((lengths > num_steps).any()):
+        raise ValueError(
+            f"lengths must be at most {num_steps}, the number of steps, got"
+            f" {int(lengths.max())}."
+        )
 
 
 def check_module(name: str, value: object) -> None:

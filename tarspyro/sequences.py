@@ -1,7 +1,6 @@
 """Sequential programs: loops over time that can also run step by step."""
 
 __all__ = [
-    "check_lengths",
     "sequence_plate",
     "sequence_sizes",
     "sequential",
@@ -20,10 +19,9 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import check_lengths, format_value
 from tarspyro.modules import StochasticModule
 
 # A generator function. It yields the state of each step, and is sent the state to go on with.
@@ -120,30 +118,6 @@ def states_of(program: Callable[..., Any], *args: object, **kwargs: object) -> l
             state = run.send(state)
             states.append(state)
     return states
-
-
-def check_lengths(lengths: Tensor, size: int, num_steps: int | None = None) -> None:
-    """Raises a ``ValueError`` unless each of some sequences has its number of steps.
-
-    Arguments:
-        lengths: How many steps each sequence has.
-        size: The number of sequences.
-        num_steps: How many steps a sequence can have at most.
-    """
-    if lengths.shape != (size,) or lengths.is_floating_point():
-        raise ValueError(
-            f"lengths must be integers of shape ({size},), one for each sequence, got"
-            f" {lengths.dtype} of shape {tuple(lengths.shape)}."
-        )
-    if not is_validation_enabled():  # Reading values makes the device wait.
-        return
-    if bool((lengths < 1).any()):
-        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}.")
-    if num_steps is not None and bool((lengths > num_steps).any()):
-        raise ValueError(
-            f"lengths must be at most {num_steps}, the number of steps, got"
-            f" {int(lengths.max())}."
-        )
 
 
 def sequence_plate(

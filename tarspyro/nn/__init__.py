@@ -35,6 +35,7 @@ __all__ = [
     "WithGaps",
     "Words",
     "Write",
+    "as_alignment",
     "as_recurrence",
     "event_ndims",
     "fold",
@@ -62,7 +63,7 @@ from tarspyro.nn.discriminator import (
 from tarspyro.nn.folding import event_ndims, fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.inputs import Log1p, Standardize, WithGaps
-from tarspyro.nn.language import Alignment, LanguageRNN, Words
+from tarspyro.nn.language import Alignment, LanguageRNN, Words, as_alignment
 from tarspyro.nn.made import MADE
 from tarspyro.nn.mlp import MLP
 from tarspyro.nn.noise import GaussianNoise, MaskingNoise

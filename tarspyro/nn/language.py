@@ -1,17 +1,33 @@
 """Networks of sentences: features of words in both directions, and a soft alignment to them."""
 
-__all__ = ["Alignment", "LanguageRNN", "Words"]
+__all__ = ["Alignment", "LanguageRNN", "Words", "as_alignment"]
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, format_value
+from tarspyro.arguments import as_count, check_lengths, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.recurrent import Backward
+
+_Aligning = TypeVar("_Aligning")
+
+
+def as_alignment(name: str, value: _Aligning) -> _Aligning:
+    """Returns a module that aligns hidden units to words; ``name`` is its argument in errors.
+
+    Raises:
+        TypeError: If it is not callable, or has no method ``words``.
+    """
+    if isinstance(value, type) or not callable(value) or not hasattr(value, "words"):
+        raise TypeError(
+            f"{name} must be a module that aligns to words, such as nn.Alignment(...), got"
+            f" {format_value(value)}."
+        )
+    return value
 
 
 class LanguageRNN(Configurable):
@@ -32,8 +48,9 @@ class LanguageRNN(Configurable):
     Raises:
         TypeError: If a module is of another kind; when called, if the words are no whole
             numbers.
-        ValueError: When called, if the words have another shape. Where Pyro's validation is
-            on, as in the checks before training, also if a word is not in the vocabulary.
+        ValueError: When called, if words or lengths have another shape. Where Pyro's validation
+            is on, as in the checks before training, also if a word is not in the vocabulary or
+            a length out of range.
 
     References:
         Mansimov et al. (2015), Generating Images from Captions with Attention,
@@ -56,11 +73,12 @@ class LanguageRNN(Configurable):
                 "embedding must be a torch.nn.Embedding, such as torch.nn.Embedding(22, 8),"
                 f" got {format_value(embedding)}."
             )
-        if not isinstance(forward_rnn, nn.RNNBase) or forward_rnn.bidirectional:
-            raise TypeError(
-                "forward_rnn must be a torch.nn.GRU, LSTM or RNN of one direction, got"
-                f" {format_value(forward_rnn)}."
-            )
+        for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
+            if not isinstance(rnn, nn.RNNBase) or rnn.bidirectional:
+                raise TypeError(
+                    f"{name} must be a torch.nn.GRU, LSTM or RNN of one direction, got"
+                    f" {format_value(rnn)}."
+                )
         self.embedding = embedding
         self.forward_rnn = forward_rnn
         self.backward = Backward(backward_rnn)
@@ -69,6 +87,8 @@ class LanguageRNN(Configurable):
     def forward(self, y: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the features (B, N, F) of sentences (B, N)."""
         self._check(y)
+        if lengths is not None:
+            check_lengths(lengths, len(y), y.shape[1])
         words = self.embedding(y)
         if self.forward_rnn.batch_first:
             ahead, _ = self.forward_rnn(words)
@@ -78,8 +98,10 @@ class LanguageRNN(Configurable):
         return torch.cat([ahead, self.backward(words, lengths)], -1)
 
     def _check(self, y: Tensor) -> None:
-        if y.is_floating_point():
-            raise TypeError(f"The words must be whole numbers, got {y.dtype}: call y.long().")
+        if not isinstance(y, Tensor) or y.is_floating_point():
+            raise TypeError(
+                f"The words must be a tensor of whole numbers, got {format_value(y)}."
+            )
         if y.dim() != 2:
             raise ValueError(
                 f"The words must be of shape (sentences, words), got {tuple(y.shape)}."

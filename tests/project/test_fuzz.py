@@ -94,6 +94,7 @@ def trained(loss=None, **options):
 P, Q = pair()
 CELL = Recurrence(nn.GRUCell(66, 4))
 CANVAS = Canvas(Recurrence(nn.GRUCell(2, 4)), Write(4, (1, 8, 8)))
+LANGUAGE = networks.LanguageRNN(nn.Embedding(5, 2), nn.GRU(2, 3), nn.GRU(2, 3))
 DECODER = Conditional(dist.Bernoulli, MLP(2, [4]), 64)
 ENCODER = Conditional(dist.Normal, MLP(64, [4]), 2)
 PRIOR = default_prior(dist.Normal, 2)
@@ -215,6 +216,16 @@ CALLS = {
         (networks.Recurrence, {"cell": nn.GRUCell(2, 4), "trunk": None}),
         (networks.ConvLSTMCell, {"in_channels": 2, "shape": (2, 4, 4), "kernel_size": 3}),
         (networks.Backward, {"rnn": nn.GRU(2, 4)}),
+        (
+            networks.LanguageRNN,
+            {
+                "embedding": nn.Embedding(5, 2),
+                "forward_rnn": nn.GRU(2, 3),
+                "backward_rnn": nn.GRU(2, 3),
+            },
+        ),
+        (LANGUAGE, {0: torch.tensor([[0, 4, 1]]), 1: torch.tensor([2])}),
+        (networks.Alignment, {"in_features": 4, "word_features": 6, "units": 2}),
         (
             networks.MADE,
             {
@@ -483,6 +494,18 @@ CALLS = {
             {"prior": PRIOR, "transition": ENCODER, "likelihood": DECODER},
         ),
         (models.DRAW, {"prior": PRIOR, "canvas": CANVAS, "likelihood": DECODER, "steps": 2}),
+        (
+            models.AlignDRAW,
+            {
+                "prior": PRIOR,
+                "transition": ENCODER,
+                "language": LANGUAGE,
+                "align": networks.Alignment(4, 6, 2),
+                "canvas": CANVAS,
+                "likelihood": DECODER,
+                "steps": 2,
+            },
+        ),
         (models.BayesianRegression, {"prior": PRIOR, "likelihood": DECODER, "num_data": 5}),
         (models.Classifier, {"likelihood": ENCODER}),
         (models.Density, {"likelihood": PRIOR}),
@@ -496,6 +519,19 @@ CALLS = {
         ),
         (guides.JMVAE, {"posterior": ENCODER, "posteriors": [ENCODER]}),
         (guides.MVAE, {"posteriors": [ENCODER], "prior": PRIOR, "experts": "product"}),
+        (
+            guides.AlignDRAW,
+            {
+                "posterior": ENCODER,
+                "encoder": CELL,
+                "read": networks.Read((1, 8, 8)),
+                "language": LANGUAGE,
+                "align": networks.Alignment(4, 6, 2),
+                "canvas": CANVAS,
+                "likelihood": DECODER,
+                "steps": 2,
+            },
+        ),
         (guides.VRNN, {"cell": CELL, "posterior": ENCODER}),
         (P, {"batch_size": 3}),
         (P, {0: X}),
