@@ -5,7 +5,10 @@
     TARSPYRO_DATA=... python benchmarks/align_draw.py train --compile --resume --epochs 100
     TARSPYRO_DATA=... python benchmarks/align_draw.py train --full --compile --device cuda
 
-``judge`` trains a classifier of real images: which digits an image shows, and where. ``train``
+``judge`` trains a classifier of real images: which digits an image shows, and where. A
+classifier of the pair's own images learns that withheld digits are never at their place, and
+names none of them there. So the judge's training images are of four other seeds, which withhold
+other digits. ``train``
 trains the pair on dynamically binarized images, and measures on captions that were withheld
 from training:
 
@@ -112,10 +115,14 @@ def truth(part):
 def train_judge(options, captioned):
     torch.manual_seed(options.seed)
     classifier = judge()
-    train = captioned.train
+    others = [
+        data.captioned_mnist(num_train=options.rows // 4, num_test=1, seed=seed).train
+        for seed in range(1, 5)
+    ]
+    labels = torch.cat([truth(part) for part in others])
     fit(
         classifier,
-        data=(train.x, one_hot(truth(train), 11).float()),
+        data=(torch.cat([part.x for part in others]), one_hot(labels, 11).float()),
         epochs=options.epochs or 8,
         lr=1e-3,
         batch_size=100,
