@@ -1,16 +1,15 @@
 """AlignDRAW on MNIST with captions: 60 x 60 pixels, one or two digits, withheld captions.
 
     TARSPYRO_DATA=... python benchmarks/align_draw.py judge
-    TARSPYRO_DATA=... python benchmarks/align_draw.py train --compile
-    TARSPYRO_DATA=... python benchmarks/align_draw.py train --compile --resume --epochs 100
+    TARSPYRO_DATA=... python benchmarks/align_draw.py train --record
+    TARSPYRO_DATA=... python benchmarks/align_draw.py train --record --resume --epochs 100
     TARSPYRO_DATA=... python benchmarks/align_draw.py train --full --compile --device cuda
 
 ``judge`` trains a classifier of real images: which digits an image shows, and where. A
 classifier of the pair's own images learns that withheld digits are never at their place, and
 names none of them there. So the judge's training images are of four other seeds, which withhold
-other digits. ``train``
-trains the pair on dynamically binarized images, and measures on captions that were withheld
-from training:
+other digits. ``train`` trains the pair on dynamically binarized images, and measures on captions
+that were withheld from training:
 
 - the bound with the caption minus the bound with another row's caption, in nats per image;
 - the share of generated images, means of the pixels, in which the judge recognizes all: the
@@ -41,6 +40,7 @@ from torch.nn.functional import one_hot
 
 from tarspyro import Conditional, Optimizer, Run, data, evaluate, fit, guides, load_run, models
 from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO, Compiled
 from tarspyro.nn import (
     MLP,
     Alignment,
@@ -57,7 +57,7 @@ from tarspyro.sequences import states_of
 RESULTS = Path(__file__).parent / "results"
 IMAGE = (1, 60, 60)
 FILTERS = 8
-SHORT = {"steps": 10, "hidden": 200, "latent": 50, "language": 64, "align": 128, "epochs": 20}
+SHORT = {"steps": 8, "hidden": 200, "latent": 50, "language": 64, "align": 128, "epochs": 10}
 PAPER = {
     "steps": 32,
     "hidden": 300,
@@ -173,6 +173,7 @@ def train(options, captioned):
         p,
         q,
         captioned.train,
+        loss=Compiled(ELBO(), backend="eager", choose=False) if options.record else ELBO(),
         lr=options.lr,
         optimizer=Optimizer(torch.optim.Adam, clip_norm=10.0),
         epochs=sizes["epochs"],
@@ -194,6 +195,7 @@ def train(options, captioned):
         "seed": options.seed,
         "lr": options.lr,
         "compiled": options.compile,
+        "recorded": options.record,
         "torch": torch.__version__,
         "device": options.device,
         "parameters": sum(part.numel() for part in {*p.parameters(), *q.parameters()}),
@@ -284,11 +286,14 @@ def main():
     )
     for name, default in SHORT.items():
         parser.add_argument(f"--{name}", type=int, help=f"{default}, in full {PAPER[name]}")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--rows", type=int, default=20_000, help="how many images to train on")
     parser.add_argument("--test-rows", type=int, default=2_000, help="how many to judge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the steps")
+    parser.add_argument(
+        "--record", action="store_true", help="record the steps as graphs, without compiling"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--folder", default="runs", help="where the runs are kept")
