@@ -310,11 +310,10 @@ def test_trains_and_generates(bound):
     assert evaluate.canvases(p, num=3, given=given).images.shape == (3, 4, *SHAPE)
 
 
-@pytest.mark.parametrize("bound, rnn", [(ELBO(), nn.LSTM), (IWAE(2), nn.GRU)])
-def test_recorded_steps_are_the_eager_ones(bound, rnn):
+def test_recorded_steps_are_the_eager_ones():
     x, y, lengths = captioned()
     y, lengths = y[:, :2], lengths.clamp(max=2)
-    assert_same_step(bound, *shaken(*pair(steps=2, rnn=rnn)), x, y, lengths)
+    assert_same_step(IWAE(2), *shaken(*pair(steps=2)), x, y, lengths)
 
 
 # The caption says all, so that the best code says nothing.
@@ -331,7 +330,7 @@ def test_the_words_decide_where_order_does():
     x[0, ..., :3] = 1.0
     x[1, ..., 3:] = 1.0
     data = [part.repeat_interleave(40, 0) for part in (x, y, lengths)]
-    fit(p, q, data, epochs=25, batch_size=40, lr=0.05, progress=False, seed=0)
+    fit(p, q, data, epochs=15, batch_size=40, lr=0.05, progress=False, seed=0)
     given = {"y": y, "lengths": lengths}
     means = evaluate.sample(p, 2, given=given, mean=True, seed=0)
     assert ((means > 0.5) == (x > 0.5)).float().mean() > 0.9
