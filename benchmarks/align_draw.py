@@ -236,7 +236,9 @@ def measure(p, q, part, options):
 def generated(p, captioned, num=8, each=4):
     """Images of withheld captions."""
     part = captioned.withheld[:num]
-    figure, axes = pyplot.subplots(2, num // 2, figsize=(3.2 * num // 2, 7))
+    figure, axes = pyplot.subplots(
+        2, num // 2, figsize=(3.2 * num // 2, 7), layout="constrained"
+    )
     for ax, row in zip(axes.flat, range(num), strict=True):
         one = part[row : row + 1]
         given = {"y": one.y.expand(each, -1), "lengths": one.lengths.expand(each)}
@@ -261,7 +263,7 @@ def aligned(p, captioned, num=3):
         weights = [p.align.weights(p.canvas.hidden(state), words) for state in states[:-1]]
         images = [p.likelihood(p.canvas.painted(state)).mean for state in states[1:]]
     figure, axes = pyplot.subplots(
-        2 * num, p.steps, figsize=(1.5 * p.steps, 3.6 * num), squeeze=False
+        2 * num, p.steps, figsize=(1.5 * p.steps, 3.6 * num), layout="constrained"
     )
     for row in range(num):
         caption = captioned.decode(part.y[row : row + 1])[0].split()

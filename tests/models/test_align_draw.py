@@ -313,7 +313,7 @@ def test_trains_and_generates(bound):
 def test_recorded_steps_are_the_eager_ones():
     x, y, lengths = captioned()
     y, lengths = y[:, :2], lengths.clamp(max=2)
-    assert_same_step(IWAE(2), *shaken(*pair(steps=2)), x, y, lengths)
+    assert_same_step(ELBO(), *shaken(*pair(steps=2)), x, y, lengths)
 
 
 # The caption says all, so that the best code says nothing.
