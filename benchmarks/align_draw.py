@@ -263,7 +263,11 @@ def aligned(p, captioned, num=3):
         weights = [p.align.weights(p.canvas.hidden(state), words) for state in states[:-1]]
         images = [p.likelihood(p.canvas.painted(state)).mean for state in states[1:]]
     figure, axes = pyplot.subplots(
-        2 * num, p.steps, figsize=(1.5 * p.steps, 3.6 * num), layout="constrained"
+        2 * num,
+        p.steps,
+        figsize=(1.5 * p.steps, 3.6 * num),
+        squeeze=False,
+        layout="constrained",
     )
     for row in range(num):
         caption = captioned.decode(part.y[row : row + 1])[0].split()
