@@ -1,64 +1,156 @@
-"""Discrete latent variables on MNIST, in Jang et al.'s set-up: linear 784-200-784, pixels
-binarized once.
+"""Discrete latent variables on MNIST, in Jang et al.'s set-up: affine encoder and decoder, pixels
+binarized once. Gradient estimators at equal time.
 
     TARSPYRO_DATA=... python benchmarks/discrete_vae.py categorical   (20 x 10 classes)
     TARSPYRO_DATA=... python benchmarks/discrete_vae.py bernoulli     (200 binary units)
 
-One layer of latent variables, an affine encoder and an affine decoder, trained with
-Gumbel-softmax draws at the temperature max(0.5, exp(-r t)), r = 1e-4, changed every 1,000
-steps, and the KL between the discrete variables (Jang et al. 2016, arXiv:1611.01144, section
+One layer of latent variables with a learned prior (Jang et al. 2016, arXiv:1611.01144, section
 4.2). Their test figures are 101.5 nats for the categorical and 105.0 for the binary layer,
-107.8 and 111.5 with straight-through draws (``--hard``): minus the bound with 1,000 samples of
-the *discrete* model. The same is computed here: the trained networks with one-hot draws,
-scored by their probabilities.
+107.8 and 111.5 with straight-through draws: minus the bound with 1,000 samples of the
+*discrete* model. The same is computed here: the trained networks with one-hot draws, scored by
+their probabilities.
 
-The default is the short form, 100 epochs (60,000 steps); ``--epochs 800`` is about the length
-of theirs. Differences: Adam instead of SGD with momentum from a grid, and a binarization drawn
-here (a fixed seed). The learning rate falls to 0 over the second half. Results are written to
+``--estimator`` chooses the gradient:
+
+- ``gumbel-softmax``: relaxed draws, and the KL between the discrete variables;
+- ``straight-through``: hard draws with the gradient of the relaxed ones;
+- ``gumbel-rao``: the same with the mean of ten relaxed draws;
+- ``leave-one-out``: the score function, with the mean of the other particles as baseline;
+- ``disarm``: antithetic pairs of particles, for the binary layer;
+- ``vimco``: the score function of the ``IWAE`` bound.
+
+``--bound iwae`` trains the relaxed estimators on the ``IWAE`` bound too. The temperature is
+max(floor, exp(-decay t)), changed every 1,000 steps.
+
+A training ends after ``--seconds`` of the process's own CPU time, which starts after 100 steps,
+so that compilation does not count. ``--epochs`` gives the length in passes instead. The
+learning rate falls to 0 over the second half. ``--validation`` trains on 50,000 images and
+reports the other 10,000, for the choice of options. Results are written to
 ``benchmarks/results/``.
 """
 
 import argparse
+import itertools
 import json
 import math
+import time
 from pathlib import Path
 
 import pyro.distributions as dist
 import torch
+from torch import nn
 
-from tarspyro import Conditional, data, evaluate, fit, guides, models
-from tarspyro.distributions import GumbelSigmoid, GumbelSoftmax, default_prior
-from tarspyro.nn import MLP
+from tarspyro import (
+    Conditional,
+    Optimizer,
+    data,
+    evaluate,
+    fit,
+    guides,
+    initialize_from_data,
+    models,
+)
+from tarspyro.distributions import GumbelSigmoid, GumbelSoftmax, Prior, default_prior
+from tarspyro.infer import ELBO, IWAE
+from tarspyro.nn import MLP, Standardize
 
-LAYERS = {"categorical": (GumbelSoftmax, (20, 10)), "bernoulli": (GumbelSigmoid, (200,))}
+# The relaxed and the discrete family of each layer, and the shape of a draw.
+LAYERS = {
+    "categorical": (GumbelSoftmax, dist.OneHotCategorical, (20, 10)),
+    "bernoulli": (GumbelSigmoid, dist.Bernoulli, (200,)),
+}
 PUBLISHED = {
-    "categorical": {"Gumbel-softmax": 101.5, "straight-through": 107.8},
-    "bernoulli": {"Gumbel-softmax": 105.0, "straight-through": 111.5},
+    "categorical": {
+        "score function": 110.6,
+        "MuProp": 107.0,
+        "Gumbel-softmax": 101.5,
+        "straight-through": 107.8,
+    },
+    "bernoulli": {
+        "score function": 112.2,
+        "MuProp": 109.7,
+        "Gumbel-softmax": 105.0,
+        "straight-through": 111.5,
+    },
+}
+# The rules of the relaxed draws of each estimator; None stands for discrete draws.
+ESTIMATORS = {
+    "gumbel-softmax": {"score": "discrete"},
+    "straight-through": {"hard": True},
+    "gumbel-rao": {"hard": True, "rao_blackwell": 10},
+    "leave-one-out": None,
+    "disarm": None,
+    "vimco": None,
 }
 BATCH = 100
+WARM_UP = 100  # steps that compilation may take
 
 
-def pair(layer, hard):
-    """The model and the guide; hard ones share their parameters' names with soft ones."""
-    family, shape = LAYERS[layer]
-    rules = {"hard": hard, "score": "discrete"}
-    model = models.VAE(
-        default_prior(family, shape, **rules),
-        Conditional(dist.Bernoulli, MLP(shape, []), 784, validate_args=False),
+def pair(layer, rules, prior, mean):
+    """The model and the guide, of relaxed draws with some rules or of discrete ones."""
+    relaxed, discrete, shape = LAYERS[layer]
+    family = discrete if rules is None else relaxed
+    options = {} if rules is None else {"temperature": 1.0, **rules}
+    make_prior = Prior if prior == "learned" else default_prior
+    likelihood = Conditional(dist.Bernoulli, MLP(shape, []), 784, validate_args=False)
+    # An affine encoder of centred pixels is an affine encoder.
+    encoder = nn.Sequential(Standardize(mean, 1.0), MLP(784, []))
+    return (
+        models.VAE(make_prior(family, shape, **options), likelihood),
+        guides.VAE(Conditional(family, encoder, shape, **options)),
     )
-    return model, guides.VAE(Conditional(family, MLP(784, []), shape, **rules))
 
 
-def discrete(layer, model, guide):
-    """The discrete model that the relaxed one was trained for."""
-    hard = pair(layer, True)
-    for half, trained in zip(hard, (model, guide), strict=True):
-        half.load_state_dict(trained.state_dict())
-    return hard
+def loss_of(arguments):
+    if arguments.estimator == "disarm":
+        return ELBO(arguments.particles, gradient="disarm")
+    if arguments.estimator == "vimco" or arguments.bound == "iwae":
+        return IWAE(arguments.particles)
+    return ELBO(arguments.particles)
 
 
-def temperature(step):
-    return max(0.5, math.exp(-1e-4 * (step - step % 1000)))
+class Batches:
+    """Batches of shuffled rows until the training is over.
+
+    Attributes:
+        done: The part of the training that is over.
+        seconds: The CPU seconds of the process since the warm-up.
+    """
+
+    def __init__(self, x, *, seconds, epochs):
+        self.x = x
+        self.budget = seconds
+        self.total = epochs * math.ceil(len(x) / BATCH)
+        self.done = 0.0
+        self.seconds = 0.0
+        self.steps = 0
+
+    def __iter__(self):
+        begin = math.inf
+        for step, rows in enumerate(self._rows()):
+            self.steps = step
+            if step == WARM_UP:
+                begin = time.process_time()
+            self.seconds = max(time.process_time() - begin, 0.0)
+            self.done = self.seconds / self.budget if self.budget else step / self.total
+            if self.done >= 1:
+                return
+            yield self.x[rows]
+
+    def _rows(self):
+        generator = torch.Generator().manual_seed(0)
+        for _ in itertools.count():
+            yield from torch.randperm(len(self.x), generator=generator).split(BATCH)
+
+
+def black_and_white(validation):
+    """The training and the held-out images, the same black and white ones in every run."""
+    mnist = data.mnist(validation=0)
+    generator = torch.Generator().manual_seed(0)
+    train, test = (
+        torch.bernoulli(part.x, generator=generator) for part in (mnist.train, mnist.test)
+    )
+    return (train[:-10_000], train[-10_000:]) if validation else (train, test)
 
 
 def main():
@@ -66,65 +158,78 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("layer", choices=LAYERS)
-    parser.add_argument(
-        "--hard", action="store_true", help="straight-through draws in training"
-    )
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--estimator", choices=ESTIMATORS, default="gumbel-softmax")
+    parser.add_argument("--bound", choices=["elbo", "iwae"], default="elbo")
+    parser.add_argument("--particles", type=int, default=1)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=0, help="CPU time of the training")
+    length.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--test", type=int, default=10_000, help="how many test images")
+    parser.add_argument("--optimizer", choices=["Adam", "SGD"], default="Adam")
+    parser.add_argument("--prior", choices=["learned", "uniform"], default="learned")
+    parser.add_argument("--floor", type=float, default=0.5, help="the lowest temperature")
+    parser.add_argument("--decay", type=float, default=1e-4, help="that of the temperature")
+    parser.add_argument("--validation", action="store_true", help="report validation images")
+    parser.add_argument("--images", type=int, default=10_000, help="how many are reported")
+    parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--name", help="the name of the file of results; default: by options")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    mnist = data.mnist(validation=0)
-    # Once, with its own seed: the same black and white images in every run.
-    generator = torch.Generator().manual_seed(0)
-    train, test = (
-        torch.bernoulli(part.x, generator=generator) for part in (mnist.train, mnist.test)
-    )
-    model, guide = pair(arguments.layer, arguments.hard)
-    total = arguments.epochs * math.ceil(len(train) / BATCH)
+    train, held_out = black_and_white(arguments.validation)
+    held_out = held_out[: arguments.images]
+
+    rules = ESTIMATORS[arguments.estimator]
+    mean = train.mean(0)
+    model, guide = pair(arguments.layer, rules, arguments.prior, mean)
+    initialize_from_data(model, guide, train)
+    batches = Batches(train, seconds=arguments.seconds, epochs=arguments.epochs)
+
+    def temperature(step):
+        return max(arguments.floor, math.exp(-arguments.decay * (step - step % 1000)))
+
+    schedules = {"lr": lambda step: arguments.lr * min(1.0, 2 * (1 - batches.done))}
+    if rules is not None:
+        schedules["temperature"] = temperature
+    momentum = {"momentum": 0.9} if arguments.optimizer == "SGD" else {}
     history = fit(
         model,
         guide,
-        train,
-        epochs=arguments.epochs,
-        batch_size=BATCH,
-        schedules={
-            "temperature": temperature,
-            "lr": lambda step: arguments.lr * min(1.0, 2 * (1 - step / total)),
-        },
+        batches,
+        loss=loss_of(arguments),
+        optimizer=Optimizer(getattr(torch.optim, arguments.optimizer), **momentum),
+        epochs=1,
+        schedules=schedules,
         seed=arguments.seed,
         device=arguments.device,
+        compile=arguments.compile,
+        progress=False,
     )
-    held_out = test[: arguments.test]
-    hard_model, hard_guide = discrete(arguments.layer, model, guide)
-    bound = evaluate.log_likelihood(
-        hard_model, hard_guide, held_out, num_particles=1000, seed=0
+
+    # The discrete model that the relaxed one was trained for.
+    discrete = pair(
+        arguments.layer, None if rules is None else {"hard": True}, arguments.prior, mean
     )
-    single = evaluate.elbo(hard_model, hard_guide, held_out, seed=0)
+    for half, trained in zip(discrete, (model, guide), strict=True):
+        half.load_state_dict(trained.state_dict())
+    bound = evaluate.log_likelihood(*discrete, held_out, num_particles=1000, seed=0)
+    single = evaluate.elbo(*discrete, held_out, seed=0)
     report = {
-        "layer": arguments.layer,
-        "straight-through": arguments.hard,
-        "epochs": arguments.epochs,
-        "learning rate": arguments.lr,
-        "train, relaxed elbo": round(history["elbo"][-1], 2),
-        "test, minus log p with 1,000 samples": round(-bound.mean().item(), 2),
+        **vars(arguments),
+        "minus log p with 1,000 samples": round(-bound.mean().item(), 2),
         "standard error over images": round(bound.std().item() / len(bound) ** 0.5, 2),
-        "test images": len(held_out),
-        "test, minus elbo": round(-(single.reconstruction - single.kl).mean().item(), 2),
-        "published": PUBLISHED[arguments.layer][
-            "straight-through" if arguments.hard else "Gumbel-softmax"
-        ],
-        "seconds of training": round(sum(history["seconds"]), 1),
-        "seed": arguments.seed,
+        "minus elbo": round(-(single.reconstruction - single.kl).mean().item(), 2),
+        "kl": round(single.kl.mean().item(), 2),
+        "loss in training": round(history["loss"][-1], 2),
+        "steps": batches.steps,
+        "cpu seconds of training": round(batches.seconds, 1),
+        "published": PUBLISHED[arguments.layer],
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=1))
-    variant = ("_hard" if arguments.hard else "") + (
-        f"_{arguments.epochs}" if arguments.epochs != 100 else ""
-    )
-    path = Path(__file__).parent / "results" / f"discrete_{arguments.layer}{variant}.json"
+    name = arguments.name or f"discrete_{arguments.layer}_{arguments.estimator}"
+    path = Path(__file__).parent / "results" / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The gradient of antithetic pairs, DisARM, against enumeration."""
+"""The gradient of antithetic pairs, DisARM, against enumeration: of bits and of classes."""
 
 import itertools
 
@@ -119,6 +119,130 @@ def test_pairs_are_mirrored_and_each_particle_follows_the_guide():
     assert (z[0] * z[1])[rare].max() == 1
 
 
+CLASSES = torch.tensor(
+    [
+        [[0.5, -1.5, 0.2, 1.0, 0.0], [1.0, 0.3, -0.4, -0.2, 0.1]],
+        [[3.0, 0.0, -0.4, 0.6, -1.0], [0.0, 0.0, 0.0, 0.0, 0.0]],
+    ],
+    dtype=F64,
+)
+VALUES = torch.tensor([[1.0, -2.0, 0.7, 0.1, 0.4], [0.3, 2.0, -0.5, 1.5, -1.0]], dtype=F64)
+
+
+def mean_of_classes(z):
+    """Of two one-hot units, which depend on each other given x."""
+    scores = (z * VALUES).sum(-1)
+    return scores.sum(-1) + 2 * scores[..., 0] * scores[..., 1]
+
+
+def classes_pair(rows, classes, one_hot):
+    """Two units of some classes, as one-hot vectors or as integers."""
+    logits = CLASSES[..., :classes].repeat_interleave(rows, 0).requires_grad_()
+    family = dist.OneHotCategorical if one_hot else dist.Categorical
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            uniform = family(logits=torch.zeros(2, classes, dtype=F64))
+            z = pyro.sample("z", uniform.expand([len(x), 2]).to_event(1))
+            z = z if one_hot else torch.nn.functional.one_hot(z, classes).to(F64)
+            padded = torch.nn.functional.pad(z, (0, 5 - classes))
+            pyro.sample("x", dist.Normal(mean_of_classes(padded), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", family(logits=logits).to_event(1))
+
+    return model, guide, logits
+
+
+def exact_classes(classes):
+    """The bound of each data point and its gradient, by enumeration."""
+    logits = CLASSES[..., :classes].clone().requires_grad_()
+    corners = torch.eye(5, dtype=F64)[:classes]
+    z = torch.stack([torch.stack(pair) for pair in itertools.product(corners, repeat=2)])
+    log_q = (torch.log_softmax(logits, -1)[:, None] * z[..., :classes]).sum((-1, -2))
+    likelihood = dist.Normal(mean_of_classes(z), 1.0).log_prob(X[:, None])
+    log_p = -2 * torch.tensor(float(classes), dtype=F64).log()
+    bound = (log_q.exp() * (likelihood + log_p - log_q)).sum(-1)
+    return bound, torch.autograd.grad(bound.sum(), logits)[0]
+
+
+@pytest.mark.parametrize("one_hot", [True, False], ids=["one-hot", "integers"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("particles", [2, 4])
+def test_classes_have_the_value_and_gradient_of_enumeration(one_hot, classes, particles):
+    torch.manual_seed(0)
+    rows = 4000
+    model, guide, logits = classes_pair(rows, classes, one_hot)
+    bound = ELBO(particles, gradient="disarm")
+    value, slope = exact_classes(classes)
+    loss = bound.differentiable_loss(model, guide, X.repeat_interleave(rows))
+    found = -torch.autograd.grad(loss, logits)[0].reshape(2, rows, 2, classes)
+    for point in range(2):
+        assert_within(found[point], slope[point])
+    few = X.repeat_interleave(50)
+    losses = [
+        bound.loss(*classes_pair(50, classes, one_hot)[:2], few) / -50 for _ in range(50)
+    ]
+    assert_within(losses, value.sum().item())
+
+
+def test_classes_have_less_noise_than_the_other_particle_as_the_baseline():
+    torch.manual_seed(1)
+    noise = []
+    for gradient in ("disarm", "pathwise"):
+        model, guide, logits = classes_pair(8000, 5, True)
+        bound = ELBO(2, gradient=gradient)
+        loss = bound.differentiable_loss(model, guide, X.repeat_interleave(8000))
+        slope = torch.autograd.grad(loss, logits)[0].reshape(2, 8000, 2, 5)
+        noise.append((slope - slope.mean(1, keepdim=True)).square().sum((-1, -2)).flatten())
+    error = (sum(one.var() for one in noise) / len(noise[0])).sqrt()
+    assert noise[1].mean() - noise[0].mean() > 4 * error
+
+
+def test_each_particle_of_classes_follows_the_guide_and_pairs_part_early():
+    torch.manual_seed(0)
+    _, guide, logits = classes_pair(2000, 5, True)
+    seen = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            uniform = dist.OneHotCategorical(logits=torch.zeros(2, 5, dtype=F64))
+            seen.append(pyro.sample("z", uniform.expand([len(x), 2]).to_event(1)))
+            pyro.sample("x", dist.Normal(mean_of_classes(seen[-1]), 1.0), obs=x)
+
+    ELBO(4, gradient="disarm").loss(model, guide, X.repeat_interleave(2000))
+    z = seen[-1]
+    assert z.shape == (4, 4000, 2, 5)
+    for particle in z:
+        for point in range(2):
+            half = particle.reshape(2, 2000, 2, 5)[point]
+            assert_within(half, CLASSES[point].softmax(-1))
+    equal_classes = z[:, 2000:, 1]  # the unit whose classes are equally likely
+    mirrored = (equal_classes[0] * equal_classes[2]).sum(-1).mean()
+    independent = (equal_classes[0] * equal_classes[1]).sum(-1).mean()
+    assert mirrored < 0.6 * independent
+
+
+def test_impossible_classes_and_extreme_logits():
+    logits = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 0.0, -torch.inf]]).requires_grad_()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(len(x), 3)))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits))
+
+    torch.manual_seed(0)
+    bound = ELBO(64, analytic_kl=False, gradient="disarm")
+    loss = bound.differentiable_loss(model, guide, torch.ones(2))
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and slope[:, :2].isfinite().all() and slope[0].abs().max() < 1e-6
+
+
 def test_nested_plates_scales_and_probabilities():
     probs = torch.tensor([[0.3], [0.8]], dtype=F64).expand(2, 5).clone().requires_grad_()
 
@@ -181,7 +305,7 @@ def test_wrong_arguments_and_pairs():
     with pytest.raises(TypeError):
         BetaTCVAE(10, gradient="disarm")
     x = torch.rand(5, 8).round()
-    with pytest.raises(PairError, match="one Bernoulli site.*'z' .Normal"):
+    with pytest.raises(PairError, match="one Bernoulli or categorical site.*'z' .Normal"):
         ELBO(2, gradient="disarm").loss(*vae(dist.Normal), x)
 
     def one(x):
@@ -207,5 +331,7 @@ def test_wrong_arguments_and_pairs():
             z = pyro.sample("z", dist.Bernoulli(0.2 + 0.5 * y))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
 
-    with pytest.raises(PairError, match="one Bernoulli site.*'y' .Bernoulli., 'z'"):
+    with pytest.raises(
+        PairError, match="one Bernoulli or categorical site.*'y' .Bernoulli., 'z'"
+    ):
         ELBO(2, gradient="disarm").loss(model, two, x)

@@ -3,7 +3,7 @@
 =======================  =======================================================================
 module                   holds
 =======================  =======================================================================
-``antithetic``           pairs of mirrored binary draws, and their gradient, DisARM
+``antithetic``           pairs of mirrored discrete draws, and their gradient, DisARM
 ``base``                 ``Bound``: the interface of ``pyro.infer.ELBO``, by one loss
 ``elbo``                 ``ELBO``: closed-form KLs, beta, free bits, sticking the landing
 ``enumeration``          exact expectations over the sites that a guide enumerates

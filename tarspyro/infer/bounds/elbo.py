@@ -99,10 +99,10 @@ class ELBO(Bound):
             goes through the draws alone, and its noise vanishes when the guide is the
             posterior. It needs a reparameterized guide, samples every KL, and runs a guide with
             several latent variables twice. (Roeder et al. 2017, arXiv:1703.09194.) Or
-            ``"disarm"`` for a guide with one Bernoulli site, any number of units: particles
-            are antithetic pairs, whose difference has less noise than a leave-one-out
-            baseline. It needs an even number of particles. (Dong et al. 2020,
-            arXiv:2006.10680.)
+            ``"disarm"`` for a guide with one Bernoulli or categorical site, any number of
+            units: particles are antithetic pairs, whose difference has less noise than a
+            leave-one-out baseline. It needs an even number of particles. (Dong et al. 2020,
+            arXiv:2006.10680; for classes Dong et al. 2021, arXiv:2106.08056.)
         max_plate_nesting: How many dimensions the pair's plates take; found by a run without
             side effects if not given.
         vectorize_particles: False runs the pair once for each particle, for programs that
