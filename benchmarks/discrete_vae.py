@@ -228,7 +228,7 @@ def main():
         "standard error over images": round(bound.std().item() / len(bound) ** 0.5, 2),
         "minus elbo": round(-(single.reconstruction - single.kl).mean().item(), 2),
         "kl": round(single.kl.mean().item(), 2),
-        "loss in training": round(history["loss"][-1], 2),
+        "loss, mean of all steps": round(history["loss"][-1], 2),
         "cpu milliseconds per step, fastest": round(batches.milliseconds_per_step(), 2),
         "cpu seconds of training": round(batches.clock[-1] - batches.clock[0], 1),
         "published": PUBLISHED[arguments.layer],
