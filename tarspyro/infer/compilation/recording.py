@@ -204,8 +204,6 @@ def _trace(
         pyro.validation_enabled(False),
         torch.enable_grad(),
         _preserved(buffers),
-        # An LSTM of oneDNN keeps a workspace for its derivative, which a graph cannot hold.
-        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
     ):
         try:
             # No symbolic sizes for shapes that depend on values: compilers cannot take them.
@@ -214,7 +212,13 @@ def _trace(
             tracer = make_fx(
                 _without_reads(function), tracing_mode="fake", pre_dispatch=pre_dispatch
             )
-            return tracer(*values)
+            graph = tracer(*values)
+            if any("mkldnn_rnn" in str(node.target) for node in graph.graph.nodes):
+                # An LSTM of oneDNN keeps a workspace for its derivative, which a graph cannot
+                # hold.
+                with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+                    graph = tracer(*values)
+            return graph
         except PairError:
             raise
         except Exception as error:  # programs raise any kind on tensors without values

@@ -26,7 +26,7 @@ from tarspyro.infer.compilation.repeats import OperationKeys, form_of
 from tarspyro.scopes import preserved_rng
 
 # A shorter recurrence is compiled as it stands.
-MINIMUM_STEPS = 8
+MINIMUM_STEPS = 5
 # How many steps back a step may read.
 LONGEST_LAG = 3
 
