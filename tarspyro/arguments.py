@@ -313,7 +313,14 @@ def _asarray(value: object) -> np.ndarray:
     if hasattr(value, "to_numpy") and hasattr(value, "isna"):  # pandas has missing values
         columns: Any = value
         if columns.isna().to_numpy().any():
-            array: np.ndarray = columns.to_numpy(dtype=object, na_value=math.nan)
+            dtypes = columns.dtypes
+            numeric = all(
+                _kind(dtype) in "biuf" for dtype in np.ravel(np.array(dtypes, object))
+            )
+            # Without a copy, pandas 3 hands out a view that it then fails to write to.
+            array: np.ndarray = columns.to_numpy(
+                dtype=float if numeric else object, copy=True, na_value=math.nan
+            )
             return array
     return np.asarray(value)
 

@@ -83,8 +83,8 @@ class Source:
 
     Real numbers, booleans and bytes get the type of the parameters. Whole numbers get it too,
     with two or more dimensions, if the programs run on them; a network with an embedding of
-    tokens does not, and takes them as they are. Whole numbers in one dimension are labels. A
-    function without networks gets real numbers as they are.
+    tokens does not, and takes them as they are, booleans and bytes too. Whole numbers in one
+    dimension are labels. A function without networks gets real numbers as they are.
 
     A data set or a loader may bring more than the program takes, such as labels.
 
@@ -297,27 +297,30 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> Types:
     plain = [
         None if part is None else as_type(part.new_empty(0), dtype).dtype for part in parts
     ]
-    whole = [
-        index
-        for index, part in enumerate(parts)
-        if part is not None and not plain[index].is_floating_point  # type: ignore[union-attr]
-    ]
-    for index in whole:
-        plain[index] = torch.int64
-    several = [index for index in whole if parts[index].dim() > 1]  # type: ignore[union-attr]
+    embeds = any(map(_has_embedding, programs))
+    several = []
+    for index, part in enumerate(parts):
+        if part is None or part.is_floating_point():
+            continue
+        narrow = part.dtype in (torch.bool, torch.uint8)
+        if not narrow or embeds:
+            plain[index] = torch.int64
+        # Bytes may be labels or real numbers in any number of dimensions.
+        if embeds if narrow else part.dim() > 1:
+            several.append(index)
     if not several:
         return tuple(plain)
 
-    def types(real: Iterable[int]) -> Types:
-        return tuple(default if i in real else kept for i, kept in enumerate(plain))
-
-    choices = [types(several), types(())]
-    for count in range(len(several) - 1, 0, -1):
-        choices += map(types, itertools.combinations(several, count))
+    # As many real numbers as the programs run on.
+    choices = [
+        tuple(default if i in real else kept for i, kept in enumerate(plain))
+        for count in range(len(several), -1, -1)
+        for real in itertools.combinations(several, count)
+    ]
     for choice in choices:
         if _run(programs, parts, choice):
             return choice
-    return choices[1] if any(map(_has_embedding, programs)) else choices[0]
+    return choices[-1] if embeds else choices[0]
 
 
 def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:

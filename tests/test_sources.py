@@ -317,6 +317,35 @@ def test_tokens_stay_whole_and_counts_do_not():
     assert Source(COUNTS, P, Q).whole()[0].dtype is torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32])
+def test_tokens_of_any_whole_type(dtype):
+    tokens = torch.randint(2, (20, 5)).to(dtype)
+    likelihood = Conditional(dist.Categorical, MLP(2, [8]), 5, param_shapes={"logits": (5, 2)})
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.VAE(Conditional(dist.Normal, Tokens(), 2))
+    assert Source(tokens, p, q).whole()[0].dtype is torch.int64
+    assert fit(p, q, tokens, epochs=1, progress=False)["elbo"]
+    assert torch.equal(evaluate.embed(q, tokens), evaluate.embed(q, tokens.long()))
+
+
+def test_bytes_beside_an_embedding_of_labels_are_real_numbers():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_shapes = [(SIZE,), ()]
+            self.embedding = nn.Embedding(3, 4)
+            self.network = nn.Linear(SIZE + 4, 8)
+
+        def forward(self, x, y):
+            return self.network(torch.cat([x, self.embedding(y)], -1))
+
+    q = guides.ConditionalVAE(Conditional(dist.Normal, Encoder(), 2))
+    labels = torch.tensor(LABELS)
+    for dtype in (torch.uint8, torch.int64):
+        found = Source((X.byte(), labels.to(dtype)), q).whole()
+        assert [part.dtype for part in found] == [torch.float32, torch.int64]
+
+
 def test_a_number_beside_parts_of_one_length_is_that_of_a_batch():
     """Such as an annealing factor; beside a single part it is a target of one data point."""
 
@@ -512,6 +541,53 @@ def test_missing_values_of_tables_are_nan():
         frame = pandas.DataFrame(COUNTS).astype("Int64").mask(COUNTS == 0)
         (found,) = Source(frame, lambda x: None).whole()
         assert torch.equal(found.isnan(), torch.tensor(COUNTS == 0))
+
+
+class Frame:
+    """A table as pandas 3 has it: its values cannot be written to, unless they are a copy."""
+
+    def __init__(self, values, dtype):
+        self.values = values
+        self.columns = list(range(values.shape[1]))
+        self.dtypes = [np.dtype(dtype)] * values.shape[1]
+
+    def isna(self):
+        gaps = [[entry is None or entry != entry for entry in row] for row in self.values]
+        return Frame(np.array(gaps), bool)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.to_numpy(dtype)
+
+    def to_numpy(self, dtype=None, copy=False, na_value=None):
+        if na_value is not None and dtype is object and not copy:
+            raise ValueError("assignment destination is read-only")
+        array = self.values.astype(dtype or self.values.dtype)
+        if na_value is not None:
+            array[self.isna().values] = na_value
+        return array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", object])
+def test_gaps_of_a_table_that_cannot_be_written_to(dtype):
+    values = np.where(COUNTS == 0, np.nan, COUNTS).astype(dtype)
+    (found,) = Source(Frame(values, dtype), P).whole()
+    assert torch.equal(found.isnan(), torch.tensor(COUNTS == 0))
+    assert torch.equal(found.nan_to_num(0.0), X)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", "Int64", "boolean", "Float32", object]
+)
+def test_gaps_of_a_frame_of_any_type(dtype):
+    pandas = pytest.importorskip("pandas")
+    whole = COUNTS > 1 if dtype == "boolean" else COUNTS
+    frame = pandas.DataFrame(whole).astype(dtype).mask(COUNTS == 0)
+    (found,) = Source(frame, P).whole()
+    assert torch.equal(found.isnan(), torch.tensor(COUNTS == 0))
+    wanted = torch.tensor(np.where(COUNTS == 0, 0, whole)).float()
+    assert torch.equal(found.nan_to_num(0.0), wanted)
+    (column,) = Source([frame[0]], lambda x: None).whole()
+    assert torch.equal(column.isnan(), torch.tensor(COUNTS[:, 0] == 0))
 
 
 def test_all_batches_have_one_size():
