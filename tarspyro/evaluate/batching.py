@@ -20,15 +20,16 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_numbers, as_seed
 from tarspyro.data import Stream
 from tarspyro.data.parts import gives_arrays
-from tarspyro.infer.matching import explaining
+from tarspyro.infer.matching import check_shape, explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import InputError, check_program
+from tarspyro.infer.traces import InputError, check_program, sample_sites
 from tarspyro.inputs import (
     as_float,
     binarized,
@@ -38,7 +39,7 @@ from tarspyro.inputs import (
     each,
     sentence_of_gaps,
 )
-from tarspyro.programs import tensors_of
+from tarspyro.programs import PROGRAM_ERRORS, tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.sources import Source
 from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
@@ -159,6 +160,8 @@ def map_batches(
     known = arguments if source is None else source.in_memory
     if binarize and known is not None:
         check_binarizable(known[0])
+    if source is not None and known is not None:
+        _check_rows(programs, known)
     if source is None:
         batches = _split((*(arguments or ()), *extra), batch_size)
     else:
@@ -247,6 +250,31 @@ def as_codes(z: ArrayLike, *programs: Program) -> Tensor:
     if not codes.dim() or not len(codes):
         raise ValueError(f"z must have a row for each code, got shape {tuple(codes.shape)}.")
     return codes
+
+
+def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
+    """Raises if the model observes numbers without the dimension of rows, or of events.
+
+    Its plate would take each number for a row, and broadcast it. Two rows tell the event shape.
+    """
+    x = data[0]
+    if x is None or x.dim() != 1:
+        return
+    rows = _moved(next(_split(data, 2)), _device_of(programs[-1]) or x.device)
+    with (
+        preserved_rng(),
+        pyro.validation_enabled(False),
+        evaluating(*programs),
+        local_parameters(),
+        torch.no_grad(),
+    ):
+        try:
+            trace = poutine.trace(programs[0]).get_trace(*rows)
+        except PROGRAM_ERRORS:
+            return  # the evaluation itself says why
+    for name, site in sample_sites(trace):
+        if site["is_observed"] and site["value"] is rows[0]:
+            check_shape(name, site["fn"], site["value"], x)
 
 
 def _device_of(program: Program) -> torch.device | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tarspyro.arguments import as_numbers, format_value
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import Array, map_batches
+from tarspyro.evaluate.codes import check_rows
 from tarspyro.infer.traces import PairError, name_of, sample_sites
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
@@ -44,6 +45,7 @@ def classify(guide: Program, x: Data, *, site: str = "y") -> Array:
 
     def probabilities(*batch: Argument) -> Array:
         sites = dict(sample_sites(poutine.trace(guide).get_trace(*batch)))
+        check_rows(guide, batch, {k: v for k, v in sites.items() if not v["is_observed"]})
         probs: Tensor | None = None
         if site in sites and not sites[site]["is_observed"]:
             probs = getattr(as_discrete(sites[site]["fn"]), "probs", None)

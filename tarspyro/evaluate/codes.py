@@ -1,6 +1,6 @@
 """Codes of data points, and the activity of latent units."""
 
-__all__ = ["active_units", "activity", "embed"]
+__all__ = ["active_units", "activity", "check_rows", "embed"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +14,8 @@ from torch.distributions import Distribution
 from tarspyro.arguments import as_count, check_number, format_value
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import Array, map_batches
+from tarspyro.infer.matching import one_row
 from tarspyro.infer.traces import (
-    InputError,
     PairError,
     Site,
     is_factor,
@@ -64,7 +64,9 @@ def embed(
     num_samples = as_count("num_samples", num_samples)
 
     def draws(*batch: Argument) -> Array:
-        (name,) = _chosen(_latent_sites(guide, batch), site)
+        latent = _latent_sites(guide, batch)
+        (name,) = _chosen(latent, site)
+        check_rows(guide, batch, latent)
         values = _in_many_runs(guide, batch, num_samples, lambda latent: latent["value"])
         return values[name].movedim(0, 1)
 
@@ -152,7 +154,7 @@ def _posterior_means(
     def estimate(*batch: Argument) -> dict[str, Array]:
         latent = _latent_sites(guide, batch)
         chosen = _chosen(latent, site, several)
-        _check_rows(guide, batch, latent)
+        check_rows(guide, batch, latent)
         if len(latent) == 1:  # its mean depends on no draws: two equal ones have no error
             (only,) = latent.values()
             mean = distribution_mean(only["fn"]).expand(2, *only["value"].shape)
@@ -224,7 +226,7 @@ def _chosen(latent: Mapping[str, Site], site: str | None, several: bool = False)
     return chosen
 
 
-def _check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) -> None:
+def check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) -> None:
     """Raises if x is a single row of data without the dimension of rows.
 
     The plate then takes each number for a row, and all of them get the code of the one row.
@@ -241,7 +243,7 @@ def _check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) ->
         return
     try:
         with preserved_rng():
-            as_row = _latent_sites(guide, (x.unsqueeze(0),))
+            as_row = _latent_sites(guide, (x[None],))
             shifted = _latent_sites(guide, (x + 1,))
     except (RuntimeError, ValueError, TypeError):
         return  # the guide takes no rows of several numbers
@@ -250,10 +252,7 @@ def _check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) ->
         for name, code in codes.items()
     )
     if depends and all(site["value"].shape[:1] == (1,) for site in as_row.values()):
-        raise InputError(
-            f"x has shape {tuple(x.shape)}, which is one row of data: add a dimension,"
-            " x.unsqueeze(0)."
-        )
+        raise one_row("x", x)
 
 
 def _has_mean(distribution: Distribution) -> bool:

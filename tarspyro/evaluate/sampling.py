@@ -16,9 +16,8 @@ from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.conditional import distribution_mean
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
-from tarspyro.infer.matching import check_sites, explaining
+from tarspyro.infer.matching import check_sites, explaining, one_row
 from tarspyro.infer.traces import (
-    InputError,
     PairError,
     Site,
     check_program,
@@ -98,10 +97,7 @@ def decode(
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
         event = _site(trace, latent)["fn"].event_shape
         if values.dim() <= len(event):
-            raise InputError(
-                f"z has shape {tuple(codes.shape)}, which is one code: add a dimension,"
-                " z.unsqueeze(0)."
-            )
+            raise one_row("z", codes, "code")
         return _shown(_site(trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables

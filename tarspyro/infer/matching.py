@@ -7,6 +7,7 @@ __all__ = [
     "check_shape",
     "check_sites",
     "explaining",
+    "one_row",
     "positional_names",
     "run_pair",
 ]
@@ -224,8 +225,24 @@ def _order_of_axes(given: tuple[int, ...], event: tuple[int, ...]) -> list[int] 
     return order
 
 
-def check_shape(name: str, distribution: object, value: object) -> None:
+def one_row(name: str, value: Tensor, what: str = "row of data") -> InputError:
+    """Returns the error of data without the dimension of rows."""
+    return InputError(
+        f"{name} has shape {tuple(value.shape)}, which is one {what}: add a dimension,"
+        f" {name}[None]."
+    )
+
+
+def check_shape(
+    name: str, distribution: object, value: object, whole: Tensor | None = None
+) -> None:
     """Raises unless the rows of an observed value have the likelihood's event shape.
+
+    Arguments:
+        name: The name of the site.
+        distribution: The likelihood.
+        value: The observed value, a batch.
+        whole: All of the data that the batch is from, for the message; the batch if not given.
 
     Raises:
         InputError: If they have another shape.
@@ -236,6 +253,7 @@ def check_shape(name: str, distribution: object, value: object) -> None:
     given = tuple(value.shape[len(distribution.batch_shape) :])
     if given == event:
         return
+    value = value if whole is None else whole
     if not value.is_floating_point() and value.dim() == 1:
         fix = f"give the data, with rows of shape {event}"
         if isinstance(_innermost(distribution), OneHotCategorical):
@@ -246,10 +264,7 @@ def check_shape(name: str, distribution: object, value: object) -> None:
             f" labels: {fix}."
         )
     if tuple(value.shape) == event and len(distribution.batch_shape) == 1:
-        raise InputError(
-            f"{name} has shape {event}, which is one row of data: add a dimension,"
-            f" {name}.unsqueeze(0)."
-        )
+        raise one_row(name, value)
     size = torch.Size(event).numel()
     if torch.Size(given).numel() == size:
         fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"

@@ -15,6 +15,7 @@ from torch import Tensor
 from tarspyro.arguments import as_numbers, as_sizes, format_value
 from tarspyro.data import Split
 from tarspyro.data.dense import dense
+from tarspyro.infer.matching import one_row
 from tarspyro.inputs import as_float
 from tarspyro.types import ArrayLike
 
@@ -72,20 +73,22 @@ def as_images(name: str, data: ArrayLike | Split, like: Tensor | None = None) ->
 
     Raises:
         TypeError: If they are not numbers.
-        ValueError: If they have no rows, such as a single image, or rows of another shape.
+        InputError: If they are a single image without the dimension of rows.
+        ValueError: If they have no rows, or rows of another shape.
     """
     images = as_float(dense(name, data)).cpu()
     if not images.is_floating_point():
         images = images.to(torch.get_default_dtype())
+    if images.dim() == 1 and len(images):
+        raise one_row(name, images)
     if images.dim() < 2 or not len(images):
-        raise ValueError(
-            f"{name} must have the shape (N, *x), got {tuple(images.shape)}: one image x is a"
-            " row, x.unsqueeze(0)."
-        )
+        raise ValueError(f"{name} must have the shape (N, *x), got {tuple(images.shape)}.")
     if like is not None and images.shape[1:].numel() != like.shape[1:].numel():
+        if images.shape == like.shape[1:]:
+            raise one_row(name, images)
         raise ValueError(
             f"{name} must have rows of shape {tuple(like.shape[1:])}, got"
-            f" {tuple(images.shape[1:])}: one image x is a row, x.unsqueeze(0)."
+            f" {tuple(images.shape[1:])}."
         )
     return images
 
