@@ -21,6 +21,7 @@ __all__ = [
     "is_array",
 ]
 
+import contextlib
 import difflib
 import inspect
 import math
@@ -267,7 +268,7 @@ def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Te
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(
             f"{name} must be numbers, in a tensor or an array, got {_described(value)}"
-            f"{_about_words(value)}."
+            f"{_about_words(name, value)}."
         ) from None
     if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
         raise TypeError(
@@ -346,11 +347,36 @@ def _from_array(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _about_words(value: object) -> str:
+def _about_words(name: str, value: object) -> str:
     """Returns the end of a sentence about words in place of numbers."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "US":
-        return ": turn words into numbers, np.unique(words, return_inverse=True)[1]"
-    return ""
+    words = _words_of(value)
+    if words is None or not words.size:
+        return ""
+    try:
+        words.astype(float)
+    except ValueError:
+        numbers = "np.unique(words, return_inverse=True)[1]"
+    else:
+        return ": these are numbers in words, np.array(words).astype(float)"
+    if name == "y" or "labels" in name:
+        return f": turn words into numbers, {numbers}"
+    if words.ndim > 1:
+        return ": for a table with words, read it with tarspyro.data.read_table(text or path)"
+    return (
+        ": turn words into one-hot vectors,"
+        f" torch.nn.functional.one_hot(torch.as_tensor({numbers})).float()"
+    )
+
+
+def _words_of(value: object) -> np.ndarray | None:
+    """Returns words in an array or a list as an array; None for all else."""
+    if getattr(value, "ndim", 0) == 1 and hasattr(value, "to_numpy"):
+        value = list(np.asarray(value))
+    array: np.ndarray | None = value if isinstance(value, np.ndarray) else None
+    if isinstance(value, (list, tuple)):
+        with contextlib.suppress(ValueError):  # its rows differ in length
+            array = np.array(value)
+    return array if array is not None and array.dtype.kind in "US" else None
 
 
 def _described(value: object) -> str:
@@ -358,16 +384,17 @@ def _described(value: object) -> str:
     dtypes = getattr(value, "dtypes", None)
     if dtypes is not None and hasattr(value, "columns"):
         pairs = zip(value.columns, dtypes, strict=True)
-        words = [name for name, dtype in pairs if _kind(dtype) not in "biuf"]
-        if words:
+        wordy = [name for name, dtype in pairs if _kind(dtype) not in "biuf"]
+        if wordy:
             return (
-                f"a table whose column {words[0]!r} holds none: leave it out, or read the table"
+                f"a table whose column {wordy[0]!r} holds none: leave it out, or read the table"
                 " with tarspyro.data.read_table(frame.to_csv(index=False))"
             )
     if isinstance(value, np.ndarray) and value.dtype.names:
         return f"an array with the named fields {', '.join(value.dtype.names)}"
-    if isinstance(value, np.ndarray) and value.dtype.kind in "US" and value.size:
-        return f"an array of words such as {str(value.flat[0])!r}"
+    words = _words_of(value)
+    if words is not None and words.size:
+        return f"words such as {str(words.flat[0])!r}"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
         return f"an array of {value.dtype} of shape {value.shape}"
     return format_value(value)
@@ -416,6 +443,8 @@ def check_number(
     number = _as_real(name, value)
     if low <= number <= high:
         return
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, got {value}.")
     if math.isfinite(high):
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}.")
     wanted = "not be negative" if low == 0 else "be a number"
@@ -429,7 +458,10 @@ def check_positive(name: str, value: object) -> None:
         TypeError: If it is not a number.
         ValueError: If it is not positive.
     """
-    if not _as_real(name, value) > 0:
+    number = _as_real(name, value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, got {value}.")
+    if not number > 0:
         raise ValueError(f"{name} must be positive, got {value}.")
 
 

@@ -4,6 +4,7 @@ __all__ = [
     "as_float",
     "as_type",
     "binarized",
+    "check_bounds",
     "check_binarizable",
     "check_inputs",
     "count_rows",
@@ -33,7 +34,7 @@ from tarspyro.infer.matching import (
     check_sites,
     run_pair,
 )
-from tarspyro.infer.remedies import about_edges, about_support
+from tarspyro.infer.remedies import about_bounds, about_edges, about_support
 from tarspyro.infer.traces import (
     InputError,
     PairError,
@@ -188,6 +189,28 @@ def _check_observed(
             again: list[Any] = [run().nodes[name]["fn"] for _ in range(_DRAWS)]
             if all(_same(site["fn"].support, fn.support) for fn in again):
                 raise
+
+
+def check_bounds(model: Program, arguments: Sequence[Argument]) -> None:
+    """Raises an ``InputError`` if trained parameters say where a likelihood's support ends.
+
+    The gradient of the density is of no use for them: it leads to the edge and beyond.
+
+    Arguments:
+        model: The model.
+        arguments: A batch.
+    """
+    with pyro.validation_enabled(False), preserved_rng(), evaluating(model):
+        try:
+            with torch.enable_grad():
+                trace = poutine.trace(model).get_trace(*arguments)
+        except NotImplementedError:  # it has a prior from which nothing can be drawn
+            return
+    for name, site in sample_sites(trace):
+        if site["is_observed"] and isinstance(site["fn"], Distribution):
+            sentence = about_bounds(name, site["fn"])
+            if sentence is not None:
+                raise InputError(sentence)
 
 
 def _batches_of(whole: Tensor, batch: Tensor) -> Iterator[Tensor]:

@@ -71,7 +71,9 @@ def test_one_row_in_place_of_a_batch(door, container):
 
 
 def test_rows_of_single_numbers_are_no_rows_of_vectors():
-    with pytest.raises(InputError, match=r"rows of shape \(\), but the likelihood draws \(6,\)"):
+    with pytest.raises(
+        InputError, match=r"rows of shape \(\), but the likelihood draws \(6,\)"
+    ):
         evaluate.reconstruct(P, Q, TABLE[:, 0])
 
 

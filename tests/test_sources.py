@@ -515,7 +515,7 @@ def test_what_is_no_data_gets_one_sentence(wrong, sentence):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (np.array([["a", "b"]]), "an array of words such as 'a'"),
+        (np.array([["a", "b"]]), "got words such as 'a': for a table"),
         ("mnist", "read a file first, tarspyro.data.load"),
         (np.zeros(3, dtype=[("a", "f8"), ("b", "f8")]), "named fields a, b"),
         (np.array([["1", 2]], dtype=object), "an array of object"),

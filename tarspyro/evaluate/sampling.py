@@ -18,6 +18,7 @@ from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
 from tarspyro.infer.matching import check_sites, explaining, one_row
 from tarspyro.infer.traces import (
+    InputError,
     PairError,
     Site,
     check_program,
@@ -26,6 +27,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.inputs import as_float
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
 
@@ -88,6 +90,7 @@ def decode(
             raise TypeError(f"{name} must be the name of a site, got {format_value(value)}.")
     codes = as_codes(z, model)
     others = _rows(model, given, len(codes))
+    _check_codes(model, codes, others, latent)
 
     def mean(values: Tensor, *rows: Tensor) -> Array:
         conditioned = poutine.trace(poutine.condition(model, {latent: values}))
@@ -95,9 +98,6 @@ def decode(
             batch_size=len(values), **dict(zip(others, rows, strict=True))
         )
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
-        event = _site(trace, latent)["fn"].event_shape
-        if values.dim() <= len(event):
-            raise one_row("z", codes, "code")
         return _shown(_site(trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables
@@ -221,6 +221,33 @@ def _rows(
             )
         rows[name] = part.expand(count, *part.shape[1:])
     return rows
+
+
+def _check_codes(
+    model: Program, codes: Tensor, given: Mapping[str, Tensor], latent: str
+) -> None:
+    """Raises unless codes are rows of the latent variable's event shape."""
+    row = {name: value[:1] for name, value in given.items()}
+    with (
+        preserved_rng(),
+        pyro.validation_enabled(False),
+        evaluating(model),
+        local_parameters(),
+        torch.no_grad(),
+    ):
+        try:
+            trace = poutine.trace(model).get_trace(batch_size=1, **row)
+        except (*PROGRAM_ERRORS, NotImplementedError):
+            return  # the decoding itself says why, or needs no prior
+    event = tuple(_site(trace, latent)["fn"].event_shape) if latent in trace.nodes else None
+    if event is None or tuple(codes.shape[codes.dim() - len(event) :]) == event:
+        if event is not None and codes.dim() == len(event):
+            raise one_row("z", codes, "code")
+        return
+    raise InputError(
+        f"z has shape {tuple(codes.shape)}, and {name_of(model)} has codes of shape {event}: give"
+        f" z of shape (N{''.join(f', {size}' for size in event)})."
+    )
 
 
 def _check_generates(model: Program) -> None:

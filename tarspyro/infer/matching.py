@@ -14,9 +14,12 @@ __all__ = [
 
 import contextlib
 import inspect
+import itertools
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -31,6 +34,7 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
+from tarspyro.arguments import format_value
 from tarspyro.infer.diagnosis import about_source, explained, is_about_site, words_of
 from tarspyro.infer.traces import (
     InputError,
@@ -46,6 +50,9 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
+
+# The largest number of orders of axes that are tried for a remedy: all of five axes.
+_MOST_ORDERS = 120
 
 _DRAWS = 16  # How many draws of the guide are compared with the prior's support.
 
@@ -73,7 +80,7 @@ def check_pair(model: Program, guide: Program, *args: object, **kwargs: object) 
         ...     check_pair(model, guide, torch.zeros(3))
         ... except PairError as error:
         ...     print(error)  # doctest: +NORMALIZE_WHITESPACE
-        guide does not pair with model: the model also samples ['z']; the guide also samples
+        guide does not pair with model: only the model samples ['z']; only the guide samples
         ['w']: give each latent variable the same name in both.
     """
     with preserved_rng(), evaluating(model, guide):
@@ -157,11 +164,17 @@ def _found_alone(
 
 
 def _check_distributions(*traces: Trace) -> None:
-    """Raises a ``PairError`` if a site is sampled from something else than a distribution."""
+    """Raises a ``PairError`` if a site has no distribution, or observes an array."""
     for trace in traces:
         for name, site in sample_sites(trace):
             if not isinstance(site["fn"], Distribution):
                 raise PairError(about_source(name, site["fn"]))
+            if isinstance(site["value"], np.ndarray):
+                raise PairError(
+                    f"{name!r} observes {format_value(site['value'])}, and densities are of"
+                    " tensors: give the data as the program gets it, obs=x, or"
+                    " obs=torch.as_tensor(...)."
+                )
 
 
 def _run_alone(
@@ -208,29 +221,52 @@ def explaining(programs: Sequence[Program], arguments: Sequence[object]) -> Iter
     raise found from cause
 
 
-def _order_of_axes(given: tuple[int, ...], event: tuple[int, ...]) -> list[int] | None:
-    """Returns the order of the axes of a batch that brings its rows to the event shape.
+def _order_of_axes(given: tuple[int, ...], event: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns an order of the axes of rows, after which a reshape gives them the event shape.
 
-    None if no order does. Of several orders, as of (8, 8, 3) and (3, 8, 8), it is the one that
-    keeps height before width.
+    Such a reshape joins neighbouring axes or splits an axis, and mixes none. None if there is
+    no such order. Of several orders, as of (8, 8, 3) and (3, 8, 8), it is the one that keeps
+    height before width.
     """
-    if len(given) < 2 or sorted(given) != sorted(event):
-        return None
-    left = list(range(len(given)))
-    order = []
-    for size in event:
-        axis = next(axis for axis in left if given[axis] == size)
-        left.remove(axis)
-        order.append(axis + 1)
-    return order
+    orders = itertools.permutations(range(len(given)))
+    wanted = _ends_of(event)
+    for order in itertools.islice(orders, _MOST_ORDERS):
+        ends = _ends_of([given[axis] for axis in order])
+        if ends <= wanted or wanted <= ends:
+            return order
+    return None
+
+
+def _ends_of(shape: Sequence[int]) -> set[int]:
+    """The places where the axes of a row end, in numbers of the outer ones."""
+    return set(itertools.accumulate((size for size in shape if size > 1), operator.mul))
+
+
+def _about_axes(name: str, given: tuple[int, ...], event: tuple[int, ...]) -> str:
+    """A remedy for rows with as many numbers as the event, in another shape."""
+    if len(event) == 3 and given == event[1:]:
+        return f"there is no channel axis: add it, {name}[:, None]"
+    order = _order_of_axes(given, event)
+    sizes = ", ".join(map(str, event))
+    if order is None or order == tuple(range(len(given))):
+        return f"reshape it, {name}.reshape(len({name}), {sizes})"
+    axes = ", ".join(str(axis + 1) for axis in order)
+    moved = f"torch.as_tensor({name}).permute(0, {axes})"
+    if tuple(given[axis] for axis in order) == event:
+        return f"move its axes, {moved}"
+    return f"move its axes and reshape it, {moved}.reshape(len({name}), {sizes})"
 
 
 def one_row(name: str, value: Tensor, what: str = "row of data") -> InputError:
     """Returns the error of data without the dimension of rows."""
-    return InputError(
-        f"{name} has shape {tuple(value.shape)}, which is one {what}: add a dimension,"
-        f" {name}[None]."
-    )
+    shape = tuple(value.shape)
+    fix = f"add a dimension, {name}[None]"
+    if value.dim() > 1:
+        fix += (
+            f", or if it is {len(value)} rows, leave their number out of the event,"
+            f" .to_event({value.dim() - 1})"
+        )
+    return InputError(f"{name} has shape {shape}, which is one {what}: {fix}.")
 
 
 def check_shape(
@@ -257,8 +293,8 @@ def check_shape(
     if not value.is_floating_point() and value.dim() == 1:
         fix = f"give the data, with rows of shape {event}"
         if isinstance(_innermost(distribution), OneHotCategorical):
-            one_hot = f"torch.nn.functional.one_hot({name}, {event[-1]}).float()"
-            fix = f"turn them into one-hot vectors, {one_hot}"
+            one_hot = f"torch.nn.functional.one_hot(torch.as_tensor({name}), {event[-1]})"
+            fix = f"turn them into one-hot vectors, {one_hot}.float()"
         raise InputError(
             f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, which look like"
             f" labels: {fix}."
@@ -267,12 +303,7 @@ def check_shape(
         raise one_row(name, value)
     size = torch.Size(event).numel()
     if torch.Size(given).numel() == size:
-        fix = f"reshape it, {name}.reshape(len({name}), {', '.join(map(str, event))})"
-        order = _order_of_axes(given, event)
-        if order is not None:
-            fix = f"move its axes, {name}.permute(0, {', '.join(map(str, order))})"
-        elif len(event) == 3 and given == event[1:]:
-            fix = f"there is no channel axis: add it, {name}.unsqueeze(1)"
+        fix = _about_axes(name, given, event)
     else:
         fix = (
             f"give data with rows of shape {event}, or change the likelihood's event_shape and"
@@ -449,16 +480,17 @@ def _check_names(
                 " infer={'enumerate': 'parallel'}."
             )
     if guide is no_guide:
-        raise PairError(
-            f"guide is None, but {name_of(model)} samples {missing}: give a guide that samples"
-            " them too, or train with a game that needs no guide, such as"
-            " loss=Adversarial(discriminator)."
-        )
+        game = "with a game that needs no guide, such as loss=Adversarial(discriminator)"
+        fix = f"give a guide that samples them too, or train {game}"
+        observed = [sites[name] for name in _observed_names(sites)]
+        if observed and all(map(is_delta, observed)):
+            fix = f"a generator without noise has no likelihood, so train {game}"
+        raise PairError(f"guide is None, but {name_of(model)} samples {missing}: {fix}.")
     parts = []
     if missing:
-        parts.append(f"the model also samples {missing}")
+        parts.append(f"only the model samples {missing}")
     if extra:
-        parts.append(f"the guide also samples {extra}")
+        parts.append(f"only the guide samples {extra}")
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
     fix = "give each latent variable the same name in both"
     if not drawn:

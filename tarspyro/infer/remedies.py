@@ -1,6 +1,6 @@
 """Remedies for data that a likelihood does not take, by what is seen in the data."""
 
-__all__ = ["about_edges", "about_support"]
+__all__ = ["about_bounds", "about_edges", "about_support"]
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pyro.distributions import Bernoulli, ContinuousBernoulli
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.constraints import Constraint
 
 from tarspyro.infer.diagnosis import single_constraint, words_of
@@ -59,25 +59,33 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
         return _fix_for_pixels(name, base, value, whole)
     if isinstance(support, type(constraints.one_hot)):
         return (
-            "turn labels into one-hot vectors, torch.nn.functional.one_hot(labels, K).float(),"
-            " or for counts use dist.Multinomial with total_count"
+            "turn labels into one-hot vectors,"
+            " torch.nn.functional.one_hot(torch.as_tensor(labels), K).float(), or for counts"
+            " use dist.Multinomial with total_count"
         )
     if isinstance(support, type(constraints.multinomial(1))) and low >= 0:
+        if not whole:
+            return (
+                "it takes counts, and these are shares: for rows that sum to 1 use"
+                " dist.Dirichlet, or multiply each row by its number of trials and round it"
+            )
         largest = value.sum(-1).max().item()
         return (
             f"give total_count, the largest sum of a row, Conditional(dist.Multinomial, ...,"
             f" total_count={largest:.0f})"
         )
     if isinstance(support, type(constraints.simplex)) and low >= 0:
-        return f"divide each row by its sum, {name} / {name}.sum(-1, keepdim=True)"
+        return f"divide each row by its sum, {name} / {name}.sum(-1)[..., None]"
     if support.is_discrete:
-        return _fix_for_counts(base, value, whole)
+        return _fix_for_counts(name, base, value, whole)
     if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
         return _fix_for_interval(name, base, value, whole)
     if hasattr(support, "lower_bound") and low >= 0 >= _number(support.lower_bound):
-        return f"move the zeros inside, {name}.clamp(min={_STEP:g})"
+        return f"move the zeros inside, {name}.clip(min={_STEP:g})"
     if hasattr(support, "lower_bound"):
-        return f"{_REAL}, or move the data above the bound"
+        bound = _number(support.lower_bound)
+        shift = f"{name} - {name}.min() + {max(bound, 0) + _STEP:g}"
+        return f"{_REAL}, or move the data above the bound, {shift}"
     return "rescale the data or choose another likelihood"
 
 
@@ -96,7 +104,7 @@ def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -
     return _REAL
 
 
-def _fix_for_counts(base: Distribution, value: Tensor, whole: bool) -> str:
+def _fix_for_counts(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
     """Returns a remedy for values that a family of whole numbers does not take."""
     if not whole:
         return f"round the data if it holds counts, or {_REAL}"
@@ -106,7 +114,10 @@ def _fix_for_counts(base: Distribution, value: Tensor, whole: bool) -> str:
     if "total_count" in base.arg_constraints:
         return f"give total_count={high:g} or more"
     if hasattr(base, "logits"):
-        return f"give {high + 1:g} classes, param_shapes={{'logits': ({high + 1:g},)}}"
+        if value.min().item() >= 1 and high == base.logits.shape[-1]:
+            return f"count the classes from 0, {name} - 1"
+        shape = (*value.shape[1:], int(high) + 1)
+        return f"give {high + 1:g} classes, param_shapes={{'logits': {shape}}}"
     return "choose another likelihood"
 
 
@@ -139,7 +150,8 @@ def _neighbours(distribution: Distribution) -> Iterator[Distribution]:
     positive = [
         name
         for name, constraint in constraints_of.items()
-        if constraint is constraints.positive and torch.is_tensor(getattr(distribution, name))
+        if single_constraint(constraint) is constraints.positive
+        and torch.is_tensor(getattr(distribution, name))
     ]
     for factor in (0.5, 2.0) if positive else ():
         changed = {name: factor * getattr(distribution, name) for name in positive}
@@ -189,13 +201,44 @@ def about_edges(name: str, base: Distribution, value: Tensor) -> str | None:
     )
     if simplex:
         small = f"{name} + {_STEP:g}"
-        return f"{place}: add a small number, ({small}) / ({small}).sum(-1, keepdim=True)."
+        return f"{place}: add a small number, ({small}) / ({small}).sum(-1)[..., None]."
     if high is not None:
         return (
             f"{place}: use dist.ContinuousBernoulli, which allows them, or move the data"
-            f" inside, {name}.clamp({_number(low) + _STEP:g}, {_number(high) - _STEP:g})."
+            f" inside, {name}.clip({_number(low) + _STEP:g}, {_number(high) - _STEP:g})."
         )
-    return f"{place}: move these values inside, {name}.clamp(min={_number(low) + _STEP:g})."
+    return f"{place}: move these values inside, {name}.clip(min={_number(low) + _STEP:g})."
+
+
+def about_bounds(name: str, distribution: Distribution) -> str | None:
+    """Returns a sentence about a likelihood that computes where its support ends.
+
+    None if its parameters, which are trained, are no bounds of the support.
+
+    Arguments:
+        name: The name of the site.
+        distribution: The likelihood.
+    """
+    base: Any = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    support = single_constraint(base.support)
+    edges = [getattr(support, edge, None) for edge in ("lower_bound", "upper_bound")]
+    bounds = [edge for edge in edges if isinstance(edge, Tensor) and edge.requires_grad]
+    computed = [
+        parameter
+        for parameter in base.arg_constraints
+        if any(getattr(base, parameter) is bound for bound in bounds)
+    ]
+    if not computed:
+        return None
+    family = type(base).__name__
+    fixed = ", ".join(f"{parameter}=..." for parameter in computed)
+    return (
+        f"the likelihood of {name} computes {' and '.join(computed)}, where the support of"
+        f" {family} ends, and gradients do not find the end of a support: fix it at a number"
+        f" beyond all data, Conditional(dist.{family}, ..., {fixed})."
+    )
 
 
 def _number(edge: object) -> float:

@@ -11,10 +11,11 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import format_value
@@ -26,6 +27,8 @@ def _shown(value: object) -> str:
     """Returns a short description of a network's output."""
     if isinstance(value, (tuple, list)):
         return f"{len(value)} values"
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(repr, value))}"
     return format_value(value)
 
 
@@ -44,8 +47,7 @@ def through_heads(
     if not isinstance(features, Tensor):
         raise TypeError(
             f"{type(trunk).__name__} returns {_shown(features)}, where the network of a"
-            " Conditional returns one tensor, its features: leave its last layers out, or"
-            " replace the Conditional by FromNetwork(network, lambda loc, log_variance: ...)."
+            f" Conditional returns one tensor, its features: {_about_outputs(features)}."
         )
     # The networks may compute in half precision, but the densities may not.
     half = torch.is_autocast_enabled(features.device.type)
@@ -54,6 +56,25 @@ def through_heads(
         output = unfold(head(features), lead)
         outputs[name] = output.float() if half else output
     return outputs
+
+
+def _about_outputs(made: object) -> str:
+    """A remedy for a network that returns something else than features."""
+    if isinstance(made, Distribution):
+        return (
+            "it is a distribution already, so replace the Conditional by FromNetwork(network)"
+        )
+    if isinstance(made, Mapping):
+        example = f"lambda {', '.join(map(str, made))}: ..."
+        return f"let it return a tuple, and give it to FromNetwork(network, {example})"
+    if isinstance(made, (tuple, list)):
+        names = [f"output_{index}" for index in range(len(made))]
+        names = ["loc", "log_variance"] if len(made) == 2 else names
+        return (
+            "leave its last layers out, or replace the Conditional by"
+            f" FromNetwork(network, lambda {', '.join(names)}: ...)"
+        )
+    return "let it return a tensor"
 
 
 def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:

@@ -176,7 +176,7 @@ def traversal(
     """
     num = as_count("num", num)
     draws = _draws(model, given, latent)
-    flat = draws.flatten(1)
+    flat = draws.reshape(len(draws), -1)
     size = flat.shape[1]
     if code is None:
         center = flat.median(0).values
@@ -197,6 +197,7 @@ def traversal(
             grid[row, :, point] *= ((1 - values[row]) / rest)[:, None]
         grid[row, :, unit] = values[row]
     images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given, latent, site).cpu()
+    images = images if images.dim() > 1 else images[:, None]  # a number is a table's column
 
     labels = [f"{latent}[{unit}]" for unit in rows]
     kind = as_form(form, images, image_shape=image_shape, names=names)

@@ -62,8 +62,8 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
             warn_user(
                 f"{name} looks like the bytes of images, whole numbers up to"
                 f" {site['value'].max():g}, and its likelihood is {family}, which is for real"
-                " numbers: divide them by 255, or use"
-                " tarspyro.distributions.DiscretizedLogistic."
+                f" numbers: divide by 255, {name} / 255, and for a likelihood of grey levels use"
+                " tarspyro.distributions.DiscretizedLogistic then."
             )
         if binarize and site["value"] is arguments[0]:
             warn_user(
@@ -161,15 +161,15 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
     if _looks_like_bytes(data):
         fix = (
-            "the data look like the bytes of images, divide them by 255, as a"
+            "the data look like the bytes of images, divide them by 255, x / 255, as a"
             " tarspyro.distributions.DiscretizedLogistic takes them too"
         )
     elif real:
-        fix = "train on standardized data, tarspyro.nn.Standardize.of(x)(x)"
+        fix = "train on standardized data, tarspyro.nn.Standardize.of(x)(torch.as_tensor(x))"
     elif whole:
         fix = (
-            "give it standardized logarithms of the counts, torch.nn.Sequential("
-            "Log1p(), Standardize.of(x.log1p()), network) with the layers of tarspyro.nn"
+            "give it standardized logarithms of the counts, torch.nn.Sequential(Log1p(),"
+            " Standardize.of(torch.as_tensor(x).log1p()), network) with the layers of tarspyro.nn"
         )
     else:
         fix = (

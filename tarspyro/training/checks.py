@@ -108,7 +108,7 @@ def _check_schedules(schedules: object) -> None:
             f" {format_value(schedules)}."
         )
     for name, schedule in schedules.items():
-        if not callable(schedule):
+        if isinstance(schedule, type) or not callable(schedule):
             raise TypeError(
                 f"schedules[{name!r}] must be a function of the step, such as"
                 f" lambda step: 0.5, got {format_value(schedule)}."

@@ -8,10 +8,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tarspyro.accelerators import current_device
@@ -220,7 +221,10 @@ def fit(
             processes=processes,
         )
         batches = make_batches(data, shuffle=shuffle)
-        held_out = None if validation is None else _held_out(validation, make_batches)
+        held_out = None
+        if validation is not None:
+            _check_validation(validation, data)
+            held_out = make_batches(validation, shuffle=False, pixel_seed=0)
         first = _check_pair(objective, batches, held_out)
         examples = functools.partial(batches.examples, first)
         with undone_on_error(*objective.pair):  # a refused training changes nothing
@@ -268,7 +272,7 @@ def _check_ranking(objective: Objective, patience: int | None) -> None:
         )
 
 
-def _check_validation(validation: Data) -> None:
+def _check_validation(validation: Data, data: Data | None) -> None:
     """Raises unless held-out data is data, which can be read more than once.
 
     Raises:
@@ -276,21 +280,19 @@ def _check_validation(validation: Data) -> None:
         ValueError: If it can be read only once.
     """
     if isinstance(validation, (int, float)):
+        rows = max(2, len(data)) if isinstance(data, (Tensor, np.ndarray)) else 10_000
+        count = min(
+            max(1, round(validation * rows if validation < 1 else validation)), rows - 1
+        )
         raise TypeError(
             f"validation must be held-out data, got {validation}: split the data, such as"
-            " fit(model, guide, x[1000:], validation=x[:1000])."
+            f" fit(model, guide, x[{count}:], validation=x[:{count}])."
         )
     if isinstance(validation, (Iterator, Stream)):
         raise ValueError(
             f"validation is read after every epoch, got {format_value(validation)}, which is"
             " read once: give tensors, a data set or a DataLoader."
         )
-
-
-def _held_out(validation: Data, make_batches: Callable[..., Batches]) -> Batches:
-    """The batches of held-out data, in their order and with the same pixels every time."""
-    _check_validation(validation)
-    return make_batches(validation, shuffle=False, pixel_seed=0)
 
 
 @contextlib.contextmanager

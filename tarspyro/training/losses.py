@@ -28,7 +28,7 @@ from tarspyro.arguments import constructor_parameters, format_value
 from tarspyro.infer import ELBO, Compiled, Game, InputError, PairError, Player
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.diagnosis import explained
-from tarspyro.inputs import check_inputs
+from tarspyro.inputs import check_bounds, check_inputs
 from tarspyro.modules import StochasticModule
 from tarspyro.runs.description import describe
 from tarspyro.training.updates import Update
@@ -115,6 +115,7 @@ class Objective:
         elif isinstance(self.loss, PyroELBO) and not isinstance(self.loss, Bound):
             match = "names"
         check_inputs(*self.pair, arguments, data, pair=match)
+        check_bounds(self.pair[0], arguments)
 
     def check_players(self, arguments: Arguments) -> None:
         """Raises a ``PairError`` unless a game can be played with the pair and the batch."""

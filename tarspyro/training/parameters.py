@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tarspyro.arguments import format_value
 from tarspyro.infer import PairError
 from tarspyro.infer.gradients import leaves_of
-from tarspyro.infer.traces import name_of, trace_pair
+from tarspyro.infer.traces import name_of, no_guide, trace_pair
 from tarspyro.runs.history import Declared
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Arguments, Program
@@ -128,8 +128,7 @@ def untrained_names(
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in strangers[:3])
         raise PairError(
             f"{len(strangers)} parameters that the loss depends on would not be trained"
-            f" (shapes {shapes}, ...): make their module an attribute of the model or guide,"
-            " or register it with pyro.module."
+            f" (shapes {shapes}, ...): {_about_strangers(programs)}."
         )
     names: dict[int, str] = {}
     for program in programs:
@@ -137,3 +136,14 @@ def untrained_names(
             for name, parameter in program.named_parameters():
                 names[id(parameter)] = f"{name_of(program)}.{name}"
     return [name for key, name in names.items() if key in held and key not in reached]
+
+
+def _about_strangers(programs: Sequence[object]) -> str:
+    """A remedy for parameters that no optimizer holds."""
+    registered = "register their module inside the function, pyro.module('network', network)"
+    kinds = {isinstance(program, nn.Module) for program in programs if program is not no_guide}
+    if kinds == {True}:
+        return "make their module an attribute of the model or guide"
+    if kinds == {False}:
+        return registered
+    return f"make their module an attribute of the module that uses it, or {registered}"

@@ -243,7 +243,7 @@ NORMAL = dist.Normal(0.0, 1.0)
         (Program(dist.ImproperUniform(dist.constraints.real, (), ())), "start='guide'"),
         (
             Program(NORMAL, name="w"),
-            r"the model also samples \['w'\]; the guide also samples \['z'\]",
+            r"only the model samples \['w'\]; only the guide samples \['z'\]",
         ),
     ],
     ids=["discrete", "delta", "outside", "improper", "unpaired"],

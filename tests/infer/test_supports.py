@@ -162,11 +162,11 @@ SHARES = torch.softmax(TABLE, -1)
     ("likelihood", "x", "remedy"),
     [
         (dist.Beta(torch.full((6,), 2.0), 3.0), TABLE, "exactly 0 and 1.*ContinuousBernoulli"),
-        (dist.Beta(torch.full((6,), 2.0), 3.0), 0.5 * TABLE, r"exactly 0, .*x\.clamp\(0\.001"),
+        (dist.Beta(torch.full((6,), 2.0), 3.0), 0.5 * TABLE, r"exactly 0, .*x\.clip\(0\.001"),
         (
             dist.Gamma(torch.full((6,), 2.0), 1.0),
             TABLE,
-            r"exactly 0, .*x\.clamp\(min=0\.001\)",
+            r"exactly 0, .*x\.clip\(min=0\.001\)",
         ),
         (
             dist.Dirichlet(torch.full((6,), 2.0)),

@@ -608,7 +608,7 @@ def test_errors():
     with pytest.raises(ValueError, match="experts must be one or more Normal"):
         q(pixels())
     (p, _), (_, q) = pair("samples"), pair("samples", sizes=(4, 3))
-    with pytest.raises(PairError, match=r"the model also samples \['z_3'\]"):
+    with pytest.raises(PairError, match=r"only the model samples \['z_3'\]"):
         check_pair(p, q, pixels())
     with pytest.raises(
         ValueError, match=r"latent must be one of 'z_1', 'z_2', 'z_3', got 'z'"

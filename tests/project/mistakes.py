@@ -75,11 +75,30 @@ p, q = vae(dist.Normal, torch.zeros(40, 3, 8, 8), scale=0.1)
 fit(p, q, colour, **short)
 """,
         "InputError",
-        ("x has rows of shape (8, 8, 3)", "draws (3, 8, 8)", "x.permute(0, 3, 1, 2)"),
+        ("x has rows of shape (8, 8, 3)", "draws (3, 8, 8)", ".permute(0, 3, 1, 2)"),
         """
 colour = torch.linspace(0, 1, 40 * 8 * 8 * 3).reshape(40, 8, 8, 3)
 p, q = vae(dist.Normal, torch.zeros(40, 3, 8, 8), scale=0.1)
-fit(p, q, colour.permute(0, 3, 1, 2), **short)
+fit(p, q, torch.as_tensor(colour).permute(0, 3, 1, 2), **short)
+""",
+    ),
+    Mistake(
+        "Images with the channels last, where the pixels of a channel are a vector",
+        """
+colour = np.linspace(0, 1, 40 * 8 * 8 * 3).reshape(40, 8, 8, 3)
+p, q = vae(dist.Normal, torch.zeros(40, 3, 64), scale=0.1)
+fit(p, q, colour, **short)
+""",
+        "InputError",
+        (
+            "x has rows of shape (8, 8, 3)",
+            "draws (3, 64)",
+            "torch.as_tensor(x).permute(0, 3, 1, 2).reshape(len(x), 3, 64)",
+        ),
+        """
+colour = np.linspace(0, 1, 40 * 8 * 8 * 3).reshape(40, 8, 8, 3)
+p, q = vae(dist.Normal, torch.zeros(40, 3, 64), scale=0.1)
+fit(p, q, torch.as_tensor(colour).permute(0, 3, 1, 2).reshape(len(colour), 3, 64), **short)
 """,
     ),
     Mistake(
@@ -89,10 +108,10 @@ p, q = vae(dist.Bernoulli, images)
 fit(p, q, pixels.reshape(40, 8, 8), **short)
 """,
         "InputError",
-        ("x has rows of shape (8, 8)", "draws (1, 8, 8)", "x.unsqueeze(1)"),
+        ("x has rows of shape (8, 8)", "draws (1, 8, 8)", "x[:, None]"),
         """
 p, q = vae(dist.Bernoulli, images)
-fit(p, q, pixels.reshape(40, 8, 8).unsqueeze(1), **short)
+fit(p, q, pixels.reshape(40, 8, 8)[:, None], **short)
 """,
     ),
     Mistake(
@@ -116,7 +135,7 @@ p, q = vae(dist.Normal, x, scale=0.1)
 fit(p, q, x, **short)
 """,
         "UserWarning",
-        ("x looks like the bytes of images", "up to 255", "Normal", "divide them by 255"),
+        ("x looks like the bytes of images", "up to 255", "Normal", "divide by 255, x / 255"),
         """
 x = 255 * pixels
 p, q = vae(dist.Normal, x, scale=0.1)
@@ -179,7 +198,7 @@ fit(p, q, pixels, **short)
 p, q = vae(dist.ContinuousBernoulli, pixels)
 fit(p, q, pixels, **short)
 p, q = vae(dist.Beta, pixels)
-fit(p, q, pixels.clamp(0.001, 0.999), **short)
+fit(p, q, pixels.clip(0.001, 0.999), **short)
 """,
     ),
     Mistake(
@@ -192,11 +211,11 @@ fit(p, q, table.clamp(min=0), **short)
         (
             "x has values of exactly 0",
             "the density of Gamma is 0 or infinite",
-            "x.clamp(min=0.001)",
+            "x.clip(min=0.001)",
         ),
         """
 p, q = vae(dist.Gamma, table)
-fit(p, q, table.clamp(min=0).clamp(min=0.001), **short)
+fit(p, q, table.clamp(min=0).clip(min=0.001), **short)
 """,
     ),
     Mistake(
@@ -234,11 +253,14 @@ q.posterior.is_new = False  # a Conditional that fit would initialize from the d
 fit(p, q, x, **short)
 """,
         "UserWarning",
-        ("guides.VAE gets inputs of scale 3,5", "Log1p(), Standardize.of(x.log1p()), network"),
+        (
+            "guides.VAE gets inputs of scale 3,5",
+            "Log1p(), Standardize.of(torch.as_tensor(x).log1p()), network",
+        ),
         """
 x = 1000 * counts
 p, _ = vae(dist.Poisson, x)
-network = nn.Sequential(Log1p(), Standardize.of(x.log1p()), MLP(6, [16]))
+network = nn.Sequential(Log1p(), Standardize.of(torch.as_tensor(x).log1p()), MLP(6, [16]))
 q = guides.VAE(Conditional(dist.Normal, network, 2))
 fit(p, q, x, **short)
 """,
@@ -257,6 +279,76 @@ fit(p, q, counts, **short)
 """,
     ),
     Mistake(
+        "Frequencies under a Multinomial",
+        """
+x = counts / 10
+p, q = vae(dist.Multinomial, x)
+fit(p, q, x, **short)
+""",
+        "InputError",
+        ("Multinomial", "it takes counts, and these are shares", "use dist.Dirichlet"),
+        """
+x = counts / 10
+p, q = vae(dist.Multinomial, x, total_count=21)
+fit(p, q, (10 * x).round(), **short)
+""",
+    ),
+    Mistake(
+        "More classes than a Categorical has",
+        """
+p, q = vae(dist.Categorical, counts, param_shapes={"logits": (6, 5)})
+fit(p, q, counts, **short)
+""",
+        "InputError",
+        ("x has values from 0 to 6", "give 7 classes, param_shapes={'logits': (6, 7)}"),
+        """
+p, q = vae(dist.Categorical, counts, param_shapes={"logits": (6, 7)})
+fit(p, q, counts, **short)
+""",
+    ),
+    Mistake(
+        "Classes that are counted from 1",
+        """
+p, q = vae(dist.Categorical, counts, param_shapes={"logits": (6, 7)})
+fit(p, q, counts + 1, **short)
+""",
+        "InputError",
+        ("x has values from 1 to 7", "count the classes from 0, x - 1"),
+        """
+p, q = vae(dist.Categorical, counts, param_shapes={"logits": (6, 7)})
+x = counts + 1
+fit(p, q, x - 1, **short)
+""",
+    ),
+    Mistake(
+        "Zeros under a Dirichlet",
+        """
+x = torch.eye(6).repeat(7, 1)
+p, q = vae(dist.Dirichlet, x)
+fit(p, q, x, **short)
+""",
+        "InputError",
+        ("x has values of exactly 0", "(x + 0.001) / (x + 0.001).sum(-1)[..., None]"),
+        """
+x = torch.eye(6).repeat(7, 1)
+p, q = vae(dist.Dirichlet, x)
+fit(p, q, (x + 0.001) / (x + 0.001).sum(-1)[..., None], **short)
+""",
+    ),
+    Mistake(
+        "A support whose end the network computes",
+        """
+p, q = vae(dist.Pareto, table)
+fit(p, q, 1 + table.abs(), **short)
+""",
+        "InputError",
+        ("likelihood of x computes scale", "support of Pareto ends", "scale=..."),
+        """
+p, q = vae(dist.Pareto, table, scale=0.9)
+fit(p, q, 1 + table.abs(), **short)
+""",
+    ),
+    Mistake(
         "Rows under a Dirichlet that do not sum to 1",
         """
 x = 1 + counts
@@ -264,11 +356,11 @@ p, q = vae(dist.Dirichlet, x)
 fit(p, q, x, **short)
 """,
         "InputError",
-        ("Dirichlet (vectors of positive numbers with the sum 1)", "x.sum(-1, keepdim=True)"),
+        ("Dirichlet (vectors of positive numbers with the sum 1)", "x / x.sum(-1)[..., None]"),
         """
 x = 1 + counts
 p, q = vae(dist.Dirichlet, x)
-fit(p, q, x / x.sum(-1, keepdim=True), **short)
+fit(p, q, x / x.sum(-1)[..., None], **short)
 """,
     ),
     Mistake(
@@ -285,10 +377,10 @@ p, q = vae(dist.OneHotCategorical, torch.zeros(40, 3))
 fit(p, q, labels, **short)
 """,
         "InputError",
-        ("x has shape (20,)", "one-hot", "torch.nn.functional.one_hot(x, 3).float()"),
+        ("x has shape (20,)", "one-hot", "one_hot(torch.as_tensor(x), 3).float()"),
         """
 p, q = vae(dist.OneHotCategorical, torch.zeros(40, 3))
-fit(p, q, torch.nn.functional.one_hot(labels, 3).float(), **short)
+fit(p, q, torch.nn.functional.one_hot(torch.as_tensor(labels), 3).float(), **short)
 """,
     ),
     Mistake(
@@ -319,7 +411,23 @@ fit(p, q, data.Split(table, labels).one_hot(), **short)
         "Words as data",
         "fit(p, q, np.array(['cat', 'dog']), **short)",
         "TypeError",
-        ("data must be numbers", "'cat'", "turn words into numbers"),
+        ("data must be numbers", "'cat'", "turn words into one-hot vectors"),
+        """
+words = np.array(["cat", "dog"])
+x = torch.nn.functional.one_hot(torch.as_tensor(np.unique(words, return_inverse=True)[1])).float()
+p, q = vae(dist.OneHotCategorical, x)
+fit(p, q, x, **short)
+""",
+    ),
+    Mistake(
+        "Numbers in words as data",
+        "fit(p, q, table.numpy().astype(str), **short)",
+        "TypeError",
+        ("data must be numbers", "'-2.0'", "np.array(words).astype(float)"),
+        """
+words = table.numpy().astype(str)
+fit(p, q, np.array(words).astype(float), **short)
+""",
     ),
     Mistake(
         "The name of a file as data",
@@ -372,8 +480,8 @@ fit(p, q, x, **short)
         "A single row",
         "fit(p, q, table[0], **short)",
         "InputError",
-        ("x has shape (6,)", "one row", "x.unsqueeze(0)"),
-        "fit(p, q, table[0].unsqueeze(0), **short)",
+        ("x has shape (6,)", "one row", "x[None]"),
+        "fit(p, q, table[0][None], **short)",
     ),
     Mistake(
         "No rows at all",
@@ -580,6 +688,64 @@ fit(p, data=table, loss=game, **short)
 """,
     ),
     Mistake(
+        "A network that returns a distribution",
+        """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return dist.Normal(self.loc(x), 1.0).to_event(1)
+
+q = guides.VAE(Conditional(dist.Normal, Encoder(), 2))
+fit(p, q, table, **short)
+""",
+        "InputError",
+        ("posterior(x)", "it is a distribution already", "FromNetwork(network)"),
+        """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return dist.Normal(self.loc(x), 1.0).to_event(1)
+
+q = guides.VAE(FromNetwork(Encoder()))
+fit(p, q, table, **short)
+""",
+    ),
+    Mistake(
+        "A network that returns parameters by name",
+        """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return {"loc": self.loc(x)}
+
+q = guides.VAE(Conditional(dist.Normal, Encoder(), 2))
+fit(p, q, table, **short)
+""",
+        "InputError",
+        ("posterior(x)", "a mapping of 'loc'", "let it return a tuple"),
+        """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return (self.loc(x),)
+
+q = guides.VAE(FromNetwork(Encoder(), lambda loc: dist.Normal(loc, 1.0).to_event(1)))
+fit(p, q, table, **short)
+""",
+    ),
+    Mistake(
         "A network that returns a mean and a log variance",
         """
 class Encoder(nn.Module):
@@ -763,6 +929,49 @@ infer.ELBO().loss(model, q, table)
 """,
     ),
     Mistake(
+        "An array as the observation",
+        """
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", p.prior())
+        pyro.sample("x", p.likelihood(z), obs=x.numpy())
+
+fit(model, q, table, **short)
+""",
+        "PairError",
+        ("'x' observes an array of shape (20, 6)", "obs=x"),
+        """
+def model(x):
+    pyro.module("p", p)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", p.prior())
+        pyro.sample("x", p.likelihood(z), obs=x)
+
+fit(model, q, table, **short)
+""",
+    ),
+    Mistake(
+        "The rows in the event of a likelihood",
+        """
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", p.prior())
+        pyro.sample("x", dist.Normal(z @ torch.ones(2, 6), 1.0).to_event(2), obs=x)
+
+fit(model, q, table, **short)
+""",
+        "InputError",
+        ("x has shape (20, 6)", "if it is 20 rows", ".to_event(1)"),
+        """
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", p.prior())
+        pyro.sample("x", dist.Normal(z @ torch.ones(2, 6), 1.0).to_event(1), obs=x)
+
+fit(model, q, table, **short)
+""",
+    ),
+    Mistake(
         "A vector that is not one event",
         """
 def guide(x):
@@ -898,7 +1107,7 @@ def guide(x):
 fit(p, guide, table, **short)
 """,
         "PairError",
-        ("2 parameters", "(2, 6)", "would not be trained", "pyro.module"),
+        ("2 parameters", "(2, 6)", "would not be trained", "pyro.module('network', network)"),
         """
 network = nn.Linear(6, 2)
 
@@ -1043,6 +1252,13 @@ TRAINING = [
         "fit(p, q, table, lr=0.001, **short)",
     ),
     Mistake(
+        "A learning rate that is no number",
+        "fit(p, q, table, lr=float('nan'), **short)",
+        "ValueError",
+        ("lr must be a number", "nan"),
+        "fit(p, q, table, lr=0.001, **short)",
+    ),
+    Mistake(
         "A negative number of epochs",
         "fit(p, q, table, epochs=-1)",
         "ValueError",
@@ -1080,8 +1296,8 @@ fit(p, q, 0.5 * pixels, binarize=True, **short)
         "A share of the data to hold out",
         "fit(p, q, table, validation=0.1, **short)",
         "TypeError",
-        ("validation must be held-out data", "0.1", "validation=x[:1000]"),
-        "fit(p, q, table[10:], validation=table[:10], **short)",
+        ("validation must be held-out data", "0.1", "x[4:], validation=x[:4]"),
+        "fit(p, q, table[4:], validation=table[:4], **short)",
     ),
     Mistake(
         "A number as a schedule",
@@ -1089,6 +1305,13 @@ fit(p, q, 0.5 * pixels, binarize=True, **short)
         "TypeError",
         ("schedules['beta'] must be a function of the step", "0.5"),
         "fit(p, q, table, schedules={'beta': lambda step: 0.5}, **short)",
+    ),
+    Mistake(
+        "A scheduler of torch as a schedule",
+        "fit(p, q, table, schedules={'lr': torch.optim.lr_scheduler.StepLR}, **short)",
+        "TypeError",
+        ("schedules['lr'] must be a function of the step", "StepLR"),
+        "fit(p, q, table, schedules={'lr': lambda step: 1e-3 * 0.5 ** (step // 100)}, **short)",
     ),
     Mistake(
         "A schedule of a misspelt name",
@@ -1126,7 +1349,7 @@ p = models.GAN(p.prior, Deterministic(MLP(2, [16]), 6))
 fit(p, data=table, **short)
 """,
         "PairError",
-        ("guide is None", "models.GAN", "['z']", "a game"),
+        ("guide is None", "models.GAN", "['z']", "no likelihood", "loss=Adversarial"),
         """
 p = models.GAN(p.prior, Deterministic(MLP(2, [16]), 6))
 game = infer.Adversarial(Discriminator(MLP(6, [16])))
@@ -1157,21 +1380,21 @@ EVALUATION = [
         "The code of a single row",
         "evaluate.embed(q, table[0])",
         "InputError",
-        ("x has shape (6,)", "one row", "x.unsqueeze(0)"),
-        "evaluate.embed(q, table[0].unsqueeze(0))",
+        ("x has shape (6,)", "one row", "x[None]"),
+        "evaluate.embed(q, table[0][None])",
     ),
     Mistake(
         "The decoded data of a single code",
         "evaluate.decode(p, torch.zeros(2))",
         "InputError",
-        ("z has shape (2,)", "one code", "z.unsqueeze(0)"),
-        "evaluate.decode(p, torch.zeros(2).unsqueeze(0))",
+        ("z has shape (2,)", "one code", "z[None]"),
+        "evaluate.decode(p, torch.zeros(2)[None])",
     ),
     Mistake(
         "Codes of another size",
         "evaluate.decode(p, torch.zeros(3, 5))",
         "InputError",
-        ("likelihood(z) got z of shape (3, 5)", "shape (*, 2)"),
+        ("z has shape (3, 5)", "codes of shape (2,)", "give z of shape (N, 2)"),
         "evaluate.decode(p, torch.zeros(3, 2))",
     ),
     Mistake(

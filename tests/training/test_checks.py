@@ -92,7 +92,7 @@ CASES = {
         lambda: pair(shape=image),
         x.round().reshape(-1, 8, 8),
         {},
-        r"no channel axis.*unsqueeze\(1\)",
+        r"no channel axis.*x\[:, None\]",
     ),
     "encoder of another size": (
         lambda: pair(encoder=MLP(32, [4])),
@@ -188,7 +188,7 @@ def test_sites_that_do_not_match():
             pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     with pytest.raises(
-        PairError, match=r"other does not pair with models.VAE: the model also samples \['z'\]"
+        PairError, match=r"other does not pair with models.VAE: only the model samples \['z'\]"
     ):
         fit(model, other, x.round(), progress=False)
 
