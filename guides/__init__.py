@@ -21,6 +21,9 @@ __all__ = [
     "auto",
 ]
 
+from typing import TYPE_CHECKING
+
+from tarspyro.arguments import unknown_name
 from tarspyro.guides.align_draw import AlignDRAW
 from tarspyro.guides.autoencoder import Autoencoder
 from tarspyro.guides.automatic import Auto, auto
@@ -38,3 +41,8 @@ from tarspyro.guides.mvae import MVAE
 from tarspyro.guides.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.guides.vae import VAE
 from tarspyro.guides.vrnn import VRNN
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        raise unknown_name(__name__, name, __all__)

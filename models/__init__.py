@@ -23,6 +23,9 @@ __all__ = [
     "SemiSupervisedVAE",
 ]
 
+from typing import TYPE_CHECKING
+
+from tarspyro.arguments import unknown_name
 from tarspyro.models.align_draw import AlignDRAW
 from tarspyro.models.autoencoder import Autoencoder
 from tarspyro.models.bayesian_regression import BayesianRegression
@@ -43,3 +46,8 @@ from tarspyro.models.mvae import MVAE
 from tarspyro.models.semi_supervised_vae import SemiSupervisedVAE
 from tarspyro.models.vae import VAE
 from tarspyro.models.vrnn import VRNN
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        raise unknown_name(__name__, name, __all__)

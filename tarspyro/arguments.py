@@ -17,6 +17,7 @@ __all__ = [
     "constructor_parameters",
     "format_value",
     "suggestion",
+    "unknown_name",
     "printable",
     "is_array",
 ]
@@ -121,6 +122,29 @@ def suggestion(
     if close:
         return f"did you mean {plain[close[0]]}?"
     return f"its arguments are {', '.join(names)}."
+
+
+def unknown_name(module: str, name: str, names: Iterable[str]) -> AttributeError:
+    """Returns the error of a name that a module does not have, with the name that was meant.
+
+    Python's own suggestion may be a module of this library, such as ``vae``, in place of the
+    class ``VAE``.
+
+    Arguments:
+        module: The name of the module.
+        name: The unknown name.
+        names: The public names of the module.
+
+    Example:
+        >>> unknown_name("tarspyro.models", "Vae", ["GAN", "VAE"])
+        AttributeError("module 'tarspyro.models' has no attribute 'Vae': did you mean VAE?")
+    """
+    plain = {_plain(known): known for known in names}
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    hint = f": did you mean {plain[close[0]]}?" if close and name[:1] != "_" else ""
+    message = f"module {module!r} has no attribute {name!r}{hint}"
+    # An object without attributes of such names keeps Python from a suggestion of its own.
+    return AttributeError(message, name=name, obj=None)
 
 
 def _plain(name: str) -> str:

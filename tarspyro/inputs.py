@@ -331,8 +331,8 @@ def _about_gaps(bad: Tensor, kinds: Sequence[str]) -> str:
     columns = bad.all(0).nonzero().flatten().tolist()
     if columns and len(bad) > 1 and len(columns) < bad.shape[1]:
         return (
-            f", and column {columns[0]} has no other values, as a constant column divided by"
-            " its standard deviation, 0: leave that column out"
+            f", and column {columns[0]} has no other values: leave that column out; a constant"
+            " column divided by its standard deviation, or words read as numbers, look so"
         )
     if "infinite" in kinds:
         return ": drop these rows, or look for a division by 0 or a logarithm of 0"

@@ -244,8 +244,13 @@ class Source:
             raise ValueError(f"{self.name} has no rows: a part of it is a single number.")
         if len({shape[0] for shape in shapes}) > 1:
             raise ValueError(_about_lengths(self.name, shapes))
-        if not shapes or shapes[0][0] == 0:
+        if not shapes:
             raise ValueError(f"{self.name} is empty: it has no rows.")
+        if shapes[0][0] == 0:
+            raise ValueError(
+                f"{self.name} is empty: it has no rows, got shape {shapes[0]}: look at how its rows"
+                " were chosen."
+            )
         check_count(values, self.programs[0])
         first = each(lambda value: value[: min(_TRIED, len(value))], values)
         types = _types_of(self.programs, first)

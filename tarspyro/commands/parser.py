@@ -11,6 +11,7 @@ __all__ = ["UsageError", "parse", "tree"]
 
 import argparse
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -123,6 +124,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _positive(text: str) -> float:
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
@@ -579,7 +587,7 @@ def _add_setting(
     else:
         options["type"] = {
             int: _whole if setting.least is None else _count,
-            float: _number,
+            float: _positive if setting.positive else _number,
         }.get(setting.kind, str)
         options["metavar"] = {int: "N", float: "X"}.get(setting.kind, "NAME")
         if setting.several and varied:

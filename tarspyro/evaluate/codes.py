@@ -2,7 +2,7 @@
 
 __all__ = ["active_units", "activity", "check_rows", "embed"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from tarspyro.infer.traces import (
     particle_plate,
     sample_sites,
 )
+from tarspyro.inputs import count_rows
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, Arguments, Data, Program
 
@@ -66,6 +67,7 @@ def embed(
     def draws(*batch: Argument) -> Array:
         latent = _latent_sites(guide, batch)
         (name,) = _chosen(latent, site)
+        _check_local(guide, batch, latent, [name])
         check_rows(guide, batch, latent)
         values = _in_many_runs(guide, batch, num_samples, lambda latent: latent["value"])
         return values[name].movedim(0, 1)
@@ -154,6 +156,7 @@ def _posterior_means(
     def estimate(*batch: Argument) -> dict[str, Array]:
         latent = _latent_sites(guide, batch)
         chosen = _chosen(latent, site, several)
+        _check_local(guide, batch, latent, chosen)
         check_rows(guide, batch, latent)
         if len(latent) == 1:  # its mean depends on no draws: two equal ones have no error
             (only,) = latent.values()
@@ -224,6 +227,19 @@ def _chosen(latent: Mapping[str, Site], site: str | None, several: bool = False)
     if not set(chosen) <= latent.keys() or (len(chosen) > 1 and not several):
         raise ValueError(f"site must be one of {sorted(latent)}, got {format_value(site)}.")
     return chosen
+
+
+def _check_local(
+    guide: Program, batch: Arguments, latent: Mapping[str, Site], chosen: Sequence[str]
+) -> None:
+    """Raises if a latent variable is one of all data, which is no code of a data point."""
+    for name in chosen:
+        if count_rows(batch) > 1 and latent[name]["fn"].batch_shape.numel() == 1:
+            raise PairError(
+                f"{name_of(guide)} draws {name!r} once for all data, so data points have no"
+                " codes of their own: name another latent variable, site=..., or draw it inside"
+                " pyro.plate('data', len(x))."
+            )
 
 
 def check_rows(guide: Program, batch: Arguments, latent: Mapping[str, Site]) -> None:

@@ -425,9 +425,9 @@ def check_local(model: Program, structure: Structure) -> None:
     name = name_of(model)
     if structure.enumerated:
         raise PairError(
-            f"{name} enumerates {sorted(structure.enumerated)}, so data points have no weights"
-            " of their own: draw these sites in the guide, or take -ELBO().loss(...), the bound"
-            " of all data."
+            f"{name} enumerates {sorted(structure.enumerated)}, and the weights of single data"
+            " points hold no sums over enumerated values: draw these sites in the guide, or take"
+            " -ELBO().loss(...), the bound of all data."
         )
     if structure.joint and not structure.nesting and structure.latent:
         raise PairError(

@@ -44,11 +44,11 @@ __all__ = [
     "unfold",
 ]
 
-import sys
 import warnings
 
 import torch
 
+from tarspyro.arguments import unknown_name
 from tarspyro.nn.attention import AttentionRead, AttentionWrite, Read, Write
 from tarspyro.nn.canvas import Canvas, ConvRead, ConvWrite, FeatureMap, IdentityTrunk
 from tarspyro.nn.causal_sequences import CausalConv1d, CausalRNN
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> type[IdentityTrunk]:
         message = "tarspyro.nn.Unchanged is now tarspyro.nn.IdentityTrunk."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return IdentityTrunk
-    own = sys.modules[__name__]
-    elsewhere = f": use torch.nn.{name}" if hasattr(torch.nn, name) else ""
-    message = f"module 'tarspyro.nn' has no attribute {name!r}{elsewhere}"
-    raise AttributeError(message, name=name, obj=own)
+    if hasattr(torch.nn, name):
+        message = f"module 'tarspyro.nn' has no attribute {name!r}: use torch.nn.{name}"
+        raise AttributeError(message, name=name, obj=None)
+    raise unknown_name(__name__, name, __all__)

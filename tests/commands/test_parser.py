@@ -67,6 +67,8 @@ def test_wrong_usage(arguments, assert_one_line):
         (["train", "vae", "--data", "minst"], ["'minst'", "did you mean mnist?"]),
         (["evaluate", "run", "--which", "lats"], ["--which", "'lats'", "did you mean last?"]),
         (["train", "vae", "--lr", "fast"], ["--lr: must be a number, got 'fast'"]),
+        (["train", "vae", "--lr", "-1"], ["--lr: must be a number above 0, got '-1'"]),
+        (["train", "vae", "--lr", "nan"], ["--lr: must be a number above 0, got 'nan'"]),
         (["train", "vae", "--seed", "1.5"], ["--seed: must be a whole number, got '1.5'"]),
         (["train", "vae", "--latent", "3", "4"], ["argument 4"]),
         (["train", "ladder-vae", "--latent"], ["--latent", "at least one"]),

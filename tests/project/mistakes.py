@@ -487,7 +487,7 @@ fit(p, q, x, **short)
         "No rows at all",
         "fit(p, q, table[table[:, 0] > 5], **short)",
         "ValueError",
-        ("data is empty", "no rows"),
+        ("data is empty", "no rows", "got shape (0, 6)"),
     ),
     Mistake(
         "Parts with different numbers of rows",
@@ -651,6 +651,13 @@ fit(p, q, table, **short)
         "TypeError",
         ("guide must be a module or a function", "a tensor of shape (40, 6)"),
         "fit(p, q, table, **short)",
+    ),
+    Mistake(
+        "A class in other capitals",
+        "models.Vae(p.prior, p.likelihood)",
+        "AttributeError",
+        ("'tarspyro.models' has no attribute 'Vae'", "did you mean VAE?"),
+        "models.VAE(p.prior, p.likelihood)",
     ),
     Mistake(
         "The class of a guide in place of a guide",
@@ -1382,6 +1389,27 @@ EVALUATION = [
         "InputError",
         ("x has shape (6,)", "one row", "x[None]"),
         "evaluate.embed(q, table[0][None])",
+    ),
+    Mistake(
+        "The codes of a variable of all data",
+        """
+def guide(x):
+    scale = pyro.sample("scale", dist.LogNormal(x.mean(), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, scale[..., None]).to_event(1))
+
+evaluate.embed(guide, table, site="scale")
+""",
+        "PairError",
+        ("guide draws 'scale' once for all data", "site=...", "pyro.plate('data', len(x))"),
+        """
+def guide(x):
+    scale = pyro.sample("scale", dist.LogNormal(x.mean(), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, scale[..., None]).to_event(1))
+
+evaluate.embed(guide, table, site="z")
+""",
     ),
     Mistake(
         "The decoded data of a single code",

@@ -117,8 +117,10 @@ class Method:
     )
     epochs: int = setting(0, TRAINING, "passes over the data")  # 0: the data set decides
     batch_size: int = setting(100, TRAINING, "data points in a step")
-    lr: float = setting(1e-3, TRAINING, "the learning rate of Adam")
-    clip_norm: float | None = setting(None, TRAINING, "the largest norm of the gradient")
+    lr: float = setting(1e-3, TRAINING, "the learning rate of Adam", positive=True)
+    clip_norm: float | None = setting(
+        None, TRAINING, "the largest norm of the gradient", positive=True
+    )
     seed: int = setting(
         0, TRAINING, "of the initial weights, the noise and the order of the data", least=None
     )

@@ -41,6 +41,7 @@ class Setting:
         several: Whether the option takes several values.
         choices: The values that it may have; empty if any value of its type will do.
         least: The smallest value of a whole number, if there is one.
+        positive: Whether a real number must be above zero.
         group: The group of options that it belongs to.
         help: A phrase that says what it is.
     """
@@ -50,6 +51,7 @@ class Setting:
     several: bool
     choices: tuple[str, ...]
     least: int | None
+    positive: bool
     group: str
     help: str
 
@@ -66,6 +68,7 @@ def setting(
     *,
     choices: Sequence[str] = (),
     least: int | None = 1,
+    positive: bool = False,
 ) -> T:
     """Returns a field of a method's dataclass that is also an option of the command line.
 
@@ -78,8 +81,15 @@ def setting(
         help: A phrase that says what it is.
         choices: The values that it may have, if not all that its ``Literal`` names.
         least: The smallest value of a whole number; None if there is none.
+        positive: Whether a real number must be above zero.
     """
-    metadata = {"group": group, "help": help, "choices": tuple(choices), "least": least}
+    metadata = {
+        "group": group,
+        "help": help,
+        "choices": tuple(choices),
+        "least": least,
+        "positive": positive,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -133,6 +143,7 @@ def _described(field: "dataclasses.Field[Any]") -> Setting:
         several=several,
         choices=choices,
         least=field.metadata["least"],
+        positive=field.metadata["positive"],
         group=field.metadata["group"],
         help=field.metadata["help"],
     )
