@@ -228,6 +228,14 @@ def test_traversal_of_a_table_is_lines_over_its_columns():
     )
 
 
+def test_traversal_of_single_numbers_is_that_of_a_table_with_one_column():
+    figure = plot.traversal(generating(), units=[0], num=5)
+    panel = figure.axes[0]
+    assert len(panel.lines) == 5
+    heights = [line.get_ydata()[0] for line in panel.lines]
+    np.testing.assert_allclose(heights, 3 * quantiles(5), atol=0.3)
+
+
 def test_traversal_of_series_has_a_panel_for_each_channel():
     figure = plot.traversal(generating(20, 2), num=3)
     assert len(figure.axes) == 2 * 2 + 1
