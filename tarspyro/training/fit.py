@@ -221,10 +221,7 @@ def fit(
             processes=processes,
         )
         batches = make_batches(data, shuffle=shuffle)
-        held_out = None
-        if validation is not None:
-            _check_validation(validation, data)
-            held_out = make_batches(validation, shuffle=False, pixel_seed=0)
+        held_out = _held_out(validation, data, make_batches)
         first = _check_pair(objective, batches, held_out)
         examples = functools.partial(batches.examples, first)
         with undone_on_error(*objective.pair):  # a refused training changes nothing
@@ -293,6 +290,16 @@ def _check_validation(validation: Data, data: Data | None) -> None:
             f"validation is read after every epoch, got {format_value(validation)}, which is"
             " read once: give tensors, a data set or a DataLoader."
         )
+
+
+def _held_out(
+    validation: Data | None, data: Data | None, make_batches: Callable[..., Batches]
+) -> Batches | None:
+    """The batches of held-out data, in their order and with the same pixels every time."""
+    if validation is None:
+        return None
+    _check_validation(validation, data)
+    return make_batches(validation, shuffle=False, pixel_seed=0)
 
 
 @contextlib.contextmanager
