@@ -38,7 +38,8 @@ def test_a_reader_may_have_enough():
 
 
 def test_no_method_of_the_library_is_missing():
-    assert {method.pair for method in METHODS.values()} == set(models.__all__)
+    # Captions have no form on the command line.
+    assert {method.pair for method in METHODS.values()} == {*models.__all__} - {"AlignDRAW"}
 
 
 def test_python_m_tarspyro():

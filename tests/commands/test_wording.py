@@ -32,7 +32,7 @@ def test_options_in_place_of_arguments(sentence, told):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--lr", "-1"], "--lr must"),
+        (["--lr", "-1"], "--lr: must be a number above 0"),
         (["--beta", "-1"], "--beta must"),
         (["--clip-norm", "-1"], "--clip-norm"),
     ],

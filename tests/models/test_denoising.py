@@ -72,7 +72,7 @@ def test_evaluation_sees_the_data_itself(noise):
 
 def test_noise_rejects_invalid_arguments():
     for p in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=f"p must be from 0 to 1, got {p}"):
+        with pytest.raises(ValueError, match=f"p must be .*, got {p}"):
             MaskingNoise(p)
     for scale in (-0.1, float("nan")):
         with pytest.raises(ValueError, match=f"scale must not be negative, got {scale}"):

@@ -637,7 +637,7 @@ def test_a_run_without_options(tmp_path, monkeypatch):
         ("jmvae", ["--modality-weight", "-1"], ["alpha must not be negative"]),
         ("vae-gan", ["--gamma", "-1"], ["gamma"]),
         ("wasserstein-autoencoder", ["--weight", "-1"], ["weight"]),
-        ("gan", ["--lr", "-1"], ["-1.0"]),
+        ("gan", ["--lr", "-1"], ["--lr: must be a number above 0"]),
     ],
     ids=lambda value: (
         " ".join(value) if isinstance(value, list) and value[0].startswith("--") else ""
