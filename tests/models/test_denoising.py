@@ -75,7 +75,7 @@ def test_noise_rejects_invalid_arguments():
         with pytest.raises(ValueError, match=f"p must be .*, got {p}"):
             MaskingNoise(p)
     for scale in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match=f"scale must not be negative, got {scale}"):
+        with pytest.raises(ValueError, match=f"scale must .*, got {scale}"):
             GaussianNoise(scale)
 
 
