@@ -148,7 +148,7 @@ def test_import_time():
 
     pyro_alone = []
     with_tarspyro = []
-    for _ in range(3):
+    for _ in range(5):
         pyro_alone.append(seconds("import pyro"))
         with_tarspyro.append(seconds(f"import pyro; {names}"))
     assert statistics.median(with_tarspyro) < statistics.median(pyro_alone) + 0.3
