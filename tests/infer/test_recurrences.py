@@ -155,6 +155,35 @@ def test_statistics_that_change_in_place_keep_the_graph_whole():
     assert in_parts(simplified(graph.graph), inputs, lambda graph, examples: graph) is None
 
 
+def test_a_copy_of_a_tensor_that_is_changed_in_place_keeps_the_former_value():
+    count = torch.full((3,), 2.0)
+    weight = torch.ones(3, requires_grad=True)
+
+    def loss(x):
+        before = count[None].clone()
+        count.add_(1.0)
+        return (weight * before * x).sum() + (weight * count * x).sum(), {}
+
+    recording = record(loss, (torch.ones(3),), buffers=[count])
+    graph = simplified(recording.graph)
+    (gradient,) = recording.run(graph, (torch.ones(3),))[2]
+    assert gradient.tolist() == [5.0, 5.0, 5.0]
+    assert count.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_parameters_that_are_unbound_step_by_step():
+    weights = torch.randn(12, 4, 4, requires_grad=True)
+
+    def loss(x):
+        for weight in weights:
+            x = torch.tanh(x @ weight)
+        return (x**2).sum(), {}
+
+    split, whole, _ = parts_of(loss, torch.randn(6, 4))
+    if split is not None:
+        compare(split, whole)
+
+
 def test_draws_of_all_steps_have_the_distribution_of_the_program():
     loss, x = with_draws(12)
     recording = record(loss, (x,))

@@ -153,7 +153,7 @@ class Method:
 
     @property
     def own_data(self) -> str:
-        """What a file of the user's own may hold, in words."""
+        """The kinds of data that a file of the user's own may hold, in words."""
         return self.form.own.replace(" or a table", "") if self.images_alone else self.form.own
 
     def check_takes(self, path: str, layout: Layout) -> None:

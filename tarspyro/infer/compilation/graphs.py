@@ -5,11 +5,14 @@ __all__ = [
     "constant_of",
     "constants_of",
     "count_products",
+    "fake_mode_of",
     "is_product",
     "is_pure",
     "lay_out_convolutions",
+    "layout_of",
     "lift_constants",
     "merge_equal_operations",
+    "unstable_nodes",
 ]
 
 import operator
@@ -19,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
 _PRODUCTS = ("linear", "matmul", "mm", "mv", "conv", "gru", "lstm", "rnn")
@@ -31,7 +35,7 @@ def merge_equal_operations(graph: GraphModule) -> GraphModule:
     Random draws are never equal. Operations on tensors that are changed in place stay as they
     are.
     """
-    changed = changed_nodes(graph)
+    unstable = unstable_nodes(graph)
     known: dict[object, Node] = {}
     for node in list(graph.graph.nodes):
         key: object
@@ -41,9 +45,9 @@ def merge_equal_operations(graph: GraphModule) -> GraphModule:
             key = (node.target, repr(node.args), repr(node.kwargs))
         else:
             continue
-        if node in changed or changed.intersection(node.all_input_nodes):
-            changed.add(node)  # it may be a view of a tensor that is changed
-        elif key in known:
+        if node in unstable:
+            continue
+        if key in known:
             _replace(graph, node, known[key])
         elif _returns_its_argument(node):
             _replace(graph, node, node.all_input_nodes[0])
@@ -57,6 +61,18 @@ def merge_equal_operations(graph: GraphModule) -> GraphModule:
 def _replace(graph: GraphModule, node: Node, other: Node) -> None:
     node.replace_all_uses_with(other)
     graph.graph.erase_node(node)
+
+
+def unstable_nodes(graph: GraphModule) -> set[Node]:
+    """Returns the nodes whose values depend on when they are computed: tensors that are changed
+    in place, and what pure operations make of them, which may be views.
+    """
+    unstable = changed_nodes(graph)
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and is_pure(node):
+            if unstable.intersection(node.all_input_nodes):
+                unstable.add(node)
+    return unstable
 
 
 def changed_nodes(graph: GraphModule) -> set[Node]:
@@ -88,11 +104,13 @@ def _returns_its_argument(node: Node) -> bool:
     value = source.meta.get("val") if isinstance(source, Node) else None
     if not torch.is_tensor(view) or not torch.is_tensor(value):
         return False
-    return _layout(view) == _layout(value)
+    same_start = view.storage_offset() == value.storage_offset()
+    return same_start and layout_of(view) == layout_of(value)
 
 
-def _layout(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
+def layout_of(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """Returns shape, strides and type of a tensor."""
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _aliases(node: Node, *, written: bool) -> Iterator[Node]:
@@ -159,6 +177,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
     """Makes the tensors that a graph holds its last inputs; returns them."""
     held: dict[int, tuple[Tensor, Node]] = {}
     names: set[str] = set()
+    fake = fake_mode_of(graph)
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
@@ -168,12 +187,19 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
         if id(tensor) not in held:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"held_{len(held)}")
+            last.meta["val"] = fake.from_tensor(tensor.detach(), static_shapes=True)
             held[id(tensor)] = tensor, last
         _replace(graph, node, held[id(tensor)][1])
     for name in names:
         delattr(graph, name)
     graph.recompile()
     return [tensor for tensor, _ in held.values()]
+
+
+def fake_mode_of(graph: GraphModule) -> FakeTensorMode:
+    """Returns the mode of the tensors without values that a graph was recorded with."""
+    values = (node.meta.get("val") for node in graph.graph.nodes)
+    return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 
 
 def constants_of(graph: GraphModule) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from tarspyro.infer.compilation.graphs import is_product, is_pure
+from tarspyro.infer.compilation.graphs import is_product, is_pure, layout_of
 from tarspyro.infer.compilation.repeats import OperationKeys, form_of
 from tarspyro.scopes import preserved_rng
 
@@ -64,9 +64,9 @@ class _InParts:
 
     def __init__(self, graph: GraphModule, parts: "Sequence[_Segment | _Loop]") -> None:
         self._inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self._outputs = [*graph.graph.output_node().all_input_nodes]
         self._results = graph.graph.output_node().args[0]
         self._parts = parts
+        self._done = self._last_reads()
 
     @classmethod
     def of(cls, graph: GraphModule, loops: "Sequence[_Loop]") -> "_InParts | None":
@@ -81,7 +81,7 @@ class _InParts:
                 segments[stages[node]].append(node)
         needed = {*graph.graph.output_node().all_input_nodes}
         for loop in loops:
-            needed.update(loop.needed())
+            needed.update(loop.inputs)
         parts: dict[int, list[_Segment | _Loop]] = defaultdict(list)
         for stage in sorted(segments, reverse=True):
             segment = _Segment.of(segments[stage], needed, loop_of)
@@ -91,6 +91,16 @@ class _InParts:
             parts[stages[loop]].append(loop)
         return cls(graph, [part for stage in sorted(parts) for part in parts[stage]])
 
+    def _last_reads(self) -> list[list[Node]]:
+        """The nodes whose values no part after each one reads, so that their memory is free."""
+        kept = {leaf for leaf in pytree.tree_leaves(self._results) if isinstance(leaf, Node)}
+        done: list[list[Node]] = []
+        for part in reversed(self._parts):
+            read = {*part.inputs, *part.outputs} - kept
+            done.append([*read])
+            kept |= read
+        return done[::-1]
+
     def compile(self, inputs: Sequence[Tensor], compiler: Compiler) -> bool:
         """Compiles the parts, for inputs of these shapes; returns whether every step of a loop
         has tensors of the same layout.
@@ -99,10 +109,10 @@ class _InParts:
         with torch.no_grad(), preserved_rng():
             values = dict(zip(self._inputs, inputs, strict=True))
             for part in self._parts:
-                examples.append(part.examples(values))
-                part.run(values)
-        if any(not example for example in examples):
-            return False
+                example = part.trial(values)
+                if example is None:
+                    return False
+                examples.append(example)
         for part, example in zip(self._parts, examples, strict=True):
             part.function = compiler(part.graph, example)
         return True
@@ -110,8 +120,10 @@ class _InParts:
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Returns what the graph returns."""
         values = dict(zip(self._inputs, inputs, strict=True))
-        for part in self._parts:
+        for part, done in zip(self._parts, self._done, strict=True):
             part.run(values)
+            for node in done:
+                del values[node]
         results: Sequence[Tensor] = pytree.tree_map_only(
             Node, values.__getitem__, self._results
         )
@@ -146,8 +158,8 @@ class _Segment:
 
     Arguments:
         graph: The graph.
-        inputs: The nodes that it reads; for each placeholder one, or the nodes of several steps
-            of a loop, which are the rows of one tensor.
+        columns: The nodes that it reads; for each placeholder one, or the nodes of several
+            steps of a loop, which are the rows of one tensor.
         outputs: The nodes whose values it returns.
     """
 
@@ -159,8 +171,8 @@ class _Segment:
     ) -> None:
         self.graph = graph
         self.function: TensorFunction = graph
+        self.outputs = outputs
         self._columns = columns
-        self._outputs = outputs
 
     @property
     def inputs(self) -> list[Node]:
@@ -185,19 +197,24 @@ class _Segment:
         outputs = [node for node in nodes if node in needed]
         return cls(builder.finished(outputs), builder.columns, outputs)
 
-    def examples(self, values: Mapping[Node, Tensor]) -> list[Tensor]:
-        """Returns the tensors that the graph is called with."""
+    def trial(self, values: dict[Node, Tensor]) -> list[Tensor]:
+        """Adds the values of the nodes; returns the tensors that the graph was called with."""
+        given = self._given(values)
+        self.run(values)
+        return given
+
+    def run(self, values: dict[Node, Tensor]) -> None:
+        """Adds the values of the nodes."""
+        results = self.function(*self._given(values))
+        values.update(zip(self.outputs, results, strict=True))
+
+    def _given(self, values: Mapping[Node, Tensor]) -> list[Tensor]:
         return [
             torch.stack([values[node] for node in column])
             if isinstance(column, tuple)
             else values[column]
             for column in self._columns
         ]
-
-    def run(self, values: dict[Node, Tensor]) -> None:
-        """Adds the values of the nodes."""
-        results = self.function(*self.examples(values))
-        values.update(zip(self._outputs, results, strict=True))
 
 
 class _Builder:
@@ -346,11 +363,11 @@ class _Loop:
                 for own, node in zip(inner, operations, strict=True)
             )
         ]
-        self._columns = self._inputs()
+        self._columns = self._read()
         self.graph = self._graph()
         self.function: TensorFunction = self.graph
 
-    def _inputs(self) -> "list[_Column]":
+    def _read(self) -> "list[_Column]":
         inner = set(self.steps[0])
         columns: dict[tuple[Node, ...], None] = {}
         for operations in zip(*self.steps, strict=True):
@@ -386,35 +403,34 @@ class _Loop:
     def is_regular(self) -> bool:
         """Whether all that a step reads of others comes from the few before it."""
         own = {node for step in self.steps for node in step}
-        return own.isdisjoint(self.needed())
+        return own.isdisjoint(self.inputs)
 
-    def needed(self) -> list[Node]:
+    @property
+    def inputs(self) -> list[Node]:
         """The nodes outside the loop whose values it reads."""
         return [node for column in self._columns for node in column.needed()]
 
-    def examples(self, values: Mapping[Node, Tensor]) -> list[Tensor]:
-        """Returns the tensors that the graph is called with at the first step; none if another
-        step has tensors of another layout.
+    @property
+    def outputs(self) -> list[Node]:
+        """The nodes whose values others read."""
+        return [node for nodes in self._outputs for node in nodes]
+
+    def trial(self, values: dict[Node, Tensor]) -> list[Tensor] | None:
+        """Adds the values of the nodes; returns the tensors that the graph was called with at the
+        first step, or None if another step has tensors of another layout.
         """
-        known = {**values}
-        columns = self._run(known)
-        layouts = [
-            {_form(tensor) for tensor in column[: len(self.steps)]} for column in columns
-        ]
-        return (
-            [column[0] for column in columns]
-            if all(len(each) == 1 for each in layouts)
-            else []
-        )
+        columns = [column[: len(self.steps)] for column in self.run(values)]
+        if any(len({layout_of(tensor) for tensor in column}) > 1 for column in columns):
+            return None
+        return [column[0] for column in columns]
 
-    def run(self, values: dict[Node, Tensor]) -> None:
-        """Adds the values of the nodes that others read."""
-        self._run(values)
-
-    def _run(self, values: dict[Node, Tensor]) -> list[list[Tensor]]:
+    def run(self, values: dict[Node, Tensor]) -> list[list[Tensor]]:
+        """Adds the values of the nodes that others read; returns the tensors of all steps for each
+        input.
+        """
         count = len(self.steps)
         made: list[list[Tensor]] = [[] for _ in self._outputs]
-        columns = [column.tensors(values, count) for column in self._columns]
+        columns = [column.tensors(values) for column in self._columns]
         carried = [
             (column.carried, tensors)
             for column, tensors in zip(self._columns, columns, strict=True)
@@ -433,7 +449,7 @@ class _Loop:
 
 
 class _Column(NamedTuple):
-    """What the steps of a loop get for one input.
+    """The tensors that the steps of a loop get for one input.
 
     Attributes:
         nodes: The node of each step.
@@ -475,7 +491,7 @@ class _Column(NamedTuple):
             return [*self.nodes[: self.lag]]
         return [*self.nodes] if self.source is None else [self.source]
 
-    def tensors(self, values: Mapping[Node, Tensor], count: int) -> list[Tensor]:
+    def tensors(self, values: Mapping[Node, Tensor]) -> list[Tensor]:
         """Returns the tensors of all steps; those that are known before the loop runs."""
         if self.carried is not None:
             return [values[node] for node in self.nodes[: self.lag]]
@@ -483,10 +499,6 @@ class _Column(NamedTuple):
             rows = values[self.source].unbind(self.dimension)
             return [rows[row] for row in self.rows]
         return [values[node] for node in self.nodes]
-
-
-def _form(tensor: Tensor) -> Hashable:
-    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _sources(node: Node) -> list[Node]:
@@ -634,7 +646,7 @@ def _is_movable(node: Node) -> bool:
 
 
 def _form_of_step(step: Sequence[Node]) -> Hashable:
-    """What two steps share if they have the same operations."""
+    """A key of a step, equal for steps with the same operations."""
     places: dict[Node, Hashable] = {node: place for place, node in enumerate(step)}
 
     def form(leaf: object) -> Hashable:
@@ -650,6 +662,6 @@ def _form_of_step(step: Sequence[Node]) -> Hashable:
 
 
 def _layout(node: Node) -> Hashable:
-    """Shape, type and strides of a node's value."""
+    """The layout of a node's value; of several tensors their shapes."""
     value = node.meta.get("val")
-    return form_of(value), value.stride() if torch.is_tensor(value) else None
+    return layout_of(value) if torch.is_tensor(value) else form_of(value)

@@ -13,11 +13,15 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from tarspyro.infer.compilation.graphs import merge_equal_operations
+from tarspyro.infer.compilation.graphs import (
+    fake_mode_of,
+    layout_of,
+    merge_equal_operations,
+    unstable_nodes,
+)
 from tarspyro.infer.compilation.repeats import MINIMUM, sums_of
 
 _ATEN = torch.ops.aten
@@ -28,16 +32,9 @@ _DRAWS = (
     _ATEN.exponential_.default,
     _ATEN.log_normal_.default,
 )
-# Operations that return their argument if shape and layout are the same.
-_VIEWS = (
-    _ATEN.detach.default,
-    _ATEN.alias.default,
-    _ATEN.clone.default,
-    _ATEN.view.default,
-    _ATEN._unsafe_view.default,
-    _ATEN.expand.default,
-    _ATEN.slice.Tensor,
-)
+# Operations that return the values of their argument. Views that equal their argument are those
+# that ``merge_equal_operations`` drops.
+_COPIES = (_ATEN.detach.default, _ATEN.clone.default, _ATEN._unsafe_view.default)
 
 
 def simplified(graph: GraphModule) -> GraphModule:
@@ -142,14 +139,16 @@ def _select_rows(graph: GraphModule) -> None:
             continue
         source, *dimension = node.args[0].args
         with graph.graph.inserting_before(node):
-            row = _call(graph.graph, _ATEN.select.int, source, *dimension or [0], node.args[1])
+            row = _call(graph, _ATEN.select.int, source, *dimension or [0], node.args[1])
         node.replace_all_uses_with(row)
         graph.graph.erase_node(node)
 
 
 def _drop_operations_that_do_nothing(graph: GraphModule) -> None:
+    unstable = unstable_nodes(graph)
     for node in list(graph.graph.nodes):
-        same = _same_value(node)
+        # The copy of a tensor that is changed in place keeps its former value.
+        same = None if node in unstable else _same_value(node)
         if same is not None:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
@@ -164,11 +163,11 @@ def _same_value(node: Node) -> Node | None:
         first = source.args[0]
         return first if isinstance(first, Node) else None
     if node.target is _ATEN.mul.Scalar:
-        return source if node.args[1] == 1 and _layout(node) == _layout(source) else None
+        return source if node.args[1] == 1 and _alike(node, source) else None
     if node.target is _ATEN.slice_backward.default:
         value = _value(source)
         return source if value is not None and list(value.shape) == node.args[1] else None
-    if node.target in _VIEWS and _layout(node) == _layout(source):
+    if node.target in _COPIES and _alike(node, source):
         return source
     return None
 
@@ -177,7 +176,7 @@ def _sum_in_products(graph: GraphModule) -> None:
     """Replaces sums of matrix products, such as the gradient of a weight that every step of a
     sequence uses, by one product of longer matrices; and sums of sums over rows by one sum.
     """
-    for nodes, terms in sums_of(graph):
+    for nodes, terms in sums_of(graph, unstable_nodes(graph)):
         last = nodes[-1]
         parts: dict[Hashable, list[Node]] = defaultdict(list)
         for term in terms:
@@ -188,20 +187,20 @@ def _sum_in_products(graph: GraphModule) -> None:
                 if kind is None or len(group) < MINIMUM:
                     made += group
                 elif group[0].target is _ATEN.mm.default:
-                    made.append(_product(graph.graph, group))
+                    made.append(_product(graph, group))
                 else:
-                    made.append(_sum_of_rows(graph.graph, group))
+                    made.append(_sum_of_rows(graph, group))
             if len(made) == len(terms):
                 continue
             total = made[0]
             for term in made[1:]:
-                total = _call(graph.graph, _ATEN.add.Tensor, total, term)
+                total = _call(graph, _ATEN.add.Tensor, total, term)
         last.replace_all_uses_with(total)
     graph.graph.eliminate_dead_code()
 
 
 def _kind_of_term(term: Node) -> Hashable:
-    """What terms must share to be summed within one product or one sum over rows."""
+    """The kind of a term: terms of one kind are summed by one product, or one sum over rows."""
     if len(term.users) > 1:
         return None
     if term.target is _ATEN.mm.default:
@@ -217,19 +216,19 @@ def _kind_of_term(term: Node) -> Hashable:
     return None
 
 
-def _product(graph: Graph, terms: Sequence[Node]) -> Node:
+def _product(graph: GraphModule, terms: Sequence[Node]) -> Node:
     """The sum of ``t(g) @ x`` over terms: ``t(G) @ X`` with all rows."""
     left = _concatenated(graph, [term.args[0].args[0] for term in terms])  # type: ignore
     right = _concatenated(graph, [term.args[1] for term in terms])  # type: ignore
     return _call(graph, _ATEN.mm.default, _call(graph, _ATEN.t.default, left), right)
 
 
-def _sum_of_rows(graph: Graph, terms: Sequence[Node]) -> Node:
+def _sum_of_rows(graph: GraphModule, terms: Sequence[Node]) -> Node:
     rows = _concatenated(graph, [term.args[0].args[0] for term in terms])  # type: ignore
     return _call(graph, _ATEN.sum.dim_IntList, rows, [0])
 
 
-def _concatenated(graph: Graph, nodes: Sequence[Node]) -> Node:
+def _concatenated(graph: GraphModule, nodes: Sequence[Node]) -> Node:
     return _call(graph, _ATEN.cat.default, list(nodes))
 
 
@@ -251,28 +250,23 @@ def _draw_at_once(graph: GraphModule) -> None:
         (shape,) = empty.args
         assert isinstance(shape, (list, tuple))
         with graph.graph.inserting_before(first):
-            memory = _call(graph.graph, empty.target, [len(nodes), *shape], **empty.kwargs)
-            draw = _call(graph.graph, first.target, memory, *first.args[1:], **first.kwargs)
+            memory = _call(graph, empty.target, [len(nodes), *shape], **empty.kwargs)
+            draw = _call(graph, first.target, memory, *first.args[1:], **first.kwargs)
         for row, node in enumerate(nodes):
             with graph.graph.inserting_before(node):
-                part = _call(graph.graph, _ATEN.select.int, draw, 0, row)
+                part = _call(graph, _ATEN.select.int, draw, 0, row)
             node.replace_all_uses_with(part)
             graph.graph.erase_node(node)
 
 
-def _call(graph: Graph, operation: object, *args: object, **kwargs: object) -> Node:
+def _call(graph: GraphModule, operation: object, *args: object, **kwargs: object) -> Node:
     """A new node, with the form of its value."""
     assert callable(operation)
-    node = graph.call_function(operation, args, kwargs)  # type: ignore[arg-type]
+    node = graph.graph.call_function(operation, args, kwargs)  # type: ignore[arg-type]
     given, named = pytree.tree_map_only(Node, lambda each: each.meta["val"], (args, kwargs))
-    with _fake_mode(graph):
+    with fake_mode_of(graph):
         node.meta["val"] = operation(*given, **named)
     return node
-
-
-def _fake_mode(graph: Graph) -> FakeTensorMode:
-    values = (node.meta.get("val") for node in graph.nodes)
-    return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 
 
 def _value(node: Node) -> Tensor | None:
@@ -280,9 +274,10 @@ def _value(node: Node) -> Tensor | None:
     return value if torch.is_tensor(value) else None
 
 
-def _layout(node: Node) -> Hashable:
-    """What two tensors share if one can stand for the other; no two nodes without a tensor."""
+def _alike(node: Node, other: Node) -> bool:
+    """Whether the tensors of two nodes have the same layout; False if one is not known."""
     value = _value(node)
-    if value is None:
-        return id(node)
-    return tuple(value.shape), value.stride(), value.dtype
+    other_value = _value(other)
+    if value is None or other_value is None:
+        return False
+    return layout_of(value) == layout_of(other_value)
