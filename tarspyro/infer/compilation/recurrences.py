@@ -148,8 +148,12 @@ def _stages(graph: GraphModule, loops: "Sequence[_Loop]") -> dict[Any, int] | No
         return None
     stages: dict[Any, int] = {}
     for unit in networkx.topological_sort(needs):
-        earliest = max((stages[source] for source in needs.predecessors(unit)), default=0)
-        stages[unit] = earliest + (earliest % 2 != isinstance(unit, _Loop))
+        is_loop = isinstance(unit, _Loop)
+        earliest = 0
+        for source in needs.predecessors(unit):
+            after_loop = is_loop and isinstance(source, _Loop)
+            earliest = max(earliest, stages[source] + after_loop)
+        stages[unit] = earliest + (earliest % 2 != is_loop)
     return stages
 
 
@@ -558,7 +562,7 @@ def _steps(nodes: Sequence[Node], last: Collection[Node]) -> list[tuple[Node, ..
         if node in last:
             bits[node] = 1 << len(bits)
         steps[needs[node].bit_count()].append(node)
-    return [tuple(steps[number]) for number in range(max(steps) + 1)]
+    return [tuple(steps[number]) for number in sorted(steps)]
 
 
 def _equal_steps(steps: Sequence[tuple[Node, ...]]) -> Sequence[tuple[Node, ...]]:
