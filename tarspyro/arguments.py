@@ -9,6 +9,7 @@ __all__ = [
     "check_choice",
     "check_constructor",
     "check_lengths",
+    "check_method",
     "check_module",
     "check_names",
     "check_number",
@@ -533,6 +534,22 @@ def check_lengths(lengths: Tensor, size: int, num_steps: int | None = None) -> N
             f"lengths must be at most {num_steps}, the number of steps, got"
             f" {int(lengths.max())}."
         )
+
+
+def check_method(name: str, value: object, method: str, what: str) -> None:
+    """Raises unless the value can be called and has a method.
+
+    Arguments:
+        name: The name of the argument.
+        value: Its value.
+        method: The name of the method.
+        what: What such values are, with an example.
+
+    Raises:
+        TypeError: If it cannot, or has none.
+    """
+    if isinstance(value, type) or not callable(value) or not hasattr(value, method):
+        raise TypeError(f"{name} must be {what}, got {format_value(value)}.")
 
 
 def check_module(name: str, value: object) -> None:

@@ -104,7 +104,7 @@ def log_likelihood(
             probabilities.
         seed: The seed of the draws; the global random state then stays unchanged.
         compile: Whether to compile the weights of a chunk, as ``fit(compile=True)`` does with
-            steps. It takes some seconds, and draws from another stream of random numbers.
+            steps. It takes some seconds, and may draw from another stream of random numbers.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.

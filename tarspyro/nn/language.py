@@ -8,7 +8,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_lengths, format_value
+from tarspyro.arguments import as_count, check_lengths, check_method, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.recurrent import Backward
@@ -22,11 +22,8 @@ def as_alignment(name: str, value: _Aligning) -> _Aligning:
     Raises:
         TypeError: If it is not callable, or has no method ``words``.
     """
-    if isinstance(value, type) or not callable(value) or not hasattr(value, "words"):
-        raise TypeError(
-            f"{name} must be a module that aligns to words, such as nn.Alignment(...), got"
-            f" {format_value(value)}."
-        )
+    what = "a module that aligns to words, such as nn.Alignment(...)"
+    check_method(name, value, "words", what)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import as_count, check_module, format_value
+from tarspyro.arguments import as_count, check_method, check_module, format_value
 from tarspyro.modules import Configurable
 from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
@@ -25,11 +25,8 @@ def as_recurrence(name: str, value: _Recurrent) -> _Recurrent:
     Raises:
         TypeError: If it is not callable, or has no method ``initial``.
     """
-    if isinstance(value, type) or not callable(value) or not hasattr(value, "initial"):
-        raise TypeError(
-            f"{name} must be a module with a recurrent state, such as nn.Recurrence(...) or"
-            f" nn.Canvas(...), got {format_value(value)}."
-        )
+    what = "a module with a recurrent state, such as nn.Recurrence(...) or nn.Canvas(...)"
+    check_method(name, value, "initial", what)
     return value
 
 

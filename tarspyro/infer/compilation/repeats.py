@@ -330,18 +330,16 @@ class OperationKeys:
 
     Arguments:
         graph: The graph.
-        depth: How many operations back two operations must agree.
     """
 
-    def __init__(self, graph: GraphModule, depth: int = DEPTH) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
-        self.depth = depth
         self._known: dict[tuple[Node, int], int] = {}
         self._numbers: dict[Hashable, int] = {}
 
     def of(self, node: Node) -> int:
         """Returns the key of a node."""
-        return self._of(node, self.depth)
+        return self._of(node, DEPTH)
 
     def _of(self, node: Node, depth: int) -> int:
         # A number for each key: the keys themselves are deep, and slow to compare.
