@@ -7,6 +7,7 @@ model and a guide with the same networks, the bound or the game, Pyro's bound wh
 and a batch.
 """
 
+import contextlib
 import math
 import random
 import statistics
@@ -465,6 +466,8 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: ob
         for player in objective.players
     ]
     trainer = Trainer(objective, TrainingState(objective.halves, optimizers))
+    # As in an epoch of fit, which ends with the process here.
+    contextlib.ExitStack().enter_context(objective.unchanging())
 
     def step(x):
         with local_parameters(), pyro.validation_enabled(False):

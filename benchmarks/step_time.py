@@ -45,6 +45,7 @@ from contestants import (
 from numpyro_process import started
 
 from tarspyro.accelerators import name_of_accelerator
+from tarspyro.memory import keep_freed_memory
 
 PROGRAMS = {
     "MLP VAE 784-512-512-50, batch 100": elbo(784, 512, 50, 100),
@@ -128,6 +129,7 @@ def empty_cache():
 
 
 def main():
+    keep_freed_memory()  # for all contestants of this process, as ``fit`` does
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

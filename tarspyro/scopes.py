@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tarspyro.accelerators import accelerator, get_random_states, set_random_states
 from tarspyro.arguments import as_seed, format_value
+from tarspyro.memory import keep_freed_memory
 from tarspyro.types import Device
 
 # Whether a ``StochasticModule`` registers its parameters in Pyro's store.
@@ -145,6 +146,7 @@ def evaluating(*programs: object) -> Iterator[None]:
     ]
     with exclusive():
         modes = [(module, module.training) for module in modules]
+        keep_freed_memory()
         try:
             for module in modules:
                 module.training = False

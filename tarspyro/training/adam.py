@@ -2,16 +2,17 @@
 
 __all__ = ["FusedAdam"]
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import optimizer as hooks
-from torch.optim.adam import adam
 
 
 class _Group(NamedTuple):
-    """The parameters of a group, and what Adam keeps for each of them."""
+    """Parameters of one type in a group of options, and what Adam keeps for each of them."""
 
     options: dict[str, Any]
     parameters: list[Tensor]
@@ -21,34 +22,40 @@ class _Group(NamedTuple):
     steps: list[Tensor]
 
     @classmethod
-    def of(cls, options: dict[str, Any], states: list[dict[str, Tensor]]) -> "_Group":
-        """Returns the group of torch's dictionary, with the states of its parameters."""
+    def of(
+        cls,
+        options: dict[str, Any],
+        parameters: list[Tensor],
+        states: Mapping[Tensor, dict[str, Tensor]],
+    ) -> "_Group":
+        """Returns the group of some parameters, with the options of torch's dictionary."""
+        held = [states[parameter] for parameter in parameters]
         return cls(
             options,
-            list(options["params"]),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states if "max_exp_avg_sq" in state],
-            [state["step"] for state in states],
+            parameters,
+            [state["exp_avg"] for state in held],
+            [state["exp_avg_sq"] for state in held],
+            [state["max_exp_avg_sq"] for state in held if "max_exp_avg_sq" in state],
+            [state["step"] for state in held],
         )
 
     def update(self, gradients: list[Tensor]) -> None:
         """Updates the parameters by their gradients."""
         options = self.options
         beta1, beta2 = options["betas"]
-        adam(
+        decoupled = options["decoupled_weight_decay"]
+        torch._foreach_add_(self.steps, 1)
+        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
             self.parameters,
             gradients,
             self.means,
             self.squares,
             self.largest_squares,
             self.steps,
-            fused=True,
-            decoupled_weight_decay=options["decoupled_weight_decay"],
             amsgrad=options["amsgrad"],
-            beta1=beta1,
-            beta2=beta2,
             lr=options["lr"],
+            beta1=float(beta1),
+            beta2=float(beta2),
             weight_decay=options["weight_decay"],
             eps=options["eps"],
             maximize=options["maximize"],
@@ -58,8 +65,8 @@ class _Group(NamedTuple):
 class FusedAdam:
     """The step of a fused ``torch.optim.Adam`` or ``AdamW`` on a CPU.
 
-    It calls the function that ``optimizer.step()`` calls, with the same tensors, but looks these
-    up once instead of in every step. State, learning rates and options stay the optimizer's.
+    It calls the operation that ``optimizer.step()`` comes down to, with the same tensors, but looks
+    these up once instead of in every step. State, learning rates and options stay the optimizer's.
 
     Arguments:
         optimizer: The optimizer, one that ``suits``.
@@ -97,15 +104,13 @@ class FusedAdam:
     def _find_groups(self) -> None:
         """Looks the tensors up, if every parameter has made its first step."""
         self._groups = []
+        states = self.optimizer.state
         groups = self.optimizer.param_groups
-        states = [
-            [self.optimizer.state.get(parameter) for parameter in group["params"]]
-            for group in groups
-        ]
-        if not all(state for each in states for state in each):
+        if not all(states.get(each) for group in groups for each in group["params"]):
             return
-        self._state = self.optimizer.state
-        self._groups = [
-            _Group.of(group, each)  # type: ignore[arg-type]
-            for group, each in zip(groups, states, strict=True)
-        ]
+        self._state = states
+        for group in groups:
+            of_type: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                of_type[parameter.dtype].append(parameter)
+            self._groups += [_Group.of(group, each, states) for each in of_type.values()]

@@ -20,6 +20,7 @@ from tarspyro.arguments import format_value
 from tarspyro.data import Stream
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.inputs import count_rows, each
+from tarspyro.memory import keep_freed_memory
 from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
@@ -310,6 +311,7 @@ def _prepared(
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive())
         stack.enter_context(current_device(device))
+        keep_freed_memory()
         for half in objective.halves.values():
             if isinstance(half, nn.Module):
                 half.to(device)

@@ -5,7 +5,7 @@ __all__ = ["FiniteGuard"]
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,9 +106,7 @@ class FiniteGuard:
         """
         unread = self._unread
         self._unread = []
-        pairs = [torch.stack([one.loss, one.norm.to(one.loss)]) for one in unread]
-        values = torch.stack(pairs).tolist() if pairs else []
-        for one, (loss, norm) in zip(unread, values, strict=True):
+        for one, (loss, norm) in zip(unread, _values(unread), strict=True):
             epoch = self.state.progress.epoch + 1
             when = f"step {one.step} (epoch {epoch}, batch {one.batch})"
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -184,6 +182,15 @@ class FiniteGuard:
         spoiled = not all(tensor.isfinite().all() for tensor in weights)
         back = f", and {self.go_back()}" if spoiled else ""
         warnings.warn(f"{sentence} The step was skipped{back}.", stacklevel=2)
+
+
+def _values(unread: Sequence[_Unread]) -> list[list[float]]:
+    """The losses and the norms, read at once from an accelerator."""
+    if not any(is_accelerator(one.loss.device) for one in unread):
+        return [[one.loss.item(), one.norm.item()] for one in unread]
+    pairs = [torch.stack([one.loss, one.norm.to(one.loss)]) for one in unread]
+    values: list[list[float]] = torch.stack(pairs).tolist()
+    return values
 
 
 def _what(player: Player, loss: float, norm: float) -> str:

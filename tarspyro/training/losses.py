@@ -6,7 +6,8 @@ compiled or not. No other module of the training asks which one it is.
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -173,6 +174,15 @@ class Objective:
             replace(player, loss=Compiled(player.loss, **options)) for player in self.players
         ]
         self._find_kinds()
+
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Promises that only the data changes between the steps within, see ``Compiled``."""
+        with contextlib.ExitStack() as stack:
+            for player in self.players:
+                if isinstance(player.loss, Compiled):
+                    stack.enter_context(player.loss.unchanging())
+            yield
 
     def release_graphs(self) -> None:
         """Drops the graphs that compiled steps have captured on a GPU."""

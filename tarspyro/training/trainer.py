@@ -317,13 +317,14 @@ class Trainer:
     def _train_epoch(self, batches: Batches, bar: "tqdm[None]") -> dict[str, float]:
         now = self.state.progress
         start = time.perf_counter() - now.seconds
-        for arguments, rows in self._remaining(batches):
-            counts = self._count(arguments, rows)
-            values = self.step(arguments, counts)
-            self.state.end_batch(values, counts.held, time.perf_counter() - start)
-            bar.update()
-            self._save_within_epoch()
-            self._stop_if_asked()
+        with self._steadily(batches):
+            for arguments, rows in self._remaining(batches):
+                counts = self._count(arguments, rows)
+                values = self.step(arguments, counts)
+                self.state.end_batch(values, counts.held, time.perf_counter() - start)
+                bar.update()
+                self._save_within_epoch()
+                self._stop_if_asked()
         self.guard.read()
         self.processes.broadcast(
             buffer for half in self.state.modules for buffer in half.buffers()
@@ -333,6 +334,17 @@ class Trainer:
         if now.skipped:
             row["skipped"] = now.skipped
         return row | {"seconds": round(now.seconds, 3)}
+
+    @contextlib.contextmanager
+    def _steadily(self, batches: Batches) -> Iterator[None]:
+        """Lets compiled steps know where nobody's code runs between them: neither a schedule nor
+        a loader.
+        """
+        if self.schedules.schedules or batches.is_read:
+            yield
+            return
+        with self.objective.unchanging():
+            yield
 
     def _save_within_epoch(self) -> None:
         """Writes a checkpoint in the middle of an epoch, if it is time or the training stops."""

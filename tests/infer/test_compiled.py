@@ -20,6 +20,7 @@ from tarspyro.distributions import default_prior
 from tarspyro.infer import CIWAE, ELBO, IWAE, PIWAE, Compiled, PairError, RecordingError, Renyi
 from tarspyro.infer.compilation.graphs import count_products
 from tarspyro.infer.compilation.recording import record, record_as_it_stands
+from tarspyro.modules import StochasticModule
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 from tarspyro.scopes import local_parameters
 
@@ -516,20 +517,73 @@ def test_a_program_that_reads_a_value_back_names_the_line():
     assert loc.grad is not None
 
 
+def compiler_of_steps_that(wait):
+    """A compiler whose functions wait, and return what the graph did at first."""
+
+    def compiler(graph, inputs, **options):
+        results = graph(*inputs)
+        return lambda *inputs: wait() or results
+
+    return compiler
+
+
+def work():
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+
+
 def test_a_slower_step_is_left_aside(monkeypatch):
     torch.manual_seed(0)
     p, q = pair()
     x = torch.rand(6, 64).round()
     compiled = Compiled(ELBO())
-
-    def slow(graph, inputs, **options):
-        return lambda *inputs: time.sleep(0.3) or graph(*inputs)
-
-    monkeypatch.setattr(torch._inductor, "standalone_compile", slow)
+    monkeypatch.setattr(torch._inductor, "standalone_compile", compiler_of_steps_that(work))
     with local_parameters(), pytest.warns(UserWarning, match="goes on eagerly") as caught:
         for _ in range(30):
             compiled.loss_and_grads(p, q, x)
     assert len(caught) == 1
+
+
+def test_time_in_which_a_step_has_no_processor_does_not_count(monkeypatch):
+    """A neighbour that takes the processor away says nothing about a step."""
+    torch.manual_seed(0)
+    p, q = pair()
+    x = torch.rand(6, 64).round()
+    compiled = Compiled(ELBO())
+    wait = compiler_of_steps_that(lambda: time.sleep(0.05))
+    monkeypatch.setattr(torch._inductor, "standalone_compile", wait)
+    with local_parameters(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(30):
+            compiled.loss_and_grads(p, q, x)
+
+
+def test_a_promise_that_nothing_changes_is_trusted_while_it_holds():
+    class Scaled(StochasticModule):
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.factor * self.loc, 1.0).to_event(1), obs=x)
+
+    model = Scaled()
+    model.loc = nn.Parameter(torch.tensor([1.0, 2.0]))
+    model.factor = 1.0
+    x = torch.zeros(5, 2)
+
+    def guide(x):
+        pass
+
+    compiled = Compiled(ELBO(), backend="eager", choose=False)
+    once = 5 * (math.log(2 * math.pi) + 2.5)
+    twice = 5 * (math.log(2 * math.pi) + 10.0)
+    with local_parameters():
+        compiled.loss_and_grads(model, guide, x)  # which is when it is recorded
+        with compiled.unchanging():
+            assert compiled.loss_and_grads(model, guide, x) == pytest.approx(once)
+            model.factor = 2.0
+            assert compiled.loss_and_grads(model, guide, x) == pytest.approx(once)
+            assert compiled.loss_and_grads(model, guide, x[:4]) == pytest.approx(twice * 0.8)
+        assert compiled.loss_and_grads(model, guide, x) == pytest.approx(twice)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own

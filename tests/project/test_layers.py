@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "docs" / "scripts"))
 from map import arrows, floors, imports, modules  # noqa: E402
 
 FLOORS = (
-    {"_version", "accelerators", "arguments", "formulas", "programs", "types"},
+    {"_version", "accelerators", "arguments", "formulas", "memory", "programs", "types"},
     {"data", "scopes"},
     {"modules", "infer"},
     {"nn", "runs", "sequences"},

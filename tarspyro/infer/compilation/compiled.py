@@ -2,10 +2,11 @@
 
 __all__ = ["Compiled"]
 
+import contextlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from tarspyro.accelerators import can_capture, synchronize
+from tarspyro.accelerators import can_capture, is_accelerator, synchronize
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.keys import (
     TRIALS,
@@ -128,6 +129,8 @@ class Compiled(Bound):
         self._histories: dict[tuple[Hashable, ...], ConstantHistory] = {}
         self._warned = False
         self._pool: object = None  # the memory that all graphs share
+        self._trusts = False  # see ``unchanging``
+        self._settled: tuple[object, _Plan] | None = None  # the last data, and its plan
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: object, **kwargs: object
@@ -177,7 +180,7 @@ class Compiled(Bound):
         """
         plan = self._plan_of(model, guide, args, kwargs)
         device = device_of(args)
-        start = time.perf_counter()
+        start = _clock(device)
         step = None if plan is None else plan.compiled_step(args)
         captures = update is not None and self.capture and can_capture(device)
         if step is not None and update is not None and captures:
@@ -191,8 +194,9 @@ class Compiled(Bound):
                 update()
         # What is made of a step is timed once it is whole.
         if plan is not None and not (captures and step is not None and step.captured is None):
-            seconds = time.perf_counter() - start
-            plan.add_time(seconds, compiled=step is not None, device=device)
+            if plan.is_timed:
+                synchronize(device)
+            plan.add_time(_clock(device) - start, compiled=step is not None)
         return loss.detach(), terms
 
     def _step(
@@ -218,6 +222,23 @@ class Compiled(Bound):
             plan.stored = stored_tensors(trace.trace.nodes)
         return loss, terms
 
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Promises that nothing but the data changes between the steps within: no module, no
+        number of one, and no setting of the bound.
+
+        Only the shapes of the data are then compared in a step. The first step within, and all
+        that run eagerly, are compared as ever.
+        """
+        before = self._trusts
+        self._trusts = True
+        self._settled = None
+        try:
+            yield
+        finally:
+            self._trusts = before
+            self._settled = None
+
     def release_graphs(self) -> None:
         """Drops the graphs on a GPU with their memory, as ``fit`` does at its end; further
         steps capture them anew.
@@ -234,6 +255,24 @@ class Compiled(Bound):
         kwargs: Mapping[str, object],
     ) -> "_Plan | None":
         """The plan for steps of this kind; None to go on eagerly."""
+        data = _kinds(args) if self._trusts else None
+        if data is not None and self._settled is not None and self._settled[0] == data:
+            return self._settled[1]
+        plan = self._compared(model, guide, args, kwargs)
+        # An eager step runs the programs, which may change themselves.
+        self._settled = None
+        if data is not None and plan is not None and plan.is_settled:
+            self._settled = data, plan
+        return plan
+
+    def _compared(
+        self,
+        model: Program,
+        guide: Program,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+    ) -> "_Plan | None":
+        """The plan for steps of this kind, with everything compared that a step depends on."""
         device = device_of(args)
         inputs = self._adjusted_inputs(device, dtype_of(args))
         key = self._keys.of(model, guide, args, kwargs, device)
@@ -295,8 +334,21 @@ class Compiled(Bound):
             )
 
 
+def _kinds(args: Sequence[object]) -> list[object]:
+    """The shape, the type and the device of every tensor, and other values as they are."""
+    return [
+        (value.shape, value.dtype, value.device) if torch.is_tensor(value) else value
+        for value in args
+    ]
+
+
+def _clock(device: torch.device) -> float:
+    """The time in seconds: on a CPU that of this thread alone, which no other process adds to."""
+    return time.perf_counter() if is_accelerator(device) else time.thread_time()
+
+
 class _Plan:
-    """The steps of one key: eager at first, then compiled, then the faster of the two."""
+    """The steps of one key: eager at first, then both ways in turns, then the faster one."""
 
     def __init__(
         self,
@@ -314,10 +366,21 @@ class _Plan:
         self.stored: dict[str, int] = {}  # see ``stored_tensors``
         self._step: CompiledStep | None = None
         self._gave_up = False
+        self._chosen = not owner.choose
         self._calls = 0
         self._spent = 0.0  # seconds, by eager steps
         self._eager_times: list[float] = []
         self._compiled_times: list[float] = []
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all further steps run compiled."""
+        return self._chosen and self._step is not None and not self._gave_up
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a step that has just been made is one of the trials."""
+        return self._step is not None and not self._chosen
 
     def is_outdated(self) -> bool:
         """Whether the recording no longer stands for the step."""
@@ -331,7 +394,9 @@ class _Plan:
         if self._gave_up:
             return None
         if self._step is not None:
-            return self._step
+            # In the trials every other step is eager, so that both have the same neighbours.
+            eager = self.is_timed and len(self._eager_times) < len(self._compiled_times)
+            return None if eager else self._step
         if self.owner.choose:
             compilation = self.owner.last_compilation or 0.0
             if self._calls <= TRIALS or self._spent < compilation:
@@ -344,24 +409,21 @@ class _Plan:
             self._give_up(str(error))
         return self._step
 
-    def add_time(self, seconds: float, *, compiled: bool, device: torch.device) -> None:
+    def add_time(self, seconds: float, *, compiled: bool) -> None:
         """Adds the time of a step, and gives up if the compiled ones turn out slower."""
         if not compiled:
             self._spent += seconds
-        chosen = len(self._compiled_times) > TRIALS
-        if self._gave_up or not self.owner.choose or chosen:
+        if not self.is_timed or self._gave_up:
             return
-        start = time.perf_counter()
-        synchronize(device)
-        seconds += time.perf_counter() - start
         (self._compiled_times if compiled else self._eager_times).append(seconds)
-        if len(self._compiled_times) > TRIALS:
+        if len(self._eager_times) > TRIALS:
             self._choose()
 
     def _choose(self) -> None:
         # The first step of each kind is not counted: it builds what the others only use.
-        eager = statistics.median(self._eager_times[1 : TRIALS + 1])
-        compiled = statistics.median(self._compiled_times[1 : TRIALS + 1])
+        eager = statistics.median(self._eager_times[1:])
+        compiled = statistics.median(self._compiled_times[1:])
+        self._chosen = True
         if compiled > eager:
             self._give_up(
                 f"Compiled, a step takes {1e3 * compiled:.2f} ms, and {1e3 * eager:.2f} ms"
