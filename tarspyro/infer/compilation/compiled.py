@@ -180,7 +180,8 @@ class Compiled(Bound):
         """
         plan = self._plan_of(model, guide, args, kwargs)
         device = device_of(args)
-        start = _clock(device)
+        undecided = plan is not None and plan.is_undecided
+        start = _clock(device) if undecided else 0.0
         step = None if plan is None else plan.compiled_step(args)
         captures = update is not None and self.capture and can_capture(device)
         if step is not None and update is not None and captures:
@@ -193,8 +194,9 @@ class Compiled(Bound):
             if update is not None:
                 update()
         # What is made of a step is timed once it is whole.
-        if plan is not None and not (captures and step is not None and step.captured is None):
-            if plan.is_timed:
+        whole = not captures or step is None or step.captured is not None
+        if plan is not None and undecided and whole:
+            if plan.is_tried:
                 synchronize(device)
             plan.add_time(_clock(device) - start, compiled=step is not None)
         return loss.detach(), terms
@@ -378,8 +380,13 @@ class _Plan:
         return self._chosen and self._step is not None and not self._gave_up
 
     @property
-    def is_timed(self) -> bool:
-        """Whether a step that has just been made is one of the trials."""
+    def is_undecided(self) -> bool:
+        """Whether it is open how further steps run."""
+        return not (self._gave_up or self.is_settled)
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether the steps are trials, of both ways in turns."""
         return self._step is not None and not self._chosen
 
     def is_outdated(self) -> bool:
@@ -395,7 +402,7 @@ class _Plan:
             return None
         if self._step is not None:
             # In the trials every other step is eager, so that both have the same neighbours.
-            eager = self.is_timed and len(self._eager_times) < len(self._compiled_times)
+            eager = self.is_tried and len(self._eager_times) < len(self._compiled_times)
             return None if eager else self._step
         if self.owner.choose:
             compilation = self.owner.last_compilation or 0.0
@@ -413,7 +420,7 @@ class _Plan:
         """Adds the time of a step, and gives up if the compiled ones turn out slower."""
         if not compiled:
             self._spent += seconds
-        if not self.is_timed or self._gave_up:
+        if not self.is_tried:
             return
         (self._compiled_times if compiled else self._eager_times).append(seconds)
         if len(self._eager_times) > TRIALS:
