@@ -61,8 +61,24 @@ class Part:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def waits(self) -> bool:
+        """Whether to read rows is to wait for a file."""
+        return isinstance(self.values, LazyRows) and self.values.waits
+
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        return self.values[rows].to(self.device).to(self.dtype)
+        return self.made_of(self.read(rows))
+
+    def read(self, rows: slice | Tensor) -> Tensor:
+        """Returns the numbers of some rows as they are kept."""
+        values = self.values
+        return values.read(rows) if isinstance(values, LazyRows) else values[rows]
+
+    def made_of(self, numbers: Tensor) -> Tensor:
+        """Returns the rows as the program gets them, made of numbers as they are kept."""
+        if isinstance(self.values, LazyRows):
+            numbers = self.values.made_of(numbers)
+        return numbers.to(self.device).to(self.dtype)
 
     def to(self, device: torch.device) -> "Tensor | Part":
         """Returns the part on a device: a tensor if its numbers are as the program gets them."""

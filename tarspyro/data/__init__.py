@@ -48,6 +48,7 @@ __all__ = [
     "read_table",
     "ring",
     "sprites",
+    "stored",
     "uci",
 ]
 
@@ -67,6 +68,7 @@ from tarspyro.data.masks import (
 )
 from tarspyro.data.music import polyphonic_music
 from tarspyro.data.regression import uci
+from tarspyro.data.rows import stored
 from tarspyro.data.sequences import SequenceBatches, SequenceDataset, Sequences
 from tarspyro.data.sprite_images import Sprites, sprites
 from tarspyro.data.streams import Stream

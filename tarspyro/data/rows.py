@@ -2,10 +2,11 @@
 matrices.
 """
 
-__all__ = ["ChosenRows", "LazyRows", "SparseRows", "StoredRows", "part_of"]
+__all__ = ["ChosenRows", "LazyRows", "SparseRows", "StoredRows", "part_of", "stored"]
 
 import math
 import mmap
+import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers
+from tarspyro.arguments import as_numbers, format_value
 
 _SPARSE = (
     torch.sparse_coo,
@@ -33,17 +34,27 @@ class LazyRows(ABC):
     Attributes:
         shape: The shape of all rows together, ``(N, *event)``.
         dtype: The type of their numbers.
+        waits: Whether to read rows is to wait for a file, for which a thread has time.
     """
 
     shape: torch.Size
     dtype: torch.dtype
+    waits: bool = False
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    @abstractmethod
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Returns some of the rows as a dense tensor."""
+        return self.made_of(self.read(rows))
+
+    @abstractmethod
+    def read(self, rows: slice | Tensor) -> Tensor:
+        """Returns the numbers of some rows as they are kept."""
+
+    def made_of(self, numbers: Tensor) -> Tensor:
+        """Returns the rows that are made of numbers as they are kept."""
+        return numbers
 
     def to(self, device: torch.device) -> "LazyRows":
         """Returns the rows, kept on a device if they are small."""
@@ -73,6 +84,8 @@ class StoredRows(LazyRows):
                 [0., 1.]], dtype=torch.float64)
     """
 
+    waits = True
+
     def __init__(self, array: Any) -> None:
         self.array = array
         self.shape = torch.Size(array.shape)
@@ -80,7 +93,7 @@ class StoredRows(LazyRows):
         self._map = _map_of(array)
         self._scattered = False
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+    def read(self, rows: slice | Tensor) -> Tensor:
         self._advise(scattered=not isinstance(rows, slice))
         if isinstance(rows, slice):
             return as_numbers("data", np.array(self.array[rows]))
@@ -100,11 +113,11 @@ class StoredRows(LazyRows):
 
 
 class ChosenRows(LazyRows):
-    """Some of other rows, passed through a function when they are used.
+    """Other rows, or some of them, passed through a function when they are used.
 
     Arguments:
         rows: The rows to choose from.
-        index: The places of the chosen ones.
+        index: The places of the chosen ones; None for all.
         function: A function of a batch of rows.
 
     Example:
@@ -114,18 +127,70 @@ class ChosenRows(LazyRows):
     """
 
     def __init__(
-        self, rows: LazyRows, index: Tensor, function: Callable[[Tensor], Tensor]
+        self, rows: LazyRows, index: Tensor | None, function: Callable[[Tensor], Tensor]
     ) -> None:
         self.rows = rows
         self.index = index
         self.function = function
-        first = function(rows[index[:1]])
-        self.shape = torch.Size((len(index), *first.shape[1:]))
+        self.waits = rows.waits
+        first = self[:1]
+        self.shape = torch.Size((len(rows if index is None else index), *first.shape[1:]))
         self.dtype = first.dtype
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        chosen = self.index[rows if isinstance(rows, slice) else rows.cpu()]
-        return self.function(self.rows[chosen])
+    def read(self, rows: slice | Tensor) -> Tensor:
+        if self.index is None:
+            return self.rows.read(rows)
+        return self.rows.read(self.index[rows if isinstance(rows, slice) else rows.cpu()])
+
+    def made_of(self, numbers: Tensor) -> Tensor:
+        return self.function(self.rows.made_of(numbers))
+
+
+def stored(
+    array: Any, function: Callable[[Tensor], Tensor] | None = None
+) -> LazyRows:
+    """Returns the rows of an array in a file, which are read when they are used.
+
+    ``fit`` reads the rows of the next batches while a step computes.
+
+    Arguments:
+        array: A ``numpy.memmap``, an array of h5py or zarr, or the path of a ``.npy`` file.
+        function: A function of a batch of rows, to scale bytes, say. It returns as many rows.
+
+    Raises:
+        TypeError: If the array does not lie in a file, or the function is none.
+        ValueError: If the function does not return a row for each row.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/images.npy", np.full((1000, 784), 255, np.uint8))
+        ...     x = stored(f"{folder}/images.npy", lambda pixels: pixels / 255)
+        ...     x[torch.tensor([7, 3])].mean(1)
+        tensor([1., 1.])
+    """
+    if isinstance(array, (str, os.PathLike)):
+        array = np.load(array, mmap_mode="r", allow_pickle=False)
+    if not is_stored(array):
+        raise TypeError(
+            "array must lie in a file, such as np.load('x.npy', mmap_mode='r'), got"
+            f" {format_value(array)}."
+        )
+    rows = StoredRows(array)
+    if function is None:
+        return rows
+    if not callable(function):
+        raise TypeError(
+            "function must be a function of a batch of rows, such as lambda x: x / 255, got"
+            f" {format_value(function)}."
+        )
+    made = function(rows[:2])
+    if not torch.is_tensor(made) or made.shape[:1] != rows[:2].shape[:1]:
+        raise ValueError(
+            f"function must return a tensor with a row for each row, got {format_value(made)} of"
+            f" rows of shape {tuple(rows[:2].shape)}."
+        )
+    return ChosenRows(rows, None, function)
 
 
 class SparseRows(LazyRows):
@@ -177,7 +242,7 @@ class SparseRows(LazyRows):
         starts[1:] = row.bincount(minlength=len(tensor)).cumsum(0)
         return cls(starts, column, entries.values(), tensor.shape[1:])
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+    def read(self, rows: slice | Tensor) -> Tensor:
         if isinstance(rows, slice):
             rows = torch.arange(len(self), device=self.starts.device)[rows]
         rows = rows.to(self.starts.device)
@@ -210,9 +275,13 @@ class _Reshaped(LazyRows):
         self.rows = rows
         self.shape = torch.Size([len(rows), *event_shape])
         self.dtype = rows.dtype
+        self.waits = rows.waits
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        dense = self.rows[rows]
+    def read(self, rows: slice | Tensor) -> Tensor:
+        return self.rows.read(rows)
+
+    def made_of(self, numbers: Tensor) -> Tensor:
+        dense = self.rows.made_of(numbers)
         return dense.reshape(len(dense), *self.shape[1:])
 
     def to(self, device: torch.device) -> LazyRows:

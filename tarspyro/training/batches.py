@@ -3,7 +3,9 @@
 __all__ = ["Batches"]
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,10 @@ from tarspyro.types import Argument, Arguments, Data, Program
 
 # The number of rows that stand for all of the data.
 _EXAMPLES = 1000
+
+# Threads that read files, which wait most of the time, and how far they are ahead.
+_READERS = 4
+_BATCHES_AHEAD = 8
 
 
 class _Rows(Sampler[list[int]]):
@@ -255,11 +261,18 @@ class Batches:
         assert self._rows is not None and self.parts is not None
         if order is not None and self.data.in_memory is not None:
             order = order.to(self.device)
-        for index in batches:
+
+        def read(index: int) -> Arguments:
+            assert self._rows is not None and self.parts is not None
             places = self._rows.slice(index)
             rows = places if order is None else order[places]
-            batch = self._prepare(each(partial(_taken, rows), self.parts))
-            yield batch, self._rows.count(index)
+            return each(partial(_taken, rows), self.parts)
+
+        waits = any(isinstance(part, Part) and part.waits for part in self.parts)
+        taken = _read_ahead(read, batches) if waits else map(read, batches)
+        for index, numbers in zip(batches, taken, strict=True):
+            batch = tuple(map(_made_of, self.parts, numbers))
+            yield self._prepare(batch), self._rows.count(index)
 
     def _loaded(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Arguments, int]]:
         """Batches from a loader or a stream."""
@@ -288,10 +301,36 @@ class Batches:
         return binarized(pixels, self._pixels), *arguments[1:]
 
 
-def _taken(rows: slice | Tensor, part: Tensor) -> Tensor:
-    """Some rows of a part of the data."""
+def _taken(rows: slice | Tensor, part: Tensor | Part) -> Tensor:
+    """Some rows of a part of the data, as they are kept."""
+    if isinstance(part, Part):
+        return part.read(rows)
     # Half the time of an index, but not there for every type.
     quick = (torch.float32, torch.float64, torch.uint8)
-    if torch.is_tensor(part) and isinstance(rows, Tensor) and part.dtype in quick:
+    if isinstance(rows, Tensor) and part.dtype in quick:
         return part.index_select(0, rows)
     return part[rows]
+
+
+def _made_of(part: Tensor | Part | None, numbers: Argument) -> Argument:
+    """Rows as the program gets them."""
+    return part.made_of(numbers) if isinstance(part, Part) and numbers is not None else numbers
+
+
+def _read_ahead(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
+    """What a function reads for each batch, a few batches ahead, in threads that wait for files.
+
+    The order of the batches stays.
+    """
+    waiting: deque[Future[Arguments]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        try:
+            for index in batches:
+                waiting.append(readers.submit(read, index))
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

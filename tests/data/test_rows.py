@@ -1,14 +1,18 @@
 """Rows that are read when they are used."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
 
+from tarspyro import Conditional, data, fit, guides, models
 from tarspyro.arguments import as_numbers
 from tarspyro.data import Sequences, Split
 from tarspyro.data.dense import dense
 from tarspyro.data.rows import LazyRows, SparseRows, StoredRows, part_of
+from tarspyro.distributions import default_prior
+from tarspyro.nn import MLP
 
 ARRAY = np.arange(24.0).reshape(6, 2, 2)
 
@@ -118,3 +122,79 @@ def test_a_read_only_array_is_copied():
     array.setflags(write=False)
     as_numbers("x", array).zero_()
     assert array[0, 0, 1] == 1
+
+
+def test_a_stored_array_passes_a_function(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 2, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    index = torch.tensor([7, 0, 7])
+    expected = torch.tensor(pixels) / 255
+    for array in (mapped, tmp_path / "x.npy", str(tmp_path / "x.npy")):
+        rows = data.stored(array, lambda x: x / 255)
+        assert rows.shape == (20, 2, 3) and rows.dtype is torch.float32
+        torch.testing.assert_close(rows[index], expected[index])
+        torch.testing.assert_close(rows[5:9], expected[5:9])
+        flat = rows.reshape(20, 6)
+        torch.testing.assert_close(flat[index], expected[index].reshape(3, 6))
+    assert data.stored(mapped).dtype is torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("array", "function", "message"),
+    [
+        (ARRAY, None, "array must lie in a file, .*mmap_mode"),
+        (None, None, "array must lie in a file"),
+        ("x.npy", 3, "function must be a function of a batch of rows, .* got 3"),
+        ("x.npy", lambda x: x.sum(), "function must return a tensor with a row for each row"),
+        ("x.npy", lambda x: 1.0, "function must return a tensor with a row for each row"),
+    ],
+)
+def test_what_is_not_stored_is_refused(array, function, message, tmp_path):
+    stored(tmp_path)
+    array = tmp_path / array if isinstance(array, str) else array
+    with pytest.raises((TypeError, ValueError), match=message):
+        data.stored(array, function)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_training_on_a_file_is_the_one_on_its_numbers(shuffle, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (205, 6), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    found = []
+    for x in (data.stored(tmp_path / "x.npy", lambda x: x / 255), torch.tensor(pixels) / 255):
+        torch.manual_seed(0)
+        p = models.VAE(
+            default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [4]), 6)
+        )
+        q = guides.VAE(Conditional(dist.Normal, MLP(6, [4]), 2))
+        history = fit(
+            p,
+            q,
+            x,
+            epochs=3,
+            batch_size=10,
+            shuffle=shuffle,
+            binarize=True,
+            seed=0,
+            progress=False,
+        )
+        found.append(history["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_an_error_while_a_file_is_read_ends_the_training(tmp_path):
+    class Broken(StoredRows):
+        def read(self, rows):
+            if torch.is_tensor(rows) and 150 in rows:
+                raise OSError("the disk is gone")
+            return super().read(rows)
+
+    np.save(tmp_path / "x.npy", np.zeros((200, 6), np.float32))
+    x = Broken(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    p = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [4]), 6)
+    )
+    q = guides.VAE(Conditional(dist.Normal, MLP(6, [4]), 2))
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(p, q, x, epochs=20, batch_size=10, progress=False)
