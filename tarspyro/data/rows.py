@@ -146,9 +146,7 @@ class ChosenRows(LazyRows):
         return self.function(self.rows.made_of(numbers))
 
 
-def stored(
-    array: Any, function: Callable[[Tensor], Tensor] | None = None
-) -> LazyRows:
+def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> LazyRows:
     """Returns the rows of an array in a file, which are read when they are used.
 
     ``fit`` reads the rows of the next batches while a step computes.

@@ -192,9 +192,7 @@ def test_an_error_while_a_file_is_read_ends_the_training(tmp_path):
 
     np.save(tmp_path / "x.npy", np.zeros((200, 6), np.float32))
     x = Broken(np.load(tmp_path / "x.npy", mmap_mode="r"))
-    p = models.VAE(
-        default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [4]), 6)
-    )
+    p = models.VAE(default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [4]), 6))
     q = guides.VAE(Conditional(dist.Normal, MLP(6, [4]), 2))
     with pytest.raises(OSError, match="the disk is gone"):
         fit(p, q, x, epochs=20, batch_size=10, progress=False)
