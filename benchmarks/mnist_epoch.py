@@ -121,11 +121,11 @@ def compare(arguments):
                 }
                 for name, results in runs.items()
             }
+            report = {"torch": torch.__version__, "threads": arguments.threads, "rows": rows}
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
             print(f"{epochs} epochs")
             for name, entry in rows[f"{epochs} epochs"].items():
                 print(f"  {name:26} {json.dumps(entry)}", flush=True)
-    report = {"torch": torch.__version__, "threads": arguments.threads, "rows": rows}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main():

@@ -3,6 +3,7 @@
 __all__ = ["Batches"]
 
 import operator
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,9 @@ _EXAMPLES = 1000
 # Threads that read files, which wait most of the time, and how far they are ahead.
 _READERS = 4
 _BATCHES_AHEAD = 8
+# When they start: a batch whose rows the system holds in memory takes less, in seconds.
+_QUICK = 1e-3
+_SLOW_IN_A_ROW = 3
 
 
 class _Rows(Sampler[list[int]]):
@@ -269,7 +273,7 @@ class Batches:
             return each(partial(_taken, rows), self.parts)
 
         waits = any(isinstance(part, Part) and part.waits for part in self.parts)
-        taken = _read_ahead(read, batches) if waits else map(read, batches)
+        taken = _read_in_time(read, batches) if waits else map(read, batches)
         for index, numbers in zip(batches, taken, strict=True):
             batch = tuple(map(_made_of, self.parts, numbers))
             yield self._prepare(batch), self._rows.count(index)
@@ -317,11 +321,25 @@ def _made_of(part: Tensor | Part | None, numbers: Argument) -> Argument:
     return part.made_of(numbers) if isinstance(part, Part) and numbers is not None else numbers
 
 
-def _read_ahead(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
-    """What a function reads for each batch, a few batches ahead, in threads that wait for files.
+def _read_in_time(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
+    """What a function reads of files for each batch.
 
-    The order of the batches stays.
+    It is read directly as long as the system holds the files in memory. Once several reads in a
+    row have waited, the other batches of the epoch are read ahead, in threads.
     """
+    slow = 0
+    for done, index in enumerate(batches, 1):
+        start = time.perf_counter()
+        numbers = read(index)
+        slow = slow + 1 if time.perf_counter() - start > _QUICK else 0
+        yield numbers
+        if slow == _SLOW_IN_A_ROW:
+            yield from _read_ahead(read, batches[done:])
+            return
+
+
+def _read_ahead(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
+    """What a function reads for each batch, some batches ahead, in threads that wait for files."""
     waiting: deque[Future[Arguments]] = deque()
     with ThreadPoolExecutor(_READERS) as readers:
         try:

@@ -1,5 +1,8 @@
 """Rows that are read when they are used."""
 
+import threading
+import time
+
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -10,7 +13,7 @@ from tarspyro import Conditional, data, fit, guides, models
 from tarspyro.arguments import as_numbers
 from tarspyro.data import Sequences, Split
 from tarspyro.data.dense import dense
-from tarspyro.data.rows import LazyRows, SparseRows, StoredRows, part_of
+from tarspyro.data.rows import ChosenRows, LazyRows, SparseRows, StoredRows, part_of
 from tarspyro.distributions import default_prior
 from tarspyro.nn import MLP
 
@@ -158,11 +161,23 @@ def test_what_is_not_stored_is_refused(array, function, message, tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_a_training_on_a_file_is_the_one_on_its_numbers(shuffle, tmp_path):
+@pytest.mark.parametrize("seconds", [0.0, 0.002])  # read directly, and in threads
+def test_a_training_on_a_file_is_the_one_on_its_numbers(shuffle, seconds, tmp_path):
+    threads = set()
+
+    class Slow(StoredRows):
+        def read(self, rows):
+            threads.add(threading.current_thread())
+            time.sleep(seconds)
+            return super().read(rows)
+
     pixels = np.random.default_rng(0).integers(0, 256, (205, 6), dtype=np.uint8)
     np.save(tmp_path / "x.npy", pixels)
     found = []
-    for x in (data.stored(tmp_path / "x.npy", lambda x: x / 255), torch.tensor(pixels) / 255):
+    file = ChosenRows(
+        Slow(np.load(tmp_path / "x.npy", mmap_mode="r")), None, lambda x: x / 255
+    )
+    for x in (file, torch.tensor(pixels) / 255):
         torch.manual_seed(0)
         p = models.VAE(
             default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [4]), 6)
@@ -181,11 +196,14 @@ def test_a_training_on_a_file_is_the_one_on_its_numbers(shuffle, tmp_path):
         )
         found.append(history["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert not seconds or len(threads) > 1
 
 
-def test_an_error_while_a_file_is_read_ends_the_training(tmp_path):
+@pytest.mark.parametrize("seconds", [0.0, 0.002])  # read directly, and in threads
+def test_an_error_while_a_file_is_read_ends_the_training(seconds, tmp_path):
     class Broken(StoredRows):
         def read(self, rows):
+            time.sleep(seconds)
             if torch.is_tensor(rows) and 150 in rows:
                 raise OSError("the disk is gone")
             return super().read(rows)
