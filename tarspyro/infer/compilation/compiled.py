@@ -337,9 +337,9 @@ class Compiled(Bound):
 
 
 def _kinds(args: Sequence[object]) -> list[object]:
-    """The shape, the type and the device of every tensor, and other values as they are."""
+    """The shape, the type and the device of every tensor, and other values in words."""
     return [
-        (value.shape, value.dtype, value.device) if torch.is_tensor(value) else value
+        (value.shape, value.dtype, value.device) if torch.is_tensor(value) else repr(value)
         for value in args
     ]
 
