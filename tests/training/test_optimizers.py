@@ -2,6 +2,7 @@
 
 import functools
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -61,6 +62,26 @@ def test_fused_steps_are_those_of_torch(x, cls, options):
     expected = losses(x, optimizer=Optimizer(Own, fused=True, **options), **how)
     assert losses(x, optimizer=Optimizer(cls, **options), **how) == expected
     assert Own.steps == len(expected)
+
+
+def test_fused_steps_take_parameters_of_two_types(x):
+    class Own(torch.optim.Adam):
+        pass
+
+    def model(x):
+        loc = pyro.param("loc", lambda: torch.zeros(64))
+        shift = pyro.param("shift", lambda: torch.zeros((), dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + shift.float(), 1.0).to_event(1), obs=x)
+
+    how = {"epochs": 3, "lr": 0.1, "seed": 0, "progress": False}
+    found = []
+    for cls in (Own, torch.optim.Adam):
+        pyro.clear_param_store()  # which holds what the first training has found
+        found.append(fit(model, None, x, optimizer=Optimizer(cls, fused=True), **how))
+    expected, found = found
+    assert found.step_losses == expected.step_losses
+    assert found.step_losses[-1] < found.step_losses[0]
 
 
 def test_the_learning_rate_is_given_once(x):
