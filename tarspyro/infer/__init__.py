@@ -10,6 +10,7 @@ __all__ = [
     "Divergence",
     "ELBO",
     "Explanation",
+    "FDivergence",
     "FIVO",
     "FactorVAE",
     "Game",
@@ -50,7 +51,7 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.bounds.explanation import Explanation, SiteExplanation, explain
 from tarspyro.infer.bounds.fivo import FIVO
-from tarspyro.infer.bounds.fixed_draws import TVO, ReweightedWakeSleep
+from tarspyro.infer.bounds.fixed_draws import TVO, FDivergence, ReweightedWakeSleep
 from tarspyro.infer.bounds.importance import CIWAE, IWAE, PIWAE, Renyi, WeightedBound
 from tarspyro.infer.bounds.modalities import ModalityKL, ModalityStrata, ModalitySubsets
 from tarspyro.infer.bounds.reductions import renyi_bound

@@ -1,4 +1,4 @@
-"""Reweighted wake-sleep and the thermodynamic objective, against enumeration."""
+"""Reweighted wake-sleep, f-divergences and the thermodynamic objective, against enumeration."""
 
 import itertools
 import math
@@ -11,10 +11,19 @@ from pyro import poutine
 
 from tarspyro import Conditional, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, TVO, Compiled, PairError, ReweightedWakeSleep
+from tarspyro.infer import (
+    ELBO,
+    IWAE,
+    TVO,
+    Compiled,
+    FDivergence,
+    PairError,
+    Renyi,
+    ReweightedWakeSleep,
+)
 from tarspyro.nn import MLP
 
-from ..programs import assert_within
+from ..programs import LinearGaussian, assert_within
 
 F64 = torch.float64
 VALUES = 3
@@ -22,6 +31,27 @@ X = torch.tensor([0.3, 1.4], dtype=F64)
 MEANS = torch.tensor([-1.0, 0.5, 1.5], dtype=F64)
 PRIOR = torch.tensor([0.2, -0.3, 0.1], dtype=F64)
 GUIDE = torch.tensor([[0.5, 0.0, -0.4], [-0.2, 0.3, 0.1]], dtype=F64)
+
+# The functions f(t) of the divergences, and t f'(t) - f(t) by hand.
+DIVERGENCES = {
+    "inclusive-kl": (lambda t: t * t.log(), lambda t: t),
+    "exclusive-kl": (lambda t: -t.log(), lambda t: t.log() - 1),
+    "chi2": (lambda t: (t - 1) ** 2, lambda t: t**2 - 1),
+    "hellinger": (lambda t: (t.sqrt() - 1) ** 2, lambda t: t.sqrt() - 1),
+    "jensen-shannon": (
+        lambda t: (t * t.log() - (1 + t) * ((1 + t) / 2).log()) / 2,
+        lambda t: ((1 + t) / 2).log() / 2,
+    ),
+    "total-variation": (lambda t: (t - 1).abs() / 2, lambda t: (t - 1).sign() / 2),
+    "cubic": (lambda t: t**3, lambda t: 2 * t**3),
+}
+each_divergence = pytest.mark.parametrize("name", DIVERGENCES)
+
+
+def f_divergence(name, *numbers):
+    """The bound of that name; the last one is a function of one's own."""
+    own = {"cubic": lambda log_t: (3 * log_t).exp()}
+    return FDivergence(own.get(name, name), *numbers)
 
 
 class Pair:
@@ -124,6 +154,121 @@ def test_its_loss_is_the_importance_weighted_bound():
     assert ours == pytest.approx(IWAE(7, num_groups=2).loss(pair.model, pair.guide, pair.x))
 
 
+@each_divergence
+@pytest.mark.parametrize("particles", [2, 4])
+def test_f_divergences_have_the_expected_gradients(name, particles):
+    torch.manual_seed(0)
+    exact = Exact()
+    log_joint, log_guide, probability = exact.tuples(particles)
+    log_weights = log_joint - log_guide
+    evidence = log_weights.logsumexp(1) - math.log(particles)
+    truth = list(exact.gradients((probability.detach() * evidence).sum(0))[:2])
+    signal = DIVERGENCES[name][1]((log_weights - evidence[:, None]).exp()).detach()
+    scores = log_guide - log_guide.mean(1, keepdim=True)
+    approach = (probability.detach() * (signal * scores).sum(1)).sum(0) / (particles - 1)
+    truth.append(exact.gradients(approach)[2])
+    assert_gradients(Pair(3000).gradients(f_divergence(name, particles)), truth, 3000)
+
+
+@each_divergence
+def test_with_many_particles_the_guide_descends_the_divergence(name):
+    torch.manual_seed(0)
+    exact = Exact()
+    log_posterior = (exact.log_joint - exact.log_evidence[:, None]).detach()
+    ratio = (log_posterior - exact.log_guide).exp()
+    divergence = (exact.log_guide.exp() * DIVERGENCES[name][0](ratio)).sum(-1)
+    truth = exact.gradients(-divergence)[2]
+    slope = Pair(30).gradients(f_divergence(name, 3000))[2]
+    assert_gradients([slope], [truth], 30)
+
+
+def test_the_exclusive_divergence_is_that_of_the_elbo_without_bias():
+    torch.manual_seed(0)
+    exact = Exact()
+    truth = exact.gradients(exact.expected(0.0))[2]
+    slope = Pair(3000).gradients(FDivergence("exclusive-kl", 2))[2]
+    assert_gradients([slope], [truth], 3000)
+
+
+def test_its_loss_is_the_importance_weighted_bound_too():
+    pair = Pair(5)
+    torch.manual_seed(0)
+    ours = FDivergence("chi2", 7, num_groups=2).loss(pair.model, pair.guide, pair.x)
+    torch.manual_seed(0)
+    assert ours == pytest.approx(IWAE(7, num_groups=2).loss(pair.model, pair.guide, pair.x))
+
+
+def cubo(exact, order):
+    """The chi upper bound (1/n) log E_q[w^n], enumerated."""
+    log_weights = exact.log_joint - exact.log_guide
+    return (order * log_weights + exact.log_guide).logsumexp(-1) / order
+
+
+@pytest.mark.parametrize("order", [1.5, 2, 3])
+def test_renyi_of_order_one_minus_n_is_the_chi_upper_bound(order):
+    torch.manual_seed(0)
+    exact = Exact()
+    truth = cubo(exact, order)
+    assert (exact.expected(0.0) < exact.log_evidence).all()  # the ELBO
+    assert (exact.log_evidence < truth).all()
+    pair = Pair(30)
+    bound = Renyi(1.0 - order, 3000)
+    draws = [bound.loss(pair.model, pair.guide, pair.x) / -30 for _ in range(10)]
+    assert_within(draws, truth.sum().item())
+    assert_gradients(pair.gradients(bound), exact.gradients(truth), 30)
+
+
+def test_the_chi_divergence_descends_the_chi_upper_bound():
+    exact = Exact()
+    bound = cubo(exact, 2)
+    divergence = (2 * (bound - exact.log_evidence.detach())).expm1()
+    torch.manual_seed(0)
+    slope = Pair(30).gradients(FDivergence("chi2", 3000))[2]
+    assert_gradients([slope], [exact.gradients(-divergence)[2]], 30)
+    # The direction is that of the bound; the divergence only weighs the data points.
+    toward = exact.gradients(-bound)[2]
+    weighed = 2 * (1 + divergence.detach())[:, None] * toward
+    torch.testing.assert_close(exact.gradients(-divergence)[2], weighed)
+
+
+def gaussian_cubo(toy, order):
+    """The chi upper bound of the linear Gaussian model, in closed form.
+
+    The exponent of q^(1 - n) p(x, z)^n is the quadratic -z'Az/2 + b'z - c/2 in z.
+    """
+    identity = torch.eye(2, dtype=F64)
+    q = toy.posterior(toy.x).base_dist
+    precision = q.scale[0] ** -2
+    weight = toy.weight / toy.scale
+    x = toy.x / toy.scale
+    a = order * (identity + weight.T @ weight) + (1 - order) * precision.diag()
+    b = order * x @ weight + (1 - order) * precision * q.loc
+    c = order * x.square().sum(-1) + (1 - order) * (precision * q.loc.square()).sum(-1)
+    log_constant = order * (-3.5 * math.log(2 * math.pi) - 5 * math.log(toy.scale))
+    log_constant += (1 - order) * (precision.log().sum() / 2 - math.log(2 * math.pi))
+    quadratic = (b @ a.inverse() * b).sum(-1) - c
+    return (log_constant + math.log(2 * math.pi) - a.logdet() / 2 + quadratic / 2) / order
+
+
+def test_elbo_and_chi_bound_of_a_linear_gaussian_model_enclose_its_evidence():
+    torch.manual_seed(0)
+    toy = LinearGaussian()
+    truth = gaussian_cubo(toy, 1.5)
+    evidence = toy.log_likelihood(toy.x)
+    assert (toy.reconstruction(toy.x) - toy.kl(toy.x) < evidence).all()
+    assert (evidence < truth).all()
+    bound = Renyi(-0.5, 10_000)
+    draws = [-bound.loss(toy.model, toy.guide, toy.x) for _ in range(40)]
+    assert_within(draws, truth.sum().item())
+    parameters = [toy.shift, toy.log_scale]
+    slopes = []
+    for _ in range(40):
+        loss = -bound.differentiable_loss(toy.model, toy.guide, toy.x)
+        slopes.append(torch.cat(torch.autograd.grad(loss, parameters)))
+    exact = torch.cat(torch.autograd.grad(truth.sum(), parameters))
+    assert_within(torch.stack(slopes), exact)
+
+
 @pytest.mark.parametrize("particles", [2, 5])
 def test_one_partition_is_the_elbo_without_bias(particles):
     torch.manual_seed(0)
@@ -213,13 +358,18 @@ def test_impossible_draws_count_nothing():
 
     torch.manual_seed(0)
     x = torch.ones(50)
-    for bound in (ReweightedWakeSleep(20), TVO(20, 2)):
+    divergences = [FDivergence(name, 20) for name in DIVERGENCES if name != "cubic"]
+    for bound in (ReweightedWakeSleep(20), TVO(20, 2), *divergences):
         loss = bound.differentiable_loss(model, guide, x)
         (slope,) = torch.autograd.grad(-loss, logits)
         assert loss.isfinite() and slope.isfinite().all() and slope.mean() > 0.05
 
 
-@pytest.mark.parametrize("bound", [ReweightedWakeSleep(4), TVO(4, 3)], ids=["rws", "tvo"])
+@pytest.mark.parametrize(
+    "bound",
+    [ReweightedWakeSleep(4), TVO(4, 3), FDivergence("jensen-shannon", 4)],
+    ids=["rws", "tvo", "f"],
+)
 @pytest.mark.parametrize("family", [dist.Normal, dist.Bernoulli])
 def test_they_train_and_compile(bound, family):
     torch.manual_seed(0)
@@ -240,6 +390,12 @@ def test_wrong_arguments_and_pairs():
         ReweightedWakeSleep(1)
     with pytest.raises(ValueError, match="num_particles"):
         TVO(1)
+    with pytest.raises(ValueError, match="f must be one of 'inclusive-kl', .*got 'kl'"):
+        FDivergence("kl")
+    with pytest.raises(TypeError, match="f must be a name or a function of log t, got 2: take"):
+        FDivergence(2)
+    with pytest.raises(ValueError, match="num_particles"):
+        FDivergence("chi2", 1)
     with pytest.raises(ValueError, match="first_beta"):
         TVO(4, first_beta=1.5)
     with pytest.raises(ValueError, match="first_beta must lie between 0 and 1, got 1"):

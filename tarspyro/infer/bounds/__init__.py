@@ -10,7 +10,7 @@ module                   holds
 ``importance``           ``WeightedBound``, and ``IWAE``, ``Renyi``, ``CIWAE``, ``PIWAE``
 ``reductions``           the Renyi bound of log weights, its derivative, its baselines
 ``gradient_estimators``  pathwise, chunked and doubly reparameterized gradients of such bounds
-``fixed_draws``          ``ReweightedWakeSleep`` and ``TVO``, whose draws have no gradients
+``fixed_draws``          ``ReweightedWakeSleep``, ``FDivergence``, ``TVO``: draws without gradients
 ``fivo``                 ``FIVO``, the bound of a particle filter
 ``filtering``            ``ParticleFilter``: proposal, weights and resampling of each step
 ``composed``             ``Composed``: a bound plus another term of the loss

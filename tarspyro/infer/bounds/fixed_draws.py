@@ -1,19 +1,22 @@
-"""Objectives whose gradients take the draws as given: reweighted wake-sleep, thermodynamic.
+"""Objectives whose gradients take the draws as given: reweighted wake-sleep, f-divergences, the
+thermodynamic one.
 
 The densities of the draws have gradients, the draws themselves have none. So no family needs a
 reparameterization, and no baseline is needed for discrete ones.
 """
 
-__all__ = ["TVO", "FixedDraws", "ReweightedWakeSleep"]
+__all__ = ["TVO", "FDivergence", "FixedDraws", "ReweightedWakeSleep"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from tarspyro.arguments import as_count, check_choice, check_number
+from tarspyro.arguments import as_count, check_choice, check_number, format_value
 from tarspyro.infer.bounds.importance import WeightedBound
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
 from tarspyro.infer.structure import Structure
@@ -27,6 +30,20 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.infer.weights import Weights, in_plates, weigh
 from tarspyro.types import Program
+
+# f(t) of a divergence E_q[f(p / q)], as a function of log t.
+_DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "inclusive-kl": lambda log_t: log_t.exp() * log_t,
+    "exclusive-kl": lambda log_t: -log_t,
+    "chi2": lambda log_t: log_t.expm1() ** 2,
+    "hellinger": lambda log_t: (log_t / 2).expm1() ** 2,
+    "jensen-shannon": lambda log_t: (
+        (log_t.exp() * log_t - (1 + log_t.exp()) * (softplus(log_t) - math.log(2))) / 2
+    ),
+    "total-variation": lambda log_t: log_t.expm1().abs() / 2,
+}
+# What log t of a draw that the model cannot make counts as.
+_IMPOSSIBLE = -100.0
 
 
 class FixedDraws(WeightedBound):
@@ -163,6 +180,112 @@ class ReweightedWakeSleep(FixedDraws):
         shares = renyi_weights(log_weights, 0.0, dim=1)
         wake = _mean(shares, log_joint + log_guide)
         return renyi_bound(log_weights, 0.0, dim=1) + (wake - wake.detach())
+
+
+class FDivergence(FixedDraws):
+    r"""An f-divergence from the posterior to the guide, for each data point.
+
+    .. math:: D_f(x) = \mathbb{E}_{q(z \mid x)}\big[ f(t) \big], \qquad
+              t = \frac{p(z \mid x)}{q(z \mid x)}, \qquad
+              \nabla_\phi D_f = -\mathbb{E}_{q(z \mid x)}
+              \big[ (t f'(t) - f(t)) \, \nabla_\phi \log q(z \mid x) \big]
+
+    The guide minimizes the divergence, of any convex f. The model follows the importance
+    weighted bound of the same draws, which is also the loss, with a minus. The ratios are
+    estimated as :math:`t_k = K w_k / \sum_l w_l`, with a bias in the order of 1 / K. So the
+    gradient does not depend on the units of x: a bound :math:`\mathbb{E}_q[f(w)]` of other
+    functions than powers, which ``Renyi`` has, would. Expectations of scores are sample
+    covariances times K / (K - 1), as in ``TVO``, and draws may be discrete.
+
+    ============================  ==================================================
+    ``f``                         f(t)
+    ============================  ==================================================
+    ``"inclusive-kl"``            :math:`t \log t`, KL(p || q)
+    ``"exclusive-kl"``            :math:`-\log t`, KL(q || p), that of the ELBO
+    ``"chi2"``                    :math:`(t - 1)^2`
+    ``"hellinger"``               :math:`(\sqrt t - 1)^2`
+    ``"jensen-shannon"``          :math:`(t \log t - (1 + t) \log \frac{1 + t}{2}) / 2`
+    ``"total-variation"``         :math:`|t - 1| / 2`
+    ============================  ==================================================
+
+    ``"inclusive-kl"`` is ``ReweightedWakeSleep`` with the covariance in place of the mean, and
+    ``"exclusive-kl"`` has the score-function gradient of the ELBO, without bias. ``"chi2"``
+    minimizes the chi upper bound CUBO of order 2, with the gradient of CHIVI (Dieng et al. 2017,
+    arXiv:1611.00328): :math:`\log(1 + D_f) = 2 \, (\mathrm{CUBO}_2 - \log p(x))`, and
+    ``Renyi(-1.0, K)`` is an estimate of CUBO itself.
+
+    (Wan et al. 2020, arXiv:2009.13093; Csiszar 1963.)
+
+    Arguments:
+        f: A name of the table, or a convex function of log t, which takes and returns tensors.
+        num_particles: K, at least 2.
+        num_groups: How many such estimates are averaged.
+        options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
+
+    Raises:
+        TypeError: If a number is not whole, or ``f`` is neither a name nor a function.
+        ValueError: If an argument is out of range.
+        PairError: When called, if data points share latent variables, or the pair cannot run in
+            a plate of particles.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=logits))
+        >>> loss = FDivergence("hellinger", 1000).differentiable_loss(
+        ...     model, guide, torch.tensor([-1.0, 3.0])
+        ... )
+        >>> loss.backward()
+        >>> (-logits.grad).sign()  # z = 0 explains the first point, z = 1 the second
+        tensor([-1.,  1.])
+        >>> FDivergence(lambda log_t: (3 * log_t).exp(), 1000).num_particles  # f(t) = t^3
+        1000
+    """
+
+    def __init__(
+        self,
+        f: str | Callable[[Tensor], Tensor],
+        num_particles: int = 10,
+        num_groups: int = 1,
+        **options: Any,
+    ) -> None:
+        if isinstance(f, str):
+            check_choice("f", f, _DIVERGENCES)
+        elif not callable(f):
+            raise TypeError(
+                f"f must be a name or a function of log t, got {format_value(f)}: take"
+                " 'jensen-shannon'."
+            )
+        super().__init__(as_count("num_particles", num_particles, 2), num_groups, **options)
+        self.f = f
+
+    def objective(self, log_joint: Tensor, log_guide: Tensor) -> Tensor:
+        """Returns log (1/K) sum_k w_k, with the model's gradient of it and the guide's of D_f."""
+        log_weights = (log_joint - log_guide).detach()
+        bound = renyi_bound(log_weights, 0.0, dim=1)
+        shares = renyi_weights(log_weights, 0.0, dim=1)
+        impossible = log_weights.isneginf()
+        log_ratios = (log_weights - bound.unsqueeze(1)).masked_fill(impossible, _IMPOSSIBLE)
+        signal = self._signal(log_ratios)
+        deviation = signal - signal.mean(1, keepdim=True)
+        approach = (deviation * log_guide).sum(1) / (self.num_particles - 1)
+        surrogate = _mean(shares, log_joint) + approach
+        return bound + (surrogate - surrogate.detach())
+
+    def _signal(self, log_ratios: Tensor) -> Tensor:
+        """Returns t f'(t) - f(t), where t f'(t) is the derivative in log t."""
+        f = _DIVERGENCES[self.f] if isinstance(self.f, str) else self.f
+        with torch.enable_grad():
+            log_t = log_ratios.detach().requires_grad_()
+            value = f(log_t)
+            (slope,) = torch.autograd.grad(value.sum(), log_t)
+        return slope - value.detach()
 
 
 class TVO(FixedDraws):
