@@ -344,11 +344,13 @@ def test_hierarchical_and_reparameterized_draws_are_taken_as_given():
     assert slope.item() == pytest.approx(truth.item(), rel=1e-5)
 
 
-def test_impossible_draws_count_nothing():
+def test_impossible_draws_do_no_harm():
+    likelihood = dist.Bernoulli
+
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
-            pyro.sample("x", dist.Bernoulli(z), obs=x)  # x is z
+            pyro.sample("x", likelihood(z), obs=x)  # x is z
 
     logits = torch.zeros(50, requires_grad=True)
 
@@ -363,6 +365,16 @@ def test_impossible_draws_count_nothing():
         loss = bound.differentiable_loss(model, guide, x)
         (slope,) = torch.autograd.grad(-loss, logits)
         assert loss.isfinite() and slope.isfinite().all() and slope.mean() > 0.05
+
+    likelihood = dist.Delta  # whose density is 0, not nearly 0
+    for bound in (ReweightedWakeSleep(20), *divergences):
+        loss = bound.differentiable_loss(model, guide, x)
+        (slope,) = torch.autograd.grad(-loss, logits)
+        assert loss.isfinite() and slope.isfinite().all() and slope.mean() > 0.05
+    # Where all draws are impossible, there is nothing to follow.
+    loss = FDivergence("exclusive-kl", 20).differentiable_loss(model, guide, 2 * x)
+    (slope,) = torch.autograd.grad(-loss, logits)
+    assert loss.item() == math.inf and (slope == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -392,7 +404,9 @@ def test_wrong_arguments_and_pairs():
         TVO(1)
     with pytest.raises(ValueError, match="f must be one of 'inclusive-kl', .*got 'kl'"):
         FDivergence("kl")
-    with pytest.raises(TypeError, match="f must be a name or a function of log t, got 2: take"):
+    with pytest.raises(
+        TypeError, match="f must be a name or a function of log t, got 2: take"
+    ):
         FDivergence(2)
     with pytest.raises(ValueError, match="num_particles"):
         FDivergence("chi2", 1)

@@ -11,7 +11,7 @@ from torch import nn
 from tarspyro import Conditional, distributions, evaluate, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE
+from tarspyro.infer import ELBO, IWAE, TVO, FDivergence, ReweightedWakeSleep
 from tarspyro.nn import MLP, ConvDecoder, ConvEncoder
 
 from ..programs import as_made
@@ -65,6 +65,14 @@ LOSSES = {
     "IWAE": lambda: IWAE(num_particles=2),
 }
 
+# These take the draws as given, whatever their family.
+FIXED_DRAWS = {
+    "ReweightedWakeSleep": lambda: ReweightedWakeSleep(5),
+    "TVO": lambda: TVO(5, 3),
+    "FDivergence": lambda: FDivergence("jensen-shannon", 5),
+    "FDivergence, chi2": lambda: FDivergence("chi2", 5),
+}
+
 
 def run(trunk, family, likelihood, loss):
     """The one script, with its parts as arguments."""
@@ -78,7 +86,14 @@ def run(trunk, family, likelihood, loss):
     q = guides.VAE(Conditional(family, encoder, 2))
     as_made(p, q)
     history = fit(
-        p, q, data.train[:300], loss=LOSSES[loss](), epochs=3, seed=0, progress=False, **how
+        p,
+        q,
+        data.train[:300],
+        loss={**LOSSES, **FIXED_DRAWS}[loss](),
+        epochs=3,
+        seed=0,
+        progress=False,
+        **how,
     )
     test = data.test[:50]
     bound = evaluate.elbo(p, q, test, seed=0, **how).elbo
@@ -103,6 +118,12 @@ def test_so_do_the_families_that_tarspyro_adds(trunk, family, loss):
             "draws with such tails need more than three epochs to improve a bound of two particles"
         )
     check(*run(trunk, getattr(distributions, family), "Bernoulli on binary pixels", loss))
+
+
+@pytest.mark.parametrize("loss", FIXED_DRAWS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_do_the_objectives_of_fixed_draws(family, loss):
+    check(*run("mlp", getattr(dist, family), "Bernoulli on binary pixels", loss))
 
 
 def check(p, q, history, bound, log_likelihood):

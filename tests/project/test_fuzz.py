@@ -466,6 +466,7 @@ CALLS = {
         (infer.BetaTCVAE, {"data_size": 10, "beta": 2.0, "weighting": "stratified"}),
         (infer.FactorVAE, {"discriminator": CRITIC, "gamma": 1.0}),
         (infer.ReweightedWakeSleep, {"num_particles": 2, "num_groups": 1}),
+        (infer.FDivergence, {"f": "chi2", "num_particles": 2, "num_groups": 1}),
         (infer.TVO, {"num_particles": 2, "num_partitions": 3, "first_beta": 0.1}),
         (infer.ModalityKL, {"bound": infer.ELBO(), "alpha": 1.0}),
         (infer.SemiSupervised, {"bound": infer.ELBO(), "alpha": 1.0}),

@@ -207,8 +207,10 @@ class Renyi(WeightedBound):
 
     alpha = 1 is the ELBO, 0 the importance weighted bound (``IWAE``), -inf the largest weight
     (VR-max), +inf the smallest. With alpha below 0 and many particles it is an upper bound on
-    log p(x): for alpha = 1 - n the chi bound CUBO of order n (Dieng et al. 2017). (Li and
-    Turner 2016, arXiv:1602.02311, eq. 7.)
+    log p(x): for alpha = 1 - n the chi bound CUBO of order n (Dieng et al. 2017,
+    arXiv:1611.00328). It is for measurements, because the loss is minus the bound: a guide that
+    minimizes it is trained by ``FDivergence("chi2")``. (Li and Turner 2016, arXiv:1602.02311,
+    eq. 7.)
 
     The weights are those of single data points: the indices of the plates that hold a latent
     variable and all sites that depend on it. A latent variable is shared if no plate holds it
