@@ -37,7 +37,7 @@ def fit_prior(
     the data. Samples of a model are better, the closer its prior is to that, and an autoencoder
     without a prior can be sampled at all. The result takes the place of any prior::
 
-        codes = embed(q, x, num_samples=1)
+        codes = embed(q, x, num_samples=1)[0]
         fitted = models.VAE(fit_prior(codes, "gmm"), p.likelihood)
 
     The bounds and log-likelihoods of this pair are right: those of the model with the fitted
