@@ -196,7 +196,7 @@ class Method:
 # --- settings that several methods share. The classes without a base are mixins: they stand
 # before the base in the list of a method's bases, so that their fields replace the base's.
 
-Loss = Literal["elbo", "iwae", "renyi", "fivo", "wake-sleep", "tvo"]
+Loss = Literal["elbo", "iwae", "renyi", "fivo", "wake-sleep", "tvo", "f-divergence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,10 @@ class WithBound:
     """Methods that maximize a bound of the log-likelihood."""
 
     loss: Loss = setting(
-        "elbo", BOUND, "the bound", choices=("elbo", "iwae", "renyi", "wake-sleep", "tvo")
+        "elbo",
+        BOUND,
+        "the bound",
+        choices=("elbo", "iwae", "renyi", "wake-sleep", "tvo", "f-divergence"),
     )
     num_particles: int | None = setting(
         None, BOUND, "draws from the guide for each data point"
@@ -212,6 +215,19 @@ class WithBound:
     beta: float | None = setting(None, BOUND, "the weight of the ELBO's KL term")
     alpha: float | None = setting(
         None, BOUND, "the order of the Renyi bound; 0.5 if not given"
+    )
+    f: str | None = setting(
+        None,
+        BOUND,
+        "the f-divergence that the guide minimizes; jensen-shannon if not given",
+        choices=(
+            "inclusive-kl",
+            "exclusive-kl",
+            "chi2",
+            "hellinger",
+            "jensen-shannon",
+            "total-variation",
+        ),
     )
 
     def bound(self) -> "Bound":
@@ -227,11 +243,12 @@ class WithBound:
             "fivo": (tarspyro.infer.FIVO, ("num_particles",)),
             "wake-sleep": (tarspyro.infer.ReweightedWakeSleep, ("num_particles",)),
             "tvo": (tarspyro.infer.TVO, ("num_particles",)),
+            "f-divergence": (tarspyro.infer.FDivergence, ("num_particles", "f")),
         }
         bound, takes = bounds[self.loss]
         given = {
             name: value
-            for name in ("num_particles", "beta", "alpha")
+            for name in ("num_particles", "beta", "alpha", "f")
             if (value := getattr(self, name)) is not None
         }
         for name in given:
@@ -244,6 +261,8 @@ class WithBound:
 
         if self.loss == "renyi":
             given.setdefault("alpha", 0.5)
+        if self.loss == "f-divergence":
+            given.setdefault("f", "jensen-shannon")
         built: Bound = bound(**given)
         return built
 

@@ -288,7 +288,8 @@ class FDivergence(FixedDraws):
             log_t = log_ratios.detach().requires_grad_()
             value = f(log_t)
             (slope,) = torch.autograd.grad(value.sum(), log_t)
-        return slope - value.detach()
+        signal: Tensor = slope - value.detach()
+        return signal
 
 
 class TVO(FixedDraws):

@@ -257,6 +257,7 @@ def test_choices(name, options, tmp_path, capsys):
         ("vae", [], "ELBO"),
         ("vae", ["--loss", "iwae", "--num-particles", "7"], "IWAE"),
         ("ladder-vae", ["--loss", "renyi"], "Renyi"),
+        ("vae", ["--loss", "f-divergence", "--f", "chi2"], "FDivergence"),
         ("vrnn", ["--loss", "fivo", "--num-particles", "7"], "FIVO"),
         ("jmvae", ["--loss", "iwae"], "ModalityKL"),
         ("mvae", [], "ModalitySubsets"),
@@ -606,6 +607,7 @@ def test_a_run_without_options(tmp_path, monkeypatch):
             ["--beta is not for --loss iwae", "--loss elbo"],
         ),
         ("vae", ["--alpha", "0.5"], ["--alpha is not for --loss elbo", "--loss renyi"]),
+        ("vae", ["--f", "chi2"], ["--f is not for --loss elbo", "--loss f-divergence"]),
         (
             "vae",
             ["--prior", "flow", "--family", "Gamma"],
