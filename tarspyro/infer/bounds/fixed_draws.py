@@ -277,7 +277,7 @@ class FDivergence(FixedDraws):
         log_ratios = (log_weights - bound.unsqueeze(1)).masked_fill(impossible, _IMPOSSIBLE)
         signal = self._signal(log_ratios)
         deviation = signal - signal.mean(1, keepdim=True)
-        approach = (deviation * log_guide).sum(1) / (self.num_particles - 1)
+        approach: Tensor = (deviation * log_guide).sum(1) / (self.num_particles - 1)
         surrogate = _mean(shares, log_joint) + approach
         return bound + (surrogate - surrogate.detach())
 
@@ -288,8 +288,7 @@ class FDivergence(FixedDraws):
             log_t = log_ratios.detach().requires_grad_()
             value = f(log_t)
             (slope,) = torch.autograd.grad(value.sum(), log_t)
-        signal: Tensor = slope - value.detach()
-        return signal
+        return slope - value.detach()
 
 
 class TVO(FixedDraws):
