@@ -434,3 +434,25 @@ def test_wrong_arguments_and_pairs():
 
     with pytest.raises(PairError, match="share"):
         TVO(4).loss(model, guide, torch.randn(3))
+
+
+def test_the_thermodynamic_objective_of_impossible_draws_is_that_of_the_elbo():
+    """The left sum contains the ELBO, which is -inf where the model cannot make a draw."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Delta(z), obs=x)
+
+    logits = torch.zeros(50, requires_grad=True)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    torch.manual_seed(0)
+    for side, finite in (("left", False), ("right", True)):
+        bound = TVO(20, 2, integration=side)
+        loss = bound.differentiable_loss(model, guide, torch.ones(50))
+        (slope,) = torch.autograd.grad(loss, logits)
+        assert loss.isfinite() == finite and not loss.isnan() and slope.isfinite().all()

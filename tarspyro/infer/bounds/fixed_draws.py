@@ -374,7 +374,8 @@ class TVO(FixedDraws):
         shares = renyi_weights(log_weights.detach(), 1 - beta, dim=1)
         mean = _mean(shares, log_weights)
         deviation = (log_weights - mean.unsqueeze(1)).detach()
-        signal = shares * deviation.masked_fill(shares == 0, 0.0)
+        # The mean is -inf if the model cannot make a draw, and has no gradient then.
+        signal = shares * deviation.where((shares > 0) & deviation.isfinite(), 0.0)
         log_density = beta * log_joint + (1 - beta) * log_guide
         count: int = self.num_particles
         covariance = _mean(signal, log_density) * count / (count - 1)

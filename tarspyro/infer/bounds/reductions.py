@@ -48,6 +48,8 @@ def renyi_weights(log_weights: Tensor, alpha: float, dim: int = 0) -> Tensor:
         largest = log_weights if order > 0 else -log_weights
         chosen = largest.argmax(dim, keepdim=True)
         return torch.zeros_like(log_weights).scatter(dim, chosen, 1.0)
+    if order == 0:  # where 0 times the log of a weight of zero would have no value
+        return torch.full_like(log_weights, 1 / log_weights.shape[dim])
     weights = torch.softmax(order * log_weights, dim)
     # If all weights are zero, the bound has no gradient.
     return torch.where(log_weights.isneginf().all(dim, keepdim=True), 0.0, weights)
