@@ -35,6 +35,11 @@ class Window(NamedTuple):
     intensity: Tensor
     boxes: Tensor
 
+    @staticmethod
+    def stride(size: int, shape: Sequence[int]) -> float:
+        """Returns the distance between filters that reach from border to border, in pixels."""
+        return (max(shape[-2:]) - 1) / max(size - 1, 1)
+
     @classmethod
     def of(cls, placing: Tensor, size: int, shape: Sequence[int]) -> "Window":
         """Places the filters by any real numbers of shape (B, 5).
@@ -46,7 +51,7 @@ class Window(NamedTuple):
         # The paper counts pixels from 1, so the centre of an image is at half of A + 1.
         x = (width + 1) / 2 * (across + 1) - 1
         y = (height + 1) / 2 * (down + 1) - 1
-        stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
+        stride = cls.stride(size, shape) * log_stride.exp()
         steps = torch.arange(size, dtype=placing.dtype, device=placing.device) - (size - 1) / 2
 
         def filters(center: Tensor, length: int) -> Tensor:
@@ -59,6 +64,22 @@ class Window(NamedTuple):
 
         boxes = torch.cat([x, y, stride * (size - 1), (0.5 * log_variance).exp()], -1)
         return cls(filters(y, height), filters(x, width), log_intensity.exp(), boxes)
+
+
+def _placing(
+    in_features: int, size: int, shape: Sequence[int], intensity: float
+) -> nn.Linear:
+    """Returns the layer that places a window, which starts with filters that cover the image.
+
+    Gaussians whose scale is half of their distance add up to a constant within 1.5 percent.
+    """
+    layer = nn.Linear(as_count("in_features", in_features), _NUM_PLACING)
+    initialize(layer)
+    scale = max(Window.stride(size, shape), 1.0) / 2  # filters on pixels have neighbours too
+    with torch.no_grad():
+        layer.bias[2] = 2 * math.log(scale)
+        layer.bias[4] = math.log(intensity)
+    return layer
 
 
 class Read(Configurable):
@@ -147,10 +168,16 @@ class AttentionRead(Configurable):
               \mu_i = g_X + (i - N/2 - 1/2) \delta
 
     A linear layer of the decoder's hidden units h gives the centre :math:`g`, the stride
-    :math:`\delta`, the variance :math:`\sigma^2` and the intensity :math:`\gamma`. If its
-    outputs are zero, the window covers the whole image. All channels, and the error image
-    :math:`\hat{x}`, share the window. Images have the shape :math:`(*, C, H, W)` (or
-    flattened), h the shape :math:`(*, F)`, the output :math:`(*, 2CN^2)`.
+    :math:`\delta`, the variance :math:`\sigma^2` and the intensity :math:`\gamma`. All channels,
+    and the error image :math:`\hat{x}`, share the window. Images have the shape
+    :math:`(*, C, H, W)` (or flattened), h the shape :math:`(*, F)`, the output
+    :math:`(*, 2CN^2)`.
+
+    A new window covers the image. Its filters reach from border to border of the longer side,
+    their scale :math:`\sigma` is half of their distance, and :math:`\gamma = 1`, so that it
+    reads weighted means of pixels. Where the weights of a pixel are small, so are the gradients:
+    filters of one pixel, which the paper's equations give for outputs of zero, leave most pixels
+    out.
 
     Arguments:
         in_features: The number of the decoder's hidden units.
@@ -176,8 +203,7 @@ class AttentionRead(Configurable):
         self.shape = image_of(shape)
         self.size = as_count("size", size)
         self.out_features = 2 * self.shape[0] * size**2
-        in_features = as_count("in_features", in_features)
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        self.placing = _placing(in_features, size, self.shape, intensity=1.0)
 
     def forward(self, x: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Returns the filtered patches of the two images as one vector."""
@@ -208,6 +234,11 @@ class AttentionWrite(Configurable):
     input, the decoder's hidden units h, has the shape :math:`(*, F)`, the output
     :math:`(*, C, H, W)`.
 
+    A new window covers the image, as that of ``AttentionRead`` does, and starts with
+    :math:`\gamma = N^2 / (HW)`: a patch of ones adds one to a pixel in the mean. A filter's
+    weights sum to one, so with :math:`\gamma = 1` a wide window would paint in proportion to
+    :math:`N^2 / (HW)`.
+
     Arguments:
         in_features: The number of the decoder's hidden units.
         shape: The shape of the canvas, channels first, such as ``(1, 28, 28)``.
@@ -223,15 +254,17 @@ class AttentionWrite(Configurable):
     Example:
         >>> write = AttentionWrite(256, (1, 28, 28), size=5)
         >>> write(torch.zeros(5, 256)).shape, write.boxes(torch.zeros(256)).tolist()
-        (torch.Size([5, 1, 28, 28]), [13.5, 13.5, 27.0, 1.0])
+        (torch.Size([5, 1, 28, 28]), [13.5, 13.5, 27.0, 3.375])
     """
 
     def __init__(self, in_features: int, shape: Sequence[int], size: int) -> None:
         super().__init__()
         self.shape = image_of(shape)
         self.size = as_count("size", size)
-        in_features = as_count("in_features", in_features)
-        self.placing = initialize(nn.Linear(in_features, _NUM_PLACING))
+        height, width = self.shape[1:]
+        self.placing = _placing(
+            in_features, size, self.shape, intensity=size**2 / (height * width)
+        )
         self.patch = initialize(nn.Linear(in_features, self.shape[0] * size**2))
 
     def forward(self, hidden: Tensor) -> Tensor:

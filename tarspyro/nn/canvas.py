@@ -22,7 +22,9 @@ class Canvas(Configurable):
     .. math:: s_t = \mathrm{cell}(z_t, s_{t-1}), \qquad c_t = c_{t-1} + \mathrm{write}(h_t)
 
     The state is the pair of the cell's state s and the canvas c, both functions of the draws
-    so far. The initial canvas is learned and starts at zero. Model and guide share one module.
+    so far. Model and guide share one module. The initial canvas is learned. It is made as zeros,
+    and ``fit`` starts it at the best constant canvas for the data, as
+    ``tarspyro.initialize_from_data`` says.
 
     Arguments:
         cell: The decoder's recurrence.

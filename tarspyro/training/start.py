@@ -4,7 +4,8 @@ A new network knows nothing of the data that it will see. Its first outputs may 
 them: a Normal of scale 0.1 around random numbers gives a grey image -10,000 nats, and a Poisson
 with rate 1 gives a count of 5,000 the gradient 5,000. So some of the data is looked at once:
 
-- the likelihood starts near the best distribution that does not depend on its context,
+- the likelihood starts near the best distribution that does not depend on its context; if it
+  takes a canvas as it is, the canvas starts there,
 - the other conditional distributions start near one that is the same for all data points,
 - inputs that are far from the scale of 1 are standardized.
 
@@ -33,6 +34,7 @@ from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.logistic import Levels
 from tarspyro.infer.traces import check_program, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
+from tarspyro.nn.canvas import Canvas, IdentityTrunk
 from tarspyro.nn.heads import bias_of, scale_weights
 from tarspyro.nn.inputs import Standardize
 from tarspyro.programs import modules_of
@@ -76,7 +78,8 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
     It is for training loops of your own, such as with ``pyro.infer.SVI``:
 
     - the biases of a likelihood maximize :math:`\sum_n \log p(x_n)` without a context, so that
-      it starts at the best constant distribution;
+      it starts at the best constant distribution; a ``Canvas`` that is the parameter of the
+      likelihood itself, as in ``DRAW``, starts there;
     - the weights of heads are scaled such that different data points start with similar
       distributions;
     - inputs and locations whose root mean square is below 0.05 or above 10 are standardized,
@@ -146,7 +149,7 @@ def start_near(
                 _narrow(conditional, found.calls, _SPREAD_OF_LATENT)
         for conditional, found in _run(model, guide, batches, new).items():
             if found.values:
-                _start_at_the_marginal(conditional, found)
+                _start_at_the_marginal(conditional, found, _canvases(*halves))
     for conditional in new:
         conditional.is_new = False
 
@@ -163,6 +166,7 @@ def undone_on_error(model: Program, guide: Program) -> Iterator[None]:
         }
         for part in new
     ]
+    canvases = _canvases(*modules_of(guide), *modules_of(model))
     units = [dict(conditional.units) for conditional in new]
     arguments = [conditional.constructor_arguments for conditional in new]
     try:
@@ -175,6 +179,8 @@ def undone_on_error(model: Program, guide: Program) -> Iterator[None]:
             conditional.units = nn.ModuleDict(layers)
             object.__setattr__(conditional, "constructor_arguments", own)
             conditional.is_new = True
+        for canvas in canvases:
+            nn.init.zeros_(canvas.start)
         raise
 
 
@@ -186,6 +192,12 @@ def _new_parts(model: Program, guide: Program) -> list[Conditional]:
         for part in half.modules()
         if isinstance(part, Conditional) and part.is_new
     ]
+
+
+def _canvases(*halves: nn.Module) -> list[Canvas]:
+    """Returns the canvases that start at zero, as they were made."""
+    found = {part for half in halves for part in half.modules() if isinstance(part, Canvas)}
+    return [each for each in found if each.start.requires_grad and not each.start.any()]
 
 
 # --- what conditional distributions are called with, and what is observed under them
@@ -382,15 +394,18 @@ def _narrowing(
     return factors
 
 
-def _start_at_the_marginal(conditional: Conditional, seen: _Seen) -> None:
+def _start_at_the_marginal(
+    conditional: Conditional, seen: _Seen, canvases: Sequence[Canvas]
+) -> None:
     """Starts a likelihood at the best distribution without a context.
 
-    The biases of its heads are those of the distribution, and the weights are scaled.
+    The biases of its heads are those of the distribution, and the weights are scaled. If the
+    likelihood's parameter is a canvas, its bias is where the canvas starts.
     """
     narrowest = _narrowing(conditional, seen.calls, _SPREAD_OF_LIKELIHOOD)
     biases: dict[str, Tensor] = {}
     for name, head in conditional.heads.items():
-        bias = bias_of(head)
+        bias = _bias_of(conditional, head, canvases)
         if bias is None:
             _narrow(conditional, seen.calls, _SPREAD_OF_LIKELIHOOD)
             return
@@ -417,6 +432,15 @@ def _start_at_the_marginal(conditional: Conditional, seen: _Seen) -> None:
             mean = layers[name](mean)
             wanted = layers[name](wanted)
         bias += (wanted - mean).reshape(len(bias), -1).mean(1)
+
+
+def _bias_of(
+    conditional: Conditional, head: nn.Module, canvases: Sequence[Canvas]
+) -> Tensor | None:
+    """Returns what is added to the elements or channels of a head's output, or None."""
+    if isinstance(conditional.trunk, IdentityTrunk):
+        return canvases[0].start.view(-1) if len(canvases) == 1 else None
+    return bias_of(head)
 
 
 def _outputs(

@@ -18,6 +18,7 @@ from tarspyro import (
     evaluate,
     fit,
     guides,
+    initialize_from_data,
     load_run,
     models,
     plot,
@@ -380,6 +381,42 @@ def test_the_canvas_starts_at_zero_and_is_learned(kind):
     (x,) = images(200)
     fit(p, q, x, epochs=3, lr=0.1, progress=False, seed=0)
     assert (p.canvas.start != 0).any()
+
+
+@each_kind
+def test_training_starts_with_the_canvas_at_the_frequencies_of_the_pixels(kind):
+    """A canvas of logits then has the bound of independent pixels, their entropy, within the
+    nat that the first draws cost.
+    """
+    torch.manual_seed(0)
+    frequency = torch.rand(SHAPE).clamp(0.05, 0.95)
+    x = torch.bernoulli(frequency.expand(500, *SHAPE))
+    p, q = pair(kind)
+    initialize_from_data(p, q, x)
+    found = torch.sigmoid(p.canvas.start.detach())
+    assert (found - x.mean(0)).abs().mean() < 0.1
+    log_p = [
+        dist.Bernoulli(logits=p.canvas.painted(states_of(p, batch_size=len(x))[-1]))
+        .log_prob(x)
+        .sum((1, 2, 3))
+        .mean()
+        .item(),
+        dist.Bernoulli(x.mean(0)).log_prob(x).sum((1, 2, 3)).mean().item(),
+    ]
+    assert log_p[0] > log_p[1] - 1.0
+    before = p.canvas.start.detach().clone()
+    initialize_from_data(p, q, 1 - x)  # it is not new any more
+    assert torch.equal(p.canvas.start, before)
+
+
+def test_a_canvas_whose_start_was_chosen_stays():
+    (x,) = images(100)
+    for choose in (lambda start: nn.init.ones_(start), lambda start: start.requires_grad_(False)):
+        p, q = pair()
+        choose(p.canvas.start)
+        before = p.canvas.start.detach().clone()
+        initialize_from_data(p, q, x)
+        assert torch.equal(p.canvas.start, before)
 
 
 @each_kind

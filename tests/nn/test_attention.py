@@ -118,6 +118,33 @@ def test_writing_is_the_transpose_of_reading():
     torch.testing.assert_close((seen * patch).sum((1, 2, 3)), (x * write(h)).sum((1, 2, 3)))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12, 30])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 60, 60), (2, 6, 6), (1, 1, 1)])
+def test_a_new_window_covers_the_image(shape, size):
+    """A patch of ones adds one to a pixel in the mean, and no pixel is left out; the reader
+    weighs the pixels in the same way, and reads a grey image as it is.
+    """
+    read, write = AttentionRead(4, shape, size), AttentionWrite(4, shape, size)
+    nn.init.ones_(write.patch.bias)
+    painted = write(torch.zeros(4))
+    torch.testing.assert_close(painted.mean(), torch.tensor(1.0))
+    assert 0.4 < painted.min() and painted.max() < 2.1
+    x = torch.full(shape, 0.3, requires_grad=True)
+    seen = read(x, x.detach(), torch.zeros(4))
+    torch.testing.assert_close(seen, torch.full_like(seen, 0.3))
+    seen.sum().backward()
+    torch.testing.assert_close(x.grad / x.grad.mean(), painted)
+
+
+def test_a_new_window_covers_an_image_that_is_not_square():
+    for size in (2, 5, 12):
+        write = AttentionWrite(4, (1, 32, 64), size)
+        nn.init.ones_(write.patch.bias)
+        painted = write(torch.zeros(4))
+        torch.testing.assert_close(painted.mean(), torch.tensor(1.0))
+        assert painted.min() > 0.3
+
+
 def test_boxes_are_the_windows_in_pixels():
     shape = (1, 9, 11)
     write = placed(AttentionWrite(4, shape, 3), [0.0] * 5)
