@@ -19,8 +19,8 @@ Mansimov et al. (2015), arXiv:1511.02793, show images of this data set and give 
 authors' program has T = 32, LSTMs of 300 units, a z of 150, 8 x 8 filters, a language LSTM of
 128 units in each direction, an alignment of 512 and 1,000 epochs of 10,000 new images:
 ``--full``, with images that are drawn once. The short form, the default, is smaller. In both
-the canvas starts at the mean image, and the filters half as wide as the distance between them;
-in the paper the canvas starts black, and the filters one pixel wide.
+the canvas starts at the mean image, and the filters cover the image; in the paper the canvas
+starts black, and the filters one pixel wide.
 
 A run writes its figures and two pictures to ``benchmarks/results/``: generated images of
 withheld captions, and canvases with the alignment in each step.
@@ -28,7 +28,6 @@ withheld captions, and canvases with the alignment in each step.
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -68,7 +67,7 @@ PAPER = {
 }
 
 
-def pair(sizes, words, mean_image):
+def pair(sizes, words):
     hidden = sizes["hidden"]
     latent = sizes["latent"]
     rnns = [nn.LSTM(words, sizes["language"]) for _ in range(2)]
@@ -79,11 +78,6 @@ def pair(sizes, words, mean_image):
     canvas = Canvas(cell, write)
     read = AttentionRead(hidden, IMAGE, size=FILTERS)
     encoder = Recurrence(nn.LSTMCell(read.out_features + hidden, hidden), learn_initial=True)
-    distance = (IMAGE[1] - 1) / (FILTERS - 1)
-    with torch.no_grad():
-        canvas.start.copy_(mean_image.clamp(0.01, 0.99).logit())
-        for placing in (read.placing, write.placing):
-            placing.bias[2] = 2 * math.log(distance / 2)
 
     scale = ComposeTransform([TanhTransform(), ExpTransform()])
     transition = Conditional(
@@ -167,7 +161,7 @@ def train(options, captioned):
     }
     torch.manual_seed(options.seed)
     words = len(captioned.vocabulary)
-    p, q = pair(sizes, words, captioned.train.x.mean(0))
+    p, q = pair(sizes, words)
     name = f"align_draw_T{sizes['steps']}"
     history = fit(
         p,
