@@ -70,7 +70,9 @@ def whole(steps):
 
 
 def attention(steps, read, write):
-    return draw(AttentionRead(HIDDEN, IMAGE, read), AttentionWrite(HIDDEN, IMAGE, write), steps)
+    return draw(
+        AttentionRead(HIDDEN, IMAGE, read), AttentionWrite(HIDDEN, IMAGE, write), steps
+    )
 
 
 def draw(read, write, steps):

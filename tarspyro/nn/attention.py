@@ -66,9 +66,7 @@ class Window(NamedTuple):
         return cls(filters(y, height), filters(x, width), log_intensity.exp(), boxes)
 
 
-def _placing(
-    in_features: int, size: int, shape: Sequence[int], intensity: float
-) -> nn.Linear:
+def _placing(in_features: int, size: int, shape: Sequence[int], intensity: float) -> nn.Linear:
     """Returns the layer that places a window, which starts with filters that cover the image.
 
     Gaussians whose scale is half of their distance add up to a constant within 1.5 percent.
