@@ -9,8 +9,8 @@ with as many epochs.
 
 ``whole`` reads and writes the whole image; ``attention`` reads and writes through 12 x 12
 filters (``--read``, ``--write``). Both have LSTMs of 256 units and a z of 100 in each step.
-(Gregor et al. 2015, arXiv:1502.04623, table 3.) ``convolutional`` has maps of 32 x 7 x 7, a z of 4 x 7 x 7
-and a learned prior. (Gregor et al. 2016, arXiv:1604.08772.) ``vae`` is a
+(Gregor et al. 2015, arXiv:1502.04623, table 3.) ``convolutional`` has maps of 32 x 7 x 7, a z
+of 4 x 7 x 7 and a learned prior. (Gregor et al. 2016, arXiv:1604.08772.) ``vae`` is a
 784-400-400-100-400-400-784. All are trained on 60,000 images in batches of 100 by Adam at
 1e-3, with gradients clipped to a norm of 5.
 
@@ -21,9 +21,11 @@ The short form, the default, takes 10 steps and 8 epochs. The full form, towards
     python benchmarks/draw_mnist.py whole --full --compile --device cuda
 
 takes 64 steps and 400 epochs, and reads through 2 x 2 filters and writes through 5 x 5. With 10
-steps these would read 80 numbers of an image in all. A run writes minus the ELBO on the test images, binarized once,
-and with ``--particles`` minus log p by importance sampling to ``benchmarks/results/``, with a
-picture of canvases and an animation; ``table`` prints what is there.
+steps these would read 80 numbers in all.
+
+A run writes minus the ELBO on the test images, binarized once, and with ``--particles`` minus
+log p by importance sampling to ``benchmarks/results/``, with a picture of canvases and an
+animation; ``table`` prints what is there.
 """
 
 import argparse
