@@ -438,9 +438,13 @@ def _bias_of(
     conditional: Conditional, head: nn.Module, canvases: Sequence[Canvas]
 ) -> Tensor | None:
     """Returns what is added to the elements or channels of a head's output, or None."""
-    if isinstance(conditional.trunk, IdentityTrunk):
-        return canvases[0].start.view(-1) if len(canvases) == 1 else None
-    return bias_of(head)
+    trunk = conditional.trunk
+    if not isinstance(trunk, IdentityTrunk):
+        return bias_of(head)
+    size = math.prod(trunk.in_shapes[0])
+    starts = [canvas.start for canvas in canvases if canvas.start.numel() == size]
+    alone = len(starts) == 1 and len(conditional.heads) == 1
+    return starts[0].view(-1) if alone else None
 
 
 def _outputs(
