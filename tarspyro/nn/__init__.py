@@ -41,6 +41,7 @@ __all__ = [
     "fold",
     "initialize",
     "spectrally_normalized",
+    "spread_kinks",
     "unfold",
 ]
 
@@ -61,7 +62,7 @@ from tarspyro.nn.discriminator import (
     spectrally_normalized,
 )
 from tarspyro.nn.folding import event_ndims, fold, unfold
-from tarspyro.nn.initialization import initialize
+from tarspyro.nn.initialization import initialize, spread_kinks
 from tarspyro.nn.inputs import Log1p, Standardize, WithGaps
 from tarspyro.nn.language import Alignment, LanguageRNN, Words, as_alignment
 from tarspyro.nn.made import MADE

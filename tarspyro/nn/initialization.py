@@ -1,12 +1,13 @@
-"""Initial weights that keep the variance of activations from layer to layer."""
+"""Initial weights that keep the variance of activations, and biases that spread kinks."""
 
-__all__ = ["initialize"]
+__all__ = ["initialize", "spread_kinks"]
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from tarspyro.arguments import check_module
+from tarspyro.arguments import check_module, format_value
 
 _RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
 
@@ -51,4 +52,55 @@ def initialize(network: nn.Module, activation: nn.Module | None = None) -> nn.Mo
         nn.init.uniform_(layer.weight, -bound, bound)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    return network
+
+
+def spread_kinks(network: nn.Module, x: Tensor) -> nn.Module:
+    r"""Sets the biases of the first linear layer such that its units bend at points of x.
+
+    .. math:: b_i = -w_i^\top x_{n(i)}, \qquad n(i) \sim U\{1, \dots, N\}
+
+    With zero biases a network of rectifiers is linear along every ray from the origin. For
+    inputs of few dimensions that lie far from it, such as points of a plane, its biases must
+    first grow to their scale, by one learning rate a step. Inputs of many dimensions need no
+    such start: a unit tells them apart by their directions.
+
+    Arguments:
+        network: The network, changed in place.
+        x: Points where the network is needed, of shape (N, D): data, or draws of a prior.
+
+    Returns:
+        The network.
+
+    Raises:
+        TypeError: If ``network`` is not a module, or ``x`` not a tensor of real numbers.
+        ValueError: If the network has no linear layer, or ``x`` is not of shape (N, D) with the
+            D of that layer.
+
+    References:
+        Steinwart (2019), A Sober Look at Neural Network Initializations, arXiv:1903.11482.
+
+    Example:
+        >>> x = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+        >>> layer = spread_kinks(nn.Linear(2, 3), x)
+        >>> (layer(x).abs() < 1e-6).any(0)  # each unit is zero at one of the points
+        tensor([True, True, True])
+    """
+    check_module("network", network)
+    if not torch.is_tensor(x) or not x.is_floating_point():
+        raise TypeError(f"x must be a tensor of real numbers, got {format_value(x)}.")
+    layer = next((part for part in network.modules() if isinstance(part, nn.Linear)), None)
+    if layer is None or layer.bias is None:
+        raise ValueError(
+            f"network must have a linear layer with biases, got {format_value(network)}: take an"
+            " MLP with hidden layers."
+        )
+    if x.dim() != 2 or x.shape[1] != layer.in_features or not len(x):
+        raise ValueError(
+            f"x must be of shape (N, {layer.in_features}), as the first linear layer takes it,"
+            f" got {tuple(x.shape)}."
+        )
+    chosen = x[torch.randint(len(x), (layer.out_features,))].to(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(-(layer.weight * chosen).sum(1))
     return network

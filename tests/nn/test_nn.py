@@ -1,5 +1,7 @@
 """Networks: leading dimensions, initial weights, errors."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -7,7 +9,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarspyro import Conditional
-from tarspyro.nn import MLP, ConvDecoder, ConvEncoder, event_ndims, fold, initialize, unfold
+from tarspyro.nn import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    event_ndims,
+    fold,
+    initialize,
+    spread_kinks,
+    unfold,
+)
 
 NETWORKS = {
     "MLP": (lambda: MLP(6, [5, 4]), [(6,)], (4,)),
@@ -156,6 +167,34 @@ def test_initial_weights_keep_the_size_of_activations():
     assert not conv.bias.any()
 
 
+def test_units_bend_at_the_points_evenly():
+    torch.manual_seed(0)
+    x = 10 * torch.randn(4, 3)
+    network = spread_kinks(MLP(3, [2000, 5]), x)
+    at_points = network.layers[0](x)  # a unit for each column, a point for each row
+    nearest = at_points.abs().argmin(0)
+    assert at_points.gather(0, nearest[None]).abs().max() < 1e-4
+    shares = nearest.bincount(minlength=4) / 2000
+    assert (shares - 0.25).abs().max() < 4 * (0.25 * 0.75 / 2000) ** 0.5
+    assert not network.layers[2].bias.any()
+
+
+def test_spread_kinks_see_what_lies_on_a_ray():
+    """The best weights of the units explain a sine on [4, 6], where zero biases leave a line."""
+    torch.manual_seed(0)
+    x = torch.linspace(4, 6, 400, dtype=torch.float64)[:, None]
+    y = (3 * x).sin()
+
+    def left_over(network):
+        h = network(x).detach()
+        weights = torch.linalg.lstsq(h, y, driver="gelsd").solution
+        return ((h @ weights - y).square().mean() / y.square().mean()).item()
+
+    line = (y.square().mean() - (x * y).mean() ** 2 / x.square().mean()) / y.square().mean()
+    assert math.isclose(left_over(MLP(1, [200]).double()), line.item(), rel_tol=1e-6)
+    assert left_over(spread_kinks(MLP(1, [200]).double(), x)) < 1e-4
+
+
 def test_without_hidden_layers_the_conditional_is_linear():
     trunk = MLP([(4, 5), 3], [])
     x, y = torch.randn(7, 2, 4, 5), torch.randn(2, 3)
@@ -164,6 +203,10 @@ def test_without_hidden_layers_the_conditional_is_linear():
 
 
 def test_errors():
+    with pytest.raises(ValueError, match="x must be of shape .N, 3., .* got .5, 2."):
+        spread_kinks(MLP(3, [2]), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="linear layer with biases, got"):
+        spread_kinks(MLP(3, []), torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"\(\*, 3\), got \(2, 4\)"):
         MLP(3, [2])(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"takes 2 input\(s\), got 1"):

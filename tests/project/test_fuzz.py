@@ -260,6 +260,7 @@ CALLS = {
         (networks.GaussianNoise, {"scale": 0.5}),
         (networks.MaskingNoise, {"p": 0.5}),
         (networks.initialize, {"network": nn.Linear(2, 2)}),
+        (networks.spread_kinks, {"network": nn.Linear(2, 2), "x": X[:, :2]}),
         (networks.event_ndims, {"network": nn.Linear(2, 2)}),
     ],
     "what networks see": [
