@@ -1,8 +1,8 @@
 """The modes of a mixture of Gaussians that a generator finds, under each loss: a ring of 8 and a
 grid of 25.
 
-    python benchmarks/gan_modes.py ring --compile         # 3,000 moves of the generator, 2 seeds
-    python benchmarks/gan_modes.py grid --compile         # 6,000 moves
+    python benchmarks/gan_modes.py ring --compile         # 2,000 moves of the generator, 2 seeds
+    python benchmarks/gan_modes.py grid --compile         # 4,000 moves
     python benchmarks/gan_modes.py ring --full --compile  # 50,000 moves, 10 seeds
     python benchmarks/gan_modes.py grid --steps 3000 --noise 8 --zero-biases
 
@@ -50,7 +50,7 @@ LOSSES = {
 }
 MIXTURES = {"ring": data.ring, "grid": data.grid}
 EVERY = 2  # steps for a move of the generator under the Wasserstein distance
-MOVES = {"ring": 3_000, "grid": 6_000}
+MOVES = {"ring": 2_000, "grid": 4_000}
 
 
 def batches(modes, size, seed):

@@ -51,6 +51,10 @@ class VAEGAN(AdversarialGame):
     ``ConditionalVAE`` gives a conditional VAE-GAN, whose discriminator sees the label; that of
     a ``CMMA`` a CMMA-GAN; and that of a ``JMVAE`` with ``site="x_1"`` a JMVAE-GAN.
 
+    ``fit`` starts the pair near the data, as under a bound. A pixel that no image sets is dark
+    from the start, and not pushed to 1 by a discriminator that has learned nothing yet: there
+    the gradient of its sigmoid would be zero, and it would stay lit.
+
     In every step the discriminator moves first, then the guide, then the model. The history
     has the loss of each and the norm of its gradient (``guide_loss``, ``generator_gradient``),
     the outputs ``real`` and ``fake`` as with ``Adversarial``, and the terms of the bound. With
