@@ -359,7 +359,7 @@ def _initialize(
     training starts with the weights as they were made.
     """
     pair = objective.pair
-    if objective.has_likelihood:
+    if objective.ranks_epochs:  # a game has no likelihood to start from
         with contextlib.suppress(*PROGRAM_ERRORS), undone_on_error(*pair):
             start_near(*pair, examples)
     advise(*pair, first, binarize=batches.binarize)

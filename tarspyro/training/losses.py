@@ -29,7 +29,6 @@ from tarspyro.arguments import constructor_parameters, format_value
 from tarspyro.infer import ELBO, Compiled, Game, InputError, PairError, Player
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.diagnosis import explained
-from tarspyro.infer.traces import no_guide
 from tarspyro.inputs import check_bounds, check_inputs
 from tarspyro.modules import StochasticModule
 from tarspyro.runs.description import describe
@@ -88,14 +87,6 @@ class Objective:
     def ranks_epochs(self) -> bool:
         """Whether a lower loss means better weights, which no loss of a game does."""
         return not isinstance(self.loss, Game)
-
-    @property
-    def has_likelihood(self) -> bool:
-        """Whether the model's observations are likelihoods, which may start near the data.
-
-        A game without a guide has a generator in their place, which starts with its variety.
-        """
-        return self.ranks_epochs or self.pair[1] is not no_guide
 
     @property
     def needs_store(self) -> bool:

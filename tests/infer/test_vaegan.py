@@ -171,6 +171,38 @@ def test_the_generator_has_gamma_times_the_similarity_and_both_kinds_of_fakes(ga
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_generator_has_a_share_of_the_models_own_log_density():
+    p, q = pair(Conditional(dist.Normal, mlp(LATENT), PIXELS, scale=0.5))
+    x = torch.randn(20, PIXELS)
+    without, _, none = loss_of(VAEGAN(discriminator()), "generator", p, q, x)
+    game = VAEGAN(discriminator(), likelihood=0.3)
+    loss, _, terms = loss_of(game, "generator", p, q, x)
+    torch.manual_seed(7)
+    codes_of(q, x)
+    p.likelihood(torch.randn(20, LATENT)).sample()
+    mean = p.likelihood(codes_of(q, x)).base_dist.loc
+    log_density = -2 * squared(x, mean) - 20 * PIXELS * math.log(0.5 * math.sqrt(2 * math.pi))
+    assert not none
+    torch.testing.assert_close(terms["likelihood"], log_density.detach())
+    torch.testing.assert_close(without - loss, 0.3 * log_density)
+
+
+@pytest.mark.parametrize(("likelihood", "dark"), [(0.0, False), (0.1, True)])
+def test_a_pixel_that_no_image_sets_comes_back_from_one(likelihood, dark):
+    """At a logit of 20 a sigmoid is 1 in single precision, with a derivative of 0."""
+    torch.manual_seed(0)
+    x = torch.rand(200, PIXELS).round()
+    x[:, 0] = 0.0
+    p, q = pair(Conditional(dist.Bernoulli, mlp(LATENT), PIXELS))
+    with torch.no_grad():
+        p.likelihood.heads["logits"].weight[0] = 0.0
+        p.likelihood.heads["logits"].bias[0] = 20.0
+    game = VAEGAN(discriminator(), gamma=0.1, likelihood=likelihood)
+    train(p, q, x, game, epochs=60, batch_size=20, lr=1e-2)
+    pixel = p.likelihood.mean(torch.randn(500, LATENT))[:, 0]
+    assert (pixel.mean() < 0.02) if dark else (pixel == 1).all()
+
+
 def test_the_discriminator_tells_x_from_both_kinds_of_fakes():
     p, q, game = vaegan()
     x = torch.randn(20, PIXELS)

@@ -31,8 +31,7 @@ from tarspyro.distributions import (
     GumbelSoftmax,
     default_prior,
 )
-from tarspyro.infer import VAEGAN, Adversarial
-from tarspyro.nn import MLP, ConvDecoder, Discriminator, WithGaps
+from tarspyro.nn import MLP, ConvDecoder, WithGaps
 from tarspyro.runs import RunError
 
 ROWS = 400
@@ -263,30 +262,6 @@ def test_fit_starts_as_initialize_from_data_does():
     fit(*trained, x, epochs=1, lr=0.0, progress=False)
     assert torch.equal(weights(*trained), before)
     assert not torch.equal(weights(*new()), before)
-
-
-def test_a_game_with_a_guide_starts_as_a_bound_does():
-    x = torch.rand(ROWS, 6, generator=generator()).round()
-
-    def new():
-        torch.manual_seed(0)
-        return pair(Conditional(dist.Bernoulli, MLP(3, [16]), 6), 6)
-
-    expected = new()
-    initialize_from_data(*expected, x)
-    game = VAEGAN(Discriminator(MLP(6, [4])))
-    trained = new()
-    fit(*trained, x, loss=game, epochs=1, lr=0.0, progress=False)
-    assert torch.equal(weights(*trained), weights(*expected))
-
-
-def test_a_generator_without_a_guide_keeps_its_variety():
-    torch.manual_seed(0)
-    p = models.GAN(default_prior(dist.Normal, 3), Conditional(dist.Normal, MLP(3, [16]), 6))
-    before = weights(p)
-    game = Adversarial(Discriminator(MLP(6, [4])))
-    fit(p, data=torch.randn(ROWS, 6), loss=game, epochs=1, lr=0.0, progress=False)
-    assert torch.equal(weights(p), before)
 
 
 def test_constant_columns_have_a_start():

@@ -8,6 +8,7 @@ from typing import cast
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -51,9 +52,11 @@ class VAEGAN(AdversarialGame):
     ``ConditionalVAE`` gives a conditional VAE-GAN, whose discriminator sees the label; that of
     a ``CMMA`` a CMMA-GAN; and that of a ``JMVAE`` with ``site="x_1"`` a JMVAE-GAN.
 
-    ``fit`` starts the pair near the data, as under a bound. A pixel that no image sets is dark
-    from the start, and not pushed to 1 by a discriminator that has learned nothing yet: there
-    the gradient of its sigmoid would be zero, and it would stay lit.
+    The discriminator and a layer of it say nothing of a pixel that is the same in all images,
+    until it differs in a fake; and at 1 the derivative of its sigmoid is zero, so that it would
+    stay there. A small weight of the model's own log-density, ``likelihood``, brings it back:
+    the derivative in the logit is x - 1 there. It is added to the generator's loss alone, with
+    codes from the guide.
 
     In every step the discriminator moves first, then the guide, then the model. The history
     has the loss of each and the norm of its gradient (``guide_loss``, ``generator_gradient``),
@@ -70,15 +73,19 @@ class VAEGAN(AdversarialGame):
         layer: The name of the module in the discriminator whose output is compared, such as
             ``"trunk.layers.1"``; or None for the model's own p(x | z).
         gamma: The weight of the similarity in the generator's loss; may be scheduled.
+        likelihood: The weight of the model's own log p(x | z) in the generator's loss, which
+            then has minus that much more.
         bound: A bound of the pair, ``ELBO()`` if not given. Its adjustable numbers, such as
             ``beta``, become attributes of this loss and may be scheduled.
         patience: See ``Adversarial``.
 
     Raises:
         TypeError: If ``discriminator``, ``divergence`` or ``bound`` is of another type.
-        ValueError: If the discriminator has no such layer, or ``gamma`` is negative.
+        ValueError: If the discriminator has no such layer, or ``gamma`` or ``likelihood`` is
+            negative.
         PairError: In ``fit``, if the halves do not match, the model observes nothing at the
-            site, or its distribution there has no mean, or with ``layer=None`` no density.
+            site, or its distribution there has no mean, or with ``layer=None`` or a ``likelihood``
+            no density.
 
     References:
         Larsen et al. (2015), Autoencoding beyond pixels using a learned similarity metric,
@@ -105,6 +112,7 @@ class VAEGAN(AdversarialGame):
         site: str = "x",
         layer: str | None = "trunk",
         gamma: float = 1.0,
+        likelihood: float = 0.0,
         bound: Bound | None = None,
         patience: int | None = 1000,
     ) -> None:
@@ -113,6 +121,7 @@ class VAEGAN(AdversarialGame):
             names = [name for name, _ in discriminator.named_modules() if name]
             check_choice("layer of the discriminator", layer, names)
         check_number("gamma", gamma, 0)
+        check_number("likelihood", likelihood, 0)
         if bound is not None and not isinstance(bound, Bound):
             raise TypeError(
                 "bound must be one of tarspyro.infer, such as ELBO(), got"
@@ -121,6 +130,7 @@ class VAEGAN(AdversarialGame):
         self.site = site
         self.layer = layer
         self.gamma = gamma
+        self.likelihood = likelihood
         self.bound = bound or ELBO()
         self.adjustable = ("gamma", *self.bound.adjustable)
         for name in self.bound.adjustable:
@@ -142,7 +152,8 @@ class VAEGAN(AdversarialGame):
         guide.
         """
         with torch.no_grad():
-            draws, fakes = self._draw_fakes(model, guide, args, kwargs)
+            draws, given = self._draw_both(model, guide, args, kwargs)
+            fakes = [draws.site["fn"].mean, given.mean]
         return self.detection_loss(draws.real, fakes, draws)
 
     def guide_loss(
@@ -158,11 +169,15 @@ class VAEGAN(AdversarialGame):
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> LossAndTerms:
         """Returns minus the bound with gamma times the similarity, plus the generator's loss of
-        the fakes.
+        the fakes, less the weighted log p(x | z).
         """
         loss, _ = self._minus_bound(self.gamma, model, guide, args, kwargs)
-        draws, fakes = self._draw_fakes(model, guide, args, kwargs)
-        return loss + self.fooling_loss(fakes, draws), {}
+        draws, given = self._draw_both(model, guide, args, kwargs)
+        loss = loss + self.fooling_loss([draws.site["fn"].mean, given.mean], draws)
+        if not self.likelihood:
+            return loss, {}
+        log_density = draws.total(given.log_prob(draws.real))
+        return loss - self.likelihood * log_density, {"likelihood": log_density.detach()}
 
     def check(self, model: Program, guide: Program, *args: object, **kwargs: object) -> None:
         """Checks before the first step that the halves match, and that the model's
@@ -180,6 +195,12 @@ class VAEGAN(AdversarialGame):
                 f"{name_of(model)} has a Deterministic likelihood at {self.site!r}, without a"
                 " density: give the name of a layer of the discriminator, layer='trunk', or"
                 " take another likelihood."
+            )
+        if self.likelihood and isinstance(family, dist.Delta):
+            raise PairError(
+                f"{name_of(model)} has a Deterministic likelihood at {self.site!r}, whose"
+                f" density cannot have the weight likelihood={self.likelihood}: leave the weight"
+                " at 0, or take another likelihood."
             )
         try:
             _ = family.mean
@@ -201,18 +222,18 @@ class VAEGAN(AdversarialGame):
         view.conditions(args, kwargs)
         self.bound.prepare(view, guide, args, kwargs)
 
-    def _draw_fakes(
+    def _draw_both(
         self,
         model: Program,
         guide: Program,
         args: Sequence[object],
         kwargs: Mapping[str, object],
-    ) -> tuple[Draws, list[Tensor]]:
-        """The model's draws, and its means given codes of the prior and of the guide."""
+    ) -> tuple[Draws, TorchDistributionMixin]:
+        """The model's draws given codes of the prior, and p(x | z) given codes of the guide."""
         draws = draw(model, self.site, args, kwargs)
         model_trace, _ = trace_pair(model, guide, args, kwargs)
-        reconstructed = cast(Site, model_trace.nodes[self.site])
-        return draws, [draws.site["fn"].mean, reconstructed["fn"].mean]
+        given: TorchDistributionMixin = cast(Site, model_trace.nodes[self.site])["fn"]
+        return draws, given
 
     def _minus_bound(
         self,
