@@ -88,7 +88,12 @@ def decoder(sizes):
 
 def hybrid(arguments, bound, **options):
     return VAEGAN(
-        critic(784), layer="trunk.layers.1", gamma=arguments.gamma, bound=bound, **options
+        critic(784),
+        layer="trunk.layers.1",
+        gamma=arguments.gamma,
+        likelihood=arguments.likelihood,
+        bound=bound,
+        **options,
     )
 
 
@@ -370,6 +375,12 @@ def main():
         type=float,
         default=0.3,
         help="the weight of the similarity for the generator",
+    )
+    parser.add_argument(
+        "--likelihood",
+        type=float,
+        default=0.0,
+        help="the weight of the pixels' log-density for the generator",
     )
     parser.add_argument(
         "--beta", type=float, default=0.05, help="the weight of the KL in the VAE-GAN's bound"

@@ -456,6 +456,7 @@ CALLS = {
                 "divergence": None,
                 "layer": "trunk",
                 "gamma": 1.0,
+                "likelihood": 0.0,
                 "bound": None,
             },
         ),
