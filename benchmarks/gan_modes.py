@@ -114,6 +114,9 @@ def main():
         type=int,
         help="so many moves of a single seed, to try it; nothing is written",
     )
+    parser.add_argument(
+        "--moves", type=int, help="in place of those of the short or the full form"
+    )
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=[*LOSSES])
     parser.add_argument("--noise", type=int, default=2, help="dimensions of the noise")
     parser.add_argument(
@@ -132,9 +135,8 @@ def main():
     arguments = parser.parse_args()
     tried = arguments.steps is not None
     seeds = 1 if tried else 10 if arguments.full else 2
-    arguments.steps = arguments.steps or (
-        50_000 if arguments.full else MOVES[arguments.mixture]
-    )
+    moves = 50_000 if arguments.full else MOVES[arguments.mixture]
+    arguments.steps = arguments.steps or arguments.moves or moves
     modes = MIXTURES[arguments.mixture](2500)
     rows = {}
     pictures = {}
@@ -170,6 +172,8 @@ def main():
     if tried:
         return print(json.dumps(report, indent=1))
     variant = "_full" if arguments.full else ""
+    if arguments.moves is not None:
+        variant += f"_{arguments.moves}"
     out = Path(arguments.out) / f"gan_modes_{arguments.mixture}{variant}"
     out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     figure, axes = plt.subplots(
