@@ -72,7 +72,7 @@ def cases() -> Iterator[Case]:
         choices = {
             setting.name: setting.choices
             for setting in method.settings
-            if setting.choices and setting.name not in ("loss", "family")
+            if setting.choices and setting.name not in ("loss", "f", "family")
         }
         options: list[dict[str, object]] = [
             {},
