@@ -171,8 +171,8 @@ def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> La
         array = np.load(array, mmap_mode="r", allow_pickle=False)
     if not is_stored(array):
         raise TypeError(
-            "array must lie in a file, such as np.load('x.npy', mmap_mode='r'), got"
-            f" {format_value(array)}."
+            f"array must lie in a file, got {format_value(array)}: give the path of a .npy file, or"
+            " its memory map."
         )
     rows = StoredRows(array)
     if function is None:

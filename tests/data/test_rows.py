@@ -146,7 +146,7 @@ def test_a_stored_array_passes_a_function(tmp_path):
 @pytest.mark.parametrize(
     ("array", "function", "message"),
     [
-        (ARRAY, None, "array must lie in a file, .*mmap_mode"),
+        (ARRAY, None, "array must lie in a file, got .*: give the path"),
         (None, None, "array must lie in a file"),
         ("x.npy", 3, "function must be a function of a batch of rows, .* got 3"),
         ("x.npy", lambda x: x.sum(), "function must return a tensor with a row for each row"),
