@@ -466,10 +466,11 @@ def ours(program: Program, device: str, *, compiled: bool = False, **options: ob
         for player in objective.players
     ]
     trainer = Trainer(objective, TrainingState(objective.halves, optimizers))
-    # As in an epoch of fit, which ends with the process here.
-    contextlib.ExitStack().enter_context(objective.unchanging())
+    # As in an epoch of fit, which ends with the step: without a reference it would end here.
+    epoch = contextlib.ExitStack()
+    epoch.enter_context(objective.unchanging())
 
-    def step(x):
+    def step(x, epoch=epoch):
         with local_parameters(), pyro.validation_enabled(False):
             return trainer.step((x,))
 

@@ -63,7 +63,7 @@ class Part:
 
     @property
     def waits(self) -> bool:
-        """Whether to read rows is to wait for a file."""
+        """Whether rows are read from a file, so that reading may wait for a disk."""
         return isinstance(self.values, LazyRows) and self.values.waits
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class LazyRows(ABC):
     Attributes:
         shape: The shape of all rows together, ``(N, *event)``.
         dtype: The type of their numbers.
-        waits: Whether to read rows is to wait for a file, for which a thread has time.
+        waits: Whether rows are read from a file, so that reading may wait for a disk.
     """
 
     shape: torch.Size
@@ -149,14 +149,14 @@ class ChosenRows(LazyRows):
 def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> LazyRows:
     """Returns the rows of an array in a file, which are read when they are used.
 
-    ``fit`` reads the rows of the next batches while a step computes.
+    If the disk is slow, ``fit`` reads the rows of the next batches while a step computes.
 
     Arguments:
         array: A ``numpy.memmap``, an array of h5py or zarr, or the path of a ``.npy`` file.
         function: A function of a batch of rows, to scale bytes, say. It returns as many rows.
 
     Raises:
-        TypeError: If the array does not lie in a file, or the function is none.
+        TypeError: If the array does not lie in a file, or the function cannot be called.
         ValueError: If the function does not return a row for each row.
 
     Example:
@@ -182,11 +182,12 @@ def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> La
             "function must be a function of a batch of rows, such as lambda x: x / 255, got"
             f" {format_value(function)}."
         )
-    made = function(rows[:2])
-    if not torch.is_tensor(made) or made.shape[:1] != rows[:2].shape[:1]:
+    few = rows[:2]
+    made = function(few)
+    if not torch.is_tensor(made) or made.shape[:1] != few.shape[:1]:
         raise ValueError(
             f"function must return a tensor with a row for each row, got {format_value(made)} of"
-            f" rows of shape {tuple(rows[:2].shape)}."
+            f" rows of shape {tuple(few.shape)}."
         )
     return ChosenRows(rows, None, function)
 

@@ -2,7 +2,6 @@
 
 __all__ = ["FusedAdam"]
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch.optim import optimizer as hooks
 
 
 class _Group(NamedTuple):
-    """Parameters of one type in a group of options, and what Adam keeps for each of them."""
+    """The parameters of a group, and what Adam keeps for each of them."""
 
     options: dict[str, Any]
     parameters: list[Tensor]
@@ -25,14 +24,13 @@ class _Group(NamedTuple):
     def of(
         cls,
         options: dict[str, Any],
-        parameters: list[Tensor],
         states: Mapping[Tensor, dict[str, Tensor]],
     ) -> "_Group":
-        """Returns the group of some parameters, with the options of torch's dictionary."""
-        held = [states[parameter] for parameter in parameters]
+        """Returns the group of torch's dictionary, with the states of its parameters."""
+        held = [states[parameter] for parameter in options["params"]]
         return cls(
             options,
-            parameters,
+            list(options["params"]),
             [state["exp_avg"] for state in held],
             [state["exp_avg_sq"] for state in held],
             [state["max_exp_avg_sq"] for state in held if "max_exp_avg_sq" in state],
@@ -109,8 +107,4 @@ class FusedAdam:
         if not all(states.get(each) for group in groups for each in group["params"]):
             return
         self._state = states
-        for group in groups:
-            of_type: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                of_type[parameter.dtype].append(parameter)
-            self._groups += [_Group.of(group, each, states) for each in of_type.values()]
+        self._groups = [_Group.of(group, states) for group in groups]

@@ -322,10 +322,10 @@ def _made_of(part: Tensor | Part | None, numbers: Argument) -> Argument:
 
 
 def _read_in_time(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
-    """What a function reads of files for each batch.
+    """Batches of rows in files, each read when it is needed or, from a slow disk, ahead of it.
 
-    It is read directly as long as the system holds the files in memory. Once several reads in a
-    row have waited, the other batches of the epoch are read ahead, in threads.
+    As long as the system holds the files in memory, a batch is read when it is needed. Once
+    several reads in a row were slow, threads read the other batches of the epoch ahead.
     """
     slow = 0
     for done, index in enumerate(batches, 1):
@@ -339,7 +339,7 @@ def _read_in_time(read: Callable[[int], Arguments], batches: range) -> Iterator[
 
 
 def _read_ahead(read: Callable[[int], Arguments], batches: range) -> Iterator[Arguments]:
-    """What a function reads for each batch, some batches ahead, in threads that wait for files."""
+    """Batches of rows in files, read by threads a few batches before they are needed."""
     waiting: deque[Future[Arguments]] = deque()
     with ThreadPoolExecutor(_READERS) as readers:
         try:

@@ -337,10 +337,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _steadily(self, batches: Batches) -> Iterator[None]:
-        """Lets compiled steps know where nobody's code runs between them: neither a schedule nor
-        a loader.
+        """Tells compiled steps that nothing changes between them, unless a schedule, a data set or
+        a loader runs code of the user there.
         """
-        if self.schedules.schedules or batches.is_read:
+        if self.schedules.schedules or batches.parts is None:
             yield
             return
         with self.objective.unchanging():

@@ -260,31 +260,25 @@ class Compiled(Bound):
         data = _kinds(args) if self._trusts else None
         if data is not None and self._settled is not None and self._settled[0] == data:
             return self._settled[1]
-        plan = self._compared(model, guide, args, kwargs)
+        device = device_of(args)
+        inputs = self._adjusted_inputs(device, dtype_of(args))
+        key = self._keys.of(model, guide, args, kwargs, device)
+        plan = self._latest_plan(key) or self._looked_up(key, model, guide, kwargs, inputs)
+        self._latest = None if plan is None else (key, self._histories[key.kind], plan)
         # An eager step runs the programs, which may change themselves.
         self._settled = None
         if data is not None and plan is not None and plan.is_settled:
             self._settled = data, plan
         return plan
 
-    def _compared(
-        self,
-        model: Program,
-        guide: Program,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-    ) -> "_Plan | None":
-        """The plan for steps of this kind, with everything compared that a step depends on."""
-        device = device_of(args)
-        inputs = self._adjusted_inputs(device, dtype_of(args))
-        key = self._keys.of(model, guide, args, kwargs, device)
-        if self._latest is not None and self._latest[0] is key:
-            _, history, latest = self._latest
-            if not latest.is_outdated():
-                history.add(key.constants)
-                return latest
-        plan = self._looked_up(key, model, guide, kwargs, inputs)
-        self._latest = None if plan is None else (key, self._histories[key.kind], plan)
+    def _latest_plan(self, key: StepKey) -> "_Plan | None":
+        """The plan of the last step if it had this very key, and still stands for it."""
+        if self._latest is None or self._latest[0] is not key:
+            return None
+        _, history, plan = self._latest
+        if plan.is_outdated():
+            return None
+        history.add(key.constants)
         return plan
 
     def _looked_up(
