@@ -3,7 +3,9 @@
 __all__ = ["annealed_log_likelihood"]
 
 import itertools
-from typing import Any, TypeAlias
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from pyro.distributions.util import sum_rightmost
@@ -14,8 +16,11 @@ from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.batching import ParticleChunks, map_batches
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import LogLikelihood, log_mean_exp, num_particles_of
+from tarspyro.infer.compilation.values import CompiledValues
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, name_of, sum_of
-from tarspyro.types import Argument, Data, Program
+from tarspyro.programs import tensors_of
+from tarspyro.types import Argument, Arguments, Data, Program
 
 # The number of chains that adapt the step size. They carry no weight: if the step size
 # followed the acceptance of the weighted chains, the weights would be biased.
@@ -42,6 +47,7 @@ def annealed_log_likelihood(
     errors: bool = False,
     binarize: bool = False,
     seed: int | None = None,
+    compile: bool = False,
 ) -> Any:
     r"""Estimates the log-likelihood of each data point by annealed importance sampling.
 
@@ -82,6 +88,9 @@ def annealed_log_likelihood(
         binarize: Whether to draw black and white pixels, once, with the grey values as
             probabilities. The same seed draws the same pixels as in ``log_likelihood``.
         seed: The seed of the draws; the global random state then stays unchanged.
+        compile: Whether to compile the leapfrog steps, as ``fit(compile=True)`` does with steps
+            of training. It takes some seconds for each shape of a batch, and pays for small
+            networks or many steps.
 
     Returns:
         One number for each data point, or three: an array for arrays, a tensor for tensors.
@@ -112,21 +121,34 @@ def annealed_log_likelihood(
     num_leapfrog = as_count("num_leapfrog", num_leapfrog)
     schedule = _sigmoidal(as_count("num_steps", num_steps))
     chunks = ParticleChunks(model, guide, num_chains)
+    # The chunks keep each structure, so that its id stays its own.
+    compiled: defaultdict[int, list[tuple[object, CompiledValues]]] = defaultdict(list)
+
+    def path(batch: Arguments, structure: Structure) -> _Path:
+        densities = Densities(model, guide, batch, structure)
+        if compile:
+            return _CompiledPath(densities, start, compiled[id(structure)])
+        return _Path(densities, start)
 
     def estimate(*batch: Argument) -> LogLikelihood:
         log_w = (
-            _anneal(
-                _Path(Densities(model, guide, batch, structure), start),
-                schedule,
-                count,
-                num_leapfrog,
-            )
+            _anneal(path(batch, structure), schedule, count, num_leapfrog)
             for count, structure in chunks(batch)
         )
         return log_mean_exp(log_w, num_chains)
 
     result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
     return result if errors else result.log_likelihood
+
+
+class _State(NamedTuple):
+    """A place of each chain, its momentum, and the densities there."""
+
+    position: Position
+    momentum: Position
+    gradient: Position  # of log f_beta
+    log_density: Tensor  # log f_beta
+    difference: Tensor  # log f_1 - log f_0
 
 
 class _Path:
@@ -163,15 +185,111 @@ class _Path:
         guide = self.densities.log_guide(values)
         return guide + volume, prior + likelihood - guide
 
-    def at(self, position: Position, beta: float) -> tuple[Tensor, Tensor, Position]:
-        """Returns log f_beta, log f_1 - log f_0 and the gradient of log f_beta."""
+    def at(self, position: Position, momentum: Position, beta: Tensor) -> _State:
+        """Returns the state of chains at a place."""
         position = {name: value.detach().requires_grad_() for name, value in position.items()}
         with torch.enable_grad():
             first, difference = self(position)
             log_density = first + beta * difference
             gradients = torch.autograd.grad(log_density.sum(), list(position.values()))
-        gradient = dict(zip(position, gradients, strict=True))
-        return log_density.detach(), difference.detach(), gradient
+        return _State(
+            {name: value.detach() for name, value in position.items()},
+            momentum,
+            dict(zip(position, gradients, strict=True)),
+            log_density.detach(),
+            difference.detach(),
+        )
+
+    def leapfrog(
+        self,
+        position: Position,
+        momentum: Position,
+        gradient: Position,
+        step_size: Tensor,
+        beta: Tensor,
+    ) -> _State:
+        """Returns the state after a leapfrog step."""
+        sizes = {name: self.unsqueezed(step_size, name) for name in self.transforms}
+
+        def pushed(momentum: Position, gradient: Position) -> Position:
+            return {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
+
+        momentum = pushed(momentum, gradient)
+        position = {name: z + sizes[name] * momentum[name] for name, z in position.items()}
+        moved = self.at(position, momentum, beta)
+        return moved._replace(momentum=pushed(momentum, moved.gradient))
+
+    def kinetic(self, momentum: Position) -> Tensor:
+        """Returns the kinetic energy of each chain and data point."""
+        return sum_of(
+            self.densities.reduce(
+                sum_rightmost(p.square() / 2, self.transforms[name].domain.event_dim)
+            )
+            for name, p in momentum.items()
+        )
+
+    def unsqueezed(self, value: Tensor, name: str) -> Tensor:
+        """Adds the event dimensions of a latent variable, so that the value broadcasts with
+        it.
+        """
+        return value.reshape(value.shape + (1,) * self.transforms[name].domain.event_dim)
+
+
+class _CompiledPath(_Path):
+    """A path whose leapfrog steps are compiled.
+
+    Arguments:
+        densities: See ``_Path``.
+        start: See ``_Path``.
+        compiled: What other paths of the same structure and support have compiled.
+    """
+
+    def __init__(
+        self, densities: Densities, start: str, compiled: list[tuple[object, CompiledValues]]
+    ) -> None:
+        super().__init__(densities, start)
+        found = [steps for transforms, steps in compiled if transforms == self.transforms]
+        if not found:
+            found = [CompiledValues(self._flat_leapfrog)]
+            compiled.append((self.transforms, found[0]))
+        self._steps = found[0]
+
+    def leapfrog(
+        self,
+        position: Position,
+        momentum: Position,
+        gradient: Position,
+        step_size: Tensor,
+        beta: Tensor,
+    ) -> _State:
+        """Returns the state after a leapfrog step."""
+        flat = [*position.values(), *momentum.values(), *gradient.values()]
+        values = self._steps(step_size, beta, *flat, *self.densities.batch)
+        return _State(
+            *self._positions([*values.values()]), values["log f"], values["difference"]
+        )
+
+    def _flat_leapfrog(
+        self, step_size: Tensor, beta: Tensor, *tensors: Argument
+    ) -> dict[str, Tensor]:
+        """The step as a function of tensors, of which the last ones are the data."""
+        count = 3 * len(self.transforms)
+        path = _Path(self.densities.of(tensors[count:]), self.start)
+        state = path.leapfrog(*self._positions(tensors_of(tensors[:count])), step_size, beta)
+        named = {
+            f"{part} {name}": value
+            for part, values in enumerate(state[:3])
+            for name, value in values.items()
+        }
+        return named | {"log f": state.log_density, "difference": state.difference}
+
+    def _positions(self, tensors: Sequence[Tensor]) -> tuple[Position, Position, Position]:
+        """Returns the position, the momentum and the gradient of a list of tensors."""
+        remaining = iter(tensors)
+        position = {name: next(remaining) for name in self.transforms}
+        momentum = {name: next(remaining) for name in self.transforms}
+        gradient = {name: next(remaining) for name in self.transforms}
+        return position, momentum, gradient
 
 
 def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -> Tensor:
@@ -183,7 +301,9 @@ def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -
 
     for previous, beta in itertools.pairwise(schedule):
         log_weights = log_weights + (beta - previous) * difference
-        position, difference, acceptance = _move(path, position, beta, step_size, num_leapfrog)
+        position, difference, acceptance = _move(
+            path, position, step_size.new_tensor(beta), step_size, num_leapfrog
+        )
         error = acceptance[count:].mean(0, keepdim=True) - _ACCEPTANCE
         step_size = step_size * (_ADAPTATION * error).exp()
 
@@ -191,49 +311,32 @@ def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -
 
 
 def _move(
-    path: _Path, position: Position, beta: float, step_size: Tensor, num_leapfrog: int
+    path: _Path, position: Position, beta: Tensor, step_size: Tensor, num_leapfrog: int
 ) -> tuple[Position, Tensor, Tensor]:
     """Moves each chain by a step of Hamiltonian Monte Carlo.
 
     Returns:
         The new position, log f_1 - log f_0 there, and the probability of acceptance.
     """
-    sizes = {name: _unsqueezed(step_size, path, name) for name in position}
     momentum = {name: torch.randn_like(value) for name, value in position.items()}
-    log_density, difference, gradient = path.at(position, beta)
-    energy = _kinetic(path, momentum) - log_density
-    proposal = position
-    proposed = difference
-
+    start = path.at(position, momentum, beta)
+    end = start
     for _ in range(num_leapfrog):
-        momentum = {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
-        proposal = {name: z + sizes[name] * momentum[name] for name, z in proposal.items()}
-        log_density, proposed, gradient = path.at(proposal, beta)
-        momentum = {name: p + sizes[name] / 2 * gradient[name] for name, p in momentum.items()}
+        end = path.leapfrog(*end[:3], step_size, beta)
 
-    log_ratio = energy - _kinetic(path, momentum) + log_density
+    log_ratio = _energy(path, start) - _energy(path, end)
     # Where a step left the support, the ratio is NaN and the comparison false.
     accepted = torch.rand_like(log_ratio).log() < log_ratio
     moved = {
-        name: torch.where(_unsqueezed(accepted, path, name), proposal[name], z)
+        name: torch.where(path.unsqueezed(accepted, name), end.position[name], z)
         for name, z in position.items()
     }
     acceptance = log_ratio.exp().clamp(max=1).nan_to_num(0.0)
-    return moved, torch.where(accepted, proposed, difference), acceptance
+    return moved, torch.where(accepted, end.difference, start.difference), acceptance
 
 
-def _kinetic(path: _Path, momentum: Position) -> Tensor:
-    """Returns the kinetic energy of each chain and data point."""
-    events = {name: transform.domain.event_dim for name, transform in path.transforms.items()}
-    return sum_of(
-        path.densities.reduce(sum_rightmost(p.square() / 2, events[name]))
-        for name, p in momentum.items()
-    )
-
-
-def _unsqueezed(value: Tensor, path: _Path, name: str) -> Tensor:
-    """Adds the event dimensions of a latent variable, so that the value broadcasts with it."""
-    return value.reshape(value.shape + (1,) * path.transforms[name].domain.event_dim)
+def _energy(path: _Path, state: _State) -> Tensor:
+    return path.kinetic(state.momentum) - state.log_density
 
 
 def _sigmoidal(num_steps: int, spread: float = 4.0) -> list[float]:

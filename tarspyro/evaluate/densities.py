@@ -2,6 +2,7 @@
 
 __all__ = ["Densities", "LogDensities", "latent_sites", "log_densities"]
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -196,6 +197,12 @@ class Densities:
             PairError: If data points lie in several nested plates.
         """
         return one_dim(self.model, self.dims[:-1])
+
+    def of(self, batch: Arguments) -> "Densities":
+        """Returns the densities of another batch of the same shapes."""
+        densities = copy.copy(self)
+        densities.batch = batch
+        return densities
 
     def log_model(self, values: Values) -> tuple[Tensor, Tensor]:
         """Returns log p(z) and log p(x | z)."""

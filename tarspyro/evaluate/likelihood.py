@@ -162,8 +162,8 @@ class _Weights:
         # The chunks keep each structure, so that its id stays its own.
         key = count, id(structure)
         if key not in self._compiled:
-            self._compiled[key] = CompiledValues(weights)
-        return self._compiled[key](*batch)
+            self._compiled[key] = CompiledValues(lambda *batch: {"log_w": weights(*batch)})
+        return self._compiled[key](*batch)["log_w"]
 
 
 def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:

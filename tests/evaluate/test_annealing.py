@@ -107,6 +107,45 @@ def test_the_mean_weight_is_unbiased_for_the_likelihood(pair, start):
     assert_within((draws - pair.log_likelihood()).exp(), torch.ones(len(pair.x)))
 
 
+class SupportOfTheData:
+    """z ~ U(0, x) and x | z ~ N(z, 1): the support of z is another one in each batch."""
+
+    x = torch.tensor([0.5, 2.0, 7.0])
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+
+
+@pytest.mark.parametrize(
+    "pair, start, batches",
+    [
+        pytest.param(DirichletMultinomial(), "guide", 1, id="DirichletMultinomial"),
+        pytest.param(Nested(), "prior", 1, id="Nested"),
+        pytest.param(SupportOfTheData(), "guide", 2, id="SupportOfTheData"),
+    ],
+)
+def test_compiled_steps_are_the_eager_ones(pair, start, batches):
+    calls = []
+
+    def model(x):
+        calls.append(len(x))
+        return pair.model(x)
+
+    x = torch.cat([pair.x] * 67)[: 100 * batches]  # batches of 100, none like the other
+    options = {"num_steps": 4, "num_leapfrog": 3, "num_chains": 5, "start": start, "seed": 0}
+    eager = evaluate.annealed_log_likelihood(model, pair.guide, x, **options)
+    runs = len(calls)
+    compiled = evaluate.annealed_log_likelihood(model, pair.guide, x, compile=True, **options)
+    torch.testing.assert_close(compiled, eager)
+    assert len(calls) - runs < runs, "compiled steps do not run the program"
+
+
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_the_mean_weight_is_unbiased_with_many_dimensions(toy, start):
     options = {"num_steps": 20, "num_leapfrog": 3, "num_chains": 100, "start": start}

@@ -17,7 +17,7 @@ from tarspyro.types import Argument
 
 
 class CompiledValues:
-    """A function of tensors that returns a tensor, compiled for each shape of its arguments.
+    """A function of tensors that returns named tensors, compiled for each shape of its arguments.
 
     The first calls of a shape run as the function is written, so that a shape that is rare costs
     no compilation. Values that the function reads besides its arguments, such as parameters, are
@@ -28,13 +28,13 @@ class CompiledValues:
             written.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
         self.function = function
         self._calls: Counter[Hashable] = Counter()
-        self._compiled: dict[Hashable, Callable[..., Tensor] | None] = {}
+        self._compiled: dict[Hashable, Callable[..., dict[str, Tensor]] | None] = {}
 
-    def __call__(self, *args: Argument) -> Tensor:
-        """Returns the function's value."""
+    def __call__(self, *args: Argument) -> dict[str, Tensor]:
+        """Returns the function's values."""
         shape = tuple(None if each is None else (each.shape, each.dtype) for each in args)
         self._calls[shape] += 1
         if self._calls[shape] <= TRIALS:
@@ -43,10 +43,10 @@ class CompiledValues:
             self._compiled[shape] = self._compile(args)
         return (self._compiled[shape] or self.function)(*args)
 
-    def _compile(self, args: tuple[Argument, ...]) -> Callable[..., Tensor] | None:
+    def _compile(self, args: tuple[Argument, ...]) -> Callable[..., dict[str, Tensor]] | None:
         def recorded(*values: Argument) -> tuple[Tensor, dict[str, Tensor]]:
-            result = self.function(*values)
-            return result.sum(), {"result": result}
+            results = self.function(*values)
+            return next(iter(results.values())).sum(), results
 
         try:
             recording = record(recorded, args, parameters=[])
@@ -58,13 +58,13 @@ class CompiledValues:
         except Exception as error:  # whatever a compiler fails with, the evaluation goes on
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             warnings.warn(
-                f"The weights cannot be compiled ({reason}). The evaluation goes on without.",
+                f"The densities cannot be compiled ({reason}). The evaluation goes on without.",
                 stacklevel=2,
             )
             return None
 
-        def run(*values: Argument) -> Tensor:
+        def run(*values: Argument) -> dict[str, Tensor]:
             with torch.no_grad():
-                return recording.run(function, tensors_of(values))[1]["result"]
+                return recording.run(function, tensors_of(values))[1]
 
         return run
