@@ -235,7 +235,9 @@ def diagnose(
     return Diagnosis(tuple(symptoms), kl, gain, _mean(bound), decomposition)
 
 
-def decoder_gains(model: Program, guide: Program, rows: Arguments) -> Tensor:
+def decoder_gains(
+    model: Program, guide: Program, rows: Arguments, structure: Structure | None = None
+) -> Tensor:
     """Returns what each data point's own code gains over the code of another one, in
     reconstruction, in nats.
 
@@ -243,11 +245,12 @@ def decoder_gains(model: Program, guide: Program, rows: Arguments) -> Tensor:
         model: The model.
         guide: The guide.
         rows: The data points, at least two.
+        structure: The structure of the pair; found if not given.
 
     Raises:
         PairError: If the pair has no latent variable of a data point.
     """
-    structure = structure_of(model, guide, rows, {}, observed=True)
+    structure = structure or structure_of(model, guide, rows, {}, observed=True)
     check_local(model, structure)
     traces = trace_pair(model, guide, rows, {})
     return _Pair(model, guide, rows, structure, *traces).decoder_gains()

@@ -75,11 +75,12 @@ class CollapseAlarm:
         bound = isinstance(objective.loss, ELBO | WeightedBound)
         self.watching = bound and "beta" not in (schedules or {})
         self.seen: list[float] = []
+        self._elbo = ELBO()  # it keeps the structure of the pair
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Looks at the pair after an epoch, whose number is ``row["epoch"]``."""
-        if not self.watching:
-            return
+        if not self.watching or row["steps"] * (1 + 1 / row["epoch"]) < _STEPS:
+            return  # a look before the last of those that may alarm would decide nothing
         batches = list(self.examples())
         look = None if _are_equal(batches[0]) else self._look(batches)
         if look is None:
@@ -97,7 +98,7 @@ class CollapseAlarm:
         self.watching = useless and not collapsed
         if collapsed:
             warn_user(
-                f"The posterior has collapsed: after {len(self.seen)} epochs the KL of all latent"
+                f"The posterior has collapsed: after {row['epoch']} epochs the KL of all latent"
                 f" units together is {look.kl:.2g} nats, and a data point is reconstructed from"
                 " the code of another one as well as from its own (gain"
                 f" {look.gain:.2g} +- {look.error:.2g} nats). Try loss=ELBO(free_bits=0.25), a"
@@ -107,7 +108,6 @@ class CollapseAlarm:
 
     def _look(self, batches: Sequence[Arguments]) -> _Look | None:
         """Looks at the code; None if the pair has none, or no latent variable of a data point."""
-        bound = ELBO()
         divergences: list[Tensor] = []
         gains: list[Tensor] = []
         with (
@@ -119,14 +119,14 @@ class CollapseAlarm:
             warnings.simplefilter("ignore")
             try:
                 for batch in batches:
-                    structure = bound.structure(*self.pair, *batch)
+                    structure = self._elbo.structure(*self.pair, *batch)
                     if not structure.latent or structure.enumerated:
                         return None
-                    _, kl = bound.terms_per_point(
+                    _, kl = self._elbo.terms_per_point(
                         *self.pair, batch, num_particles=1, structure=structure
                     )
                     divergences.append(kl.flatten())
-                    gains.append(decoder_gains(*self.pair, batch))
+                    gains.append(decoder_gains(*self.pair, batch, structure))
             except PROGRAM_ERRORS:
                 # A loss may train a pair in ways that have no ELBO; the training goes on.
                 return None
