@@ -134,9 +134,9 @@ class Method:
     likelihood_particles: int = 100
 
     @property
-    def settings(self) -> list[Setting]:
+    def settings(self) -> tuple[Setting, ...]:
         """The settings: of every training first, then the method's own and shared ones."""
-        return settings_of((Method, *type(self).__mro__))
+        return settings_of(Method, *type(self).__mro__)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 import dataclasses
+import functools
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -111,7 +112,8 @@ def hidden_layers(*default: int) -> Sequence[int]:
     return setting(default, PAIR, "the sizes of a network's hidden layers, an encoder's first")
 
 
-def settings_of(owners: Sequence[type]) -> list[Setting]:
+@functools.cache
+def settings_of(*owners: type) -> tuple[Setting, ...]:
     """Returns the settings that classes declare, each where it is declared first."""
     found: dict[str, Setting] = {}
 
@@ -121,7 +123,7 @@ def settings_of(owners: Sequence[type]) -> list[Setting]:
             if name in fields and fields[name].metadata and name not in found:
                 found[name] = _described(fields[name])
 
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _described(field: "dataclasses.Field[Any]") -> Setting:
