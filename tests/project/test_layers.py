@@ -1,6 +1,7 @@
 """The map of the package stays true: a module imports only from the floors below its own."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -40,20 +41,26 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(modules(ROOT).values())
 
 
+@functools.cache
+def found():
+    """The arrows between the rooms, read once for all tests."""
+    return arrows(ROOT)
+
+
 def test_every_room_has_a_floor():
-    assert arrows(ROOT).keys() == FLOOR.keys()
+    assert found().keys() == FLOOR.keys()
 
 
 @pytest.mark.parametrize("room", sorted(FLOOR))
 def test_imports_lead_down(room):
-    for target in arrows(ROOT)[room]:
+    for target in found()[room]:
         assert FLOOR[target] < FLOOR[room], (
             f"{room} imports from {target}, which is not below it"
         )
 
 
 def test_no_circle():
-    assert max(floors(arrows(ROOT)).values()) < len(FLOORS)
+    assert max(floors(found()).values()) < len(FLOORS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
