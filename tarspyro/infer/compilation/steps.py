@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.capture import Captured
+from tarspyro.infer.compilation.kernels import kernels_together
 from tarspyro.infer.compilation.keys import TRIALS, device_of, dtype_of, modules_within
 from tarspyro.infer.compilation.recording import TensorFunction, record
 from tarspyro.infer.compilation.recurrences import in_parts
@@ -223,7 +224,8 @@ def compile_graph(
         return graph
     graph = simplified(graph)
     compiler = partial(_compile_part, backend=backend)
-    return in_parts(graph, inputs, compiler) or compiler(graph, inputs)
+    with kernels_together():
+        return in_parts(graph, inputs, compiler) or compiler(graph, inputs)
 
 
 def _compile_part(
