@@ -17,7 +17,7 @@ __all__ = [
 
 import operator
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -220,4 +220,9 @@ def count_products(graph: GraphModule) -> int:
 
 def is_product(node: Node) -> bool:
     """Whether a node is a matrix product, a convolution or a recurrent cell."""
-    return node.op == "call_function" and any(kind in str(node.target) for kind in _PRODUCTS)
+    return node.op == "call_function" and _is_product(node.target)
+
+
+@cache
+def _is_product(target: object) -> bool:
+    return any(kind in str(target) for kind in _PRODUCTS)

@@ -122,9 +122,7 @@ class _Library:
         )
 
     def _source(self) -> str:
-        parts = [
-            kernel.parts(number) for number, kernel in enumerate(self._kernels.values())
-        ]
+        parts = [kernel.parts(number) for number, kernel in enumerate(self._kernels.values())]
         methods = "\n    ".join(
             f'{{"kernel_{number}", (PyCFunction)(void (*)(void))call_{number},'
             ' METH_FASTCALL, ""},'

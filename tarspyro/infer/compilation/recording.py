@@ -4,9 +4,18 @@ __all__ = ["Recording", "RecordingError", "record", "record_as_it_stands"]
 
 import contextlib
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
+from unittest import mock
 
 import pyro
 import torch
@@ -19,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.fx import GraphModule
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +37,7 @@ from tarspyro.infer.compilation.graphs import (
     constants_of,
     count_products,
     lay_out_convolutions,
+    layout_of,
     lift_constants,
     merge_equal_operations,
 )
@@ -154,7 +165,8 @@ def record(
             return loss, dict(zip(terms, values, strict=True))
 
         try:
-            recording = record_as_it_stands(improved, args, buffers, wanted)
+            # The programs do not run in it: whether they read values is known.
+            recording = record_as_it_stands(improved, args, buffers, wanted, with_values=True)
         except RecordingError:
             continue
         if _agrees(recording, function, args, buffers, wanted):
@@ -167,6 +179,8 @@ def record_as_it_stands(
     args: Sequence[object],
     buffers: Sequence[Tensor],
     wanted: Collection[int] | None = None,
+    *,
+    with_values: bool = False,
 ) -> Recording:
     """Records a function and its gradients as one graph, without improvements before the
     differentiation.
@@ -177,6 +191,8 @@ def record_as_it_stands(
         buffers: See ``record``.
         wanted: The ``id`` of each parameter to differentiate in; None for all that the result
             depends on.
+        with_values: Whether the function runs on tensors with values. This takes less time,
+            but a branch on a value is not noticed.
     """
     parameters: list[Tensor] = []
     terms: list[str] = []
@@ -188,7 +204,9 @@ def record_as_it_stands(
         gradients = torch.autograd.grad(loss, parameters) if parameters else ()
         return loss.detach(), *(value.detach() for value in named.values()), *gradients
 
-    graph = merge_equal_operations(_trace(with_gradients, tensors_of(args), buffers))
+    graph = merge_equal_operations(
+        _trace(with_gradients, tensors_of(args), buffers, with_values=with_values)
+    )
     return Recording(graph, lift_constants(graph), list(parameters), list(terms))
 
 
@@ -196,7 +214,9 @@ def _trace(
     function: TensorFunction,
     inputs: Sequence[Tensor],
     buffers: Sequence[Tensor],
+    *,
     pre_dispatch: bool = False,
+    with_values: bool = False,
 ) -> GraphModule:
     with (
         preserved_rng(),
@@ -206,12 +226,19 @@ def _trace(
         _preserved(buffers),
     ):
         try:
-            # No symbolic sizes for shapes that depend on values: compilers cannot take them.
-            fake = FakeTensorMode(allow_non_fake_inputs=True)
-            values = [fake.from_tensor(value.detach(), static_shapes=True) for value in inputs]
-            tracer = make_fx(
-                _without_reads(function), tracing_mode="fake", pre_dispatch=pre_dispatch
-            )
+            if with_values:
+                tracer = _tracer_with_values(function)
+                values = [value.detach().clone() for value in inputs]
+            else:
+                # No symbolic sizes for shapes that depend on values: compilers cannot take
+                # them.
+                fake = FakeTensorMode(allow_non_fake_inputs=True)
+                values = [
+                    fake.from_tensor(value.detach(), static_shapes=True) for value in inputs
+                ]
+                tracer = make_fx(
+                    _without_reads(function), tracing_mode="fake", pre_dispatch=pre_dispatch
+                )
             graph = tracer(*values)
             if any("mkldnn_rnn" in str(node.target) for node in graph.graph.nodes):
                 # An LSTM of oneDNN keeps a workspace for its derivative, which a graph cannot
@@ -223,6 +250,48 @@ def _trace(
             raise
         except Exception as error:  # programs raise any kind on tensors without values
             raise RecordingError(_explanation(error)) from error
+
+
+def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
+    """What records a function on tensors with values; the graph has their forms alone."""
+    forms = _Forms()
+    tracer = make_fx(function)
+
+    def trace(*inputs: Tensor) -> GraphModule:
+        with mock.patch.object(proxy_tensor, "extract_val", forms.of):
+            return tracer(*inputs)
+
+    return trace
+
+
+class _Forms:
+    """Tensors without values in place of those with values, one for all of a layout.
+
+    PyTorch's recorder makes one for each, which takes most of its time.
+    """
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode()
+        self._known: dict[Hashable, Tensor] = {}
+        self._of_others = proxy_tensor.extract_val
+
+    def of(self, value: object, **kwargs: object) -> object:
+        """Returns the form of a tensor, or of each in a list."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.of(part) for part in value)
+        if not torch.is_tensor(value) or value.layout is not torch.strided:
+            return self._of_others(value, **kwargs)
+        shape, strides, dtype = layout_of(value)
+        start = value.storage_offset()
+        key = shape, strides, dtype, start, value.device
+        if key not in self._known:
+            reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+            with self._mode:
+                memory = torch.empty(
+                    max(start + reach + 1, 0), dtype=dtype, device=value.device
+                )
+                self._known[key] = memory.as_strided(shape, strides, start)
+        return self._known[key]
 
 
 def _without_reads(function: TensorFunction) -> TensorFunction:
