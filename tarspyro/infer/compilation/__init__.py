@@ -8,6 +8,7 @@
 - ``simplification``: a recorded graph with fewer operations.
 - ``repeats``: repeated operations on different tensors, computed at once.
 - ``recurrences``: recurrences, whose step is compiled once and called for every step.
+- ``kernels``: the C++ kernels of compiled graphs, built together.
 - ``graphs``: changes of recorded graphs that make them faster.
 - ``capture``: functions on a GPU as CUDA graphs.
 """

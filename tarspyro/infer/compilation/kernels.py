@@ -10,7 +10,7 @@ __all__ = ["kernels_together"]
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -68,7 +68,7 @@ PyMODINIT_FUNC PyInit_kernel(void) {{
 class _Kernel(NamedTuple):
     """A kernel that waits for its library: the types of its arguments, and its source."""
 
-    types: Sequence[str]
+    types: list[str]
     source: str
 
     def fits(self) -> bool:
@@ -140,7 +140,7 @@ class _Library:
             functions = [
                 getattr(module, f"kernel_{number}") for number in range(len(self._kernels))
             ]
-        except ZeroDivisionError:  # of whatever kind: each alone may be in order
+        except Exception:  # of whatever kind: each alone may be in order
             functions = [self._built_alone(kernel) for kernel in self._kernels.values()]
         self._scope.update(zip(self._kernels, functions, strict=True))
 
@@ -161,7 +161,7 @@ def kernels_together() -> Iterator[None]:
     alone, wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
     libraries: list[_Library] = []
 
-    def add(compiler: Any, types: Sequence[str], source: str) -> object:
+    def add(compiler: Any, types: list[str], source: str) -> object:
         kernel = _Kernel(types, source)
         if threading.get_ident() == thread and kernel.fits():
             return kernel

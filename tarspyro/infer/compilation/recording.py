@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -224,6 +225,7 @@ def _trace(
         pyro.validation_enabled(False),
         torch.enable_grad(),
         _preserved(buffers),
+        _use_lazy_graph_module(True),  # most graphs are changed before they run
     ):
         try:
             if with_values:
@@ -273,7 +275,7 @@ class _Forms:
     def __init__(self) -> None:
         self._mode = FakeTensorMode()
         self._known: dict[Hashable, Tensor] = {}
-        self._of_others = proxy_tensor.extract_val
+        self._of_others: Callable[..., object] = proxy_tensor.extract_val
 
     def of(self, value: object, **kwargs: object) -> object:
         """Returns the form of a tensor, or of each in a list."""

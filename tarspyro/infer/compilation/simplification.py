@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _make_graph_module
 from torch.utils import _pytree as pytree
 
 from tarspyro.infer.compilation.graphs import (
@@ -44,7 +45,7 @@ def simplified(graph: GraphModule) -> GraphModule:
     """
     copy = Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
-    result = GraphModule(graph, copy)
+    result = _make_graph_module(graph, copy)
     _change_nothing_in_place(result)
     _select_rows(result)
     _drop_operations_that_do_nothing(result)

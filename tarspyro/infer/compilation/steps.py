@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.capture import Captured
@@ -222,9 +223,10 @@ def compile_graph(
     """
     if backend == "eager":
         return graph
-    graph = simplified(graph)
     compiler = partial(_compile_part, backend=backend)
-    with kernels_together():
+    # As TorchDynamo has it: no Python code for graphs that no one runs.
+    with _use_lazy_graph_module(True), kernels_together():
+        graph = simplified(graph)
         return in_parts(graph, inputs, compiler) or compiler(graph, inputs)
 
 
