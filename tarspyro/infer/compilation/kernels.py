@@ -177,10 +177,12 @@ def kernels_together() -> Iterator[None]:
                 libraries.append(_Library(part, scope, compiler, alone))
         wait(compiler, scope)
 
-    with (
-        mock.patch.object(AsyncCompile, "cpp_pybinding", add),
-        mock.patch.object(AsyncCompile, "wait", build),
-    ):
-        yield
-    for library in libraries:
-        library.load()
+    try:
+        with (
+            mock.patch.object(AsyncCompile, "cpp_pybinding", add),
+            mock.patch.object(AsyncCompile, "wait", build),
+        ):
+            yield
+    finally:  # the modules of graphs before one that fails stay in Inductor's cache
+        for library in libraries:
+            library.load()

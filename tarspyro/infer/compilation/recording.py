@@ -280,7 +280,7 @@ class _Forms:
     def of(self, value: object, **kwargs: object) -> object:
         """Returns the form of a tensor, or of each in a list."""
         if isinstance(value, (list, tuple)):
-            return type(value)(self.of(part) for part in value)
+            return type(value)([self.of(part) for part in value])
         if not torch.is_tensor(value) or value.layout is not torch.strided:
             return self._of_others(value, **kwargs)
         shape, strides, dtype = layout_of(value)
