@@ -1,5 +1,7 @@
 """The C++ kernels of compiled graphs, built together."""
 
+import threading
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -46,3 +48,27 @@ def test_a_library_that_cannot_be_built_gives_way_to_kernels_alone(libraries, mo
     assert libraries
     for found, expected in zip(step(x), function(x), strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_thread_waits_until_another_has_compiled():
+    """Inductor's functions are replaced for the process: whoever ends gives back the right ones."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    before = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+    began, inside, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def other():
+        began.set()
+        with kernels.kernels_together():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with kernels.kernels_together():
+        thread.start()
+        began.wait(60)
+        assert not inside.wait(0.3)
+    assert inside.wait(60)
+    leave.set()
+    thread.join()
+    assert (AsyncCompile.cpp_pybinding, AsyncCompile.wait) == before

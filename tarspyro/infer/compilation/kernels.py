@@ -16,6 +16,8 @@ from unittest import mock
 
 # A library of fewer kernels is not worth the time to begin it.
 MINIMUM = 5
+# Inductor's functions are replaced for the whole process, by one thread at a time.
+_REPLACING = threading.RLock()
 
 _HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>"
 # Python's side of a library, as in Inductor's own binding of a kernel.
@@ -153,8 +155,19 @@ class _Library:
 @contextlib.contextmanager
 def kernels_together() -> Iterator[None]:
     """Builds the C++ kernels of the graphs that this thread compiles inside together; they can
-    run afterwards.
+    run afterwards. Other threads that compile wait.
     """
+    with _REPLACING, _replaced() as libraries:
+        try:
+            yield
+        finally:  # the modules of graphs before one that fails stay in Inductor's cache
+            for library in libraries:
+                library.load()
+
+
+@contextlib.contextmanager
+def _replaced() -> Iterator[list[_Library]]:
+    """Replaces Inductor's functions for single kernels; gives the libraries that it builds."""
     from torch._inductor.async_compile import AsyncCompile, get_compile_threads
 
     thread = threading.get_ident()
@@ -177,12 +190,8 @@ def kernels_together() -> Iterator[None]:
                 libraries.append(_Library(part, scope, compiler, alone))
         wait(compiler, scope)
 
-    try:
-        with (
-            mock.patch.object(AsyncCompile, "cpp_pybinding", add),
-            mock.patch.object(AsyncCompile, "wait", build),
-        ):
-            yield
-    finally:  # the modules of graphs before one that fails stay in Inductor's cache
-        for library in libraries:
-            library.load()
+    with (
+        mock.patch.object(AsyncCompile, "cpp_pybinding", add),
+        mock.patch.object(AsyncCompile, "wait", build),
+    ):
+        yield libraries

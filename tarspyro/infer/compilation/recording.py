@@ -3,6 +3,7 @@
 __all__ = ["Recording", "RecordingError", "record", "record_as_it_stands"]
 
 import contextlib
+import threading
 import traceback
 from collections.abc import (
     Callable,
@@ -58,6 +59,9 @@ _MACHINERY = tuple(
     for file in (torch.__file__, pyro.__file__, contextlib.__file__)
 )
 _LIBRARY = str(Path(__file__).parents[1])
+
+# The recorder's function is replaced for the whole process, by one thread at a time.
+_REPLACING = threading.RLock()
 
 
 class RecordingError(RuntimeError):
@@ -260,7 +264,7 @@ def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
     tracer = make_fx(function)
 
     def trace(*inputs: Tensor) -> GraphModule:
-        with mock.patch.object(proxy_tensor, "extract_val", forms.of):
+        with _REPLACING, mock.patch.object(proxy_tensor, "extract_val", forms.of):
             return tracer(*inputs)
 
     return trace
@@ -275,13 +279,15 @@ class _Forms:
     def __init__(self) -> None:
         self._mode = FakeTensorMode()
         self._known: dict[Hashable, Tensor] = {}
+        self._thread = threading.get_ident()
         self._of_others: Callable[..., object] = proxy_tensor.extract_val
 
     def of(self, value: object, **kwargs: object) -> object:
         """Returns the form of a tensor, or of each in a list."""
         if isinstance(value, (list, tuple)):
             return type(value)([self.of(part) for part in value])
-        if not torch.is_tensor(value) or value.layout is not torch.strided:
+        elsewhere = threading.get_ident() != self._thread
+        if elsewhere or not torch.is_tensor(value) or value.layout is not torch.strided:
             return self._of_others(value, **kwargs)
         shape, strides, dtype = layout_of(value)
         start = value.storage_offset()
