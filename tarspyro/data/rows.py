@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import Tensor
 
 from tarspyro.arguments import as_numbers, format_value
@@ -157,7 +158,8 @@ def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> La
 
     Raises:
         TypeError: If the array does not lie in a file, or the function cannot be called.
-        ValueError: If the function does not return a row for each row.
+        ValueError: If the path is that of another file, or the function does not return a row
+            for each row.
 
     Example:
         >>> import tempfile
@@ -168,6 +170,13 @@ def stored(array: Any, function: Callable[[Tensor], Tensor] | None = None) -> La
         tensor([1., 1.])
     """
     if isinstance(array, (str, os.PathLike)):
+        with open(array, "rb") as file:
+            is_array = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+        if not is_array:
+            raise ValueError(
+                f"array must be the path of a .npy file, got {format_value(os.fspath(array))}:"
+                " read other files with tarspyro.data.load."
+            )
         array = np.load(array, mmap_mode="r", allow_pickle=False)
     if not is_stored(array):
         raise TypeError(

@@ -160,6 +160,14 @@ def test_what_is_not_stored_is_refused(array, function, message, tmp_path):
         data.stored(array, function)
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.npz"])
+def test_the_path_of_another_file_is_refused(name, tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    np.savez(tmp_path / "x.npz", x=ARRAY)
+    with pytest.raises(ValueError, match=f"path of a .npy file, got '.*{name}'.*data.load"):
+        data.stored(tmp_path / name)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("seconds", [0.0, 0.002])  # read directly, and in threads
 def test_a_training_on_a_file_is_the_one_on_its_numbers(shuffle, seconds, tmp_path):
