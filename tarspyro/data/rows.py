@@ -45,9 +45,31 @@ class LazyRows(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        """Returns some of the rows as a dense tensor."""
-        return self.made_of(self.read(rows))
+    def __getitem__(self, rows: Any) -> Tensor:
+        """Returns some of the rows as a dense tensor, chosen as those of a tensor are: by a
+        slice, a number, numbers, or a mask.
+        """
+        if isinstance(rows, slice) and (rows.step is None or rows.step > 0):
+            return self.made_of(self.read(rows))
+        if isinstance(rows, slice):
+            rows = range(len(self))[rows]
+        index = torch.as_tensor(rows)
+        if index.dtype is torch.bool:
+            index = self._chosen_by(index)
+        if not index.dim():
+            return self[index[None]][0]
+        if index.is_floating_point() and len(index):
+            raise IndexError(f"rows are chosen by whole numbers, got {format_value(rows)}.")
+        index = index.long()  # that of an empty list is a float
+        return self.made_of(self.read(index.where(index >= 0, index + len(self))))
+
+    def _chosen_by(self, mask: Tensor) -> Tensor:
+        """Returns the places of the rows that a mask chooses."""
+        if mask.shape != self.shape[:1]:
+            raise IndexError(
+                f"a mask of rows must have the shape ({len(self)},), got {tuple(mask.shape)}."
+            )
+        return mask.nonzero().squeeze(1)
 
     @abstractmethod
     def read(self, rows: slice | Tensor) -> Tensor:

@@ -160,6 +160,29 @@ def test_what_is_not_stored_is_refused(array, function, message, tmp_path):
         data.stored(array, function)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [3, -1, np.int64(2), [4, 0, 4], np.array([1, 5]), range(2), [], slice(None, None, 2)]
+    + [torch.arange(6) % 2 == 0, np.arange(6) > 3, torch.tensor([-1, 0])],
+    ids=str,
+)
+def test_rows_are_chosen_as_those_of_a_tensor(index, tmp_path):
+    at = list(index) if isinstance(index, range) else index
+    for rows in (
+        part_of("x", stored(tmp_path)),
+        data.stored(stored(tmp_path), lambda x: 2 * x),
+        SparseRows.of_tensor(torch.tensor(ARRAY).to_sparse()),
+    ):
+        torch.testing.assert_close(rows[index], rows[:][at])
+    torch.testing.assert_close(rows[::-2], rows[:].flip(0)[::2])
+    with pytest.raises(
+        IndexError, match=r"mask of rows must have the shape \(6,\), got \(2,\)"
+    ):
+        rows[torch.tensor([True, False])]
+    with pytest.raises(IndexError, match="rows are chosen by whole numbers"):
+        rows[[0.5]]
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.npz"])
 def test_the_path_of_another_file_is_refused(name, tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
