@@ -22,6 +22,7 @@ _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}
 _YES = {"yes", "true", "y", "t"}
 _NO = {"no", "false", "n", "f"}
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$")
 
 # A column of text with more levels than this is free text, not a category.
@@ -297,6 +298,14 @@ def _words(
     name: str, cells: Sequence[str], missing: Tensor, kind: str | None, source: str
 ) -> tuple[Column, Tensor]:
     given = [cell for cell, gap in zip(cells, missing, strict=True) if not gap]
+    if kind is None and all(_THOUSANDS.fullmatch(c) or _is_number(c) for c in given):
+        comma = next(cell for cell in given if not _is_number(cell))
+        raise DataError(
+            f"{source} has numbers with commas in the column {name!r}, such as"
+            f" {format_value(comma)}: if they part thousands, leave them out, or give what"
+            " pandas.read_csv(path, thousands=',') returns; if they are decimal commas, write"
+            " points."
+        )
     if kind is None and all(_DECIMAL_COMMA.fullmatch(c) or _is_number(c) for c in given):
         comma = next(cell for cell in given if not _is_number(cell))
         raise DataError(

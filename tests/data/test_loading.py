@@ -105,6 +105,8 @@ def test_kinds_that_the_user_knows_better():
         ("a,b\n", "a header and no rows"),
         ("a,b\n1,2\n1\n", "2 cells in its first row and 1 in row 3"),
         ("a;b\n1,5;1\n2;3\n", "decimal commas in the column .a., such as .1,5.: write points"),
+        ('a,b\n"1,000",1\n2,3\n', "commas in the column .a., such as .1,000.: if they part"),
+        ('a\n"1,000,000"\n"2,500.5"\n', "numbers with commas.*thousands=','"),
         ("when,b\n2024-01-05,1\n2024-02-05,2\n", "dates in the column 'when'.*days since"),
         ("a,b\n1,\n2,NA\n", "no value in the column 'b': leave the column out"),
         ("a\n1\ninf\n", "an infinite number in the column 'a'"),
