@@ -22,7 +22,15 @@ from torch.nn.functional import one_hot
 
 from tarspyro.arguments import check_choice, check_module, format_value
 from tarspyro.conditional import Conditional
-from tarspyro.distributions import Beta, Dirichlet, FamilyModule, Gamma, Prior
+from tarspyro.distributions import (
+    Beta,
+    Dirichlet,
+    FamilyModule,
+    Gamma,
+    PowerSpherical,
+    Prior,
+    VonMisesFisher,
+)
 from tarspyro.distributions.transformed import TransformedDistribution
 from tarspyro.infer.traces import (
     PairError,
@@ -47,6 +55,8 @@ _FAMILIES: dict[type[Any], type[Any]] = {
     td.Beta: Beta,
     td.Dirichlet: Dirichlet,
     td.VonMises: dist.VonMises,
+    VonMisesFisher: VonMisesFisher,
+    PowerSpherical: PowerSpherical,
     td.Bernoulli: dist.Bernoulli,
     td.Categorical: dist.Categorical,
     td.OneHotCategorical: dist.OneHotCategorical,
@@ -85,10 +95,10 @@ def auto(
       have parameters of their own; in the order of the model, those with parents are a
       ``Conditional`` given the parents. Local variables are no parents of global ones.
 
-    The family is the prior's for Gamma, Beta, Dirichlet and LogNormal, and a Normal for other
-    priors of real numbers. For any other continuous prior it is a Normal that torch's
-    ``biject_to`` maps to the prior's support. Draws of all these have gradients. Discrete
-    variables keep their family, and there are three ways:
+    The family is the prior's for Gamma, Beta, Dirichlet, LogNormal, VonMisesFisher and
+    PowerSpherical, and a Normal for other priors of real numbers. For any other continuous prior
+    it is a Normal that torch's ``biject_to`` maps to the prior's support. Draws of all these have
+    gradients. Discrete variables keep their family, and there are three ways:
 
     - Variables that the model marks, ``infer={"enumerate": "parallel"}``, are summed out by the
       model, and the guide leaves them out: train with ``pyro.infer.TraceEnum_ELBO``.

@@ -12,7 +12,7 @@ from torch import nn
 
 from tarspyro import evaluate, fit, guides, load_run, models
 from tarspyro.conditional import Conditional
-from tarspyro.distributions import default_prior
+from tarspyro.distributions import PowerSpherical, VonMisesFisher, default_prior
 from tarspyro.infer import ELBO, IWAE, Compiled, PairError, check_pair, log_weights
 from tarspyro.nn import MLP
 
@@ -311,6 +311,8 @@ def test_the_rows_of_a_subsampled_plate_of_components_have_their_parameters():
         dist.Poisson(3.0),
         dist.VonMises(0.0, 1.0),
         dist.Binomial(5, torch.tensor(0.3)),
+        VonMisesFisher(torch.eye(3)[0], torch.tensor(2.0)),
+        PowerSpherical(torch.eye(4)[0], torch.tensor(2.0)),
     ],
     ids=lambda prior: type(getattr(prior, "base_dist", prior)).__name__,
 )
