@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoStructured
 from torch import nn
 
 from tarspyro import Conditional, evaluate, guides, models
-from tarspyro.infer import ELBO, IWAE, PairError, Renyi, log_weights
+from tarspyro.infer import ELBO, IWAE, PIWAE, FDivergence, PairError, Renyi, log_weights
 from tarspyro.nn import MLP, Recurrence
 
 from ..programs import assert_within
@@ -261,6 +261,17 @@ def test_particles_run_one_after_another_where_they_cannot_run_together(likeliho
     torch.testing.assert_close(together, apart)
     estimate = evaluate.log_likelihood(model, guide, x, num_particles=50, seed=0)
     assert estimate.shape == (3,) and estimate.isfinite().all()
+
+
+@pytest.mark.parametrize("bound", [PIWAE(2, 2), FDivergence("chi2", 2)])
+def test_bounds_that_run_all_particles_together_name_one_that_does_not(bound):
+    model, guide = _pair(NAIVE["a view"])
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(PairError, match="plate of particles: take IWAE"),
+    ):
+        bound.loss(model, guide, x)
 
 
 def test_rows_that_depend_on_each_other_have_one_weight():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tarspyro.arguments import as_count, check_choice, check_number, format_value
-from tarspyro.infer.bounds.importance import WeightedBound
+from tarspyro.infer.bounds.importance import TAKE_IWAE, WeightedBound
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
@@ -86,7 +86,7 @@ class FixedDraws(WeightedBound):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the objective; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        self._check_vectorized(model, structure, type(self).__name__)
+        self._check_vectorized(model, structure, type(self).__name__, TAKE_IWAE)
         weights = self._weights(model, guide, args, kwargs, structure)
         values = []
         for group in weights.groups:

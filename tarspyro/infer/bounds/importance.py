@@ -38,6 +38,9 @@ from tarspyro.infer.traces import (
 from tarspyro.infer.weights import draw_weights, in_plates, weigh
 from tarspyro.types import Program
 
+# The remedy of bounds that have no other way for pairs that run particle by particle.
+TAKE_IWAE = "take IWAE, which runs its particles one after another there"
+
 
 class WeightedBound(Bound):
     r"""A bound that is a function of several log weights of each data point.
@@ -189,11 +192,17 @@ class WeightedBound(Bound):
             )
         return structure
 
-    def _check_vectorized(self, model: Program, structure: Structure, wanted_by: str) -> None:
+    def _check_vectorized(
+        self,
+        model: Program,
+        structure: Structure,
+        wanted_by: str,
+        remedy: str = "leave it out",
+    ) -> None:
         if structure.vectorized is False:
             raise PairError(
                 f"{wanted_by} runs all particles together, and {name_of(model)} cannot run in a"
-                " plate of particles: leave it out."
+                f" plate of particles: {remedy}."
             )
 
 
@@ -450,7 +459,7 @@ class PIWAE(IWAE):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the model's bound; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        self._check_vectorized(model, structure, "PIWAE")
+        self._check_vectorized(model, structure, "PIWAE", TAKE_IWAE)
         in_plate, guide_in_plate = in_plates(
             model, guide, self.num_groups, self.num_particles, structure
         )
