@@ -21,6 +21,7 @@ from tarspyro.infer import (
     Renyi,
     ReweightedWakeSleep,
 )
+from tarspyro.infer.bounds.fixed_draws import _DIVERGENCES
 from tarspyro.nn import MLP
 
 from ..programs import LinearGaussian, assert_within
@@ -395,6 +396,31 @@ def test_they_train_and_compile(bound, family):
         torch.manual_seed(1)
         values.append(one.differentiable_loss(p, q, x[:20]).item())
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda t: t**2, "convex in t, and is given log t"),
+        (lambda t: t * t.log(), "convex in t, and is given log t"),
+        (lambda log_t: log_t, "convex in t"),  # concave
+        (
+            lambda log_t: 1.0,
+            "a tensor with a number for each log t, which has derivatives, got 1",
+        ),
+        (lambda log_t: log_t.exp().sum(), "a tensor with a number for each log t"),
+        (lambda log_t: log_t.detach(), "which has derivatives"),
+    ],
+)
+def test_a_function_that_is_no_divergence_is_refused(f, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        FDivergence(f)
+
+
+@pytest.mark.parametrize("f", [*_DIVERGENCES.values(), lambda log_t: (40 * log_t).exp()])
+def test_convex_functions_are_accepted(f):
+    with torch.no_grad():
+        assert FDivergence(f).f is f
 
 
 def test_wrong_arguments_and_pairs():

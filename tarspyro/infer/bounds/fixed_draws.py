@@ -220,14 +220,16 @@ class FDivergence(FixedDraws):
     (Wan et al. 2020, arXiv:2009.13093; Csiszar 1963.)
 
     Arguments:
-        f: A name of the table, or a convex function of log t, which takes and returns tensors.
+        f: A name of the table, or a function that takes log t, a tensor, and returns f(t), which
+            is convex in t: ``lambda log_t: log_t.exp() * log_t`` is :math:`t \log t`.
         num_particles: K, at least 2.
         num_groups: How many such estimates are averaged.
         options: ``max_plate_nesting`` and ``retain_graph``, see ``Renyi``.
 
     Raises:
-        TypeError: If a number is not whole, or ``f`` is neither a name nor a function.
-        ValueError: If an argument is out of range.
+        TypeError: If a number is not whole, ``f`` is neither a name nor a function, or it
+            returns no tensor with derivatives.
+        ValueError: If an argument is out of range, or ``f`` is not convex in t.
         PairError: When called, if data points share latent variables, or the pair cannot run in
             a plate of particles.
 
@@ -265,6 +267,8 @@ class FDivergence(FixedDraws):
                 f"f must be a name or a function of log t, got {format_value(f)}: take"
                 " 'jensen-shannon'."
             )
+        else:
+            _check_convex(f)
         super().__init__(as_count("num_particles", num_particles, 2), num_groups, **options)
         self.f = f
 
@@ -380,6 +384,27 @@ class TVO(FixedDraws):
         count: int = self.num_particles
         covariance = _mean(signal, log_density) * count / (count - 1)
         return mean + (covariance - covariance.detach())
+
+
+def _check_convex(f: Callable[[Tensor], Tensor]) -> None:
+    """Raises unless f, a function of log t, has derivatives and is convex in t."""
+    with torch.enable_grad():
+        log_t = torch.linspace(-3.0, 3.0, 61, dtype=torch.float64, requires_grad=True)
+        value: object = f(log_t)
+        if not torch.is_tensor(value) or value.shape != log_t.shape or not value.requires_grad:
+            raise TypeError(
+                "f must return a tensor with a number for each log t, which has derivatives, got"
+                f" {format_value(value)}: take lambda log_t: log_t.exp() * log_t for t log t."
+            )
+        (slope,) = torch.autograd.grad(value.sum(), log_t)
+    # The derivative of t f'(t) - f(t) in t is t f''(t).
+    signal = (slope - value).detach()
+    rounding = 1e-9 * (1 + signal.abs())
+    if not bool((signal.diff() >= -rounding[1:]).all()):  # false for NaN too
+        raise ValueError(
+            "f must be convex in t, and is given log t: take lambda log_t: log_t.exp() * log_t for"
+            " t log t."
+        )
 
 
 def _mean(shares: Tensor, values: Tensor) -> Tensor:
