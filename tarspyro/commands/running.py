@@ -179,7 +179,13 @@ def _print_data(data: str, material: PreparedData, method: Method) -> None:
         print(line)
     if material.binarize:
         print(f"{pixels[0]} (--grey keeps them grey)")
-    print(f"{method.epochs} epochs of {-(-train // method.batch_size)} steps")
+    steps = -(-train // method.batch_size)
+    print(f"{_counted(method.epochs, 'epoch')} of {_counted(steps, 'step')}")
+
+
+def _counted(number: int, word: str) -> str:
+    """Returns a number with what it counts, such as "1 step" and "2 steps"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _resumed(options: Namespace, run: Path) -> tuple[str, Layout | None, dict[str, object]]:

@@ -441,12 +441,13 @@ def test_other_files_have_to_fit_the_run(survey, tmp_path, assert_one_line):
     assert_one_line("--out", ".npz, .csv")
 
 
-def test_counts_start_with_the_spread_of_the_data(rng, tmp_path):
+def test_counts_start_with_the_spread_of_the_data(rng, tmp_path, capsys):
     counts = rng.poisson(3.0, size=(300, 4))
     np.savetxt(tmp_path / "counts.csv", counts, fmt="%d", delimiter=",", header="a,b,c,d")
     run, out = str(tmp_path / "run"), tmp_path / "drawn.csv"
     data = ["--data", str(tmp_path / "counts.csv"), "--run", run]
     assert main(["train", "vae", *data, "--epochs", "1", "--quiet"]) == 0
+    assert "1 epoch of 3 steps" in capsys.readouterr().out
     assert main(["sample", run, "--num", "1000", "--out", str(out)]) == 0
     drawn = np.loadtxt(out, delimiter=",", skiprows=1)
     assert (abs(drawn.mean(0) - 3) < 1).all()
