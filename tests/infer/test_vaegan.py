@@ -696,6 +696,9 @@ def test_what_cannot_be_played_is_said():
         match=r"has a Deterministic likelihood at 'x', without a density: give the name",
     ):
         train(p, q, x, VAEGAN(discriminator(), layer=None))
+    cauchy, guide = pair(Conditional(dist.Cauchy, mlp(LATENT), PIXELS))
+    with pytest.raises(PairError, match="distribution of 'x' has no mean to generate"):
+        train(cauchy, guide, x, game)
     with pytest.raises(PairError, match=r"guide is None, but models\.VAE samples \['z'\]"):
         fit(p, data=x, loss=game, progress=False)
     for make in (

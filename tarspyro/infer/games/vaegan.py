@@ -202,13 +202,11 @@ class VAEGAN(AdversarialGame):
                 f" density cannot have the weight likelihood={self.likelihood}: leave the weight"
                 " at 0, or take another likelihood."
             )
-        try:
-            _ = family.mean
-        except NotImplementedError:
+        if not _has_mean(family):
             raise PairError(
                 f"{name_of(model)}'s distribution of {self.site!r} has no mean to generate:"
                 " take another likelihood, such as a Normal or a Deterministic."
-            ) from None
+            )
         self.rehearse(model, guide, *args, **kwargs)
 
     def prepare(
@@ -253,6 +251,14 @@ class VAEGAN(AdversarialGame):
             self._views = (_FeatureView(self, model),)
         self._views[0].weight = weight
         return self._views[0]
+
+
+def _has_mean(family: TorchDistributionMixin) -> bool:
+    """Returns whether a distribution has a mean; torch says NaN of that of a Cauchy."""
+    try:
+        return not bool(family.mean.isnan().all())
+    except NotImplementedError:
+        return False
 
 
 class _FeatureView(nn.Module):
