@@ -82,7 +82,8 @@ def disentanglement(
     Arguments:
         codes: Codes of shape ``(N, *event)``, for example the result of ``embed``.
         factors: The values of the factors, numbers of shape ``(N, K)``, such as
-            ``tarspyro.data.sprites().factors``.
+            ``tarspyro.data.sprites().factors``. Each has a few values, which are classes for MIG
+            and DCI.
         categorical: The columns of factors whose values have no order.
         bins: The number of bins of each unit.
         seed: The seed of the forest and of the held-out rows.
@@ -90,7 +91,7 @@ def disentanglement(
     Raises:
         TypeError: If ``categorical`` is not a collection of columns.
         ValueError: If codes and factors differ in length, if a code is not finite, or if a
-            factor has a single value.
+            factor has a single value, or more values than half the rows.
 
     Example:
         >>> import torch
@@ -158,6 +159,11 @@ def _labels(column: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(
             f"factors must each have two values or more, and column {k} has only"
             f" {format_value(float(found[0]))}: leave it out."
+        )
+    if 2 * len(found) > len(column):
+        raise ValueError(
+            f"factors must have values that repeat, and column {k} has {len(found)} different ones"
+            f" in {len(column)} rows: divide it into a few, such as by np.digitize."
         )
     return np.asarray(labels)
 

@@ -97,6 +97,16 @@ def test_codes_of_any_shape_and_container():
     )
 
 
+def test_factors_whose_values_do_not_repeat_are_refused_and_their_bins_are_not():
+    factors = np.random.default_rng(0).uniform(size=(300, 2))
+    with pytest.raises(
+        ValueError, match=r"column 0 has 300 different ones in 300 rows: divide"
+    ):
+        disentanglement(factors, factors)
+    bins = np.digitize(factors, np.linspace(0, 1, 5))
+    assert disentanglement(factors, bins).mig > 0.8
+
+
 def test_wrong_arguments():
     codes = torch.randn(600, 2)
     with pytest.raises(ValueError, match=r"factors must be of shape \(N, K\).*600 codes"):
