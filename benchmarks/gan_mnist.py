@@ -239,12 +239,13 @@ def grey(latent):
 def vaegan(arguments, mnist, judge, pictures):
     rows = {}
     test = mnist.test[: arguments.samples]
-    losses = {"vae": ELBO(), "vae-gan": hybrid(arguments, ELBO(beta=arguments.beta))}
-    for name, loss in losses.items():
+    for name in ("vae", "vae-gan"):
         torch.manual_seed(arguments.seed)
         p = models.VAE(default_prior(dist.Normal, 32), grey(32))
         q = guides.VAE(Conditional(dist.Normal, MLP(784, [512, 256]), 32))
-        options = {"lr": 1e-3} if name == "vae" else HYBRID
+        loss, options = ELBO(), {"lr": 1e-3}
+        if name == "vae-gan":
+            loss, options = hybrid(arguments, ELBO(beta=arguments.beta)), HYBRID
         rows[name] = trained(
             p, q, mnist.train.x, arguments, loss=loss, optimizer=Optimizer(**options)
         )
