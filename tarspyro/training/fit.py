@@ -87,12 +87,12 @@ def fit(
     side by side add up. Short last batches count by their rows.
 
     Before the first step ``fit`` checks the pair and the data. It initializes the heads of new
-    ``Conditional`` distributions from the data, see ``tarspyro.initialize_from_data``. Pyro
-    validates the first step of every new shape of the data, and no other. Pyro's global
-    parameter store is left alone. Modules stay in the mode that they are in, training or
-    evaluation. Real numbers, bytes and booleans of the data get the type of the parameters,
-    such as double precision, and so do whole numbers in two or more dimensions, if the pair
-    runs on them.
+    ``Conditional`` distributions from the data, see ``tarspyro.initialize_from_data``, except
+    under ``Adversarial`` and ``VAEGAN``. Pyro validates the first step of every new shape of the
+    data, and no other. Pyro's global parameter store is left alone. Modules stay in the mode
+    that they are in, training or evaluation. Real numbers, bytes and booleans of the data get
+    the type of the parameters, such as double precision, and so do whole numbers in two or more
+    dimensions, if the pair runs on them.
 
     With ``ELBO`` or a bound of weights ``fit`` warns if the KL of all latent units is next to
     nothing after two epochs, a hundred steps and two thousand data points: the posterior has
@@ -359,7 +359,7 @@ def _initialize(
     training starts with the weights as they were made.
     """
     pair = objective.pair
-    if objective.ranks_epochs:  # a game has no likelihood to start from
+    if objective.has_likelihood:
         with contextlib.suppress(*PROGRAM_ERRORS), undone_on_error(*pair):
             start_near(*pair, examples)
     advise(*pair, first, binarize=batches.binarize)

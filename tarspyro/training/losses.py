@@ -89,6 +89,11 @@ class Objective:
         return not isinstance(self.loss, Game)
 
     @property
+    def has_likelihood(self) -> bool:
+        """Whether the loss holds log-densities of the data, which may start near the data."""
+        return not isinstance(self.loss, Game) or self.loss.has_likelihood
+
+    @property
     def needs_store(self) -> bool:
         """Whether the loss finds the parameters in Pyro's store alone."""
         return _only_fills_gradients(self.loss)

@@ -31,7 +31,8 @@ from tarspyro.distributions import (
     GumbelSoftmax,
     default_prior,
 )
-from tarspyro.nn import MLP, ConvDecoder, WithGaps
+from tarspyro.infer import AdversarialAutoencoder, FactorVAE
+from tarspyro.nn import MLP, ConvDecoder, Discriminator, WithGaps
 from tarspyro.runs import RunError
 
 ROWS = 400
@@ -262,6 +263,22 @@ def test_fit_starts_as_initialize_from_data_does():
     fit(*trained, x, epochs=1, lr=0.0, progress=False)
     assert torch.equal(weights(*trained), before)
     assert not torch.equal(weights(*new()), before)
+
+
+@pytest.mark.parametrize("game", [AdversarialAutoencoder, FactorVAE])
+def test_games_with_a_likelihood_start_as_bounds_do(game):
+    x = counts(500)
+
+    def new():
+        torch.manual_seed(0)
+        return pair(Conditional(dist.Poisson, MLP(3, [16]), 6), 6)
+
+    expected = new()
+    initialize_from_data(*expected, x)
+    trained = new()
+    loss = game(Discriminator(MLP(3, [4])))
+    fit(*trained, x, loss=loss, epochs=1, lr=0.0, progress=False)
+    assert torch.equal(weights(*trained), weights(*expected))
 
 
 def test_constant_columns_have_a_start():

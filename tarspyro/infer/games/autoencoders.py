@@ -135,6 +135,8 @@ class AdversarialAutoencoder(AdversarialGame):
 
     adjustable = ("weight",)
 
+    has_likelihood = True
+
     def __init__(
         self,
         discriminator: nn.Module,

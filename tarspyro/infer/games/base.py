@@ -82,6 +82,8 @@ class Game(Configurable):
     Attributes:
         adjustable: The names of the attributes that may change from step to step, by
             ``schedules`` of ``fit``.
+        has_likelihood: Whether a loss holds the log-density of the data under the model.
+            ``fit`` then starts a new pair near the data, as for a bound.
 
     Example:
         >>> import torch
@@ -102,6 +104,7 @@ class Game(Configurable):
     """
 
     adjustable: tuple[str, ...] = ()
+    has_likelihood: bool = False
 
     def players(self, model: list[Tensor], guide: list[Tensor]) -> list[Player]:
         """Returns the players in the order in which they move.

@@ -66,6 +66,8 @@ class FactorVAE(Game):
 
     adjustable = ("gamma",)
 
+    has_likelihood = True
+
     def __init__(
         self, discriminator: nn.Module, gamma: float = 35.0, *, num_particles: int = 1
     ) -> None:
