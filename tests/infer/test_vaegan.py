@@ -497,7 +497,7 @@ def test_codes_come_to_follow_the_prior():
             q,
             x[: 1000 if name == "WAE" else None],
             loss,
-            epochs=15,
+            epochs=15 if name == "WAE" else 30,
             optimizer=Optimizer(**options),
         )
         z = q.posterior(x).v.detach()
