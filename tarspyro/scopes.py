@@ -6,6 +6,7 @@ __all__ = [
     "find_device",
     "get_rng_states",
     "kept_buffers",
+    "kept_tensors",
     "local_parameters",
     "own_store",
     "preserved_rng",
@@ -17,7 +18,7 @@ import contextlib
 import contextvars
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyro
 import torch
@@ -160,23 +161,53 @@ def evaluating(*programs: object) -> Iterator[None]:
 @contextlib.contextmanager
 def kept_buffers(*programs: object) -> Iterator[None]:
     """Restores the buffers of modules among the programs, such as running statistics."""
-    buffers = [
-        buffer
+    before = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
         for program in programs
         if isinstance(program, nn.Module)
-        for buffer in program.buffers()
+        for module in program.modules()
+        for name, buffer in module._buffers.items()
     ]
-    before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
+            for module, name, buffer, value in before:
+                module._buffers[name] = buffer  # a module may bind another tensor to its name
+                if buffer is None or value is None:
+                    continue
                 # Through ``data``, since a loss from before may still need its gradient, and
                 # autograd would count this as a change. The count could not tell which
                 # buffers have changed either: batch normalization changes its statistics
                 # without it.
                 buffer.data.copy_(value)
+
+
+@contextlib.contextmanager
+def kept_tensors(
+    modules: Iterable[nn.Module],
+) -> Iterator[list[tuple[nn.Module, str, object]]]:
+    """Restores which tensors modules hold, as buffers or as other attributes.
+
+    Gives a list, which afterwards has the attributes that were bound to other tensors: the
+    module, the name, and what it held before, None if it had no such attribute.
+    """
+    held = [(module, (vars(module), module._buffers)) for module in modules]
+    before = [[dict(names) for names in both] for _, both in held]
+    replaced: list[tuple[nn.Module, str, object]] = []
+    try:
+        yield replaced
+    finally:
+        for (module, both), formers in zip(held, before, strict=True):
+            for names, former in zip(both, formers, strict=True):
+                for name in [key for key, value in names.items() if torch.is_tensor(value)]:
+                    if name not in former:
+                        del names[name]
+                    elif names[name] is not former[name]:
+                        names[name] = former[name]
+                    else:
+                        continue
+                    replaced.append((module, name, former.get(name)))
 
 
 def get_rng_states() -> list[Tensor]:

@@ -250,7 +250,8 @@ class _CompiledPath(_Path):
         super().__init__(densities, start)
         found = [steps for transforms, steps in compiled if transforms == self.transforms]
         if not found:
-            found = [CompiledValues(self._flat_leapfrog)]
+            programs = (densities.model, densities.guide)
+            found = [CompiledValues(self._flat_leapfrog, programs)]
             compiled.append((self.transforms, found[0]))
         self._steps = found[0]
 

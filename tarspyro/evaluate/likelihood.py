@@ -162,7 +162,9 @@ class _Weights:
         # The chunks keep each structure, so that its id stays its own.
         key = count, id(structure)
         if key not in self._compiled:
-            self._compiled[key] = CompiledValues(lambda *batch: {"log_w": weights(*batch)})
+            self._compiled[key] = CompiledValues(
+                lambda *batch: {"log_w": weights(*batch)}, (self.model, self.guide)
+            )
         return self._compiled[key](*batch)["log_w"]
 
 

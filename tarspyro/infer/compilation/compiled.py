@@ -127,6 +127,7 @@ class Compiled(Bound):
         self._plans: dict[StepKey, _Plan] = {}
         self._latest: tuple[StepKey, ConstantHistory, _Plan] | None = None
         self._histories: dict[tuple[Hashable, ...], ConstantHistory] = {}
+        self._last_kinds: dict[tuple[Hashable, ...], tuple[Hashable, int]] = {}
         self._warned = False
         self._pool: object = None  # the memory that all graphs share
         self._trusts = False  # see ``unchanging``
@@ -290,6 +291,8 @@ class Compiled(Bound):
         inputs: Mapping[str, Tensor],
     ) -> "_Plan | None":
         """The plan for steps with a key; None to go on eagerly."""
+        if self._is_another_at_every_step(key, model):
+            return None
         history = self._histories.get(key.kind)
         if history is None:
             history = self._histories[key.kind] = ConstantHistory()
@@ -308,6 +311,25 @@ class Compiled(Bound):
                 former.release()  # its time may be over, and its memory is large
         plan = self._plans[key] = _Plan(self, model, guide, kwargs, inputs)
         return plan
+
+    def _is_another_at_every_step(self, key: StepKey, model: Program) -> bool:
+        """Whether the tensors, the modes or the hooks of modules have been other ones in several
+        steps in a row.
+        """
+        before, changes = self._last_kinds.get(key.place, (key.kind, 0))
+        changes = changes + 1 if key.kind != before else 0
+        self._last_kinds[key.place] = key.kind, changes
+        if changes <= TRIALS:
+            return False
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The modules of {name_of(model)} or of its guide have other tensors, modes or"
+                " hooks at every step, and a compiled step is for the same ones: it goes on"
+                " eagerly. Change buffers in place, such as by self.mean.copy_(...).",
+                stacklevel=5,
+            )
+        return True
 
     def _adjusted_inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors with the values of the adjustable numbers, always the same tensors."""

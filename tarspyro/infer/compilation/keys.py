@@ -44,7 +44,7 @@ class StepKey(NamedTuple):
 
     Attributes:
         place: Programs and shapes.
-        kind: Programs, shapes, modes and tensors.
+        kind: Programs, shapes, modes, tensors and hooks.
         constants: Numbers and words among the attributes, by name.
     """
 
@@ -177,11 +177,11 @@ def _public_attributes(module: nn.Module) -> _Attributes:
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[object]:
-    """The tensors and the modules that modules hold."""
+    """The tensors, the modules and the hooks that modules hold."""
     return [
         part
         for module in modules
-        for held in (module._parameters, module._buffers, module._modules)
+        for held in (module._parameters, module._buffers, module._modules, *_hooks(module))
         for part in held.values()
     ]
 
@@ -258,15 +258,24 @@ def dtype_of(args: Sequence[object]) -> torch.dtype:
 
 
 def _state(module: nn.Module) -> tuple[Hashable, ...]:
-    """The mode of a module, the identities of its tensors, and which of them are trained."""
+    """The mode of a module, the identities of its hooks and tensors, and which of them are
+    trained.
+    """
     parameters = module._parameters
     buffers = module._buffers
+    hooks = [id(hook) for held in _hooks(module) for hook in held.values()]
     if not parameters and not buffers:
-        return (module.training,)
+        return module.training, *hooks
     trained = [
         parameter is not None and parameter.requires_grad for parameter in parameters.values()
     ]
-    return module.training, *map(id, parameters.values()), *trained, *map(id, buffers.values())
+    tensors = *map(id, parameters.values()), *trained, *map(id, buffers.values())
+    return module.training, *hooks, *tensors
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """What runs before and after the module's ``forward``."""
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 def _plain_attributes(module: nn.Module) -> list[tuple[str, Hashable]]:

@@ -1,6 +1,6 @@
 """One step of a bound, recorded as a graph, compiled and run."""
 
-__all__ = ["CompiledStep", "compile_graph", "stored_tensors"]
+__all__ = ["CompiledStep", "check_state", "compile_graph", "stored_tensors"]
 
 import contextlib
 import warnings
@@ -17,10 +17,11 @@ from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.compilation.capture import Captured
 from tarspyro.infer.compilation.kernels import kernels_together
 from tarspyro.infer.compilation.keys import TRIALS, device_of, dtype_of, modules_within
-from tarspyro.infer.compilation.recording import TensorFunction, record
+from tarspyro.infer.compilation.recording import RecordingError, TensorFunction, record
 from tarspyro.infer.compilation.recurrences import in_parts
 from tarspyro.infer.compilation.simplification import simplified
 from tarspyro.programs import tensors_of
+from tarspyro.scopes import kept_tensors
 from tarspyro.types import Program
 
 
@@ -54,8 +55,9 @@ class CompiledStep:
         stored: Mapping[str, int],
     ) -> None:
         def step(scale: Tensor, *args: object) -> tuple[Tensor, dict[str, Tensor]]:
-            with _attributes(bound.settings, inputs):
+            with _attributes(bound.settings, inputs), kept_tensors(modules) as replaced:
                 loss, terms = bound.loss_and_terms(model, guide, *args, **kwargs)
+            bound_anew.extend(replaced)
             return loss * scale, {"loss": loss, **terms}
 
         self.stored = stored
@@ -71,6 +73,7 @@ class CompiledStep:
             for program in (model, guide, *bound.programs)
             for module in modules_within(program)
         ]
+        bound_anew: list[tuple[nn.Module, str, object]] = []
         # A step may change what is not trained: running statistics, averages of weights.
         kept = [buffer for module in modules for buffer in module.buffers(False)]
         for module in modules:
@@ -80,6 +83,7 @@ class CompiledStep:
             self.recording = record(
                 step, (scale, *args), buffers=kept, parameters=bound.parameters
             )
+        check_state(bound_anew, self.recording.held)
         self._trained = [(tensor, tensor.requires_grad) for tensor in self.recording.held]
         self._function: TensorFunction = self.recording.graph
 
@@ -245,6 +249,25 @@ def _compile_part(
         else:
             function = torch._dynamo.lookup_backend(backend)(graph, list(inputs))
     return function
+
+
+def check_state(
+    bound_anew: Iterable[tuple[nn.Module, str, object]], held: Iterable[Tensor]
+) -> None:
+    """Raises if a module binds another tensor to an attribute that later steps read.
+
+    Other attributes, such as outputs that a layer keeps for a look at them, stay as they were
+    before the recording.
+    """
+    read = {tensor.untyped_storage().data_ptr() for tensor in held}
+    for module, name, former in bound_anew:
+        is_read = torch.is_tensor(former) and former.untyped_storage().data_ptr() in read
+        if is_read or name in module._buffers:
+            remedy = "" if name in module._buffers else "make it a buffer, and "
+            raise RecordingError(
+                f"{type(module).__name__} binds another tensor to its {name!r} when it runs, which"
+                f" a graph cannot: {remedy}change it in place, such as by {name}.copy_(...)."
+            )
 
 
 def stored_tensors(names: Iterable[str]) -> dict[str, int]:

@@ -4,16 +4,17 @@ __all__ = ["CompiledValues"]
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tarspyro.infer.compilation.keys import TRIALS
+from tarspyro.infer.compilation.keys import TRIALS, modules_within
 from tarspyro.infer.compilation.recording import RecordingError, TensorFunction, record
-from tarspyro.infer.compilation.steps import compile_graph
+from tarspyro.infer.compilation.steps import check_state, compile_graph
 from tarspyro.programs import tensors_of
-from tarspyro.types import Argument
+from tarspyro.scopes import kept_tensors
+from tarspyro.types import Argument, Program
 
 
 class CompiledValues:
@@ -26,10 +27,14 @@ class CompiledValues:
     Arguments:
         function: The function. If it cannot be recorded, a warning says so, and it runs as it is
             written.
+        programs: The programs that it runs.
     """
 
-    def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
+    def __init__(
+        self, function: Callable[..., dict[str, Tensor]], programs: Sequence[Program]
+    ) -> None:
         self.function = function
+        self.modules = [module for each in programs for module in modules_within(each)]
         self._calls: Counter[Hashable] = Counter()
         self._compiled: dict[Hashable, Callable[..., dict[str, Tensor]] | None] = {}
 
@@ -44,12 +49,17 @@ class CompiledValues:
         return (self._compiled[shape] or self.function)(*args)
 
     def _compile(self, args: tuple[Argument, ...]) -> Callable[..., dict[str, Tensor]] | None:
+        bound_anew: list[tuple[nn.Module, str, object]] = []
+
         def recorded(*values: Argument) -> tuple[Tensor, dict[str, Tensor]]:
-            results = self.function(*values)
+            with kept_tensors(self.modules) as replaced:
+                results = self.function(*values)
+            bound_anew.extend(replaced)
             return next(iter(results.values())).sum(), results
 
         try:
             recording = record(recorded, args, parameters=[])
+            check_state(bound_anew, recording.held)
             inputs = [*tensors_of(args), *recording.held]
             function: TensorFunction = compile_graph(recording.graph, inputs, "inductor")
         except RecordingError as error:
