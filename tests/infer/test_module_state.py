@@ -166,3 +166,16 @@ def test_hooks_are_seen(kind):
         return train(p, q, loss=loss)
 
     torch.testing.assert_close(in_two_parts(recorded()), in_two_parts(ELBO()))
+
+
+def test_modes_that_take_turns_are_compiled_once_each():
+    p, q = pair(make(MeanOfBatches, True))
+    lines = []
+    loss = recorded(report=lines.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(20):
+            q.train(step % 2 == 0)
+            loss.loss_and_grads(p, q, rows(10))
+    assert sum(line.startswith("compiling the step") for line in lines) == 2
+    assert q.posterior.trunk.count == 10

@@ -313,11 +313,12 @@ class Compiled(Bound):
         return plan
 
     def _is_another_at_every_step(self, key: StepKey, model: Program) -> bool:
-        """Whether the tensors, the modes or the hooks of modules have been other ones in several
+        """Whether the tensors, the modes or the hooks of modules have been new ones in several
         steps in a row.
         """
         before, changes = self._last_kinds.get(key.place, (key.kind, 0))
-        changes = changes + 1 if key.kind != before else 0
+        new = key.kind != before and key.kind not in self._histories
+        changes = changes + 1 if new else 0
         self._last_kinds[key.place] = key.kind, changes
         if changes <= TRIALS:
             return False

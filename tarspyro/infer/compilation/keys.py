@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.programs import modules_of
@@ -85,6 +86,9 @@ class StepKeys:
         place = (model, guide, *data, *kwargs)
         settings = _settings(self.bound.settings, self.bound.adjustable)
         contents = self._contents_of((model, guide, *self.bound.programs))
+        if contents.lazy:  # a run gives lazy layers their shapes
+            self.bound.prepare(model, guide, tuple(args), kwargs)
+            contents = self._contents_of((model, guide, *self.bound.programs))
         made_of = (place, cast, settings, contents)
         if self._key is None or self._made_of != made_of:
             kind = (*place, cast, *contents.states)
@@ -109,6 +113,7 @@ class _Contents:
     Attributes:
         states: The modes and tensors of the modules of each program.
         numbers: The numbers and words among their attributes, by name.
+        lazy: Whether there are tensors that wait for a first run to get their shapes.
     """
 
     def __init__(self, programs: Sequence[Program]) -> None:
@@ -126,6 +131,7 @@ class _Contents:
         self._attributes = [_public_attributes(module) for module in self._modules]
         self._parts = _parts(self._modules)
         self._identities = list(map(id, self._parts))
+        self.lazy = any(torch.is_tensor(part) and is_lazy(part) for part in self._parts)
         self._trained = _trained(self._modules)
 
     def have_changed(self) -> bool:

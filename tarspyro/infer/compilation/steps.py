@@ -259,9 +259,10 @@ def check_state(
     Other attributes, such as outputs that a layer keeps for a look at them, stay as they were
     before the recording.
     """
-    read = {tensor.untyped_storage().data_ptr() for tensor in held}
+    # Not by their addresses, which tensors of some subclasses do not tell.
+    read = {tensor.untyped_storage()._cdata for tensor in held}
     for module, name, former in bound_anew:
-        is_read = torch.is_tensor(former) and former.untyped_storage().data_ptr() in read
+        is_read = torch.is_tensor(former) and former.untyped_storage()._cdata in read
         if is_read or name in module._buffers:
             remedy = "" if name in module._buffers else "make it a buffer, and "
             raise RecordingError(
