@@ -303,7 +303,7 @@ def _anneal(path: _Path, schedule: list[float], count: int, num_leapfrog: int) -
     for previous, beta in itertools.pairwise(schedule):
         log_weights = log_weights + (beta - previous) * difference
         position, difference, acceptance = _move(
-            path, position, step_size.new_tensor(beta), step_size, num_leapfrog
+            path, position, step_size.new_full((), beta), step_size, num_leapfrog
         )
         error = acceptance[count:].mean(0, keepdim=True) - _ACCEPTANCE
         step_size = step_size * (_ADAPTATION * error).exp()

@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tarspyro.infer.compilation import kernels
 from tarspyro.infer.compilation.steps import compile_graph
+from tarspyro.scopes import exclusive
 
 
 @pytest.fixture
@@ -50,8 +51,13 @@ def test_a_library_that_cannot_be_built_gives_way_to_kernels_alone(libraries, mo
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_thread_waits_until_another_has_compiled():
-    """Inductor's functions are replaced for the process: whoever ends gives back the right ones."""
+@pytest.mark.parametrize("context", [kernels.kernels_together, exclusive])
+def test_a_thread_waits_until_another_has_compiled_or_run(context):
+    """Inductor's functions are replaced for the process: whoever ends gives back the right ones.
+
+    One lock stands for programs and compilations: of two, each thread could hold one and wait
+    for the other.
+    """
     from torch._inductor.async_compile import AsyncCompile
 
     before = AsyncCompile.cpp_pybinding, AsyncCompile.wait
@@ -64,7 +70,7 @@ def test_a_thread_waits_until_another_has_compiled():
             leave.wait(60)
 
     thread = threading.Thread(target=other)
-    with kernels.kernels_together():
+    with context():
         thread.start()
         began.wait(60)
         assert not inside.wait(0.3)

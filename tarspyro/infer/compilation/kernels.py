@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
+from tarspyro.scopes import exclusive
+
 # A library of fewer kernels is not worth the time to begin it.
 MINIMUM = 5
-# Inductor's functions are replaced for the whole process, by one thread at a time.
-_REPLACING = threading.RLock()
 
 _HEADER = "#include <torch/csrc/inductor/cpp_prefix.h>"
 # Python's side of a library, as in Inductor's own binding of a kernel.
@@ -155,9 +155,10 @@ class _Library:
 @contextlib.contextmanager
 def kernels_together() -> Iterator[None]:
     """Builds the C++ kernels of the graphs that this thread compiles inside together; they can
-    run afterwards. Other threads that compile wait.
+    run afterwards. Inductor's functions are replaced for the whole process, so other threads
+    that run or compile programs wait.
     """
-    with _REPLACING, _replaced() as libraries:
+    with exclusive(), _replaced() as libraries:
         try:
             yield
         finally:  # the modules of graphs before one that fails stay in Inductor's cache

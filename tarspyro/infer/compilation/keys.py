@@ -280,7 +280,7 @@ def _state(module: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    """What runs before and after the module's ``forward``."""
+    """The hooks before and after the module's ``forward``."""
     return module._forward_pre_hooks, module._forward_hooks
 
 

@@ -60,9 +60,6 @@ _MACHINERY = tuple(
 )
 _LIBRARY = str(Path(__file__).parents[1])
 
-# The recorder's function is replaced for the whole process, by one thread at a time.
-_REPLACING = threading.RLock()
-
 
 class RecordingError(RuntimeError):
     """A program cannot be a graph of tensor operations, such as one that reads a value back."""
@@ -259,12 +256,16 @@ def _trace(
 
 
 def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
-    """What records a function on tensors with values; the graph has their forms alone."""
+    """A recorder of a function on tensors with values, whose graph has their forms alone.
+
+    It replaces a function of PyTorch for the whole process. Its caller, with the random state
+    preserved, is the one thread that runs programs.
+    """
     forms = _Forms()
     tracer = make_fx(function)
 
     def trace(*inputs: Tensor) -> GraphModule:
-        with _REPLACING, mock.patch.object(proxy_tensor, "extract_val", forms.of):
+        with mock.patch.object(proxy_tensor, "extract_val", forms.of):
             return tracer(*inputs)
 
     return trace
