@@ -43,7 +43,7 @@ $(JAX_STAMP): benchmarks/requirements-jax.txt
 	touch $(JAX_STAMP)
 
 bench-jax: $(STAMP) $(JAX_STAMP)
-	$(BIN)/python benchmarks/step_time.py --cold --long --numpyro $(JAX_VENV)/bin/python
+	$(BIN)/python benchmarks/step_time.py --cold --numpyro $(JAX_VENV)/bin/python
 	$(BIN)/python benchmarks/mnist_epoch.py --numpyro $(JAX_VENV)/bin/python
 
 # On a machine with an accelerator: its tests and times, in less than eight minutes, in one file.

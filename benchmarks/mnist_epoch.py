@@ -108,7 +108,7 @@ def compare(arguments):
         np.save(images, mnist().train.x[: arguments.images].numpy())
         contestants = contestants_of(arguments, images, Path(folder) / "cache")
         contestants[WARM](1)  # fills the cache
-        for epochs in range(1, arguments.epochs + 1):
+        for epochs in arguments.epochs:
             runs = {name: [] for name in contestants}
             for _ in range(arguments.runs):
                 for name in random.sample(list(contestants), len(contestants)):
@@ -135,7 +135,9 @@ def main():
     parser.add_argument(
         "--numpyro", metavar="PYTHON", help="the Python of an environment that has NumPyro"
     )
-    parser.add_argument("--epochs", type=int, default=3, help="1 to this number of epochs")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=[1, 2, 3], help="the lengths of trainings"
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=50_000, help="a multiple of 100")

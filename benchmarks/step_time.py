@@ -75,7 +75,7 @@ GOALS = {
 RESULTS = Path(__file__).parent / "results"
 
 
-def contestants_of(program, x, device, compiler=True, numpyro=None):
+def contestants_of(program, x, device, left_out=(), numpyro=None):
     """The turns of all contestants of a program, compiled, with the seconds that this took."""
     makers = {
         HAND: lambda: hand_written(program, device),
@@ -89,11 +89,11 @@ def contestants_of(program, x, device, compiler=True, numpyro=None):
     }
     if program.pyro_bound is not None:
         makers[PYRO] = lambda: svi(program, device)
-    if not compiler:
-        del makers[HAND_COMPILED], makers[COMPILED]
     turns = {}
     start_up = {}
     for name, make in makers.items():
+        if name in left_out:
+            continue
         start = time.perf_counter()
         turns[name] = turn_of(make(), x)
         turns[name](2)
@@ -138,6 +138,9 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--without-compiler", action="store_true", help="leave out what is compiled"
+    )
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="NAME", help="contestants to leave out"
     )
     parser.add_argument("--only", default="", help="programs whose names contain this")
     parser.add_argument(
@@ -197,8 +200,10 @@ def row_of(program, arguments, numpyro):
     """The figures of a program."""
     x = program.batch().to(arguments.device)
     losses = numpyro.load(program, x) if numpyro else None
-    compiler = not arguments.without_compiler
-    turns, start_up = contestants_of(program, x, arguments.device, compiler, numpyro)
+    left_out = set(arguments.without)
+    if arguments.without_compiler:
+        left_out |= {HAND_COMPILED, COMPILED}
+    turns, start_up = contestants_of(program, x, arguments.device, left_out, numpyro)
     costs = take_turns(turns, arguments.rounds)
     wall = {name: [cost.ms for cost in values] for name, values in costs.items()}
     cpu = {name: [cost.cpu_ms for cost in values] for name, values in costs.items()}

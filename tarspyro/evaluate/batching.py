@@ -3,6 +3,7 @@
 __all__ = [
     "Array",
     "ParticleChunks",
+    "StructureByShape",
     "as_codes",
     "chunk_sizes",
     "first_rows",
@@ -85,11 +86,44 @@ def chunk_sizes(num_particles: int, rows: int, numbers: int = 1) -> Iterator[int
         yield min(chunk, num_particles - start)
 
 
+class StructureByShape:
+    """The structure of a pair, found once for each shape of a batch.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        num_particles: The number of particles that the pair runs with.
+        observed: Whether observed sites belong to the structure.
+    """
+
+    def __init__(
+        self, model: Program, guide: Program, num_particles: int = 1, observed: bool = False
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.num_particles = num_particles
+        self.observed = observed
+        self._structures: dict[tuple[torch.Size | None, ...], Structure] = {}
+
+    def __call__(self, batch: Arguments) -> Structure:
+        shapes = tuple(None if part is None else part.shape for part in batch)
+        if shapes not in self._structures:
+            self._structures[shapes] = structure_of(
+                self.model,
+                self.guide,
+                batch,
+                {},
+                particles=self.num_particles,
+                observed=self.observed,
+            )
+        return self._structures[shapes]
+
+
 class ParticleChunks:
     """The particles of a pair in chunks that fit in memory.
 
     Called with a batch, yields for each chunk the number of its particles and the structure of
-    the pair, which is found once for each shape of a batch.
+    the pair.
 
     Arguments:
         model: The model.
@@ -98,10 +132,8 @@ class ParticleChunks:
     """
 
     def __init__(self, model: Program, guide: Program, num_particles: int) -> None:
-        self.model = model
-        self.guide = guide
         self.num_particles = num_particles
-        self._structures: dict[tuple[torch.Size | None, ...], Structure] = {}
+        self._structure_of = StructureByShape(model, guide, num_particles, observed=True)
 
     def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:
         structure = self._structure_of(batch)
@@ -113,14 +145,6 @@ class ParticleChunks:
     def count(self, batch: Arguments) -> int:
         """Returns the number of particles: one if nothing is drawn, as all would be equal."""
         return self.num_particles if self._structure_of(batch).latent else 1
-
-    def _structure_of(self, batch: Arguments) -> Structure:
-        shapes = tuple(None if part is None else part.shape for part in batch)
-        if shapes not in self._structures:
-            self._structures[shapes] = structure_of(
-                self.model, self.guide, batch, {}, particles=self.num_particles, observed=True
-            )
-        return self._structures[shapes]
 
 
 def map_batches(

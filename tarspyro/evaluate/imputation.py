@@ -50,6 +50,7 @@ def impute(
     mean: bool = False,
     site: str = "x",
     seed: int | None = None,
+    compile: bool = False,
 ) -> Array:
     r"""Draws the missing elements of data points given the observed ones.
 
@@ -111,6 +112,10 @@ def impute(
             their weights; then without a dimension of samples.
         site: The name of the observed site.
         seed: The seed of the draws; the global random state then stays unchanged.
+        compile: Whether to compile the rounds and the search for their start, as
+            ``fit(compile=True)`` does with steps of training. It takes some seconds for each
+            shape of a batch, and may draw from another stream of random numbers. Rounds that
+            take their elements in an order are not compiled.
 
     Returns:
         Shape ``(N, *event)``, or ``(num_samples, N, *event)``, with observed elements
@@ -147,7 +152,12 @@ def impute(
     weighted = method == "importance"
     guide = no_guide if guide is None else guide
     pair = MissingElements(
-        model, guide, site, num_rounds, metropolis=method == "metropolis-within-gibbs"
+        model,
+        guide,
+        site,
+        num_rounds,
+        metropolis=method == "metropolis-within-gibbs",
+        compile=compile,
     )
 
     def imputed(x: Tensor, *columns: Tensor) -> Array:
@@ -171,8 +181,7 @@ def impute(
             filled = pair.filled(trace, batch, mean=mean)
         else:
             repeated = batch.repeated(copies)
-            model_trace, _ = pair.chain(repeated)
-            filled = pair.filled(model_trace, repeated, mean=mean)
+            filled = pair.filled(pair.chain(repeated), repeated, mean=mean)
             filled = filled.unflatten(0, (len(trust), copies)).movedim(1, 0)
             log_w = filled.new_zeros(filled.shape[:2])
 

@@ -11,7 +11,7 @@ __all__ = [
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,6 +31,7 @@ from tarspyro.distributions.incomplete import Incomplete as IncompleteDistributi
 from tarspyro.distributions.incomplete import has_gaps, log_prob_of_known
 from tarspyro.evaluate.batching import in_memory
 from tarspyro.evaluate.densities import Values, one_dim
+from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
@@ -47,8 +48,9 @@ from tarspyro.infer.traces import (
     with_values,
 )
 from tarspyro.inputs import check_inputs, each
+from tarspyro.programs import tensors_of
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Arguments, ArrayLike, Data, Program
+from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 
 # The number of chains whose missing elements the guide sees for its weighted codes.
 _CHAINS = 20
@@ -61,6 +63,8 @@ _COIN = math.log(0.5)
 
 # The traces of the model and of the guide.
 Traces: TypeAlias = tuple[Trace, Trace]
+# The values of the latent variables by the names of their sites.
+Codes: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class MissingElements:
         site: The observed site.
         num_rounds: The number of rounds of a chain.
         metropolis: Whether the rounds accept codes by Metropolis' rule.
+        compile: Whether to compile the search for a start and the rounds.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class MissingElements:
         num_rounds: int,
         *,
         metropolis: bool = False,
+        compile: bool = False,
     ) -> None:
         check_program("model", model)
         check_program("guide", guide)
@@ -128,6 +134,8 @@ class MissingElements:
         self.with_gaps = False
         # Whether missing elements can be drawn given the code and all observed ones.
         self.in_order = True
+        self.compile = compile
+        self._compiled: dict[Hashable, CompiledValues] = {}
 
     def check(self, batch: Incomplete) -> None:
         """Compares a batch, completed by draws of the model, with the likelihood.
@@ -162,18 +170,16 @@ class MissingElements:
         self.nesting = structure.nesting
         self.dim = one_dim(self.model, structure.groups[0].dims)
 
-    def chain(self, batch: Incomplete) -> Traces:
-        """Returns the traces of both programs after all rounds."""
-        complete = self._completed(batch, self.filled(self._start(batch), batch))
-        traces = trace_pair(self.model, self.guide, complete, {})
+    def chain(self, batch: Incomplete) -> Trace:
+        """Returns the trace of the model after all rounds."""
+        x = self._completed(batch, self._start(batch))
+        guide_trace = poutine.trace(self.guide).get_trace(x, *batch.others)
+        codes = _values(_latent(guide_trace))
         for index in range(self.num_rounds):
-            complete = self._completed(batch, self._next(traces[0], batch))
-            proposed = trace_pair(self.model, self.guide, complete, {})
-            if self.metropolis and index >= _WARM_UP * self.num_rounds:
-                traces = self._accepted(traces, proposed, complete)
-            else:
-                traces = proposed
-        return traces
+            metropolis = self.metropolis and index >= _WARM_UP * self.num_rounds
+            step = self._metropolis_round if metropolis else self._gibbs_round
+            x, codes = self._advance(step, batch, x, codes)
+        return self._at(batch, x, codes)
 
     def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
         """Returns x with its missing elements drawn at the code of a trace, or their means.
@@ -241,15 +247,14 @@ class MissingElements:
         of_chain = num_particles // (chains + 1)
         of_prior = num_particles - chains * of_chain
         sites = _latent(self._run(self.model, batch.arguments, of_prior))
-        codes: dict[str, Tensor] = {name: site["value"] for name, site in sites.items()}
+        codes = _values(sites)
         # The dimension of the rows in a code, counted from the right.
         dims = {name: self.dim - site["fn"].event_dim for name, site in sites.items()}
 
         seen: Arguments = ()
         if chains:
             repeated = batch.repeated(chains)
-            model_trace, _ = self.chain(repeated)
-            seen = (_site(model_trace, self.site)["value"], *repeated.others)
+            seen = (_site(self.chain(repeated), self.site)["value"], *repeated.others)
             for name, site in _latent(self._run(self.guide, seen, of_chain)).items():
                 dim = dims[name]
                 by_chain = site["value"].unflatten(dim, (-1, chains)).movedim(dim, 1)
@@ -271,9 +276,9 @@ class MissingElements:
         joint = self._observed(run, batch)
         return run, joint - torch.cat(proposals, -1).logsumexp(-1)
 
-    def _completed(self, batch: Incomplete, x: Tensor) -> Arguments:
-        """Returns the arguments of the pair with a complete x, or with gaps if it takes them."""
-        return (x.where(batch.trust, math.nan) if self.with_gaps else x, *batch.others)
+    def _completed(self, batch: Incomplete, x: Tensor) -> Tensor:
+        """Returns a complete x as the pair takes it, with gaps if it takes them."""
+        return x.where(batch.trust, math.nan) if self.with_gaps else x
 
     def _guide_takes_gaps(self, batch: Incomplete) -> bool:
         """Whether the guide draws numbers from data with NaN."""
@@ -347,32 +352,97 @@ class MissingElements:
             check_inputs(self.model, self.guide, batch.arguments)
         return trace
 
-    def _start(self, batch: Incomplete) -> Trace:
-        """Runs the model on codes of its prior, chosen by the likelihood of observed elements.
+    def _start(self, batch: Incomplete) -> Tensor:
+        """Returns x with missing elements drawn at codes of the prior.
 
-        Where few elements are observed, the rounds forget their start slowly; but then many
-        codes of the prior are likely.
+        The codes are chosen by the likelihood of the observed elements. Where few elements are
+        observed, the rounds forget their start slowly; but then many codes of the prior are
+        likely.
         """
-        codes: dict[str, Tensor] = {}
-        x = batch.x
-        highest = torch.full((), -math.inf)
-        for _ in range(_STARTS):
-            trace = self._prior_run(batch)
-            sites = _latent(trace)
-            log_w = (self._observed(trace, batch) - self._density(sites.values()))[0]
-            # The maximum of log weights with Gumbel noise is a choice in proportion to the
-            # weights.
-            score = log_w - torch.empty_like(log_w).exponential_().log()
-            chosen = score > highest.to(score)
-            codes = {
-                name: self._where(chosen, site, codes[name]) if codes else site["value"]
-                for name, site in sites.items()
-            }
-            if not self.in_order:
-                rows = chosen.reshape(-1, *[1] * (x.dim() - 1))
-                x = _site(trace, self.site)["value"].where(rows, x)
-            highest = torch.maximum(score, highest.to(score))
+        trace = self._prior_run(batch)
+        highest = self._score(trace, batch)
+        x = batch.x if self.in_order else _site(trace, self.site)["value"]
+        codes = _values(_latent(trace))
+        for _ in range(_STARTS - 1):
+            x, state = self._advance(self._choose, batch, x, {"highest": highest, **codes})
+            highest = state.pop("highest")
+            codes = state
+        return self.filled(self._at(batch, x, codes), batch)
+
+    def _choose(self, batch: Incomplete, x: Tensor, state: Codes) -> tuple[Tensor, Codes]:
+        """Replaces the codes of a start by others of the prior, in the rows that these win."""
+        trace = self._prior_run(batch)
+        score = self._score(trace, batch)
+        chosen = score > state["highest"]
+        codes = {
+            name: self._where(chosen, site, state[name])
+            for name, site in _latent(trace).items()
+        }
+        if not self.in_order:
+            rows = chosen.reshape(-1, *[1] * (x.dim() - 1))
+            x = _site(trace, self.site)["value"].where(rows, x)
+        return x, {"highest": torch.maximum(score, state["highest"]), **codes}
+
+    def _score(self, trace: Trace, batch: Incomplete) -> Tensor:
+        """Returns the log weight of each row with Gumbel noise.
+
+        The code with the maximum is a choice in proportion to the weights.
+        """
+        prior = self._density(_latent(trace).values())
+        log_w = (self._observed(trace, batch) - prior)[0]
+        return log_w - torch.empty_like(log_w).exponential_().log()
+
+    def _gibbs_round(self, batch: Incomplete, x: Tensor, codes: Codes) -> tuple[Tensor, Codes]:
+        """Draws the missing elements given the codes, and then codes given all elements."""
+        x = self._completed(batch, self._next(self._at(batch, x, codes), batch))
+        guide_trace = poutine.trace(self.guide).get_trace(x, *batch.others)
+        return x, _values(_latent(guide_trace))
+
+    def _metropolis_round(
+        self, batch: Incomplete, x: Tensor, codes: Codes
+    ) -> tuple[Tensor, Codes]:
+        """Likewise, with the codes accepted by Metropolis' rule in each row."""
+        x = self._completed(batch, self._next(self._at(batch, x, codes), batch))
+        complete = (x, *batch.others)
+        proposed = trace_pair(self.model, self.guide, complete, {})
+        replayed = poutine.replay(self.guide, trace=with_values(proposed[1], codes))
+        current = trace_pair(self.model, replayed, complete, {})
+        log_ratio = self._log_weights(proposed) - self._log_weights(current)
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        return x, {
+            name: self._where(accepted, site, codes[name])
+            for name, site in _latent(proposed[1]).items()
+        }
+
+    def _at(self, batch: Incomplete, x: Tensor, codes: Codes) -> Trace:
+        """Returns the trace of the model at a complete x and given codes."""
         return poutine.trace(poutine.condition(self.model, codes)).get_trace(x, *batch.others)
+
+    def _advance(
+        self,
+        step: Callable[[Incomplete, Tensor, Codes], tuple[Tensor, Codes]],
+        batch: Incomplete,
+        x: Tensor,
+        state: Codes,
+    ) -> tuple[Tensor, Codes]:
+        """Takes a step of a chain, compiled if that is asked for."""
+        if not self.compile:
+            return step(batch, x, state)
+        names = [*state]
+        key = step.__name__, self.in_order, self.with_gaps, self.nesting, self.dim, *names
+
+        def flat(x: Tensor, observed: Tensor, trust: Tensor, *rest: Argument) -> Codes:
+            values = tensors_of(rest[: len(names)])
+            part = Incomplete(observed, rest[len(names) :], trust)
+            x, after = step(part, x, dict(zip(names, values, strict=True)))
+            return {"": x, **after}  # No site has an empty name.
+
+        if key not in self._compiled:
+            self._compiled[key] = CompiledValues(flat, (self.model, self.guide))
+        after = dict(
+            self._compiled[key](x, batch.x, batch.trust, *state.values(), *batch.others)
+        )
+        return after.pop(""), after
 
     def _where(self, chosen: Tensor, site: Site, other: Tensor) -> Tensor:
         """Returns the site's value in the chosen rows, and the other one elsewhere."""
@@ -389,23 +459,6 @@ class MissingElements:
         if self.in_order:
             return x.where(batch.trust, fn.elements.sample().to(x.dtype))
         return fn.complete(x, batch.trust).to(x.dtype)
-
-    def _accepted(self, current: Traces, proposed: Traces, complete: Arguments) -> Traces:
-        """Returns the traces of a Metropolis step.
-
-        They have the proposed codes in the rows that accept them, else the current ones.
-        """
-        replayed = poutine.replay(self.guide, trace=current[1])
-        before = trace_pair(self.model, replayed, complete, {})
-        log_ratio = self._log_weights(proposed) - self._log_weights(before)
-        accepted = torch.rand_like(log_ratio).log() < log_ratio
-        old = _latent(before[1])
-        values = {
-            name: self._where(accepted, site, old[name]["value"])
-            for name, site in _latent(proposed[1]).items()
-        }
-        merged = with_values(proposed[1], values)
-        return trace_pair(self.model, poutine.replay(self.guide, trace=merged), complete, {})
 
     def _log_weights(self, traces: Traces) -> Tensor:
         """Returns log p(x, z) - log q(z | x) of each row."""
@@ -533,6 +586,10 @@ def _site(trace: Trace, name: str) -> Site:
             " of them."
         )
     return sites[name]
+
+
+def _values(sites: dict[str, Site]) -> Codes:
+    return {name: site["value"] for name, site in sites.items()}
 
 
 def _latent(trace: Trace) -> dict[str, Site]:

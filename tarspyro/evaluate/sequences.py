@@ -9,8 +9,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields, format_value
-from tarspyro.evaluate.batching import Array, map_batches, rows_at_once
+from tarspyro.evaluate.batching import Array, StructureByShape, map_batches, rows_at_once
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
+from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.traces import name_of
 from tarspyro.types import Argument, ArrayLike, Data, Program
@@ -37,6 +38,7 @@ def particle_filter(
     resampling: str = "multinomial",
     site: str = "z",
     seed: int | None = None,
+    compile: bool = False,
 ) -> Filtered:
     r"""Estimates the log-likelihood of each sequence and the mean of each latent variable.
 
@@ -59,6 +61,9 @@ def particle_filter(
         resampling: ``"multinomial"``, or ``"systematic"``, with less noise.
         site: The name of the latent variable without its step: ``"z"`` for ``z_0``, ``z_1``.
         seed: The seed of the draws; the global random state then stays unchanged.
+        compile: Whether to compile the filter, as ``fit(compile=True)`` does with steps of
+            training. It takes some seconds to a minute for each shape of a batch, more for long
+            sequences, and may draw from another stream of random numbers.
 
     Returns:
         A tuple (log_likelihood, mean, effective_sample_size) of shapes ``(N,)``, ``(N, T,
@@ -85,8 +90,9 @@ def particle_filter(
     """
     check_resampling(threshold, resampling)
     num_particles = as_count("num_particles", num_particles)
+    structure_of_batch = StructureByShape(model, guide)
 
-    def filtered(*batch: Argument) -> Filtered:
+    def filtered(*batch: Argument) -> dict[str, Tensor]:
         means: list[Tensor] = []
         sizes: list[Tensor] = []
         run = ParticleFilter(
@@ -97,7 +103,7 @@ def particle_filter(
             num_particles,
             threshold,
             resampling,
-            structure_of(model, guide, batch, {}),
+            structure_of_batch(batch),
         )
 
         def record(_: Trace, guide_trace: Trace) -> None:
@@ -116,10 +122,15 @@ def particle_filter(
                 f"site must name a latent variable of {name_of(guide)} without its step, such"
                 f" as 'z' for z_0, z_1, got {format_value(site)}."
             )
-        return Filtered(run.log_likelihood, torch.stack(means, 1), torch.stack(sizes, 1))
+        return {
+            "log_likelihood": run.log_likelihood,
+            "mean": torch.stack(means, 1),
+            "effective_sample_size": torch.stack(sizes, 1),
+        }
 
+    estimate = CompiledValues(filtered, (model, guide)) if compile else filtered
     return map_batches(
-        filtered,
+        lambda *batch: Filtered(**estimate(*batch)),
         (model, guide),
         x,
         seed=seed,

@@ -135,6 +135,31 @@ def test_means_are_those_of_the_conditional(method):
             assert ((row[~observed] - law.mean[0]).abs() < 4 * 2 * error + 1e-6).all()
 
 
+def test_compiled_rounds_have_the_law_of_the_eager_ones():
+    """A wrong guide is corrected by Metropolis' rule; an exact one needs no correction."""
+    toy = LinearGaussian(shift=0.1)
+    runs = []
+
+    def guide(x):
+        runs.append(len(x))
+        return toy.guide(x)
+
+    options = {"num_rounds": 150, "num_samples": 2000, "seed": 0}
+    method = "metropolis-within-gibbs"
+    drawn = evaluate.impute(
+        toy.model, guide, toy.x[:2], MASK, method=method, compile=True, **options
+    )
+    assert torch.equal(drawn[..., MASK], toy.x[:2, MASK].expand(2000, 2, 3))
+    assert_has_law(drawn[..., ~MASK], conditional_normal(toy, toy.x[:2]))
+    assert len(runs) < 150, "compiled rounds do not run the program"
+
+    options["num_rounds"] = 30
+    drawn = evaluate.impute(
+        toy.model, toy.exact_posterior_guide, toy.x[:2], MASK, compile=True, **options
+    )
+    assert_has_law(drawn[..., ~MASK], conditional_normal(toy, toy.x[:2]))
+
+
 def test_the_start_is_near_and_the_rounds_forget_it():
     """Codes of the prior would give a mean of 0; one of fifty that is chosen by its weight is
     near already.
@@ -192,9 +217,16 @@ TRUST = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize(
+    "method, compile",
+    [
+        pytest.param("metropolis-within-gibbs", False, id="metropolis"),
+        pytest.param("metropolis-within-gibbs", True, id="metropolis compiled"),
+        pytest.param("importance", False, id="importance"),
+    ],
+)
 @pytest.mark.parametrize("trust", TRUST.values(), ids=TRUST)
-def test_discrete_codes_and_noisy_elements_against_enumeration(trust, method):
+def test_discrete_codes_and_noisy_elements_against_enumeration(trust, method, compile):
     toy, seen = Binary(), torch.tensor([1.0, 0.0, 1.0, 1.0])
     many = seen.where(trust > 0, torch.nan).repeat(2000, 1)
     found = evaluate.impute(
@@ -206,6 +238,7 @@ def test_discrete_codes_and_noisy_elements_against_enumeration(trust, method):
         num_rounds=15,
         num_particles=50,
         seed=0,
+        compile=compile,
     )
     truth = toy.given(seen, trust).exp()
     indicators = (found.unsqueeze(1) == toy.states).all(-1).double()

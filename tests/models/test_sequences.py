@@ -419,6 +419,26 @@ def test_the_particle_filter_ends_with_the_sequence(double):
     assert_within((found.reshape(1500, 3) - exact).exp(), torch.ones(3))
 
 
+def test_the_compiled_filter_is_unbiased_too(double):
+    """Its means are those of the filter as it is written."""
+    toy = Kalman("VRNN", steps=3)
+    exact, _ = toy.filter(toy.x[:1])
+    many = toy.x[:1].expand(4000, -1, -1)
+    calls = []
+    toy.p.likelihood.register_forward_pre_hook(lambda *_: calls.append(None))
+    options = {"num_particles": 40, "threshold": 0.7, "seed": 0}
+
+    eager = evaluate.particle_filter(toy.p, toy.q, many, **options)
+    calls_of_eager = len(calls)
+    found = evaluate.particle_filter(toy.p, toy.q, many, compile=True, **options)
+    assert len(calls) - calls_of_eager < calls_of_eager, "a compiled filter runs no program"
+    assert_within((found.log_likelihood - exact).exp(), 1.0, "p(x)")
+    difference = found.mean.mean(0) - eager.mean.mean(0)
+    error = (2 * eager.mean.var(0) / len(many)).sqrt()
+    assert (difference.abs() < 4 * error).all()
+    assert ((found.effective_sample_size > 1) & (found.effective_sample_size <= 40)).all()
+
+
 def test_kl_in_closed_form_under_masks(double):
     """Equal masks in two tensors keep the KL in closed form; other masks add E[(m_q - m_p) log
     q].
