@@ -236,9 +236,11 @@ def draw(report, path):
         ax.bar([place + index / 5 for place in range(len(rows))], heights, 1 / 5, label=name)
     ax.axhline(1.0, color="black", linewidth=0.8)
     ax.set_xticks(
-        [place + 0.3 for place in range(len(rows))], [name.partition(",")[0] for name in rows]
+        [place + 0.3 for place in range(len(rows))],
+        [name.partition(",")[0] for name in rows],
+        rotation=20,
+        horizontalalignment="right",
     )
-    ax.tick_params(axis="x", labelrotation=15)
     ax.set_ylabel("time of a step,\nhand-written PyTorch = 1")
     ax.legend(frameon=False)
     figure.savefig(path, dpi=120)
