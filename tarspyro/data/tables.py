@@ -185,8 +185,8 @@ def read_table(
         source: What error messages call the table.
 
     Raises:
-        DataError: If rows differ in length, or a column holds dates or free text; the message
-            says which and what to do.
+        DataError: If rows differ in length, two columns have one name, or a column holds dates
+            or free text; the message says which and what to do.
         ValueError: If ``kinds`` names an unknown column or kind.
     """
     text = text.lstrip("\ufeff \r\n")
@@ -210,6 +210,12 @@ def read_table(
     rows = rows[1:] if header else rows
     if not rows:
         raise DataError(f"{source} has a header and no rows.")
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{source} has {names.count(name)} columns named {name!r}: give each a name of"
+                " its own."
+            )
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if name not in names:
@@ -242,6 +248,8 @@ def _has_header(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _is_number(cell: str) -> bool:
+    if "_" in cell:
+        return False  # Python would read the code 12_3 as 123.
     try:
         float(cell)
     except ValueError:

@@ -82,6 +82,7 @@ def test_a_table_comes_back_as_it_was_read(table):
         ("a,b\n1,?\n\n2,null\n3,5\n", (3, 2), ["count", "count"]),
         ("x\nyes\nno\nyes\n", (3, 1), ["binary"]),
         ('a,b\n1,"two\nlines"\n2,z\n', (2, 3), ["count", "category"]),
+        ("a,b\n1,1_2\n2,1_2\n3,12_3\n", (3, 3), ["count", "category"]),
     ],
     ids=str,
 )
@@ -109,6 +110,7 @@ def test_kinds_that_the_user_knows_better():
         ('a\n"1,000,000"\n"2,500.5"\n', "numbers with commas.*thousands=','"),
         ("when,b\n2024-01-05,1\n2024-02-05,2\n", "dates in the column 'when'.*days since"),
         ("a,b\n1,\n2,NA\n", "no value in the column 'b': leave the column out"),
+        ("a,b,a\n1,2,3\n4,5,6\n", "2 columns named 'a': give each a name of its own"),
         ("a\n1\ninf\n", "an infinite number in the column 'a'"),
         ("t\n" + "\n".join(f"word {i} of text" for i in range(150)), "150 different words"),
     ],
