@@ -33,7 +33,8 @@ OURS = (
     "vectorize_particles",
     "one by one",
     "particle",
-)  # what our own warnings about single particles say
+    "in different places",
+)  # what our own warnings about single particles, and about masks in one half, say
 # Programs that mix the rows of a plate, which says that they are independent: no weights of
 # theirs are judged.
 FALSE_PLATES = ("mixed over the rows", "neighbours", "a weight that starts at zero, rows")

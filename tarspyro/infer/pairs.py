@@ -1,6 +1,6 @@
 """The structure of a pair, confirmed by trial runs, and the log weights of its data points."""
 
-__all__ = ["check_local", "log_weights", "structure_of"]
+__all__ = ["FIX_OF_MASKS", "about_masks", "check_local", "log_weights", "structure_of"]
 
 import functools
 import itertools
@@ -31,6 +31,11 @@ from tarspyro.infer.weights import Weights, draw_weights, in_plates, weigh
 from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import evaluating, get_rng_states, preserved_rng, set_rng_states
 from tarspyro.types import Program
+
+FIX_OF_MASKS = (
+    "mask it in both alike, poutine.mask(mask=...); what obs_mask leaves unobserved has the mask"
+    " ~obs_mask"
+)
 
 
 def structure_of(
@@ -416,8 +421,18 @@ def log_weights(
     return group.log_weights[0].reshape(-1, *sizes)
 
 
+def about_masks(model: Program, structure: Structure) -> str:
+    """The beginning of a sentence about latent variables that only one program masks."""
+    name = structure.unmatched[0]
+    return (
+        f"{name_of(model)} and its guide mask {name!r} in different places, where log p - log q"
+        " lacks a term"
+    )
+
+
 def check_local(model: Program, structure: Structure) -> None:
-    """Raises unless data points have weights of their own, all in the same plates.
+    """Raises unless data points have weights of their own, all in the same plates, whose
+    latent variables both programs mask alike.
 
     Raises:
         PairError: If they have not.
@@ -443,6 +458,8 @@ def check_local(model: Program, structure: Structure) -> None:
             " pyro.plate('data', len(x)), and else take"
             " -IWAE(num_particles).loss(model, guide, x), the bound of all data."
         )
+    if structure.unmatched:
+        raise PairError(f"{about_masks(model, structure)}: {FIX_OF_MASKS}.")
     kinds = {frozenset(plate for plate, _ in group.plates) for group in structure.groups}
     if len(kinds) > 1:
         raise PairError(

@@ -1,6 +1,13 @@
 """The structure of a pair: the sites of each data point, and those that all of them share."""
 
-__all__ = ["SHARED", "SiteGroup", "Structure", "read_structure"]
+__all__ = [
+    "SHARED",
+    "SiteGroup",
+    "Structure",
+    "check_every_row",
+    "read_structure",
+    "subsamples_of",
+]
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +16,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -23,6 +31,7 @@ from tarspyro.infer.traces import (
     is_delta,
     is_factor,
     log_prob,
+    name_of,
     nesting_of,
     only,
     plates_of,
@@ -74,8 +83,10 @@ class Structure:
         group_of: The place of each site's group in ``groups``, or ``SHARED``.
         latent: The latent variables that the guide draws.
         enumerated: The latent variables of the model alone, which it marks to be summed out.
-        subsampled: Whether a plate is a subsample of a larger one.
+        subsamples: The plates that are subsamples of larger ones: names, sizes, full sizes.
         vectorized: Whether the pair runs in a plate of particles; None if that was not tried.
+        unmatched: The latent variables whose density only one of the programs masks in some
+            places, where log p - log q lacks a term.
     """
 
     nesting: int
@@ -83,13 +94,19 @@ class Structure:
     group_of: Mapping[str, int]
     latent: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
-    subsampled: bool = False
+    subsamples: tuple[tuple[str, int, int], ...] = ()
     vectorized: bool | None = None
+    unmatched: tuple[str, ...] = ()
 
     @functools.cached_property
     def joint(self) -> bool:
         """Whether there is one weight of all data."""
         return not self.groups[0].plates
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether a plate is a subsample of a larger one."""
+        return bool(self.subsamples)
 
     @property
     def shared(self) -> list[str]:
@@ -180,6 +197,7 @@ def read_structure(
             structure,
             latent=tuple(random),
             enumerated=tuple(name for name in latent if name not in guided),
+            unmatched=_unmatched(model_trace, guide_trace),
         )
 
         common = frozenset[tuple[str, int]]()
@@ -215,19 +233,84 @@ def _joint_structure(
         nesting,
         groups=(SiteGroup(),),
         group_of={term.name: 0 for term in terms},
-        subsampled=_is_subsampled(model_trace) or _is_subsampled(guide_trace),
+        subsamples=subsamples_of(model_trace, guide_trace),
     )
 
 
-def _is_subsampled(trace: Trace) -> bool:
-    """Whether a plate in a trace is a subsample of a larger one."""
-    nodes: dict[str, Any] = trace.nodes
-    return any(
-        frame.full_size not in (None, frame.size)
-        for site in nodes.values()
-        for frame in site.get("cond_indep_stack", ())
-        if frame.vectorized
-    )
+def subsamples_of(*traces: Trace) -> tuple[tuple[str, int, int], ...]:
+    """Returns the plates that are subsamples of larger ones: names, sizes, full sizes."""
+    found = set()
+    for trace in traces:
+        nodes: dict[str, Any] = trace.nodes
+        for site in nodes.values():
+            for frame in site.get("cond_indep_stack", ()):
+                if frame.vectorized and frame.full_size not in (None, frame.size):
+                    found.add((frame.name, frame.size, frame.full_size))
+    return tuple(sorted(found))
+
+
+def check_every_row(
+    program: Program, subsamples: Sequence[tuple[str, int, int]], rows: int
+) -> None:
+    """Raises if a program draws some rows of its data, and so says nothing of the others.
+
+    A plate that is larger than the data takes them for a subsample, all of which it has.
+
+    Raises:
+        PairError: If a plate is a subsample of the rows.
+    """
+    for name, size, full_size in subsamples:
+        if size < full_size == rows:
+            raise PairError(
+                f"{name_of(program)} draws {size} of {rows} rows in the plate {name!r}, and"
+                " every row has a result: evaluate without subsample_size."
+            )
+
+
+def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+    """Returns the latent variables that the programs mask in different places.
+
+    A ``Delta`` of the guide has no density that a mask could leave out.
+    """
+    sites = dict(sample_sites(model_trace))
+    names = []
+    for name, guided in sample_sites(guide_trace):
+        site = sites.get(name)
+        if site is None or site["is_observed"] or is_delta(guided):
+            continue
+        halves = _masks_of(site), _masks_of(guided)
+        ndims = max((events for half in halves for _, events in half), default=0)
+        counted = [_joint_mask(half, ndims) for half in halves]
+        if any(half for half in halves) and bool((counted[0] != counted[1]).any()):
+            names.append(name)
+    return tuple(names)
+
+
+def _masks_of(site: Site) -> list[tuple[Tensor, int]]:
+    """Returns the masks of a site: its handlers', and those inside its distribution.
+
+    Each has, right of the plates, as many dimensions of the event as are told beside it.
+    """
+    masks = []
+    if site["mask"] is not None:
+        masks.append((torch.as_tensor(site["mask"]), 0))
+    distribution = site["fn"]
+    events = 0
+    while isinstance(distribution, (Independent, MaskedDistribution)):
+        if isinstance(distribution, MaskedDistribution):
+            masks.append((torch.as_tensor(distribution._mask), events))
+        else:
+            events += distribution.reinterpreted_batch_ndims
+        distribution = distribution.base_dist
+    return masks
+
+
+def _joint_mask(masks: Sequence[tuple[Tensor, int]], ndims: int) -> Tensor:
+    """Returns where all masks are true, with a number of dimensions of the event."""
+    joint = torch.tensor(True)
+    for mask, events in masks:
+        joint = mask.reshape(mask.shape + (1,) * (ndims - events)) & joint
+    return joint
 
 
 @dataclass(frozen=True, eq=False)

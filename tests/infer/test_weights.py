@@ -540,6 +540,7 @@ FIRST, SECOND = torch.tensor([True, False, True]), torch.tensor([True, True, Fal
     ids=str,
 )
 @pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.filterwarnings("ignore:.*mask 'z' in different places")
 def test_masks_of_distributions_in_closed_forms(p_mask, q_mask, inside):
     """E[m_q log q - m_p log p], of the whole row or of elements inside an event."""
 

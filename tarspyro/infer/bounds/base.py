@@ -16,7 +16,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from tarspyro.arguments import as_count, check_names, check_number
-from tarspyro.infer.pairs import structure_of
+from tarspyro.infer.pairs import FIX_OF_MASKS, about_masks, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import name_of, trace_pair
 from tarspyro.types import Program
@@ -220,6 +220,12 @@ class Bound(pyro.infer.ELBO):
                 f"In a plate of particles, {name_of(model)} gives them other densities than each"
                 " has alone, so particles run one after another, as with"
                 " vectorize_particles=False.",
+                stacklevel=2,
+            )
+        if structure.unmatched:
+            warnings.warn(
+                f"{about_masks(model, structure)}, so {type(self).__name__} is no bound on log"
+                f" p(x): {FIX_OF_MASKS}.",
                 stacklevel=2,
             )
         return structure
