@@ -100,7 +100,8 @@ class Source:
     Real numbers, booleans and bytes get the type of the parameters. Whole numbers get it too,
     with two or more dimensions, if the programs run on them; a network with an embedding of
     tokens does not, and takes them as they are, booleans and bytes too. Whole numbers in one
-    dimension are labels. A function without networks gets real numbers as they are.
+    dimension are labels. Booleans stay booleans if the programs do not run on numbers, as where
+    they are masks. A function without networks gets real numbers as they are.
 
     A data set or a loader may bring more than the program takes, such as labels.
 
@@ -320,27 +321,33 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> Types:
     ]
     embeds = any(map(_has_embedding, programs))
     several = []
+    truths = []
     for index, part in enumerate(parts):
         if part is None or part.is_floating_point():
             continue
         narrow = part.dtype in (torch.bool, torch.uint8)
+        if part.dtype is torch.bool:
+            truths.append(index)
         if not narrow or embeds:
             plain[index] = torch.int64
         # Bytes may be labels or real numbers in any number of dimensions.
         if embeds if narrow else part.dim() > 1:
             several.append(index)
-    if not several:
+    if not several and not truths:
         return tuple(plain)
 
-    # As many real numbers as the programs run on.
+    # As many real numbers as the programs run on, and as few masks as they need.
     choices = [
         tuple(default if i in real else kept for i, kept in enumerate(plain))
         for count in range(len(several), -1, -1)
         for real in itertools.combinations(several, count)
     ]
-    for choice in choices:
-        if _run(programs, parts, choice):
-            return choice
+    for count in range(len(truths) + 1):
+        for masks in itertools.combinations(truths, count):
+            for choice in choices:
+                types = tuple(torch.bool if i in masks else t for i, t in enumerate(choice))
+                if _run(programs, parts, types):
+                    return types
     return choices[-1] if embeds else choices[0]
 
 

@@ -362,6 +362,61 @@ def test_a_number_beside_parts_of_one_length_is_that_of_a_batch():
     assert [len(part) for part in parts] == [ROWS] * 3
 
 
+def _censored(mask):
+    """Survival times, some of which are only known to be longer."""
+
+    def model(t, seen):
+        with pyro.plate("data", len(t)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=mask(seen)):
+                pyro.sample("t", dist.Exponential(z.exp()), obs=t)
+            with pyro.poutine.mask(mask=~mask(seen)):
+                pyro.factor("longer", -z.exp() * t)
+
+    def guide(t, seen):
+        a = pyro.param("a", torch.tensor(0.3))
+        with pyro.plate("data", len(t)):
+            pyro.sample("z", dist.Normal(0.2 - a * t, 0.9))
+
+    return model, guide
+
+
+def test_masks_stay_masks_where_numbers_do_not_run():
+    generator = torch.Generator().manual_seed(0)
+    t, seen = torch.rand(12, generator=generator) * 2 + 0.1, torch.arange(12) % 3 != 0
+    results = []
+    for mask in (lambda seen: seen, lambda seen: seen > 0.5):  # the second takes numbers too
+        pyro.clear_param_store()
+        pair = _censored(mask)
+        values = evaluate.log_likelihood(*pair, (t, seen), num_particles=50, seed=0)
+        history = fit(*pair, (t.numpy(), seen.numpy()), epochs=2, seed=0, progress=False)
+        results.append((values, history["loss"]))
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+    z = torch.linspace(-8, 8, 4001)[:, None]
+    log_p = torch.where(seen, z, 0.0) - z.exp() * t + dist.Normal(0.0, 1.0).log_prob(z)
+    exact = log_p.logsumexp(0) + torch.tensor(16 / 4000).log()
+    pyro.clear_param_store()
+    estimate = evaluate.log_likelihood(
+        *_censored(lambda seen: seen), (t, seen), num_particles=5000, errors=True, seed=0
+    )
+    off = (estimate.log_likelihood - exact).abs()
+    assert (off < 4 * estimate.standard_error).all()
+
+
+def test_only_the_parts_that_are_masks_stay_so():
+    """Black and white pixels are numbers, beside the mask of rows."""
+
+    def model(x, seen):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=seen):
+            pyro.sample("x", dist.Bernoulli(0.3).expand([4]).to_event(1), obs=x)
+
+    x, seen = torch.arange(20).reshape(5, 4) % 3 == 0, torch.arange(5) < 3
+    value = evaluate.log_likelihood(model, None, (x, seen))
+    exact = dist.Bernoulli(0.3).log_prob(x.float()).sum(1) * seen
+    assert torch.allclose(value, exact)
+
+
 def test_whole_labels_stay_whole():
     def model(x, y):
         with pyro.plate("data", len(x)):
