@@ -20,7 +20,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Bernoulli, Independent, MaskedDistribution
+from pyro.distributions import Bernoulli, Independent, MaskedDistribution, Multinomial
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -369,6 +369,9 @@ def _check_support(
     if isinstance(base, Bernoulli) and base._validate_args is False:
         # The user accepts the cross-entropy of grey values.
         support = constraints.unit_interval
+    if isinstance(base, Multinomial) and base._validate_args is False:
+        # So torch scores rows of any totals.
+        support = constraints.independent(constraints.nonnegative_integer, 1)
     if support is None:
         return
     if not bool(support.check(value).all()):

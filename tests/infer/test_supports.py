@@ -211,3 +211,21 @@ def test_values_with_a_density_are_let_through(likelihood, x):
             pyro.sample("x", fn, obs=x)
 
     check_inputs(model, lambda x: None, [x])
+
+
+def test_rows_of_any_totals_under_a_multinomial_that_validates_nothing():
+    def model(x, validate_args):
+        probs = torch.tensor([0.2, 0.3, 0.5])
+        with pyro.plate("data", len(x)):
+            law = dist.Multinomial(probs=probs, validate_args=validate_args)
+            pyro.sample("x", law, obs=x)
+
+    x = torch.tensor([[1.0, 2.0, 0.0], [4.0, 0.0, 3.0]])
+    values = evaluate.log_likelihood(lambda x: model(x, False), None, x)
+    exact = [dist.Multinomial(int(row.sum()), torch.tensor([0.2, 0.3, 0.5])) for row in x]
+    expected = torch.stack([law.log_prob(row) for law, row in zip(exact, x, strict=True)])
+    assert torch.allclose(values, expected)
+    with pytest.raises(InputError, match="total_count"):
+        evaluate.log_likelihood(lambda x: model(x, None), None, x)
+    with pytest.raises(InputError, match="outside the support"):
+        evaluate.log_likelihood(lambda x: model(x, False), None, x - 1.0)
