@@ -29,8 +29,14 @@ from tarspyro.data import Stream
 from tarspyro.data.parts import gives_arrays
 from tarspyro.infer.matching import check_shape, explaining
 from tarspyro.infer.pairs import structure_of
-from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import InputError, check_program, sample_sites
+from tarspyro.infer.structure import Structure, check_every_row
+from tarspyro.infer.traces import (
+    InputError,
+    PairError,
+    check_program,
+    name_of,
+    sample_sites,
+)
 from tarspyro.inputs import (
     as_float,
     binarized,
@@ -89,6 +95,8 @@ def chunk_sizes(num_particles: int, rows: int, numbers: int = 1) -> Iterator[int
 class StructureByShape:
     """The structure of a pair, found once for each shape of a batch.
 
+    Called with a batch, it raises a ``PairError`` if the pair draws some of its rows only.
+
     Arguments:
         model: The model.
         guide: The guide.
@@ -108,7 +116,7 @@ class StructureByShape:
     def __call__(self, batch: Arguments) -> Structure:
         shapes = tuple(None if part is None else part.shape for part in batch)
         if shapes not in self._structures:
-            self._structures[shapes] = structure_of(
+            structure = structure_of(
                 self.model,
                 self.guide,
                 batch,
@@ -116,6 +124,8 @@ class StructureByShape:
                 particles=self.num_particles,
                 observed=self.observed,
             )
+            check_every_row(self.model, structure.subsamples, count_rows(batch))
+            self._structures[shapes] = structure
         return self._structures[shapes]
 
 
@@ -194,6 +204,7 @@ def map_batches(
     device = _device_of(programs[-1])
     origin: torch.device | None = None
     results: list[Results] = []
+    counts: list[int] = []
     with (
         seeded(seed),
         pyro.validation_enabled(False),
@@ -222,8 +233,10 @@ def map_batches(
                 check_inputs(model, guide, own, whole)
             with explaining(programs, moved):
                 results.append(function(*moved))
+            counts.append(count_rows(moved))
 
     def join(parts: Sequence[Tensor]) -> Array:
+        _check_order(programs[0], parts, counts)
         joined = torch.cat([part.to(origin) for part in parts])
         if _has_nan(joined) and any(map(_has_nan, known or ())):
             raise InputError(sentence_of_gaps(programs[-1]))
@@ -329,6 +342,21 @@ def _beside(batches: Iterable[Arguments], extra: Sequence[Tensor]) -> Iterator[A
         start = rows.stop
     if not start:
         raise ValueError("x is empty: it has no rows.")
+
+
+def _check_order(program: Program, parts: Sequence[Tensor], counts: Sequence[int]) -> None:
+    """Raises if the results of batches have other plates left of that of the rows.
+
+    Raises:
+        PairError: If they have.
+    """
+    for part, rows in zip(parts, counts, strict=True):
+        if rows in part.shape[1:] and len(part) != rows:
+            raise PairError(
+                f"{name_of(program)} has numbers of shape {tuple(part.shape)} for {rows} rows:"
+                " put the plate of the rows left of the others, in the program and its guide,"
+                " such as pyro.plate('data', len(x), dim=-2)."
+            )
 
 
 def _joined(results: list[Results], join: Callable[[Sequence[Tensor]], Array]) -> Results:

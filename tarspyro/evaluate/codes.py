@@ -15,6 +15,7 @@ from tarspyro.arguments import as_count, check_number, format_value
 from tarspyro.conditional import distribution_mean
 from tarspyro.evaluate.batching import Array, map_batches
 from tarspyro.infer.matching import one_row
+from tarspyro.infer.structure import check_every_row, subsamples_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -197,7 +198,9 @@ def _in_many_runs(
 
 def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
     """Returns the latent sites of a run of the guide."""
-    sites = dict(sample_sites(poutine.trace(guide).get_trace(*batch)))
+    trace = poutine.trace(guide).get_trace(*batch)
+    check_every_row(guide, subsamples_of(trace), count_rows(batch))
+    sites = dict(sample_sites(trace))
     observed = [
         name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
     ]

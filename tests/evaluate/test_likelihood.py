@@ -293,6 +293,71 @@ def test_errors():
         evaluate.log_likelihood(Bare(), Bare(), torch.zeros(2, 64))
 
 
+def _subsampling(subsample_size, full_size=None):
+    """A pair with a plate of the rows of x, or a larger one, and some of its rows."""
+
+    def rows(x):
+        return pyro.plate("data", full_size or len(x), subsample_size=subsample_size(x))
+
+    def model(x):
+        with rows(x) as chosen:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x if full_size else x[chosen])
+
+    def guide(x):
+        with rows(x) as chosen:
+            pyro.sample("z", dist.Normal((x if full_size else x[chosen]) / 2, 0.5**0.5))
+
+    return model, guide
+
+
+def test_some_rows_in_the_place_of_all_are_refused():
+    x = torch.linspace(-1, 1, 10)
+    model, guide = _subsampling(lambda x: 4)
+    for call in (
+        lambda: evaluate.log_likelihood(model, guide, x),
+        lambda: evaluate.elbo(model, guide, x),
+        lambda: evaluate.embed(guide, x),
+        lambda: evaluate.embed(guide, x, num_samples=3),
+    ):
+        with pytest.raises(PairError, match="draws 4 of 10 rows in the plate 'data'"):
+            call()
+    # A batch as the subsample of a larger plate has all its rows.
+    model, guide = _subsampling(len, full_size=1000)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert torch.allclose(evaluate.log_likelihood(model, guide, x), exact, atol=1e-5)
+    assert torch.allclose(evaluate.embed(guide, x), x / 2)
+
+
+@pytest.mark.parametrize("num", [3, 100, 203])
+def test_rows_come_first_in_nested_plates(num):
+    """Results of batches were joined along the plate on the left, whatever plate it is."""
+    x = torch.randn(num, 4, generator=torch.Generator().manual_seed(0))
+
+    def half(rows_dim, observed):
+        def run(x):
+            cols = pyro.plate("cols", 4, dim=-3 - rows_dim)
+            values = x if rows_dim == -2 else x.T
+            with cols, pyro.plate("rows", len(x), dim=rows_dim):
+                z = pyro.sample("z", dist.Normal(0.0 if observed else values / 2, 1.0))
+                if observed:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=values)
+
+        return run
+
+    pair = half(-2, True), half(-2, False)
+    assert evaluate.elbo(*pair, x).elbo.shape == (num, 4)
+    assert torch.equal(evaluate.embed(pair[1], x), x / 2)
+    pair = half(-1, True), half(-1, False)
+    for call in (
+        lambda: evaluate.log_likelihood(*pair, x, num_particles=2),
+        lambda: evaluate.elbo(*pair, x),
+        lambda: evaluate.embed(pair[1], x),
+    ):
+        with pytest.raises(PairError, match="put the plate of the rows left of the others"):
+            call()
+
+
 def test_the_old_name_of_a_bounds_estimate_warns():
     with pytest.warns(DeprecationWarning, match="evaluate.BoundEstimate"):
         assert evaluate.Bound is evaluate.BoundEstimate
