@@ -566,7 +566,8 @@ def check_module(name: str, value: object) -> None:
         )
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {format_value(value)}.")
-    if "_modules" not in vars(value):
+    traced = isinstance(value, torch.jit.ScriptModule)  # its modules are elsewhere
+    if "_modules" not in vars(value) and not traced:
         raise TypeError(
             f"{name} is a {type(value).__name__} whose __init__ does not call"
             " super().__init__(): call it in the first line."

@@ -385,6 +385,11 @@ def _path(cls: type) -> str:
             f"{cls.__qualname__} is defined inside a function, where no import finds it: "
             "move it to a module."
         )
+    if cls.__module__ == "torch.nn.utils.parametrize":
+        raise TypeError(
+            f"{cls.__name__.removeprefix('Parametrized')} has parametrizations, which its"
+            " constructor does not make"
+        )
     return _public_path(cls) or f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -466,6 +471,11 @@ def _arguments(value: object) -> tuple[tuple[object, ...], dict[str, object]]:
     if hasattr(value, "constructor_arguments"):
         remembered: tuple[tuple[object, ...], dict[str, object]] = value.constructor_arguments
         return remembered
+    for maker, module in (("jit", "torch.jit."), ("compile", "torch._dynamo.")):
+        if type(value).__module__.startswith(module):
+            raise TypeError(
+                f"{type(value).__name__} is made by torch.{maker}, not by a constructor"
+            )
     constructor = cast(Callable[..., None], type(value).__init__)
     if isinstance(value, nn.Sequential) and constructor is nn.Sequential.__init__:
         return tuple(value), {}

@@ -5,7 +5,7 @@ __all__ = ["FiniteGuard"]
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -119,14 +119,26 @@ class FiniteGuard:
         return True
 
     def check(self, weights: States) -> None:
-        """Raises a ``NonFiniteError`` if a weight is not finite."""
+        """Raises a ``NonFiniteError`` if the training has made a weight infinite or NaN."""
+        for half, name in self._spoiled(weights):
+            step = self.state.progress.step
+            raise NonFiniteError(f"The {half}'s {name} is not finite after step {step}.")
+
+    def _spoiled(self, weights: States) -> Iterator[tuple[str, str]]:
+        """Yields the weights that are not finite where those that were kept are.
+
+        Those that never were, such as a buffer with the mask of an attention, are as they should
+        be.
+        """
+        kept = self.state.kept
         for half, state in weights.items():
             for name, tensor in state.items():
-                if not tensor.isfinite().all():
-                    step = self.state.progress.step
-                    raise NonFiniteError(
-                        f"The {half}'s {name} is not finite after step {step}."
-                    )
+                finite = tensor.isfinite()
+                before = kept.get(half, {}).get(name)
+                if before is not None and before.shape == tensor.shape:
+                    finite = finite | ~before.isfinite()
+                if not finite.all():
+                    yield half, name
 
     def keep(self, weights: States) -> None:
         """Keeps weights to go back to when a step goes wrong."""
@@ -176,10 +188,7 @@ class FiniteGuard:
             raise NonFiniteError(
                 f"{sentence} It was the last of {in_a_row} such steps in a row.", remedy()
             )
-        weights = [
-            tensor for state in self.state.weights().values() for tensor in state.values()
-        ]
-        spoiled = not all(tensor.isfinite().all() for tensor in weights)
+        spoiled = any(self._spoiled(self.state.weights()))
         back = f", and {self.go_back()}" if spoiled else ""
         warnings.warn(f"{sentence} The step was skipped{back}.", stacklevel=2)
 

@@ -280,6 +280,11 @@ class TrainingState:
         kept = copy.deepcopy(states_of(self.optimizers)) if optimizers else None
         self._snapshot = _Snapshot(weights, kept, str(self.progress))
 
+    @property
+    def kept(self) -> States:
+        """The weights that were kept last."""
+        return {} if self._snapshot is None else self._snapshot.weights
+
     def go_back(self) -> str:
         """Restores the weights that were kept last; returns what they are, as ``"step 12"``."""
         assert self._snapshot is not None

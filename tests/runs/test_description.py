@@ -526,6 +526,12 @@ def test_an_argument_that_is_not_kept_is_named_with_the_fix(module, argument):
         describe(Conditional(dist.Normal, nn.Sequential(module, nn.Linear(3, 3)), 2))
 
 
+def test_what_no_constructor_makes_is_named():
+    normalized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="Linear has parametrizations, which its constructor"):
+        describe(Conditional(dist.Normal, normalized, 2))
+
+
 def test_a_half_of_the_user_that_keeps_nothing_works_by_its_base():
     class Keeper(StochasticModule):
         def __init__(self, anything):

@@ -15,10 +15,19 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from tarspyro import Conditional, Deterministic, Optimizer, evaluate, fit, guides, models
+from tarspyro import (
+    Conditional,
+    Deterministic,
+    Optimizer,
+    evaluate,
+    fit,
+    guides,
+    load_run,
+    models,
+)
 from tarspyro.data import Split, digits
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, PairError
+from tarspyro.infer import ELBO, Compiled, PairError
 from tarspyro.nn import MLP
 from tarspyro.runs import Run, RunError
 from tarspyro.training.checks import NonFiniteError
@@ -635,6 +644,59 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(x, tmp_path)
     ):
         train(model, guide, x[:100], epochs=5, schedules=spoiled, folder=tmp_path / "run")
     assert all(p.isfinite().all() for p in weights(model, guide))
+
+
+class Causal(nn.Module):
+    """Attention with a mask of minus infinity, as torch makes it, in a buffer."""
+
+    def __init__(self, spoils=False):
+        super().__init__()
+        self.spoils = spoils
+        self.embed = nn.Linear(8, 8)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        mask = nn.Transformer.generate_square_subsequent_mask(8)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        if self.training and self.spoils:
+            self.mask[0, 0] = -math.inf  # the first row then sees nothing
+        h = self.embed(x.unflatten(-1, (8, 8)))
+        return self.attention(h, src_mask=self.mask, is_causal=True).flatten(-2)
+
+
+def test_a_mask_of_minus_infinity_is_no_weight_that_went_wrong(x, tmp_path):
+    model, _ = pair()
+    guide = guides.VAE(Conditional(dist.Normal, Causal(), 2))
+    history = train(model, guide, x[:100], folder=tmp_path / "run")
+    assert all(map(math.isfinite, history["loss"]))
+    assert guide.posterior.trunk.mask.isneginf().any()
+    model, guide = pair()[0], guides.VAE(Conditional(dist.Normal, Causal(spoils=True), 2))
+    with pytest.raises(NonFiniteError, match="step 1|mask is not finite"):
+        train(model, guide, x[:100])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_traced_networks_train_and_compile(x, tmp_path):
+    torch.manual_seed(0)
+    trunk = torch.jit.trace(nn.Sequential(nn.Linear(64, 16), nn.Tanh()), x[:3])
+    start = weights(trunk)
+    model, _ = pair()
+    guide = guides.VAE(Conditional(dist.Normal, trunk, 2))
+    train(model, guide, x)
+    assert not equal(start, weights(trunk))
+    # A network that torch has not traced computes the same.
+    plain = nn.Sequential(nn.Linear(64, 16), nn.Tanh())
+    plain.load_state_dict(trunk.state_dict())
+    codes = evaluate.embed(guide, x)
+    guide.posterior.trunk = plain
+    assert torch.allclose(codes, evaluate.embed(guide, x), atol=1e-6)
+
+    guide = guides.VAE(Conditional(dist.Normal, trunk, 2))
+    loss = Compiled(ELBO(), backend="eager", choose=False)
+    history = train(pair()[0], guide, x, loss=loss, folder=tmp_path / "run")
+    assert all(map(math.isfinite, history["loss"]))
+    with pytest.raises(RunError, match="is made by torch.jit, not by a constructor"):
+        load_run(tmp_path / "run")
 
 
 def test_bounds_without_a_differentiable_loss_stop_too(x):

@@ -165,6 +165,10 @@ class _Attributes(NamedTuple):
             return True
 
 
+def _nothing(attributes: object) -> None:
+    """The values of no attributes."""
+
+
 def _public_attributes(module: nn.Module) -> _Attributes:
     attributes = vars(module)
     # Without tensors, which would be kept in memory.
@@ -173,7 +177,8 @@ def _public_attributes(module: nn.Module) -> _Attributes:
         for name, value in attributes.items()
         if name[0] != "_" and not torch.is_tensor(value)
     ]
-    values_in = operator.itemgetter(*public)
+    # Those of a traced module lie elsewhere, and cannot be changed.
+    values_in = operator.itemgetter(*public) if public else _nothing
     held = [
         (attributes[name], _plain(attributes[name]))
         for name in public
