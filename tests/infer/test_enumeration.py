@@ -133,6 +133,7 @@ def test_equals_pyro_s_bound(options):
     assert_same(ours, theirs, pair)
 
 
+@pytest.mark.filterwarnings("ignore:.*mask .a. in different places")
 def test_scales_and_masks_of_single_sites():
     """A mask leaves a density out, and not the fact that the value was drawn; it may depend on
     the value.
