@@ -270,9 +270,11 @@ def check_every_row(
 def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     """Returns the latent variables that the programs mask in different places.
 
-    A ``Delta`` of the guide has no density that a mask could leave out.
+    A ``Delta`` of the guide has no density that a mask could leave out. A model that masks a
+    variable everywhere and has a ``pyro.factor`` gives it a prior in this way.
     """
     sites = dict(sample_sites(model_trace))
+    factors = any(is_factor(site) for site in sites.values())
     names = []
     for name, guided in sample_sites(guide_trace):
         site = sites.get(name)
@@ -280,8 +282,9 @@ def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
             continue
         halves = _masks_of(site), _masks_of(guided)
         ndims = max((events for half in halves for _, events in half), default=0)
-        counted = [_joint_mask(half, ndims) for half in halves]
-        if any(half for half in halves) and bool((counted[0] != counted[1]).any()):
+        ours, others = (_joint_mask(half, ndims) for half in halves)
+        replaced = factors and not ours.any()
+        if bool((ours != others).any()) and not replaced:
             names.append(name)
     return tuple(names)
 

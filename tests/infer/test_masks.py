@@ -101,3 +101,24 @@ def test_masks_are_compared_by_their_values(one, other, alike, place):
     else:
         with pytest.warns(UserWarning, match=UNLIKE):
             bound.loss(*pair, torch.zeros(2, 2))
+
+
+def test_a_factor_may_stand_for_a_prior_that_is_masked(data):
+    """z ~ N(1, 1) by a factor: its ELBO at the posterior is the evidence, without a warning."""
+    x, _ = data
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 9.0).mask(False))
+            pyro.factor("prior", dist.Normal(1.0, 1.0).log_prob(z))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + 1) / 2, 0.5**0.5))
+
+    evidence = dist.Normal(1.0, 2**0.5).log_prob(x)
+    assert abs(-ELBO(analytic_kl=False).loss(model, guide, x) - evidence.sum()) < 1e-6
+    torch.testing.assert_close(
+        evaluate.log_likelihood(model, guide, x, num_particles=3), evidence
+    )
