@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from tarspyro.arguments import as_numbers, check_positive
+from tarspyro.arguments import as_numbers, check_positive, format_fields
 from tarspyro.data import Sequences, Split
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.evaluate.batching import Array, map_batches
@@ -45,6 +45,9 @@ class BitsPerDimension(NamedTuple):
     mean: float
     standard_error: float
     monte_carlo_error: float
+
+    def __repr__(self) -> str:
+        return format_fields("BitsPerDimension", self._asdict())
 
 
 def bits_per_dim(

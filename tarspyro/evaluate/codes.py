@@ -100,12 +100,18 @@ def activity(
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
-        ValueError: If ``site`` is not a latent variable, or ``num_particles`` is below 2.
+        ValueError: If ``site`` is not a latent variable, ``num_particles`` is below 2, or ``x``
+            has a single row.
     """
     num_particles = as_count("num_particles", num_particles, 2)
     estimates = _posterior_means(guide, x, site, num_particles, several=True)
     activities = {}
     for name, columns in sorted(estimates.items()):
+        if len(columns) < 2:
+            raise ValueError(
+                "x must have at least 2 rows, over which posterior means vary, got 1: give more"
+                " data."
+            )
         mean = columns[:, 0]
         squared_error = columns[:, 1]
         variance = mean.var(0, ddof=1) if isinstance(mean, np.ndarray) else mean.var(0)

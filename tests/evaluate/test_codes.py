@@ -95,6 +95,13 @@ def test_arrays_in_arrays_out():
     assert embed(guide, Split(torch.as_tensor(x))).shape == (5, 2)
 
 
+def test_one_row_says_nothing_of_the_activity_of_units(toy):
+    for measure in (evaluate.active_units, evaluate.activity):
+        with pytest.raises(ValueError, match="x must have at least 2 rows"):
+            measure(toy.guide, toy.x[:1])
+        assert measure(toy.guide, toy.x[:2]).shape == measure(toy.guide, toy.x).shape
+
+
 def test_active_units_have_means_that_move():
     _, guide = vae()
     with torch.no_grad():

@@ -64,6 +64,7 @@ def test_a_log_likelihood_prints_means_and_ranges():
 
 RESULTS = [
     evaluate.BoundEstimate(many, many, many),
+    evaluate.BitsPerDimension(many, 1.0, 0.1, 0.01),
     evaluate.Gaps(many, many, many),
     evaluate.Neighbours(np.zeros((N, 5), int), np.zeros((N, 5))),
     evaluate.Canvases(torch.zeros(9, 7, 64), None),
