@@ -417,6 +417,23 @@ def test_only_the_parts_that_are_masks_stay_so():
     assert torch.allclose(value, exact)
 
 
+@pytest.mark.parametrize("keywords", [True, False])
+def test_parts_by_name_need_arguments_with_names(keywords):
+    def by_keyword(*, x, scale):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    def by_position(x, scale):
+        by_keyword(x=x, scale=scale)
+
+    parts = {"x": torch.zeros(3), "scale": torch.ones(3)}
+    model = by_keyword if keywords else lambda *parts: by_position(*parts)
+    with pytest.raises(ValueError, match="'x', 'scale', and .* name them before any"):
+        evaluate.log_likelihood(model, None, parts)
+    exact = dist.Normal(0.0, 1.0).log_prob(parts["x"])
+    assert torch.equal(evaluate.log_likelihood(by_position, None, parts), exact)
+
+
 def test_whole_labels_stay_whole():
     def model(x, y):
         with pyro.plate("data", len(x)):

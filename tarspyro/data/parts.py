@@ -51,6 +51,11 @@ def parts_of(
         return [data.x]
     if isinstance(data, Mapping) and not _is_numbers(data):
         unknown = [key for key in data if key not in names]
+        if unknown and not names:
+            raise ValueError(
+                f"{name} has parts by name, {', '.join(map(repr, data))}, and {who} names no"
+                " arguments that are passed by position: name them before any *."
+            )
         if unknown:
             raise ValueError(
                 f"{name} has {unknown[0]!r}, which {who} does not take: it takes"
