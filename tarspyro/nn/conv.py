@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tarspyro.arguments import as_count, as_sizes
@@ -102,7 +103,8 @@ class ConvDecoder(Configurable):
     shape :math:`(C, H, W)`, computes each parameter by a 3x3 convolution.
 
     Arguments:
-        in_features: The size of the input.
+        in_features: The size of the input; a list with one size for each of several inputs,
+            such as a code and a one-hot label, which are concatenated.
         out_shape: The shape of an image, channels first, such as ``(1, 28, 28)`` or ``(3, 32,
             48)``.
         channels: The number of channels of each layer, from the smallest map to the largest.
@@ -124,11 +126,14 @@ class ConvDecoder(Configurable):
         ConvDecoder(2 -> 64x7x7 -> 32x14x14 -> 32x28x28, ReLU)
         >>> ConvDecoder(2, (3, 5, 7), [16, 8, 8], stride=[2, 2, 1])
         ConvDecoder(2 -> 16x2x2 -> 8x3x4 -> 8x5x7 -> 8x5x7, ReLU)
+        >>> network = ConvDecoder([2, 10], (1, 28, 28))
+        >>> network(torch.zeros(5, 2), torch.zeros(5, 10)).shape
+        torch.Size([5, 32, 28, 28])
     """
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | list[int],
         out_shape: Sequence[int],
         channels: Sequence[int] = (64, 32),
         *,
@@ -142,15 +147,17 @@ class ConvDecoder(Configurable):
         channels = as_sizes("channels", channels, at_least=1)
         windows = windows_of(kernel_size, stride, len(channels))
         image, *maps = pyramid("out_shape", out_shape, channels[::-1], windows[::-1])
-        in_features = as_count("in_features", in_features)
+        inputs = in_features if isinstance(in_features, list) else [in_features]
+        as_count("the number of in_features", len(inputs))
+        self.in_shapes = tuple((as_count("in_features", size),) for size in inputs)
+        size = sum(map(sum, self.in_shapes))
         residual = as_count("residual", residual, 0)
         check_layers(activation, normalization)
         sizes = [*maps[::-1], (channels[-1], *image[1:])]
-        self.in_shapes = ((in_features,),)
         self.out_shape = image
         self.out_features = sizes[-1][0]
         layers: list[nn.Module] = [
-            nn.Linear(in_features, math.prod(sizes[0])),
+            nn.Linear(size, math.prod(sizes[0])),
             nn.Unflatten(1, sizes[0]),
         ]
         for small, large, window in zip(sizes, sizes[1:], windows, strict=False):
@@ -166,12 +173,12 @@ class ConvDecoder(Configurable):
             layers.append(convolution)
             layers += normalization_layer(normalization, large[0])
         self.layers = nn.Sequential(*layers, activation())
-        self._summary = f"{in_features} -> {_summary(sizes, activation, residual)}"
+        self._summary = f"{size} -> {_summary(sizes, activation, residual)}"
 
-    def forward(self, code: Tensor) -> Tensor:
+    def forward(self, *codes: Tensor) -> Tensor:
         """Returns a map of features of the height and width of the image."""
-        (code,), lead = fold([code], self.in_shapes)
-        return unfold(self.layers(code), lead)
+        folded, lead = fold(codes, self.in_shapes)
+        return unfold(self.layers(torch.cat(folded, 1)), lead)
 
     def head(self, shape: Sequence[int]) -> nn.Module:
         """Returns the layer that computes a parameter of the given shape."""

@@ -61,6 +61,22 @@ def test_a_decoder_mirrors_the_encoder(size, options):
     assert encoder.out_features == torch.Size(down[-1]).numel()
 
 
+def test_a_decoder_of_a_code_and_a_label_is_one_of_both_side_by_side():
+    decoder = ConvDecoder([2, 10], (3, 8, 8), [8, 4])
+    together = ConvDecoder(12, (3, 8, 8), [8, 4])
+    together.load_state_dict(decoder.state_dict())
+    z, y = torch.randn(5, 1, 2), torch.eye(10)
+    expected = together(torch.cat([z.expand(5, 10, 2), y.expand(5, 10, 10)], -1))
+    torch.testing.assert_close(decoder(z, y), expected)
+    assert repr(decoder) == repr(together)
+    with pytest.raises(ValueError, match=r"takes 2 input\(s\), got 1"):
+        decoder(torch.zeros(5, 12))
+    with pytest.raises(ValueError, match="number of in_features must be at least 1, got 0"):
+        ConvDecoder([], (3, 8, 8))
+    with pytest.raises(TypeError, match="in_features must be a whole number"):
+        ConvDecoder([2, "10"], (3, 8, 8))
+
+
 @pytest.mark.parametrize("options", WINDOWS, ids=str)
 def test_every_pixel_is_seen(options):
     for height, width in itertools.product(range(13, 17), range(13, 17)):

@@ -43,6 +43,11 @@ NETWORKS = {
         (4, 8, 8),
     ),
     "ConvDecoder odd": (lambda: ConvDecoder(2, (3, 9, 5), [8, 4]), [(2,)], (4, 9, 5)),
+    "ConvDecoder of two": (
+        lambda: ConvDecoder([2, 10], (1, 8, 8), [8, 4]),
+        [(2,), (10,)],
+        (4, 8, 8),
+    ),
     "ConvDecoder 28x20": (lambda: ConvDecoder(2, (1, 28, 20), [8, 4]), [(2,)], (4, 28, 20)),
 }
 
