@@ -5,10 +5,14 @@ of the library's own.
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile
     # 40 epochs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
+    # 10 epochs, which go on where they stopped
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py dcgan --folder runs/dcgan
     # 12 epochs of each of two pairs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
     # 12 epochs of each of two pairs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile
+    # with a share of the pixels' log-density; --only jmvae-gan leaves the first pair out
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile --likelihood 0.1
     # 4 epochs of 10,000 images
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix
 
@@ -24,6 +28,10 @@ validation images, as Goodfellow et al. (2014) report 225 +- 2 and Mirza and Osi
 
 conditional: the same with the one-hot label beside noise and image. Its figure is the share of
 10,000 samples that the classifier takes for the asked label.
+
+dcgan: noise and label into transposed convolutions, 7x7x128, 14x14x64, 28x28, with batch
+normalization; a discriminator of convolutions of 32 and 64 channels, with a unit for each
+label; the moving average of the generator. The same figures.
 
 vaegan: a VAE with z of 32 dimensions, 784-512-256 and back and the cross-entropy of grey
 values; and the same networks as a VAE-GAN: the similarity in the discriminator's first layer,
@@ -56,6 +64,7 @@ from tarspyro import (
     Conditional,
     Deterministic,
     Optimizer,
+    Run,
     data,
     evaluate,
     fit,
@@ -65,12 +74,13 @@ from tarspyro import (
     plot,
 )
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, VAEGAN, Adversarial, ModalityKL
+from tarspyro.infer import ELBO, VAEGAN, Adversarial, ModalityKL, MovingAverage
 from tarspyro.nn import MLP, ConvEncoder, Discriminator, PatchGAN, UNet
 from tarspyro.plot.figures import axes_of, sheet_of, show
 
 SHAPE = (1, 28, 28)
 ADVERSARIAL = {"lr": 5e-4, "betas": (0.5, 0.999)}
+GENERATOR, DISCRIMINATOR = [128, 64], [32, 64]
 HYBRID = {"lr": 1e-3, "betas": (0.5, 0.999), "discriminator": {"lr": 2e-4}}
 
 
@@ -143,6 +153,11 @@ def trained(p, q, x, arguments, **options):
     return {"seconds of training": round(sum(history["seconds"]), 1), "last epoch": last}
 
 
+def chosen(arguments, *names):
+    """The pairs to train, of those of a use."""
+    return [name for name in names if arguments.only is None or name in arguments.only]
+
+
 def compared(judge, samples, mnist, arguments):
     """Frechet distance, precision and recall of samples, against test images."""
     count = min(len(samples), len(mnist.test))
@@ -202,6 +217,116 @@ def conditional(arguments, mnist, judge, pictures):
     return row | compared(judge, samples, mnist, arguments)
 
 
+class TransposedConvolutions(nn.Module):
+    """The generator of DCGAN (Radford et al. 2016, arXiv:1511.06434), from 7x7 to 28x28."""
+
+    def __init__(self, sizes, channels):
+        super().__init__()
+        self.in_shapes = tuple((size,) for size in sizes)
+        first, self.last = channels
+        self.layers = nn.Sequential(
+            nn.Linear(sum(sizes), first * 49),
+            nn.Unflatten(1, (first, 7, 7)),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+            nn.ConvTranspose2d(first, self.last, 4, stride=2, padding=1),
+            nn.BatchNorm2d(self.last),
+            nn.ReLU(),
+        )
+
+    def forward(self, *inputs):
+        return self.layers(torch.cat(inputs, 1))
+
+    def head(self, shape):
+        return nn.ConvTranspose2d(self.last, shape[0], 4, stride=2, padding=1)
+
+
+class LabelledDiscriminator(nn.Module):
+    """A discriminator with a unit for all images and one for each label, of which the label's
+    is added (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
+    """
+
+    def __init__(self, channels, labels=10):
+        super().__init__()
+        self.trunk = ConvEncoder(SHAPE, channels, kernel_size=4, activation=leaky)
+        self.units = nn.Linear(self.trunk.out_features, 1 + labels)
+
+    def forward(self, x, y):
+        scores = self.units(self.trunk(x))
+        return scores[:, 0] + (scores[:, 1:] * y).sum(1)
+
+
+@torch.no_grad()
+def with_own_statistics(p, batches=100):
+    """The generator, batch normalization having the statistics of its own samples.
+
+    Those of a moving average are of the last weights otherwise.
+    """
+    p.eval()
+    for layer in p.modules():
+        if not isinstance(layer, nn.BatchNorm2d):
+            continue
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    labels = torch.eye(10, device=next(p.parameters()).device).repeat(10, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(batches):
+            p(y=labels)
+    return p
+
+
+def as_asked(p, judge, mnist, arguments, count):
+    """Images from labels, and how the judge finds them."""
+    asked = torch.eye(10).repeat(-(-count // 10), 1)[:count]
+    parts = enumerate(asked.split(1000))
+    samples = torch.cat(
+        [evaluate.sample(p, len(y), given={"y": y}, seed=seed).cpu() for seed, y in parts]
+    )
+    right = evaluate.agreement(judge, samples, asked)
+    found = compared(judge, samples, mnist, arguments)
+    return samples, {"samples recognized as asked": round(right, 4), **found}
+
+
+def dcgan(arguments, mnist, judge, pictures):
+    torch.manual_seed(arguments.seed)
+    network = TransposedConvolutions([100, 10], GENERATOR)
+    generator = Deterministic(network, SHAPE, transform=nn.Sigmoid())
+    p = models.ConditionalGAN(default_prior(dist.Normal, 100), generator)
+    average = MovingAverage(p)
+    loss = Adversarial(LabelledDiscriminator(DISCRIMINATOR), average=average)
+    train = mnist.reshape(*SHAPE).one_hot().train
+
+    def say(row):
+        _, found = as_asked(average.model, judge, mnist, arguments, 2000)
+        print(row, found, flush=True)
+
+    row = trained(
+        p,
+        None,
+        (train.x, train.y),
+        arguments,
+        loss=loss,
+        folder=arguments.folder and Run(arguments.folder, resume="auto"),
+        callback=say,
+    )
+    for name, model in {
+        "the last weights": p,
+        "the average, statistics of the last weights": average.model,
+        "the average": with_own_statistics(average.model),
+    }.items():
+        samples, row[name] = as_asked(model, judge, mnist, arguments, arguments.samples)
+    found = evaluate.parzen_log_likelihood(
+        samples.flatten(1), mnist.test.x, validation=mnist.validation.x[:1000]
+    )
+    row["Parzen log-likelihood"] = [round(found.mean, 1), round(found.standard_error, 1)]
+    pictures["dcgan"] = plot.samples(
+        average.model, given={"y": torch.eye(10).repeat_interleave(10, 0)}, num=100, seed=0
+    )
+    return row
+
+
 def sheet(images, columns=10):
     figure, ax = axes_of(None, (6.4, 6.4 * len(images) / columns**2))
     show(ax, sheet_of(images, columns, (28, 28)))
@@ -239,7 +364,7 @@ def grey(latent):
 def vaegan(arguments, mnist, judge, pictures):
     rows = {}
     test = mnist.test[: arguments.samples]
-    for name in ("vae", "vae-gan"):
+    for name in chosen(arguments, "vae", "vae-gan"):
         torch.manual_seed(arguments.seed)
         p = models.VAE(default_prior(dist.Normal, 32), grey(32))
         q = guides.VAE(Conditional(dist.Normal, MLP(784, [512, 256]), 32))
@@ -264,7 +389,7 @@ def jmvae_gan(arguments, mnist, judge, pictures):
     rows = {}
     train = mnist.one_hot().train
     asked = torch.eye(10).repeat(-(-arguments.samples // 10), 1)[: arguments.samples]
-    for name in ("jmvae", "jmvae-gan"):
+    for name in chosen(arguments, "jmvae", "jmvae-gan"):
         torch.manual_seed(arguments.seed)
         label = Conditional(dist.OneHotCategorical, MLP(32, [256]), 10)
         p = models.JMVAE(default_prior(dist.Normal, 32), [grey(32), label])
@@ -288,13 +413,27 @@ def jmvae_gan(arguments, mnist, judge, pictures):
             evaluate.agreement(judge, images.reshape(-1, *SHAPE), asked), 4
         )
         rows[name]["steepness"] = round(steepness(images), 4)
-        rows[name] |= compared(judge, images, mnist, arguments)
+        rows[name] |= compared(judge, images, mnist, arguments) | lit(images, mnist)
         by_label = (
             images[:100].reshape(10, 10, 784).transpose(0, 1).reshape(100, 784)
         )  # a row for each label
         pictures[name] = sheet(by_label)
         print(name, rows[name], flush=True)
     return rows
+
+
+def lit(images, mnist):
+    """The pixels that no training image sets: how many there are, the largest mean of one over
+    the images, and the row and column of each with a mean above one half.
+    """
+    dark = (mnist.train.x == 0).all(0)
+    means = torch.where(dark, images.mean(0), 0.0)
+    places = [divmod(pixel, SHAPE[-1]) for pixel in (means > 0.5).nonzero().flatten().tolist()]
+    return {
+        "pixels dark in all training images": int(dark.sum()),
+        "largest mean of one": round(means.max().item(), 4),
+        "lit, by row and column": places,
+    }
 
 
 def edges(x):
@@ -312,7 +451,7 @@ def pix2pix(arguments, mnist, judge, pictures):
     rows = {}
     if not arguments.full:
         train = train[:10_000]
-    for name in ("L1 alone", "pix2pix"):
+    for name in chosen(arguments, "L1 alone", "pix2pix"):
         torch.manual_seed(arguments.seed)
         network = UNet(8, SHAPE, [16, 32], normalization=nn.BatchNorm2d)
         translator = Deterministic(network, SHAPE, transform=nn.Sigmoid())
@@ -352,11 +491,19 @@ def pix2pix(arguments, mnist, judge, pictures):
 USES = {
     "gan": gan,
     "conditional": conditional,
+    "dcgan": dcgan,
     "vaegan": vaegan,
     "jmvae-gan": jmvae_gan,
     "pix2pix": pix2pix,
 }
-EPOCHS = {"gan": 25, "conditional": 40, "vaegan": 12, "jmvae-gan": 12, "pix2pix": 4}
+EPOCHS = {
+    "gan": 25,
+    "conditional": 40,
+    "dcgan": 10,
+    "vaegan": 12,
+    "jmvae-gan": 12,
+    "pix2pix": 4,
+}
 
 
 def main():
@@ -367,6 +514,11 @@ def main():
     parser.add_argument("--full", action="store_true", help="five times the epochs")
     parser.add_argument(
         "--epochs", type=int, help="in place of those of the short or the full form"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="of several pairs, such as jmvae and jmvae-gan, those to train",
     )
     parser.add_argument(
         "--samples", type=int, default=10_000, help="how many samples are judged"
@@ -392,6 +544,9 @@ def main():
         help="so many images of each part only, to try it; nothing is written",
     )
     parser.add_argument("--classifier", help="the run folder in which the judge is kept")
+    parser.add_argument(
+        "--folder", help="the run folder of dcgan, whose training goes on where it stopped"
+    )
     parser.add_argument("--judge-epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the steps")
@@ -414,7 +569,9 @@ def main():
         mnist = data.Dataset("mnist", *parts, SHAPE, mnist.validation[: arguments.images])
         arguments.samples = min(arguments.samples, arguments.images)
     result = USES[arguments.use](arguments, mnist, judge, pictures)
-    kept = {k: v for k, v in vars(arguments).items() if k not in ("out", "classifier")}
+    kept = {
+        k: v for k, v in vars(arguments).items() if k not in ("out", "classifier", "folder")
+    }
     report = {
         **kept,
         "torch": torch.__version__,
@@ -425,8 +582,12 @@ def main():
     report["seconds in all"] = round(time.perf_counter() - start, 1)
     print(json.dumps(report, indent=1))
     if arguments.images is None:
-        variant = ("_full" if arguments.full else "") + (
-            f"_seed{arguments.seed}" if arguments.seed else ""
+        variant = "".join(
+            [
+                "_full" if arguments.full else "",
+                "_likelihood" if arguments.likelihood else "",
+                f"_seed{arguments.seed}" if arguments.seed else "",
+            ]
         )
         out = Path(arguments.out)
         (out / f"gan_mnist_{arguments.use}{variant}.json").write_text(
