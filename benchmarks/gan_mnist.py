@@ -5,8 +5,8 @@ of the library's own.
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py gan --compile
     # 40 epochs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
-    # 10 epochs, which go on where they stopped
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py dcgan --folder runs/dcgan
+    # 10 epochs, which with --folder go on where they stopped
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py dcgan --folder runs
     # 12 epochs of each of two pairs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
     # 12 epochs of each of two pairs
@@ -131,8 +131,10 @@ def classifier_of(mnist, arguments):
     return judge, round(right, 4)
 
 
-def trained(p, q, x, arguments, **options):
-    options = {"optimizer": Optimizer(**ADVERSARIAL), **options}
+def trained(p, q, x, arguments, name, **options):
+    options = {"optimizer": Optimizer(**ADVERSARIAL), "callback": print, **options}
+    if arguments.folder is not None:
+        options["folder"] = Run(Path(arguments.folder) / name, resume="auto")
     history = fit(
         p,
         q,
@@ -178,7 +180,7 @@ def gan(arguments, mnist, judge, pictures):
     torch.manual_seed(arguments.seed)
     generator = Deterministic(decoder(100), 784, transform=nn.Sigmoid())
     p = models.GAN(default_prior(dist.Normal, 100), generator)
-    row = trained(p, None, mnist.train.x, arguments, loss=Adversarial(critic(784)))
+    row = trained(p, None, mnist.train.x, arguments, "gan", loss=Adversarial(critic(784)))
     samples = evaluate.sample(p, arguments.samples, seed=0).cpu()
     pictures["gan"] = plot.samples(p, seed=0)
     test = mnist.test.x
@@ -201,7 +203,8 @@ def conditional(arguments, mnist, judge, pictures):
     generator = Deterministic(decoder([100, 10]), 784, transform=nn.Sigmoid())
     p = models.ConditionalGAN(default_prior(dist.Normal, 100), generator)
     train = mnist.one_hot().train
-    row = trained(p, None, (train.x, train.y), arguments, loss=Adversarial(critic([784, 10])))
+    loss = Adversarial(critic([784, 10]))
+    row = trained(p, None, (train.x, train.y), arguments, "conditional", loss=loss)
     asked = torch.eye(10).repeat(-(-arguments.samples // 10), 1)[: arguments.samples]
     samples = evaluate.sample(p, len(asked), given={"y": asked}, seed=0).cpu()
     row["samples recognized as asked"] = round(
@@ -307,8 +310,8 @@ def dcgan(arguments, mnist, judge, pictures):
         None,
         (train.x, train.y),
         arguments,
+        "dcgan",
         loss=loss,
-        folder=arguments.folder and Run(arguments.folder, resume="auto"),
         callback=say,
     )
     for name, model in {
@@ -372,7 +375,7 @@ def vaegan(arguments, mnist, judge, pictures):
         if name == "vae-gan":
             loss, options = hybrid(arguments, ELBO(beta=arguments.beta)), HYBRID
         rows[name] = trained(
-            p, q, mnist.train.x, arguments, loss=loss, optimizer=Optimizer(**options)
+            p, q, mnist.train.x, arguments, name, loss=loss, optimizer=Optimizer(**options)
         )
         samples = evaluate.sample(p, arguments.samples, mean=True, seed=0).cpu()
         means = evaluate.reconstruct(p, q, test.x).cpu()
@@ -403,7 +406,13 @@ def jmvae_gan(arguments, mnist, judge, pictures):
             loss = hybrid(arguments, bound, site="x_1")
         options = {"lr": 1e-3} if name == "jmvae" else HYBRID
         rows[name] = trained(
-            p, q, (train.x, train.y), arguments, loss=loss, optimizer=Optimizer(**options)
+            p,
+            q,
+            (train.x, train.y),
+            arguments,
+            name,
+            loss=loss,
+            optimizer=Optimizer(**options),
         )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -464,6 +473,7 @@ def pix2pix(arguments, mnist, judge, pictures):
             None,
             (train, edges(train)),
             arguments,
+            name,
             loss=loss,
             optimizer=Optimizer(**options),
         )
@@ -545,7 +555,7 @@ def main():
     )
     parser.add_argument("--classifier", help="the run folder in which the judge is kept")
     parser.add_argument(
-        "--folder", help="the run folder of dcgan, whose training goes on where it stopped"
+        "--folder", help="where the runs are kept, whose trainings go on where they stopped"
     )
     parser.add_argument("--judge-epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)

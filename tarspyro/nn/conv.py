@@ -150,7 +150,7 @@ class ConvDecoder(Configurable):
         inputs = in_features if isinstance(in_features, list) else [in_features]
         as_count("the number of in_features", len(inputs))
         self.in_shapes = tuple((as_count("in_features", size),) for size in inputs)
-        size = sum(map(sum, self.in_shapes))
+        size = sum(shape[0] for shape in self.in_shapes)
         residual = as_count("residual", residual, 0)
         check_layers(activation, normalization)
         sizes = [*maps[::-1], (channels[-1], *image[1:])]
