@@ -52,6 +52,7 @@ data's own, test against validation images. Results and pictures go to ``benchma
 """
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -317,7 +318,7 @@ def dcgan(arguments, mnist, judge, pictures):
     for name, model in {
         "the last weights": p,
         "the average, statistics of the last weights": average.model,
-        "the average": with_own_statistics(average.model),
+        "the average": with_own_statistics(copy.deepcopy(average.model)),
     }.items():
         samples, row[name] = as_asked(model, judge, mnist, arguments, arguments.samples)
     found = evaluate.parzen_log_likelihood(
