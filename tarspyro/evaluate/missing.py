@@ -56,6 +56,8 @@ from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
 _CHAINS = 20
 # The number of codes of the prior among which a chain chooses its start.
 _STARTS = 50
+# The key of the best score of a start, beside the codes, which have the names of sites.
+_SCORE = "score of the start"
 # The share of the rounds that accept every proposal, before Metropolis' rule applies.
 _WARM_UP = 0.2
 # The log-probability of a corrupted binary element, which a fair coin replaced.
@@ -364,16 +366,15 @@ class MissingElements:
         x = batch.x if self.in_order else _site(trace, self.site)["value"]
         codes = _values(_latent(trace))
         for _ in range(_STARTS - 1):
-            x, state = self._advance(self._choose, batch, x, {"highest": highest, **codes})
-            highest = state.pop("highest")
-            codes = state
+            x, codes = self._advance(self._choose, batch, x, {_SCORE: highest, **codes})
+            highest = codes.pop(_SCORE)
         return self.filled(self._at(batch, x, codes), batch)
 
     def _choose(self, batch: Incomplete, x: Tensor, state: Codes) -> tuple[Tensor, Codes]:
         """Replaces the codes of a start by others of the prior, in the rows that these win."""
         trace = self._prior_run(batch)
         score = self._score(trace, batch)
-        chosen = score > state["highest"]
+        chosen = score > state[_SCORE]
         codes = {
             name: self._where(chosen, site, state[name])
             for name, site in _latent(trace).items()
@@ -381,7 +382,7 @@ class MissingElements:
         if not self.in_order:
             rows = chosen.reshape(-1, *[1] * (x.dim() - 1))
             x = _site(trace, self.site)["value"].where(rows, x)
-        return x, {"highest": torch.maximum(score, state["highest"]), **codes}
+        return x, {_SCORE: torch.maximum(score, state[_SCORE]), **codes}
 
     def _score(self, trace: Trace, batch: Incomplete) -> Tensor:
         """Returns the log weight of each row with Gumbel noise.

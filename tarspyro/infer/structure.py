@@ -281,7 +281,9 @@ def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
         if site is None or site["is_observed"] or is_delta(guided):
             continue
         halves = _masks_of(site), _masks_of(guided)
-        ndims = max((events for half in halves for _, events in half), default=0)
+        if not any(halves):
+            continue
+        ndims = max(events for half in halves for _, events in half)
         ours, others = (_joint_mask(half, ndims) for half in halves)
         replaced = factors and not ours.any()
         if bool((ours != others).any()) and not replaced:
