@@ -7,7 +7,8 @@ caches, and compiled.
 The pair is an MLP VAE, 784-200-200-50, and the weights are those of its start. The ways take
 turns: in a round each evaluates all images, in an order drawn anew. Times are medians over the
 rounds, ratios are taken round by round. ``large`` has the chunks of 10,000,000 numbers that
-evaluation had before. Results are written to ``benchmarks/results/likelihood_time.json``.
+evaluation had before. Results are written to ``benchmarks/results/likelihood_time.json``, or
+with another number of images to ``likelihood_time_10000.json``.
 """
 
 import argparse
@@ -87,7 +88,9 @@ def main() -> None:
     }
     print(json.dumps(report, indent=1))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "likelihood_time.json").write_text(json.dumps(report, indent=1) + "\n")
+    variant = "" if arguments.images == 500 else f"_{arguments.images}"
+    path = arguments.out / f"likelihood_time{variant}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -210,12 +211,11 @@ def read_table(
     rows = rows[1:] if header else rows
     if not rows:
         raise DataError(f"{source} has a header and no rows.")
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(
-                f"{source} has {names.count(name)} columns named {name!r}: give each a name of"
-                " its own."
-            )
+    ((name, count),) = Counter(names).most_common(1)
+    if count > 1:
+        raise DataError(
+            f"{source} has {count} columns named {name!r}: give each a name of its own."
+        )
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if name not in names:

@@ -23,6 +23,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tarspyro.arguments import as_numbers, as_seed
 from tarspyro.data import Stream
@@ -204,7 +205,6 @@ def map_batches(
     device = _device_of(programs[-1])
     origin: torch.device | None = None
     results: list[Results] = []
-    counts: list[int] = []
     with (
         seeded(seed),
         pyro.validation_enabled(False),
@@ -233,10 +233,9 @@ def map_batches(
                 check_inputs(model, guide, own, whole)
             with explaining(programs, moved):
                 results.append(function(*moved))
-            counts.append(count_rows(moved))
+            _check_order(programs[0], results[-1], count_rows(moved))
 
     def join(parts: Sequence[Tensor]) -> Array:
-        _check_order(programs[0], parts, counts)
         joined = torch.cat([part.to(origin) for part in parts])
         if _has_nan(joined) and any(map(_has_nan, known or ())):
             raise InputError(sentence_of_gaps(programs[-1]))
@@ -344,13 +343,13 @@ def _beside(batches: Iterable[Arguments], extra: Sequence[Tensor]) -> Iterator[A
         raise ValueError("x is empty: it has no rows.")
 
 
-def _check_order(program: Program, parts: Sequence[Tensor], counts: Sequence[int]) -> None:
-    """Raises if the results of batches have other plates left of that of the rows.
+def _check_order(program: Program, result: object, rows: int) -> None:
+    """Raises if the result of a batch has other plates left of that of the rows.
 
     Raises:
-        PairError: If they have.
+        PairError: If it has.
     """
-    for part, rows in zip(parts, counts, strict=True):
+    for part in tree_leaves(result):
         if rows in part.shape[1:] and len(part) != rows:
             raise PairError(
                 f"{name_of(program)} has numbers of shape {tuple(part.shape)} for {rows} rows:"

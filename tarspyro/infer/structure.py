@@ -314,7 +314,9 @@ def _joint_mask(masks: Sequence[tuple[Tensor, int]], ndims: int) -> Tensor:
     """Returns where all masks are true, with a number of dimensions of the event."""
     joint = torch.tensor(True)
     for mask, events in masks:
-        joint = mask.reshape(mask.shape + (1,) * (ndims - events)) & joint
+        if mask.dim():  # a plain True or False is on no device in particular
+            mask = mask.reshape(mask.shape + (1,) * (ndims - events))
+        joint = mask & joint
     return joint
 
 
