@@ -210,6 +210,13 @@ def hierarchical_guide(x):
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def masked_model(x):
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=torch.arange(len(x)) > 1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
 def masked_guide(x):
     with pyro.plate("data", len(x)), poutine.mask(mask=torch.arange(len(x)) > 1):
         pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
@@ -228,7 +235,7 @@ def test_pairs_that_it_cannot_take():
         bound.loss(*vae(Gamma), x)
     assert math.isfinite(bound.loss(*vae(Gamma, reparameterization="implicit"), x))
     with pytest.raises(PairError, match="masked"):
-        bound.loss(linear_model, masked_guide, x[:, :2])
+        bound.loss(masked_model, masked_guide, x[:, :2])
     with pytest.raises(ValueError, match="data_size must be at least the size of a batch, 6"):
         BetaTCVAE(5).loss(*vae(), x)
     with pytest.raises(ValueError, match="weighting"):
