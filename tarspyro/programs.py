@@ -1,6 +1,6 @@
 """Modules and tensors that a program uses."""
 
-__all__ = ["PROGRAM_ERRORS", "modules_of", "tensors_of", "type_of"]
+__all__ = ["PROGRAM_ERRORS", "device_of", "modules_of", "tensors_of", "type_of"]
 
 import functools
 import inspect
@@ -78,6 +78,20 @@ def _parts(program: object) -> Iterable[object]:
         or inspect.ismethod(value)
         or (inspect.isfunction(value) and value.__module__ == program.__module__)
     ]
+
+
+def device_of(*programs: object) -> torch.device | None:
+    """Returns the device of the first program that has parameters; None if none has.
+
+    Example:
+        >>> device_of(lambda x: x, nn.Linear(2, 2))
+        device(type='cpu')
+    """
+    for program in programs:
+        for module in modules_of(program):
+            for parameter in module.parameters():
+                return parameter.device
+    return None
 
 
 def type_of(*programs: object) -> torch.dtype | None:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tarspyro.arguments import as_numbers, as_seed
@@ -47,7 +47,7 @@ from tarspyro.inputs import (
     each,
     sentence_of_gaps,
 )
-from tarspyro.programs import PROGRAM_ERRORS, tensors_of
+from tarspyro.programs import PROGRAM_ERRORS, device_of, tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.sources import Source
 from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
@@ -176,7 +176,7 @@ def map_batches(
         function: Takes the parts of a batch; returns tensors with a row for each data point:
             one, several in a mapping by name, or a named tuple of them.
         programs: The model and the guide, or one of them. Batches move to the device of the
-            last one.
+            last one that has parameters.
         x: The data.
         arguments: The data as tensors, if it is not that of the programs' own arguments.
         extra: Tensors with a row for each data point, which are the function's last arguments.
@@ -202,7 +202,7 @@ def map_batches(
     else:
         batches = _beside(source.batches(batch_size), extra)
 
-    device = _device_of(programs[-1])
+    device = device_of(*reversed(programs))
     origin: torch.device | None = None
     results: list[Results] = []
     with (
@@ -296,7 +296,7 @@ def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
     x = data[0]
     if x is None or x.dim() != 1:
         return
-    rows = _moved(next(_split(data, 2)), _device_of(programs[-1]) or x.device)
+    rows = _moved(next(_split(data, 2)), device_of(*reversed(programs)) or x.device)
     with (
         preserved_rng(),
         pyro.validation_enabled(False),
@@ -311,11 +311,6 @@ def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
     for name, site in sample_sites(trace):
         if site["is_observed"] and site["value"] is rows[0]:
             check_shape(name, site["fn"], site["value"], x)
-
-
-def _device_of(program: Program) -> torch.device | None:
-    parameter = next(program.parameters(), None) if isinstance(program, nn.Module) else None
-    return None if parameter is None else parameter.device
 
 
 def _has_nan(part: Argument) -> bool:

@@ -27,7 +27,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.inputs import as_float
-from tarspyro.programs import PROGRAM_ERRORS
+from tarspyro.programs import PROGRAM_ERRORS, device_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
 
@@ -145,8 +145,7 @@ def sample(
             f"site must be the name of a site, or a list of names, got {format_value(site)}."
         )
     num_samples = as_count("num_samples", num_samples)
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = None if parameter is None else parameter.device
+    device = device_of(model)
     rows = _rows(model, given, num_samples)
     arguments: dict[str, Tensor | int] = {
         name: value.to(device) for name, value in rows.items()

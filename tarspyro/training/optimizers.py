@@ -383,6 +383,8 @@ def _entries_after_a_step(
         copies = copy.deepcopy(list(optimizers))
         with preserved_rng():  # some optimizers draw noise
             for optimizer in copies:
+                # What a copy forgets: that PyTorch need not warn of steps without a graph.
+                optimizer._warned_capturable_if_run_uncaptured = True
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = torch.zeros_like(parameter)

@@ -7,12 +7,14 @@ the same numbers as on the CPU.
 import contextlib
 import gc
 import math
+import warnings
 from unittest import mock
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from tarspyro import (
     Conditional,
@@ -41,7 +43,7 @@ from tarspyro.distributions import (
     default_prior,
 )
 from tarspyro.infer import ELBO, IWAE, PIWAE, Adversarial, Compiled, Renyi
-from tarspyro.nn import MLP, Discriminator
+from tarspyro.nn import MLP, Backward, Discriminator
 from tarspyro.scopes import local_parameters
 from tarspyro.training.checks import NonFiniteError
 from tarspyro.training.losses import Objective
@@ -70,6 +72,18 @@ def pair():
     return model, guides.VAE(Conditional(dist.Normal, MLP(64, [32]), 2))
 
 
+@contextlib.contextmanager
+def refused_waits():
+    """An operation that waits for the device is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        MODULE.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        MODULE.set_sync_debug_mode("default")
+
+
 SAMPLERS = {
     "Gamma": lambda a: Gamma(a, 2 * a),
     "Gamma, implicit": lambda a: Gamma(a, 2 * a, reparameterization="implicit"),
@@ -88,13 +102,10 @@ SAMPLERS = {
 def test_samplers_draw_on_the_device_without_waiting_for_it(make):
     with pyro.validation_enabled(False):
         a = torch.tensor(0.5, device=DEVICE, requires_grad=True)
-        MODULE.set_sync_debug_mode("error")
-        try:
+        with refused_waits():
             q = make(a)
             z = q.rsample((100_000,))
             (q.log_prob(z).mean() + z.mean()).backward()
-        finally:
-            MODULE.set_sync_debug_mode("default")
     assert z.device.type == DEVICE and z.isfinite().all() and a.grad.isfinite()
     on_cpu = make(torch.tensor(0.5)).sample((100_000,))
     error = (z.var(0) / len(z) + on_cpu.to(DEVICE).var(0) / len(z)).sqrt()
@@ -179,13 +190,9 @@ def test_a_step_does_not_wait_for_the_device():
     trainer = Trainer(objective, TrainingState(objective.halves, [optimizer]))
     x = torch.rand(100, 64, device=DEVICE).round()
     trainer.step((x,))  # the first step of a shape validates, which reads values back
-    MODULE.set_sync_debug_mode("error")
-    try:
-        with pyro.validation_enabled(False):
-            for _ in range(10):
-                trainer.step((x,))
-    finally:
-        MODULE.set_sync_debug_mode("default")
+    with refused_waits(), pyro.validation_enabled(False):
+        for _ in range(10):
+            trainer.step((x,))
 
 
 BOUNDS = {
@@ -205,12 +212,9 @@ def test_bounds_run_on_the_device_without_waiting_for_it(make):
         bound.differentiable_loss(
             model, guide, x
         )  # the structure is found by a run of its own
-        MODULE.set_sync_debug_mode("error")
-        try:
+        with refused_waits():
             loss = bound.differentiable_loss(model, guide, x)
             loss.backward()
-        finally:
-            MODULE.set_sync_debug_mode("default")
     assert loss.device.type == DEVICE and all(
         parameter.grad is not None for parameter in guide.parameters()
     )
@@ -457,6 +461,53 @@ def test_a_loss_that_is_not_finite_is_described_with_its_batch(make):
         fit(model, guide, x, loss=make(), shuffle=False, seed=0, progress=False)
     assert "loss was nan at step 3 (epoch 1, batch 3): with the weights after" in str(e.value)
     assert "log-probability of x is not finite (batch rows [30])" in str(e.value)
+
+
+def sequence_pair():
+    """Of eight steps; the guide reads them backwards with a network of cuDNN's."""
+    torch.manual_seed(0)
+    model = models.DeepMarkovModel(
+        default_prior(dist.Normal, 2),
+        Conditional(dist.Normal, MLP(2, [8]), 2),
+        Conditional(dist.Bernoulli, MLP(2, [8]), 8),
+    )
+    guide = guides.DeepMarkovModel(
+        Conditional(dist.Normal, MLP(6, [8]), 2),
+        Conditional(dist.Normal, MLP([6, 2], [8]), 2),
+        Backward(nn.GRU(8, 6)),
+    )
+    return model, guide
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_recurrent_pair_is_compiled(backend, replayed):
+    """A warning that it goes on eagerly is an error here."""
+    x = digits().train.x[:400].round().unflatten(-1, (8, 8))
+    history = fit(
+        *sequence_pair(),
+        x,
+        loss=Compiled(ELBO(), backend=backend, choose=False),
+        epochs=3,
+        seed=0,
+        progress=False,
+    )
+    assert replayed and history["loss"][-1] < history["loss"][0]
+
+
+def test_functions_are_evaluated_where_the_weights_are():
+    """The weights that they read, or those of the other half."""
+    p, q = (half.to(DEVICE) for half in pair())
+    x = digits().test.x[:20].round()
+
+    def prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", p.prior())
+
+    for model, guide in ((p, prior), (lambda x: p(x), prior), (p, lambda x: q(x))):
+        found = evaluate.log_likelihood(model, guide, x, num_particles=5000, seed=0)
+        assert found.device == x.device and found.isfinite().all()
+    drawn = evaluate.sample(lambda x=None, batch_size=1: p(x, batch_size=batch_size), 3)
+    assert drawn.shape == (3, 64)
 
 
 @pytest.mark.parametrize("make", [ELBO, recorded], ids=["eager", "captured"])

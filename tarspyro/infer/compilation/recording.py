@@ -226,6 +226,7 @@ def _trace(
         pyro.validation_enabled(False),
         torch.enable_grad(),
         _preserved(buffers),
+        _without_cudnn(),
         _use_lazy_graph_module(True),  # most graphs are changed before they run
     ):
         try:
@@ -265,10 +266,29 @@ def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
     tracer = make_fx(function)
 
     def trace(*inputs: Tensor) -> GraphModule:
-        with mock.patch.object(proxy_tensor, "extract_val", forms.of):
+        # On an accelerator the derivatives would be recorded in another thread.
+        with (
+            mock.patch.object(proxy_tensor, "extract_val", forms.of),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             return tracer(*inputs)
 
     return trace
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Records operations that a graph can hold: a recurrent network of cuDNN reads the memory of
+    all its weights as one tensor, which no operation returns.
+
+    A convolution is one operation for all libraries, and is computed by cuDNN all the same.
+    """
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 class _Forms:

@@ -405,9 +405,13 @@ class _Loop:
         return GraphModule({}, graph)
 
     def is_regular(self) -> bool:
-        """Whether all that a step reads of others comes from the few before it."""
+        """Whether all that a step reads of others comes from the few before it, and it gives and
+        takes tensors alone.
+        """
         own = {node for step in self.steps for node in step}
-        return own.isdisjoint(self.inputs)
+        return own.isdisjoint(self.inputs) and not any(
+            map(_has_parts, (*self.inputs, *self.outputs))
+        )
 
     @property
     def inputs(self) -> list[Node]:
@@ -520,24 +524,22 @@ def _loops(graph: GraphModule) -> Iterator[_Loop]:
         node: keys.of(node) if node.op == "call_function" else node
         for node in graph.graph.nodes
     }
-    members: dict[Hashable, list[Node]] = defaultdict(list)
     feeds = networkx.DiGraph()
     for node, kind in class_of.items():
-        members[kind].append(node)
+        feeds.add_node(kind)
         feeds.add_edges_from((class_of[source], kind) for source in node.all_input_nodes)
     taken: set[Node] = set()
     found: list[Sequence[tuple[Node, ...]]] = []
-    for component in networkx.strongly_connected_components(feeds):
-        counts = Counter(len(members[kind]) for kind in component)
-        counts.pop(1, None)
-        products = [kind for kind in component if is_product(members[kind][0])]
-        if not counts or not products:
-            continue
-        usual, _ = counts.most_common(1)[0]
-        last = min(products, key=lambda kind: abs(len(members[kind]) - usual))
-        nodes = [node for node in graph.graph.nodes if class_of[node] in component]
-        steps = _equal_steps(_steps(nodes, set(members[last])))
-        if len(steps) >= MINIMUM_STEPS:
+    component_of = {
+        kind: number
+        for number, component in enumerate(networkx.strongly_connected_components(feeds))
+        for kind in component
+    }
+    components: dict[int, list[Node]] = defaultdict(list)
+    for node, kind in class_of.items():
+        components[component_of[kind]].append(node)
+    for nodes in components.values():
+        for steps in _repetitions(nodes, class_of):
             taken.update(nodes)
             found.append(steps)
     for steps in found:
@@ -546,6 +548,34 @@ def _loops(graph: GraphModule) -> Iterator[_Loop]:
         loop = _Loop(steps)
         if loop.is_regular():
             yield loop
+
+
+def _repetitions(
+    nodes: Sequence[Node], class_of: Mapping[Node, Hashable]
+) -> Iterator[Sequence[tuple[Node, ...]]]:
+    """Yields the steps of each recurrence among some nodes that depend on each other.
+
+    A recurrence and its derivative are two, among the same nodes if an operation is in both.
+    """
+    while True:
+        members: dict[Hashable, list[Node]] = defaultdict(list)
+        for node in nodes:
+            members[class_of[node]].append(node)
+        counts: Counter[int] = Counter()
+        for same in members.values():
+            if len(same) > 1:
+                counts[len(same)] += len(same)
+        products = [same for same in members.values() if is_product(same[0])]
+        if not counts or not products:
+            return
+        usual, _ = counts.most_common(1)[0]
+        last = min(products, key=lambda same: abs(len(same) - usual))
+        steps = _equal_steps(_steps(nodes, set(last)))
+        if len(steps) < MINIMUM_STEPS:
+            return
+        yield steps
+        done = {node for step in steps for node in step}
+        nodes = [node for node in nodes if node not in done]
 
 
 def _steps(nodes: Sequence[Node], last: Collection[Node]) -> list[tuple[Node, ...]]:
@@ -616,6 +646,7 @@ def _needed_alone(
                     and node not in taken
                     and node not in own
                     and own.issuperset(node.users)
+                    and not any(_is_divided(source, own) for source in _sources(node))
                     for own, node in zip(inner, nodes, strict=True)
                 )
                 and len({_form_of_step([node]) for node in nodes}) == 1
@@ -642,6 +673,18 @@ def _fed_alone(
     for nodes in found.values():
         if len(nodes) == len(steps):
             yield tuple(nodes)
+
+
+def _has_parts(node: Node) -> bool:
+    """Whether the value of a node is several tensors, which no other graph can take."""
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _is_divided(node: Node, step: set[Node]) -> bool:
+    """Whether a node has several tensors, and not the step alone reads them."""
+    return _has_parts(node) and not all(
+        part in step or step.issuperset(part.users) for part in node.users
+    )
 
 
 def _is_movable(node: Node) -> bool:
