@@ -147,7 +147,8 @@ def alike() -> Iterator[None]:
     """Lets an eager and a captured training do the same but for the capture.
 
     Recorded operations run as they are, so that both draw the same noise, and the optimizers of
-    both are of the kind that can be captured, which rounds otherwise.
+    both are of the kind that can be captured, which rounds otherwise. Convolutions on a GPU are
+    of full precision and add in the same order every time.
     """
     compile = Objective.compile
     make = Optimizer.make
@@ -163,6 +164,7 @@ def alike() -> Iterator[None]:
     with (
         mock.patch.object(Objective, "compile", record),
         mock.patch.object(Optimizer, "make", make_capturable),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
     ):
         yield
 
