@@ -104,6 +104,38 @@ def backwards_and_forwards(steps):
     return loss, torch.randn(6, steps, 3)
 
 
+def an_operation_in_both_directions(steps):
+    """A product of two states, whose derivative is such a product too."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+
+    def loss(x):
+        state = x.new_ones(len(x), 4, 4)
+        for t in range(steps):
+            state = torch.tanh(torch.bmm(layer(state), state.transpose(1, 2)) + x[:, t])
+        return (state**2).sum(), {}
+
+    return loss, torch.randn(6, steps, 4, 4)
+
+
+def normalized(steps):
+    """An operation that returns several tensors, of which the derivative needs two."""
+    torch.manual_seed(0)
+    cell = nn.GRUCell(3, 4)
+    norm = nn.LayerNorm(4)
+    of_inputs = nn.LayerNorm(3)
+
+    def loss(x):
+        state = x.new_zeros(len(x), 4)
+        states = []
+        for t in range(steps):
+            state = norm(cell(of_inputs(x[:, t]), state))
+            states.append(state)
+        return torch.stack(states).exp().sum(), {}
+
+    return loss, torch.randn(6, steps, 3)
+
+
 def chains_side_by_side(steps):
     """Three chains of one cell, one after another, of which the last sees the states of all."""
     torch.manual_seed(0)
@@ -136,7 +168,10 @@ def with_draws(steps):
     return loss, torch.randn(4, 16)
 
 
-@pytest.mark.parametrize("program", [gru, lstm, two_steps_back, backwards_and_forwards])
+@pytest.mark.parametrize(
+    "program",
+    [gru, lstm, two_steps_back, backwards_and_forwards, an_operation_in_both_directions],
+)
 def test_a_recurrence_is_that_of_the_whole_graph_and_does_not_grow(program):
     sizes = []
     for steps in (14, 18):
@@ -145,6 +180,12 @@ def test_a_recurrence_is_that_of_the_whole_graph_and_does_not_grow(program):
         compare(split, whole)
         sizes.append(each)
     assert sizes[0] == sizes[1]
+
+
+def test_several_tensors_of_an_operation_stay_in_one_part():
+    split, whole, _ = parts_of(*normalized(10))
+    assert split is not None
+    compare(split, whole)
 
 
 def test_a_recurrence_of_steps_that_differ_is_compiled_as_a_whole():
