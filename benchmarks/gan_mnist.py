@@ -261,26 +261,6 @@ class LabelledDiscriminator(nn.Module):
 
 
 @torch.no_grad()
-def with_own_statistics(p, batches=100):
-    """The generator, batch normalization having the statistics of its own samples.
-
-    Those of a moving average are of the last weights otherwise.
-    """
-    p.eval()
-    for layer in p.modules():
-        if not isinstance(layer, nn.BatchNorm2d):
-            continue
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
-        layer.train()
-    labels = torch.eye(10, device=next(p.parameters()).device).repeat(10, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(batches):
-            p(y=labels)
-    return p
-
-
 def as_asked(p, judge, mnist, arguments, count):
     """Images from labels, and how the judge finds them."""
     asked = torch.eye(10).repeat(-(-count // 10), 1)[:count]
@@ -315,10 +295,12 @@ def dcgan(arguments, mnist, judge, pictures):
         loss=loss,
         callback=say,
     )
+    renewed = copy.deepcopy(average)
+    renewed.renew_statistics(given={"y": torch.eye(10).repeat(10, 1)}, seed=0)
     for name, model in {
         "the last weights": p,
         "the average, statistics of the last weights": average.model,
-        "the average": with_own_statistics(copy.deepcopy(average.model)),
+        "the average": renewed.model,
     }.items():
         samples, row[name] = as_asked(model, judge, mnist, arguments, arguments.samples)
     found = evaluate.parzen_log_likelihood(

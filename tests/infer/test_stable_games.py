@@ -134,6 +134,49 @@ def test_an_evaluation_does_not_move_the_average():
     assert loss.average.updates == 0
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_renewed_statistics_are_those_of_the_averaged_weights(conditional):
+    """Of an affine layer of normal noise they are known."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3 if conditional else 2, 5)
+    normalization = nn.BatchNorm1d(5, momentum=0.3)
+    network = nn.Sequential(layer, normalization, nn.Dropout(0.5))
+    prior = default_prior(dist.Normal, 2)
+    if conditional:
+        generator = Deterministic(Beside(network), 4)
+        p = models.ConditionalGAN(prior, generator)
+        given = {"y": torch.full((200, 1), 2.0)}
+    else:
+        p = models.GAN(prior, Deterministic(network, 4))
+        given = None
+    p(**(given or {"batch_size": 5}))  # lazy layers have their sizes from here on
+    average = MovingAverage(p)
+    state = torch.get_rng_state()
+    average.renew_statistics(500, batch_size=200, given=given, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in average.modules())
+    (found,) = (m for m in average.modules() if isinstance(m, nn.BatchNorm1d))
+    assert found.momentum == 0.3 and found is not normalization
+    weight = layer.weight[:, :2]
+    mean = layer.bias + (2.0 * layer.weight[:, 2] if conditional else 0.0)
+    variance = (weight**2).sum(1)
+    count = 500 * 200
+    assert ((found.running_mean - mean).abs() < 4 * (variance / count).sqrt()).all()
+    error = variance * (2 / count) ** 0.5
+    assert ((found.running_var - variance).abs() < 4 * error).all()
+
+
+class Beside(nn.Module):
+    """A network of noise and condition beside each other."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *parts):
+        return self.network(torch.cat(parts, -1))
+
+
 def test_a_resumed_average_is_the_uninterrupted_one(tmp_path):
     x = torch.randn(40, 3)
     averages = []
@@ -195,6 +238,8 @@ def test_errors():
         MovingAverage(nn.Linear(1, 1), 1.5)
     with pytest.raises(TypeError, match="model"):
         MovingAverage(lambda x: x)
+    with pytest.raises(ValueError, match="no batch normalization with running statistics"):
+        MovingAverage(gan()[0]).renew_statistics()
     with pytest.raises(ValueError, match="lazy layers without sizes"):
         MovingAverage(nn.LazyLinear(2))
     with pytest.raises(ValueError, match="BatchDeviation takes features of shape"):

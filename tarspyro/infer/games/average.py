@@ -2,14 +2,19 @@
 
 __all__ = ["MovingAverage"]
 
+import contextlib
 import copy
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import check_module, check_number
+from tarspyro.arguments import as_count, check_module, check_number
 from tarspyro.modules import Configurable
+from tarspyro.programs import device_of
+from tarspyro.scopes import evaluating, preserved_rng
 
 
 class MovingAverage(Configurable):
@@ -19,9 +24,11 @@ class MovingAverage(Configurable):
               w_t = \max(1 - \beta, 1 / t)
 
     A generator circles around the equilibrium of a game, and the average lies inside. The first
-    averages are plain means, so the start is soon forgotten. Buffers, such as running
-    statistics, are those of the model. ``Adversarial(..., average=...)`` takes in the weights
-    once in each step of the training, before the discriminator moves.
+    averages are plain means, so the start is soon forgotten. ``Adversarial(..., average=...)``
+    takes in the weights once in each step of the training, before the discriminator moves.
+
+    Buffers are those of the model. With batch normalization its running statistics do not suit
+    the averaged weights: call ``renew_statistics`` after the training.
 
     Arguments:
         model: The generator.
@@ -73,5 +80,73 @@ class MovingAverage(Configurable):
         for own, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(buffer)
 
+    def renew_statistics(
+        self,
+        num_batches: int = 100,
+        *,
+        batch_size: int = 100,
+        given: Mapping[str, torch.Tensor] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Gives batch normalization the statistics of the averaged model's own samples.
+
+        Each running mean and variance becomes the mean over the batches of that of a batch.
+
+        Arguments:
+            num_batches: The number of batches.
+            batch_size: The number of samples of a batch.
+            given: Arguments of the model by name, with a row for each sample of a batch, in place
+                of ``batch_size``: ``{"y": y}`` for a ``ConditionalGAN``.
+            seed: The seed of the samples; the global random state then stays unchanged.
+
+        Raises:
+            ValueError: If the model has no batch normalization with running statistics.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> from tarspyro import Deterministic, models
+            >>> from tarspyro.distributions import default_prior
+            >>> generator = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+            >>> p = models.GAN(default_prior(dist.Normal, 2), Deterministic(generator, 4))
+            >>> p(batch_size=5).shape  # lazy layers have their sizes from here on
+            torch.Size([5, 4])
+            >>> average = MovingAverage(p)
+            >>> average.renew_statistics(10, seed=0)
+        """
+        num_batches = as_count("num_batches", num_batches)
+        arguments: dict[str, object] = {"batch_size": as_count("batch_size", batch_size)}
+        if given is not None:
+            device = device_of(self.model)
+            arguments = {name: value.to(device) for name, value in given.items()}
+        layers = [
+            layer
+            for layer in self.model.modules()
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        ]
+        if not layers:
+            raise ValueError(
+                f"{type(self.model).__name__} has no batch normalization with running"
+                " statistics, so there is nothing to renew: leave the call out."
+            )
+        draws = contextlib.nullcontext() if seed is None else preserved_rng(seed)
+        with draws, evaluating(self.model), _plain_means(layers):
+            for _ in range(num_batches):
+                self.model(**arguments)
+
     def __repr__(self) -> str:
         return f"MovingAverage({type(self.model).__name__}, {self.decay})"
+
+
+@contextlib.contextmanager
+def _plain_means(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Lets layers find their running statistics anew, as means over all batches."""
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
