@@ -1,6 +1,7 @@
 """The time in which a training step of a sequence is recorded and compiled, for different lengths.
 
     python benchmarks/compile_time.py        # VRNN of 28 and 112 steps, DRAW of 10 and 64
+                                             # and, with attention, of 16 and 64
     python benchmarks/compile_time.py --only "VRNN 28"
 
 Each row is a new process, whose compiler finds nothing of earlier runs but its headers. The
@@ -20,7 +21,10 @@ import time
 import warnings
 from pathlib import Path
 
-ROWS = {"VRNN 28": 28, "VRNN 112": 112, "DRAW 10": 10, "DRAW 64": 64}
+ROWS = {
+    **{"VRNN 28": 28, "VRNN 112": 112, "DRAW 10": 10, "DRAW 64": 64},
+    **{"attention 16": 16, "attention 64": 64},
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -29,14 +33,16 @@ def measured(name: str, threads: int) -> dict[str, float]:
     import pyro
     import torch
     from contestants import painting, recurrent
+    from draw_mnist import attention
 
     from tarspyro.infer import Compiled
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    program = recurrent(64, ROWS[name]) if "VRNN" in name else painting(100, ROWS[name])
-    p, q = program.pair()
+    steps = ROWS[name]
+    program = recurrent(64, steps) if "VRNN" in name else painting(100, steps)
+    p, q = attention(steps, 5, 5) if "attention" in name else program.pair()
     x = program.batch()
     torch.compile(lambda a: (2 * a).sin().sum())(torch.ones(100))  # the compiler's own start
     bound = Compiled(program.bound(), choose=False)
