@@ -479,6 +479,24 @@ def sequence_pair():
     return model, guide
 
 
+needs_addresses = pytest.mark.skipif(
+    not IS_CUDA, reason="tensors of a pretended device have no address"
+)
+
+
+@pytest.mark.parametrize("sequences", [False, pytest.param(True, marks=needs_addresses)])
+def test_a_new_pair_starts_where_it_does_on_the_cpu(sequences):
+    """Near the data; elsewhere the first loss of the sequences is twice as large."""
+    x = digits().train.x[:400].round()
+    first = []
+    for device in ("cpu", DEVICE):
+        halves = sequence_pair() if sequences else pair()
+        given = x.unflatten(-1, (8, 8)) if sequences else x
+        history = fit(*halves, given, epochs=1, device=device, seed=0, progress=False)
+        first.append(history["loss"][0])
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_recurrent_pair_is_compiled(backend, replayed):
     """A warning that it goes on eagerly is an error here."""
