@@ -288,13 +288,13 @@ def main() -> None:
         pretended.install()
     suffix = "_pretended" if options.pretended else ""
     out = options.out or RESULTS / f"captured{suffix}.json"
+    device = find_device("auto")
+    machine = {"device": accelerators.name_of_accelerator(device), "torch": torch.__version__}
     results = {}
     for name in options.only or [*SETTINGS, *METHODS]:
         results[name] = measure(name, options.epochs)
         print(name, results[name], flush=True)
-    device = find_device("auto")
-    machine = {"device": accelerators.name_of_accelerator(device), "torch": torch.__version__}
-    out.write_text(json.dumps({**machine, "cases": results}, indent=1) + "\n")
+        out.write_text(json.dumps({**machine, "cases": results}, indent=1) + "\n")
     if options.pretended:
         os._exit(0)
 

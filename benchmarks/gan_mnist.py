@@ -260,7 +260,6 @@ class LabelledDiscriminator(nn.Module):
         return scores[:, 0] + (scores[:, 1:] * y).sum(1)
 
 
-@torch.no_grad()
 def as_asked(p, judge, mnist, arguments, count):
     """Images from labels, and how the judge finds them."""
     asked = torch.eye(10).repeat(-(-count // 10), 1)[:count]

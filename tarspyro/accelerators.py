@@ -17,6 +17,7 @@ __all__ = [
     "set_random_states",
     "synchronize",
     "use_local_device",
+    "without_cudnn",
 ]
 
 import contextlib
@@ -144,6 +145,22 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
 
 
 # --- graphs
+
+
+@contextlib.contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Computes without cuDNN inside.
+
+    A recurrent network of cuDNN reads the memory of all its weights as one tensor, which no
+    operation returns, so that it cannot be part of a recorded graph. A convolution is the same
+    operation with and without cuDNN: one that is recorded here can run by cuDNN later.
+    """
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def can_capture(device: torch.device) -> bool:

@@ -4,7 +4,6 @@ __all__ = ["PROGRAM_ERRORS", "device_of", "modules_of", "tensors_of", "type_of"]
 
 import functools
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -81,17 +80,14 @@ def _parts(program: object) -> Iterable[object]:
 
 
 def device_of(*programs: object) -> torch.device | None:
-    """Returns the device of the first program that has parameters; None if none has.
+    """Returns the device of the first of the programs' parameters and buffers; None if they have
+    none.
 
     Example:
         >>> device_of(lambda x: x, nn.Linear(2, 2))
         device(type='cpu')
     """
-    for program in programs:
-        for module in modules_of(program):
-            for parameter in module.parameters():
-                return parameter.device
-    return None
+    return next((tensor.device for tensor in _state_of(programs)), None)
 
 
 def type_of(*programs: object) -> torch.dtype | None:
@@ -103,11 +99,17 @@ def type_of(*programs: object) -> torch.dtype | None:
         >>> type_of(nn.Linear(2, 2).double())
         torch.float64
     """
-    modules = [module for program in programs for module in modules_of(program)]
-    parameters = itertools.chain.from_iterable(module.parameters() for module in modules)
-    buffers = itertools.chain.from_iterable(module.buffers() for module in modules)
-    types = (tensor.dtype for tensor in itertools.chain(parameters, buffers))
+    types = (tensor.dtype for tensor in _state_of(programs))
     return next((dtype for dtype in types if dtype.is_floating_point), None)
+
+
+def _state_of(programs: Sequence[object]) -> Iterator[torch.Tensor]:
+    """Yields all parameters of the programs' modules, and then their buffers."""
+    modules = [module for program in programs for module in modules_of(program)]
+    for module in modules:
+        yield from module.parameters()
+    for module in modules:
+        yield from module.buffers()
 
 
 def tensors_of(args: Sequence[object]) -> list[torch.Tensor]:

@@ -176,7 +176,7 @@ def map_batches(
         function: Takes the parts of a batch; returns tensors with a row for each data point:
             one, several in a mapping by name, or a named tuple of them.
         programs: The model and the guide, or one of them. Batches move to the device of the
-            last one that has parameters.
+            last one that has parameters, or else buffers.
         x: The data.
         arguments: The data as tensors, if it is not that of the programs' own arguments.
         extra: Tensors with a row for each data point, which are the function's last arguments.

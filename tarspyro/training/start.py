@@ -37,7 +37,7 @@ from tarspyro.inputs import count_rows
 from tarspyro.nn.canvas import Canvas, IdentityTrunk
 from tarspyro.nn.heads import bias_of, scale_weights
 from tarspyro.nn.inputs import Standardize
-from tarspyro.programs import modules_of
+from tarspyro.programs import device_of, modules_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.batches import Batches
 from tarspyro.types import Arguments, Data, Program
@@ -110,10 +110,7 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
     """
     check_program("model", model)
     check_program("guide", guide)
-    parameters = [
-        p for half in (model, guide) for part in modules_of(half) for p in part.parameters()
-    ]
-    device = parameters[0].device if parameters else torch.device("cpu")
+    device = device_of(model, guide) or torch.device("cpu")
     start_near(model, guide, Batches(data, model, 100, device, others=[guide]).examples)
 
 

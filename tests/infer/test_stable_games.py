@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -145,11 +146,13 @@ def test_renewed_statistics_are_those_of_the_averaged_weights(conditional):
     if conditional:
         generator = Deterministic(Beside(network), 4)
         p = models.ConditionalGAN(prior, generator)
-        given = {"y": torch.full((200, 1), 2.0)}
+        given = {"y": np.full((200, 1), 2)}
     else:
         p = models.GAN(prior, Deterministic(network, 4))
         given = None
-    p(**(given or {"batch_size": 5}))  # lazy layers have their sizes from here on
+    p(
+        **({"y": torch.ones(5, 1)} if conditional else {"batch_size": 5})
+    )  # lazy layers have their sizes from here on
     average = MovingAverage(p)
     state = torch.get_rng_state()
     average.renew_statistics(500, batch_size=200, given=given, seed=0)
@@ -164,6 +167,10 @@ def test_renewed_statistics_are_those_of_the_averaged_weights(conditional):
     assert ((found.running_mean - mean).abs() < 4 * (variance / count).sqrt()).all()
     error = variance * (2 / count) ** 0.5
     assert ((found.running_var - variance).abs() < 4 * error).all()
+    before = found.running_mean.clone()
+    with pytest.raises(TypeError):
+        average.renew_statistics(given={"nothing": np.zeros((5, 1))})
+    assert torch.equal(found.running_mean, before) and found.momentum == 0.3
 
 
 class Beside(nn.Module):

@@ -35,6 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tarspyro.accelerators import without_cudnn
 from tarspyro.infer.compilation.graphs import (
     constants_of,
     count_products,
@@ -226,7 +227,7 @@ def _trace(
         pyro.validation_enabled(False),
         torch.enable_grad(),
         _preserved(buffers),
-        _without_cudnn(),
+        without_cudnn(),  # its recurrent networks are no operations of a graph
         _use_lazy_graph_module(True),  # most graphs are changed before they run
     ):
         try:
@@ -274,21 +275,6 @@ def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
             return tracer(*inputs)
 
     return trace
-
-
-@contextlib.contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Records operations that a graph can hold: a recurrent network of cuDNN reads the memory of
-    all its weights as one tensor, which no operation returns.
-
-    A convolution is one operation for all libraries, and is computed by cuDNN all the same.
-    """
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = before
 
 
 class _Forms:

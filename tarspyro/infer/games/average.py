@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import as_count, check_module, check_number
+from tarspyro.arguments import as_count, as_numbers, check_module, check_number
+from tarspyro.inputs import as_float
 from tarspyro.modules import Configurable
 from tarspyro.programs import device_of
 from tarspyro.scopes import evaluating, preserved_rng
+from tarspyro.types import ArrayLike
 
 
 class MovingAverage(Configurable):
@@ -85,7 +87,7 @@ class MovingAverage(Configurable):
         num_batches: int = 100,
         *,
         batch_size: int = 100,
-        given: Mapping[str, torch.Tensor] | None = None,
+        given: Mapping[str, ArrayLike] | None = None,
         seed: int | None = None,
     ) -> None:
         """Gives batch normalization the statistics of the averaged model's own samples.
@@ -117,7 +119,10 @@ class MovingAverage(Configurable):
         arguments: dict[str, object] = {"batch_size": as_count("batch_size", batch_size)}
         if given is not None:
             device = device_of(self.model)
-            arguments = {name: value.to(device) for name, value in given.items()}
+            arguments = {
+                name: as_float(as_numbers(f"given[{name!r}]", value), self.model).to(device)
+                for name, value in given.items()
+            }
         layers = [
             layer
             for layer in self.model.modules()
@@ -139,7 +144,11 @@ class MovingAverage(Configurable):
 
 @contextlib.contextmanager
 def _plain_means(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Lets layers find their running statistics anew, as means over all batches."""
+    """Lets layers find their running statistics anew, as means over all batches.
+
+    If the body raises, they have their former ones.
+    """
+    before = [copy.deepcopy(layer.state_dict()) for layer in layers]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -147,6 +156,10 @@ def _plain_means(layers: list[_BatchNorm]) -> Iterator[None]:
         layer.train()
     try:
         yield
+    except BaseException:
+        for layer, state in zip(layers, before, strict=True):
+            layer.load_state_dict(state)
+        raise
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
