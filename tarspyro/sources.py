@@ -22,9 +22,9 @@ from torch.utils.data import (
 )
 
 from tarspyro.arguments import as_numbers
-from tarspyro.data.parts import Values, has_rows, in_order, parts_of, stacked
+from tarspyro.data.parts import Values, has_rows, in_order, lists_parts, parts_of, stacked
 from tarspyro.data.rows import LazyRows
-from tarspyro.infer.matching import check_count, positional_names
+from tarspyro.infer.matching import check_count, count_of_data, positional_names
 from tarspyro.infer.traces import check_program, name_of, trace_pair
 from tarspyro.inputs import as_type, count_rows, each
 from tarspyro.programs import PROGRAM_ERRORS, modules_of, tensors_of, type_of
@@ -131,6 +131,8 @@ class Source:
         self._types: dict[Types, Types] = {}
         values = parts_of(name, data, name_of(program), self.names)
         if values is not None:
+            if not lists_parts(data):
+                values = values[: count_of_data(values, program)]
             self.parts = self._checked(values)
         elif isinstance(data, IterableDataset) or not has_rows(data):
             self.batched = data  # type: ignore[assignment]
@@ -207,6 +209,7 @@ class Source:
         if self.names:
             parts = parts[: len(self.names)]
         numbers = each(lambda part: as_numbers(self.name, part).detach(), parts)
+        numbers = numbers[: count_of_data(numbers, self.programs[0])]
         if any(not part.dim() for part in numbers[:1] if part is not None):
             raise ValueError(
                 f"{self.name} gives a single number where a batch of rows is needed: give"

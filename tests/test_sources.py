@@ -358,7 +358,8 @@ def test_a_number_beside_parts_of_one_length_is_that_of_a_batch():
     for labels in (LABELS.tolist(), X[:, 0].tolist()):
         parts = Source(list(zip(X, labels, strict=True)), model).parts
         assert [len(part) for part in parts] == [ROWS, ROWS]
-    parts = Source(list(zip(X, X, LABELS.tolist(), strict=True)), model).parts
+    rows = list(zip(X, X, LABELS.tolist(), strict=True))
+    parts = Source(rows, lambda x, y, label: None).parts
     assert [len(part) for part in parts] == [ROWS] * 3
 
 
@@ -668,3 +669,24 @@ def test_all_batches_have_one_size():
     found = list(itertools.chain.from_iterable(Source(batches, P).batches(8)))
     assert [len(part) for part in found] == [8, 8, 8, 6]
     assert torch.equal(torch.cat(found), X)
+
+
+@pytest.mark.parametrize("default", [1.0, True, "mean"])
+def test_labels_of_a_data_set_are_no_setting_of_a_program(default):
+    def model(x, setting=default):
+        assert setting == default
+        logits = torch.zeros(X.shape[1])
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(logits.exp()).to_event(1), obs=x)
+
+    pairs = TensorDataset(X, torch.tensor(LABELS))
+    rows = list(zip(X, LABELS.tolist(), strict=True))
+    for given in (pairs, DataLoader(pairs, batch_size=7), Pairs(), rows):
+        assert [len(parts) for parts in Source(given, model).batches(ROWS)] == [1]
+    for explicit in ((X, LABELS), [X, torch.tensor(LABELS)], {"x": X, "setting": LABELS}):
+        with pytest.raises(ValueError, match=r"2 parts but model takes 1 \(x\)"):
+            Source(explicit, model)
+    # Weights of the rows are real numbers, and labels are an argument without a setting.
+    assert len(Source((X, torch.ones(ROWS)), lambda x, weight=1.0: None).whole()) == 2
+    for model in (lambda x, y: None, lambda x, y=None: None, lambda x, y=0: None):
+        assert len(Source(pairs, model).whole()) == 2

@@ -1,6 +1,14 @@
 """The parts of any container: tensors, arrays, tables, lists, named parts, data sets."""
 
-__all__ = ["Values", "gives_arrays", "has_rows", "in_order", "parts_of", "stacked"]
+__all__ = [
+    "Values",
+    "gives_arrays",
+    "has_rows",
+    "in_order",
+    "lists_parts",
+    "parts_of",
+    "stacked",
+]
 
 import io
 import os
@@ -235,6 +243,15 @@ def count_sentence(name: str, count: int, who: str, names: Sequence[str]) -> str
     return (
         f"{name} has {count} parts but {who} takes {len(names)} ({', '.join(names)}): leave out"
         " the extra parts, such as the labels."
+    )
+
+
+def lists_parts(data: object) -> bool:
+    """Returns whether data are the parts themselves, in a tuple, a list or by name."""
+    if isinstance(data, Mapping):
+        return True
+    return isinstance(data, (tuple, list)) and all(
+        part is None or _is_numbers(part) for part in data
     )
 
 

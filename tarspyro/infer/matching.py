@@ -6,6 +6,7 @@ __all__ = [
     "check_pair",
     "check_shape",
     "check_sites",
+    "count_of_data",
     "explaining",
     "one_row",
     "positional_names",
@@ -319,12 +320,13 @@ def check_shape(
 def check_count(arguments: Sequence[object], program: Program) -> None:
     """Raises if there are more parts of data than the program takes.
 
-    Most often the extra part holds the labels.
+    Most often the extra part holds the labels. See ``count_of_data``.
 
     Raises:
         ValueError: If there are too many parts.
     """
     names = positional_names(program)
+    names = names[: count_of_data(arguments, program)] or names
     if not names and arguments and _takes_nothing(program):
         raise ValueError(
             f"{name_of(program)} takes no data: define it with the arguments of the other half,"
@@ -342,6 +344,35 @@ def positional_names(program: Program) -> list[str]:
 
     The list is empty if the program takes any number of them, or does not tell.
     """
+    return [parameter.name for parameter in _positional_parameters(program)]
+
+
+def count_of_data(parts: Sequence[object], program: Program) -> int:
+    """Returns the number of parts that are data of the program: those before labels that would
+    become a setting.
+
+    A setting is an argument whose default is a real number, a truth or a word, such as
+    ``model(x, beta=1.0)``. Labels are whole numbers in one dimension.
+    """
+    pairs = zip(parts, _positional_parameters(program), strict=False)
+    for index, (part, parameter) in enumerate(pairs):
+        setting = isinstance(parameter.default, (float, bool, str))
+        if setting and getattr(part, "ndim", 0) == 1 and _are_whole(part):
+            return index
+    return len(parts)
+
+
+def _are_whole(values: Any) -> bool:
+    """Whether numbers of any container have a type of whole numbers."""
+    if isinstance(values, Tensor):
+        return not values.is_floating_point() and values.dtype is not torch.bool
+    return str(getattr(values, "dtype", "")).startswith(("int", "uint"))
+
+
+def _positional_parameters(program: Program) -> list[inspect.Parameter]:
+    """Returns the parameters that data can be passed to; none if the program takes any number of
+    them, or does not tell.
+    """
     function = program.forward if isinstance(program, nn.Module) else program
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -350,7 +381,7 @@ def positional_names(program: Program) -> list[str]:
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return [parameter for parameter in parameters if parameter.kind in kinds]
 
 
 def _takes_nothing(program: Program) -> bool:
