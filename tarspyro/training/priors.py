@@ -43,7 +43,7 @@ def fit_prior(
     The bounds and log-likelihoods of this pair are right: those of the model with the fitted
     prior. They are not what joint training would reach, since likelihood and guide know the
     old prior only. And a prior that has seen the codes of the training data flatters these
-    data: compare on held-out ones.
+    data: compare on held-out ones. The prior is on the device of the codes.
 
     - ``"gmm"``: a ``NormalMixture`` with full covariances, by scikit-learn's EM algorithm.
     - ``"flow"``: rational splines (Durkan et al. 2019, arXiv:1906.04032), each of one half of
@@ -121,6 +121,7 @@ def _flow(z: Tensor, layers: int, epochs: int, seed: int) -> Transformed:
             batch_size=100,
             schedules={"lr": lambda step: 0.02 * (1 - step / (steps + 1))},
             seed=seed,
+            device=z.device,
             progress=False,
         )
     return prior

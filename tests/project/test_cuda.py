@@ -25,6 +25,7 @@ from tarspyro import (
     embed,
     evaluate,
     fit,
+    fit_prior,
     guides,
     models,
 )
@@ -510,6 +511,14 @@ def test_a_recurrent_pair_is_compiled(backend, replayed):
         progress=False,
     )
     assert replayed and history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.parametrize("kind", ["gmm", "flow"])
+def test_a_fitted_prior_is_where_the_codes_are(kind):
+    for device in ("cpu", DEVICE):
+        codes = torch.randn(200, 2).to(device)
+        prior = fit_prior(codes, kind, components=2, layers=1, epochs=1)
+        assert prior().log_prob(codes).device == codes.device
 
 
 def test_functions_are_evaluated_where_the_weights_are():
