@@ -172,8 +172,13 @@ def latent_site(guide_sites: Mapping[str, Site], wanted_by: str) -> Site:
             f"{wanted_by} compares the codes of all data points, and {name!r} is masked: leave"
             " the mask out, or train with ELBO(beta=...)."
         )
-    whole = site["fn"].has_rsample and score_function(site["fn"], site["value"]) is None
-    if is_enumerated(site) or not whole:
+    by_rejection = score_function(site["fn"], site["value"]) is not None
+    if site["fn"].has_rsample and by_rejection:
+        raise PairError(
+            f"{wanted_by} needs draws with a pathwise gradient alone, and {name!r} is drawn by"
+            " rejection: give the guide's Conditional reparameterization='implicit'."
+        )
+    if is_enumerated(site) or not site["fn"].has_rsample:
         raise PairError(
             f"{wanted_by} needs reparameterized draws, and {name!r} is not: take a"
             " reparameterized family in the guide, such as Normal."
