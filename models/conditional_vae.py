@@ -78,7 +78,7 @@ class ConditionalVAE(StochasticModule):
         """
         if y is None:
             raise ValueError(
-                "y must be given, because models.ConditionalVAE has no distribution of y: call"
+                f"y must be given, because {type(self).__name__} has no distribution of y: call"
                 " model(x, y), or model(y=y) to generate."
             )
         with pyro.plate("data", max(batch_size, len(y)) if x is None else len(x)):
