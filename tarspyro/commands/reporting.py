@@ -17,6 +17,7 @@ from tarspyro.commands.reuse import known_report
 from tarspyro.commands.running import open_run, pictures_of, versions, write_report
 from tarspyro.plot.pages import page
 from tarspyro.runs import Run
+from tarspyro.runs.history import has_best_epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,11 +89,10 @@ def _facts(t: Trained) -> Iterator[tuple[str, str]]:
     train, test = t.data.sizes_of_parts
     yield "method", f"{t.method.title} ({t.method.paper})"
     yield "data", f"{t.data.name}: {train} training {t.data.unit}s, {test} held out"
-    yield (
-        "training",
-        f"{len(history)} epochs, the best one {history.best_epoch}; weights in hand:"
-        f" {history.in_hand}",
-    )
+    weights = "the weights of the last one"
+    if has_best_epoch(history.rows):
+        weights = f"the best one {history.best_epoch}; weights in hand: {history.in_hand}"
+    yield "training", f"{len(history)} epochs, {weights}"
     if t.data.own is None:
         yield "seed", str(t.method.seed)
     else:

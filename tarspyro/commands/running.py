@@ -44,6 +44,7 @@ from tarspyro.commands.methods.sources import SOURCES
 from tarspyro.commands.methods.writing import write_codes, write_filled, write_samples
 from tarspyro.commands.reuse import made_of
 from tarspyro.runs import History, LoadedRun, Run
+from tarspyro.runs.history import has_best_epoch
 from tarspyro.scopes import find_device
 
 if TYPE_CHECKING:
@@ -448,7 +449,11 @@ def write_report(trained: Trained, run: Path) -> list[str]:
     if pixels:
         result["pixels"] = pixels[0]
 
-    weights = f"weights: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})"
+    weights = f"weights: last (epoch {len(history)})"
+    if has_best_epoch(history.rows):
+        weights = (
+            f"weights: {history.in_hand} (best epoch {history.best_epoch} of {len(history)})"
+        )
     lines = ["; ".join([weights, *pixels])]
     print(lines[0])
     for report in trained.method.report:

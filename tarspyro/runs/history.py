@@ -6,6 +6,7 @@ __all__ = [
     "States",
     "check_states",
     "get_states",
+    "has_best_epoch",
     "is_ranked",
     "rank",
     "set_states",
@@ -212,6 +213,13 @@ def rank(row: Mapping[str, Any]) -> tuple[Any, Any]:
 def is_ranked(row: Mapping[str, object]) -> bool:
     """Returns whether a row has the numbers by which epochs are compared."""
     return all(isinstance(number, (int, float)) for number in rank(row))
+
+
+def has_best_epoch(rows: Sequence[Mapping[str, object]]) -> bool:
+    """Returns whether the epochs of a history are compared. Those of a game are not: the number
+    of the epoch stands for its objective.
+    """
+    return any(row.get("objective") != row["epoch"] for row in rows)
 
 
 def get_states(halves: Mapping[str, object]) -> States:
