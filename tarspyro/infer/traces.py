@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.arguments import format_value
+from tarspyro.sharing import sharing
 from tarspyro.types import Program
 
 # A site of a trace, as Pyro records it: ``fn``, ``value``, ``scale``, ``mask``, and so on.
@@ -154,9 +155,10 @@ def trace_pair(
         first_dim = -plate_nesting - 1 - (num_particles > 1)
         guide = poutine.enum(guide, first_available_dim=first_dim)
 
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    with sharing():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return model_trace, guide_trace
 
 

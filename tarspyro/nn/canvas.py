@@ -14,6 +14,7 @@ from tarspyro.nn.conv import dimensions, image_of
 from tarspyro.nn.folding import fold, unfold
 from tarspyro.nn.initialization import initialize
 from tarspyro.nn.recurrent import Recurrence, State
+from tarspyro.sharing import computed_once
 
 
 class Canvas(Configurable):
@@ -71,6 +72,7 @@ class Canvas(Configurable):
         self.view = view
         self.start = nn.Parameter(torch.zeros(as_sizes("write.shape", shape)))
 
+    @computed_once
     def initial(self, batch_size: int) -> tuple[State, Tensor]:
         """Returns the state before the first step."""
         canvas = self.start.expand(batch_size, *self.start.shape)
@@ -92,6 +94,7 @@ class Canvas(Configurable):
         boxes = getattr(self.write, "boxes", None)
         return None if boxes is None else boxes(self.hidden(state))
 
+    @computed_once
     def forward(self, state: tuple[State, Tensor], *inputs: Tensor) -> tuple[State, Tensor]:
         """Returns the next state."""
         before, painted = state

@@ -12,6 +12,7 @@ from tarspyro.modules import Configurable
 from tarspyro.nn.conv import image_of
 from tarspyro.nn.folding import event_shapes, fold, unfold
 from tarspyro.nn.initialization import initialize
+from tarspyro.sharing import computed_once
 
 # The state of a recurrent cell: a tensor, or several such as the pair (h, c) of an LSTM.
 State: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -88,6 +89,7 @@ class Recurrence(Configurable):
         else:
             self.register_buffer("start", zeros, persistent=False)
 
+    @computed_once
     def initial(self, batch_size: int) -> State:
         """Returns the state before the first step."""
         count = as_count("batch_size", batch_size)
@@ -99,6 +101,7 @@ class Recurrence(Configurable):
         """Returns the hidden units h of the state."""
         return state[0] if isinstance(state, tuple) else state
 
+    @computed_once
     def forward(self, state: State, *inputs: Tensor) -> State:
         """Returns the next state."""
         parts = state if isinstance(state, tuple) else (state,)

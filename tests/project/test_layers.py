@@ -14,7 +14,7 @@ from map import arrows, floors, imports, modules  # noqa: E402
 
 FLOORS = (
     {"_version", "accelerators", "arguments", "formulas", "memory", "programs", "types"},
-    {"data", "scopes"},
+    {"data", "scopes", "sharing"},
     {"modules", "infer"},
     {"nn", "runs", "sequences"},
     {"distributions"},
