@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tarspyro.arguments import as_count, check_module, check_number, format_value
 from tarspyro.infer.games.average import MovingAverage
 from tarspyro.infer.games.base import Game, LossAndTerms, Player
-from tarspyro.infer.games.draws import Draws, Rows, check_conditions, draw
+from tarspyro.infer.games.draws import Rows, check_conditions, draw
 from tarspyro.infer.games.losses import Divergence, JensenShannon
 from tarspyro.infer.traces import PairError, name_of
 from tarspyro.scopes import evaluating, preserved_rng
@@ -30,10 +30,15 @@ class AdversarialGame(Game):
         divergence: The losses of both sides; ``JensenShannon()`` if None.
         patience: The training ends after so many moves in a row of a discriminator that has
             won; None for never.
+        r1: The weight of the penalty on the discriminator's gradient at real values.
     """
 
     def __init__(
-        self, discriminator: nn.Module, divergence: Divergence | None, patience: int | None
+        self,
+        discriminator: nn.Module,
+        divergence: Divergence | None,
+        patience: int | None,
+        r1: float = 0.0,
     ) -> None:
         super().__init__()
         check_module("discriminator", discriminator)
@@ -42,7 +47,9 @@ class AdversarialGame(Game):
                 "divergence must be one of tarspyro.infer, such as Hinge(), got"
                 f" {format_value(divergence)}."
             )
+        check_number("r1", r1, 0)
         self.discriminator = discriminator
+        self.r1 = r1
         self.divergence: Divergence = divergence or JensenShannon()
         self.patience = None if patience is None else as_count("patience", patience)
 
@@ -83,7 +90,20 @@ class AdversarialGame(Game):
             "real": rows.total(divergence.output(real_scores.detach())),
             "fake": _mean(outputs),
         }
-        return rows.total(divergence.real(real_scores)) + _mean(losses), terms
+        total = rows.total(divergence.real(real_scores)) + _mean(losses)
+        if not self.r1:
+            return total, terms
+        penalty = rows.total(self._slope(real, rows))
+        return total + self.r1 / 2 * penalty, {**terms, "r1": penalty.detach()}
+
+    def _slope(self, real: Tensor, rows: Rows) -> Tensor:
+        """Returns the squared norm of the discriminator's gradient at each real value."""
+        with torch.enable_grad():  # an evaluation needs this gradient, too
+            x = real.detach().requires_grad_()
+            scores = self.discriminator(x, *rows.conditions).reshape(len(x), -1).mean(1)
+            (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        squares: Tensor = gradient.flatten(1).square().sum(1)
+        return squares
 
     def fooling_loss(self, fakes: Sequence[Tensor], rows: Rows) -> Tensor:
         """Returns the generator's loss of fakes."""
@@ -175,14 +195,12 @@ class Adversarial(AdversarialGame):
         average: MovingAverage | None = None,
         patience: int | None = 1000,
     ) -> None:
-        super().__init__(discriminator, divergence, patience)
+        super().__init__(discriminator, divergence, patience, r1)
         check_number("l1", l1, 0)
-        check_number("r1", r1, 0)
         if average is not None and not isinstance(average, MovingAverage):
             raise TypeError(
                 f"average must be a MovingAverage(model), got {format_value(average)}."
             )
-        self.r1 = r1
         self.average = average
         self.site = site
         self.every = as_count("every", every)
@@ -202,20 +220,7 @@ class Adversarial(AdversarialGame):
             self.average.update(model)
         with torch.no_grad():
             draws = draw(model, self.site, args, kwargs)
-        loss, terms = self.detection_loss(draws.real, [draws.fake], draws)
-        if not self.r1:
-            return loss, terms
-        penalty = draws.total(self._slope(draws))
-        return loss + self.r1 / 2 * penalty, {**terms, "r1": penalty.detach()}
-
-    def _slope(self, draws: Draws) -> Tensor:
-        """Returns the squared norm of the discriminator's gradient at each row of x."""
-        with torch.enable_grad():  # an evaluation needs this gradient, too
-            x = draws.real.detach().requires_grad_()
-            scores = self.discriminator(x, *draws.conditions).reshape(len(x), -1).mean(1)
-            (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-        squares: Tensor = gradient.flatten(1).square().sum(1)
-        return squares
+        return self.detection_loss(draws.real, [draws.fake], draws)
 
     def generator_loss(
         self, model: Program, guide: Program, *args: object, **kwargs: object

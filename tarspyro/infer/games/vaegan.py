@@ -75,14 +75,15 @@ class VAEGAN(AdversarialGame):
         gamma: The weight of the similarity in the generator's loss; may be scheduled.
         likelihood: The weight of the model's own log p(x | z) in the generator's loss, which
             then has minus that much more.
+        r1: The weight of a penalty on the discriminator's gradient at x, as in ``Adversarial``.
         bound: A bound of the pair, ``ELBO()`` if not given. Its adjustable numbers, such as
             ``beta``, become attributes of this loss and may be scheduled.
         patience: See ``Adversarial``.
 
     Raises:
         TypeError: If ``discriminator``, ``divergence`` or ``bound`` is of another type.
-        ValueError: If the discriminator has no such layer, or ``gamma`` or ``likelihood`` is
-            negative.
+        ValueError: If the discriminator has no such layer, or ``gamma``, ``likelihood`` or
+            ``r1`` is negative.
         PairError: In ``fit``, if the halves do not match, the model observes nothing at the
             site, or its distribution there has no mean, or with ``layer=None`` or a ``likelihood``
             no density.
@@ -113,10 +114,11 @@ class VAEGAN(AdversarialGame):
         layer: str | None = "trunk",
         gamma: float = 1.0,
         likelihood: float = 0.0,
+        r1: float = 0.0,
         bound: Bound | None = None,
         patience: int | None = 1000,
     ) -> None:
-        super().__init__(discriminator, divergence, patience)
+        super().__init__(discriminator, divergence, patience, r1)
         if layer is not None:
             names = [name for name, _ in discriminator.named_modules() if name]
             check_choice("layer of the discriminator", layer, names)
