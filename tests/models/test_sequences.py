@@ -603,13 +603,17 @@ def test_recorded_steps_of_other_families_and_cells(family, cell):
 
 
 def test_recorded_steps_run_the_recurrence_once():
-    """Both halves compute the state; the recording computes it once, also for resampled
-    states.
+    """Both halves compute the state of a module that the library does not know; the recording
+    computes it once, also for resampled states.
     """
     from tarspyro.infer.compilation.recording import record, record_as_it_stands
     from tarspyro.scopes import local_parameters
 
+    class Own(Recurrence):
+        pass
+
     p, q = pair()
+    p.cell.__class__ = Own
     x = ragged(3, 3).x
     for bound in (ELBO(), FIVO(3)):
         with local_parameters():
