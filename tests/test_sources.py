@@ -690,3 +690,22 @@ def test_labels_of_a_data_set_are_no_setting_of_a_program(default):
     assert len(Source((X, torch.ones(ROWS)), lambda x, weight=1.0: None).whole()) == 2
     for model in (lambda x, y: None, lambda x, y=None: None, lambda x, y=0: None):
         assert len(Source(pairs, model).whole()) == 2
+
+
+def test_parts_by_other_names_are_refused():
+    class Other(Rows):
+        def __getitem__(self, index):
+            return {"image": X[index], "label": int(LABELS[index])}
+
+    for given in (Other(), DataLoader(Other(), batch_size=7), [Other()[0], Other()[1]]):
+        with pytest.raises(ValueError, match=r"named 'image', 'label', .*\['x'") as found:
+            Source(given, P).first(3)
+        assert "{'x': row['image']}" in str(found.value)
+
+    def renamed(row):
+        return {"x": row["image"], "label": row["label"]}
+
+    rows = [renamed(Other()[index]) for index in range(ROWS)]
+    assert torch.equal(Source(rows, P).whole()[0], X)
+    with pytest.raises(ValueError, match="names no arguments"):
+        Source(Other(), lambda *args: None).first(3)

@@ -132,7 +132,10 @@ def _of_list(
         values = list(data[0].values())
         if any(map(_is_label, values)) and not _is_batch(values):
             by_name = {key: [row[key] for row in data] for key in names if key in data[0]}
-            return [stacked(name, column, (), who)[0] for column in in_order(by_name, names)]
+            return [
+                stacked(name, column, (), who)[0]
+                for column in in_order(by_name or data[0], names)
+            ]
     return None
 
 
@@ -227,9 +230,21 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
     They are passed by position.
 
     Raises:
-        ValueError: If a part is missing before the last one.
+        ValueError: If a part is missing before the last one, or no part has the name of an
+            argument.
     """
     parts = [data[name] for name in names if name in data]
+    if not parts and names:
+        raise ValueError(
+            f"data has parts named {', '.join(map(repr, data))}, and the program takes"
+            f" {list(names)}: give the parts these names, such as {{{names[0]!r}:"
+            f" row[{next(iter(data), names[0])!r}]}}."
+        )
+    if not parts:
+        raise ValueError(
+            f"data has parts named {', '.join(map(repr, data))}, and the program names no"
+            " arguments that are passed by position: name them before any *."
+        )
     missing = [name for name in names[: len(parts)] if name not in data]
     if missing:
         raise ValueError(
