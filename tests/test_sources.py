@@ -701,6 +701,7 @@ def test_parts_by_other_names_are_refused():
         with pytest.raises(ValueError, match=r"named 'image', 'label', .*\['x'") as found:
             Source(given, P).first(3)
         assert "{'x': row['image']}" in str(found.value)
+        assert "model(image, label)" in str(found.value)
 
     def renamed(row):
         return {"x": row["image"], "label": row["label"]}

@@ -237,8 +237,9 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
     if not parts and names:
         raise ValueError(
             f"data has parts named {', '.join(map(repr, data))}, and the program takes"
-            f" {list(names)}: give the parts these names, such as {{{names[0]!r}:"
-            f" row[{next(iter(data), names[0])!r}]}}."
+            f" {list(names)}: rename the parts, such as {{{names[0]!r}:"
+            f" row[{next(iter(data), names[0])!r}]}}, or the program's arguments, such as"
+            f" model({', '.join(map(str, data))})."
         )
     if not parts:
         raise ValueError(
