@@ -9,8 +9,18 @@ import torch
 from torch import nn
 
 from tarspyro import Conditional, SemiImplicit, data, evaluate, fit, guides, load_run, models
+from tarspyro.conditional import Blocks
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, Compiled
+from tarspyro.infer import (
+    ELBO,
+    IWAE,
+    PIWAE,
+    TVO,
+    Compiled,
+    FDivergence,
+    PairError,
+    ReweightedWakeSleep,
+)
 from tarspyro.nn import MLP
 
 from .programs import assert_within
@@ -182,6 +192,52 @@ def test_a_recorded_step_is_the_eager_one():
         value = loss.differentiable_loss(p, q, x)
         values.append(value.item())
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+REFUSED = {
+    "stl": ELBO(2, gradient="stl"),
+    "dreg": IWAE(5, gradient="dreg"),
+    "piwae": PIWAE(2, 2),
+    "wake-sleep": ReweightedWakeSleep(5),
+    "tvo": TVO(5),
+    "f-divergence": FDivergence("chi2", 5),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "in blocks"])
+def test_losses_that_would_forget_the_auxiliary_variable_are_refused(name, wrapped):
+    """Of copies of its draws it gives densities that are too small: bounds above log p(x)."""
+    torch.manual_seed(0)
+    posterior = SemiImplicit(AUXILIARY, POSTERIOR, WIDE, 0)
+    guide = guide_of(Blocks(posterior) if wrapped else posterior)
+    with pytest.raises(PairError, match="its family estimates .*: (take|train)"):
+        REFUSED[name].differentiable_loss(model, guide, X)
+
+
+def test_evaluations_that_would_forget_it_are_refused():
+    torch.manual_seed(0)
+    guide = guide_of(SemiImplicit(AUXILIARY, POSTERIOR, WIDE, 3))
+    x = torch.tensor([[0.5, math.nan], [1.0, 2.0]], dtype=torch.float64)
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(torch.zeros(len(x), 1, dtype=x.dtype), 1.0))
+            pyro.sample("x", normal(torch.cat([z, z], -1), 1.0), obs=x)
+
+    def of_first(x):
+        return guide(x[:, :1])
+
+    with pytest.raises(PairError, match="'metropolis-within-gibbs' needs .*pseudo-gibbs"):
+        evaluate.impute(wide, of_first, x, method="metropolis-within-gibbs")
+    with pytest.raises(PairError, match="weight of a code needs .*pseudo-gibbs"):
+        evaluate.impute(wide, of_first, x, method="importance")
+    with pytest.raises(PairError, match="start='guide' needs .*: take start='prior'"):
+        evaluate.annealed_log_likelihood(model, guide, X, start="guide")
+    filled = evaluate.impute(wide, of_first, x, method="pseudo-gibbs", seed=0)
+    assert filled.isfinite().all()
+    found = evaluate.annealed_log_likelihood(model, guide, X, num_steps=50, seed=0)
+    torch.testing.assert_close(found, log_p(X), atol=0.3, rtol=0)
 
 
 def test_two_modes_are_found():

@@ -29,7 +29,7 @@ class SemiImplicitDistribution(TorchDistribution):
     with the auxiliary variable :math:`\psi_0` that the draw came from. The estimate falls to
     log q(z) with K, and is exact where :math:`\tau` is the posterior of the auxiliary variable.
     Of other values :math:`\psi_0` is not known, and the mean over :math:`k \ge 1` estimates
-    q(z) without bias.
+    q(z) without bias. Its logarithm is too small in the mean, so that it gives no bounds.
 
     Arguments:
         auxiliary: The distribution :math:`q(\psi)`.
@@ -52,6 +52,7 @@ class SemiImplicitDistribution(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
+    has_density = False
 
     def __init__(
         self,

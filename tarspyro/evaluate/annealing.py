@@ -3,14 +3,16 @@
 __all__ = ["annealed_log_likelihood"]
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.batching import ParticleChunks, map_batches
@@ -18,7 +20,13 @@ from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import LogLikelihood, log_mean_exp, num_particles_of
 from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.traces import PairError, name_of, sum_of
+from tarspyro.infer.traces import (
+    PairError,
+    check_densities,
+    name_of,
+    sample_sites,
+    sum_of,
+)
 from tarspyro.programs import tensors_of
 from tarspyro.types import Argument, Arguments, Data, Program
 
@@ -67,8 +75,9 @@ def annealed_log_likelihood(
 
     (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, with their sigmoidal schedule
     and target acceptance of 65 %.) Latent variables move in unconstrained space, with the
-    Jacobian of torch's ``biject_to``. Each data point has its own step size, adapted to the
-    acceptance of four more chains that carry no weight.
+    Jacobian of torch's ``biject_to``; points of a sphere are the directions of vectors. Each
+    data point has its own step size, adapted to the acceptance of four more chains that carry
+    no weight.
 
     In expectation the estimate is a lower bound, which is tight if the chains follow the path
     closely. From the prior it does not depend on the guide, so it also reaches modes that the
@@ -158,19 +167,23 @@ class _Path:
         self.densities = densities
         self.start = start
         self.transforms = {
-            name: biject_to(site["fn"].support) for name, site in densities.latent.items()
+            name: _to_support(name, site["fn"].support)
+            for name, site in densities.latent.items()
         }
 
     def draws(self, count: int) -> Position:
         """Returns draws of f_0."""
         half = self.densities.model if self.start == "prior" else self.densities.guide
         try:
-            drawn = self.densities.draws(half, count)
+            sites = dict(sample_sites(self.densities.run(half, {}, count)))
         except NotImplementedError:
             raise PairError(
                 f"{name_of(half)} has no prior that can be drawn from: take start='guide'."
             ) from None
-        return {name: self.transforms[name].inv(value) for name, value in drawn.items()}
+        drawn = {name: sites[name] for name in self.transforms}
+        if self.start == "guide":
+            check_densities(drawn.values(), "start='guide'", "take start='prior'")
+        return {name: self.transforms[name].inv(site["value"]) for name, site in drawn.items()}
 
     def __call__(self, position: Position) -> tuple[Tensor, Tensor]:
         """Returns log f_0 and log f_1 - log f_0."""
@@ -233,6 +246,69 @@ class _Path:
         it.
         """
         return value.reshape(value.shape + (1,) * self.transforms[name].domain.event_dim)
+
+
+class _ToSphere(Transform):
+    r"""The direction of a vector, whose length is added to the variables.
+
+    .. math:: y \in \mathbb{R}^d, \qquad z = \frac{y}{\lVert y \rVert}, \qquad
+              f(y) = f(z) \, \frac{\mathcal{N}(y; 0, I)}{u(z)}
+
+    with u the uniform density of the sphere. The length is that of a standard normal vector
+    whatever the density f of z, so that the integral of f does not change.
+
+    Arguments:
+        ndims: The dimensions of the support, of which the last one holds the vectors.
+    """
+
+    bijective = False
+
+    def __init__(self, ndims: int) -> None:
+        super().__init__()
+        self.ndims = ndims
+        self.domain = constraints.independent(constraints.real, ndims)
+        self.codomain = constraints.independent(constraints.sphere, ndims - 1)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ToSphere) and other.ndims == self.ndims
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.ndims))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        """Returns a vector of this direction with a length drawn at random."""
+        return y * torch.randn_like(y).norm(dim=-1, keepdim=True)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the logarithm of the factor of f."""
+        half = x.shape[-1] / 2
+        log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
+        log_normal = -x.square().sum(-1) / 2 - half * math.log(2 * math.pi)
+        return sum_rightmost(log_normal + log_area, self.ndims - 1)
+
+
+def _to_support(name: str, support: constraints.Constraint) -> Transform:
+    """Returns the map of unconstrained numbers to a support.
+
+    Raises:
+        PairError: If there is none.
+    """
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if base is constraints.sphere:
+        return _ToSphere(support.event_dim)
+    try:
+        transform: Transform = biject_to(support)
+    except NotImplementedError:
+        raise PairError(
+            f"{name!r} has the support {support}, to which no unconstrained numbers are mapped:"
+            " take log_likelihood."
+        ) from None
+    return transform
 
 
 class _CompiledPath(_Path):

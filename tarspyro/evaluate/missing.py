@@ -36,6 +36,7 @@ from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    check_densities,
     check_program,
     log_prob,
     name_of,
@@ -62,6 +63,9 @@ _SCORE = "score of the start"
 _WARM_UP = 0.2
 # The log-probability of a corrupted binary element, which a fair coin replaced.
 _COIN = math.log(0.5)
+
+# What does without the guide's density of given codes.
+_PSEUDO_GIBBS = "draw with impute(method='pseudo-gibbs')"
 
 # The traces of the model and of the guide.
 Traces: TypeAlias = tuple[Trace, Trace]
@@ -257,7 +261,9 @@ class MissingElements:
         if chains:
             repeated = batch.repeated(chains)
             seen = (_site(self.chain(repeated), self.site)["value"], *repeated.others)
-            for name, site in _latent(self._run(self.guide, seen, of_chain)).items():
+            guided = _latent(self._run(self.guide, seen, of_chain))
+            check_densities(guided.values(), "The weight of a code", _PSEUDO_GIBBS)
+            for name, site in guided.items():
                 dim = dims[name]
                 by_chain = site["value"].unflatten(dim, (-1, chains)).movedim(dim, 1)
                 codes[name] = torch.cat([codes[name], by_chain.flatten(0, 1)])
@@ -270,8 +276,8 @@ class MissingElements:
                 name: value.repeat_interleave(chains, dims[name])
                 for name, value in codes.items()
             }
-            guided = self._run(self.guide, seen, num_particles, under_all)
-            density = self._density(_site(guided, name) for name in codes)
+            under = self._run(self.guide, seen, num_particles, under_all)
+            density = self._density(_site(under, name) for name in codes)
             by_row = density.unflatten(1, (-1, chains))
             proposals.append(by_row + math.log(of_chain / num_particles))
 
@@ -406,13 +412,14 @@ class MissingElements:
         x = self._completed(batch, self._next(self._at(batch, x, codes), batch))
         complete = (x, *batch.others)
         proposed = trace_pair(self.model, self.guide, complete, {})
+        drawn = _latent(proposed[1])
+        check_densities(drawn.values(), "method='metropolis-within-gibbs'", _PSEUDO_GIBBS)
         replayed = poutine.replay(self.guide, trace=with_values(proposed[1], codes))
         current = trace_pair(self.model, replayed, complete, {})
         log_ratio = self._log_weights(proposed) - self._log_weights(current)
         accepted = torch.rand_like(log_ratio).log() < log_ratio
         return x, {
-            name: self._where(accepted, site, codes[name])
-            for name, site in _latent(proposed[1]).items()
+            name: self._where(accepted, site, codes[name]) for name, site in drawn.items()
         }
 
     def _at(self, batch: Incomplete, x: Tensor, codes: Codes) -> Trace:

@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.arguments import format_value
+from tarspyro.distributions.experts import Concatenate
 from tarspyro.sharing import sharing
 from tarspyro.types import Program
 
@@ -162,11 +163,14 @@ def trace_pair(
     return model_trace, guide_trace
 
 
-def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
+def reparameterized(
+    guide_trace: Trace, wanted_by: str, remedy: str = "take gradient='pathwise'"
+) -> dict[str, Site]:
     """Returns the sites that a guide draws, if all of them are reparameterized.
 
     Raises:
-        PairError: If one of them is not, or only in part; ``wanted_by`` stands in the message.
+        PairError: If one of them is not, or only in part, or has no density; ``wanted_by`` and
+            ``remedy`` stand in the message.
     """
     drawn = {
         name: site
@@ -177,10 +181,39 @@ def reparameterized(guide_trace: Trace, wanted_by: str) -> dict[str, Site]:
         score = score_function(site["fn"], site["value"])
         if not site["fn"].has_rsample or score is not None:
             raise PairError(
-                f"{wanted_by} needs reparameterized draws, and {name!r} is not: take"
-                " gradient='pathwise', or a reparameterized family in the guide."
+                f"{wanted_by} needs reparameterized draws, and {name!r} is not: {remedy}, or"
+                " take a reparameterized family in the guide."
             )
+    check_densities(drawn.values(), wanted_by, remedy)
     return drawn
+
+
+def check_densities(sites: Iterable[Site], wanted_by: str, remedy: str) -> None:
+    """Raises unless the distributions of all sites know the density of any value.
+
+    Raises:
+        PairError: If one of them estimates it from what its own draws know.
+    """
+    for site in sites:
+        if not _has_density(site["fn"]):
+            raise PairError(
+                f"{wanted_by} needs the density of a given {site['name']!r}, which its family"
+                f" estimates for its own draws alone: {remedy}, or take a family with a density"
+                " in the guide."
+            )
+
+
+def _has_density(distribution: Any) -> bool:
+    base = _innermost(distribution)
+    if isinstance(base, Concatenate):
+        return all(map(_has_density, base.blocks))
+    return bool(getattr(base, "has_density", True))
+
+
+def _innermost(distribution: Any) -> Any:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tarspyro import evaluate
-from tarspyro.distributions import GumbelSoftmax
+from tarspyro.distributions import GumbelSoftmax, VonMisesFisher
 from tarspyro.infer import PairError
 
 from ..programs import LinearGaussian, assert_within
@@ -343,3 +343,52 @@ def test_other_arguments_out_of_range(toy):
         evaluate.annealed_log_likelihood(
             toy.model, toy.guide, toy.x, num_chains=1, errors=True
         )
+
+
+class SphericalNormal:
+    """Two points of the sphere, uniform in the prior, and x | z a Normal around each: the
+    evidence is the normalizer of the von Mises-Fisher posterior.
+    """
+
+    scale = 0.6
+    x = torch.tensor(
+        [[[1.0, 0.5, -0.2], [0.1, 0.0, 0.3]], [[-0.4, 2.0, 0.0], [0.7, 0.7, 0.7]]]
+    )
+
+    def model(self, x):
+        loc = torch.tensor([0.0, 0.0, 1.0], dtype=x.dtype)
+        with pyro.plate("data", len(x)):
+            uniform = VonMisesFisher(loc, 0.0).expand([2]).to_event(1)
+            z = pyro.sample("z", uniform)
+            pyro.sample("x", dist.Normal(z, self.scale).to_event(2), obs=x)
+
+    def guide(self, x):
+        length = x.norm(dim=-1, keepdim=True)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", VonMisesFisher(x / length, 1.0).to_event(1))
+
+    def log_likelihood(self):
+        kappa = self.x.norm(dim=-1) / self.scale**2
+        log_mean = torch.log(torch.sinh(kappa) / kappa)  # of exp(x . z / scale^2)
+        squares = self.x.square().sum(-1) + 1
+        normal = -1.5 * math.log(2 * math.pi * self.scale**2)
+        return (log_mean - squares / 2 / self.scale**2 + normal).sum(-1)
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_points_of_the_sphere(start):
+    pair = SphericalNormal()
+    x = pair.x.repeat(100, 1, 1)
+    found = evaluate.annealed_log_likelihood(
+        pair.model,
+        pair.guide,
+        x,
+        num_steps=10,
+        num_chains=10,
+        num_leapfrog=3,
+        start=start,
+        seed=0,
+    )
+    # Averages of weights are without bias.
+    weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, 2))
+    assert_within(weights, torch.ones(2))

@@ -22,6 +22,7 @@ from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
+    check_densities,
     name_of,
     rerun,
     sample_sites,
@@ -107,11 +108,9 @@ class FixedDraws(WeightedBound):
             model, guide, self.num_groups, self.num_particles, structure
         )
         drawn = poutine.trace(guide_in_plate).get_trace(*args, **kwargs)
-        values = {
-            name: site["value"].detach()
-            for name, site in sample_sites(drawn)
-            if not site["is_observed"]
-        }
+        sites = {name: site for name, site in sample_sites(drawn) if not site["is_observed"]}
+        check_densities(sites.values(), type(self).__name__, "train with ELBO() or IWAE(K)")
+        values = {name: site["value"].detach() for name, site in sites.items()}
         guide_trace = rerun(guide_in_plate, drawn, values, args, kwargs)
         replayed = poutine.replay(model_in_plate, trace=with_values(drawn, values))
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)

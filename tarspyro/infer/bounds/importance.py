@@ -464,7 +464,7 @@ class PIWAE(IWAE):
             model, guide, self.num_groups, self.num_particles, structure
         )
         drawn = poutine.trace(guide_in_plate).get_trace(*args, **kwargs)
-        sites = reparameterized(drawn, "PIWAE")
+        sites = reparameterized(drawn, "PIWAE", "take IWAE")
         draws = {name: site["value"] for name, site in sites.items()}
         views = views_of(sites)
         replayed = poutine.replay(in_plate, trace=with_values(drawn, views))
