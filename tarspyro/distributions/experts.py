@@ -14,6 +14,9 @@ from tarspyro.arguments import format_value
 from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 from tarspyro.types import Distribution, Shape
 
+# What made the parts that a draw of blocks knows. Flows and others remember parts too.
+_MAKER = ("blocks", True)
+
 
 def _stack_experts(
     experts: Sequence[Distribution], prior: Distribution | None
@@ -272,9 +275,18 @@ class SideBySide(constraints.Constraint):
         self.supports = supports
         self.sizes = list(sizes)
 
+    def __repr__(self) -> str:
+        return " and ".join(map(repr, self.supports))
+
     def check(self, value: Tensor) -> Tensor:
         blocks = zip(self.supports, value.split(self.sizes, -1), strict=True)
         return torch.stack([support.check(block) for support, block in blocks]).all(0)
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector
 
 
 class Concatenate(CarriesScore, TorchDistribution):
@@ -328,7 +340,10 @@ class Concatenate(CarriesScore, TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The product of the blocks' supports."""
-        return SideBySide([block.support for block in self.blocks], self.sizes)
+        supports = [block.support for block in self.blocks]
+        if all(map(_is_real, supports)):
+            return constraints.real_vector
+        return SideBySide(supports, self.sizes)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -351,12 +366,12 @@ class Concatenate(CarriesScore, TorchDistribution):
             )
             return total
 
-        return remember(torch.cat(parts, -1), parts=parts, score=score)
+        return remember(torch.cat(parts, -1), parts=parts, maker=_MAKER, score=score)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws without gradients."""
         parts = tuple(block.sample(sample_shape) for block in self.blocks)
-        return remember(torch.cat(parts, -1), parts=parts)
+        return remember(torch.cat(parts, -1), parts=parts, maker=_MAKER)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log p(value) in nats, the sum over the blocks."""
@@ -377,8 +392,10 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     def _parts(self, value: Tensor) -> Sequence[Tensor]:
         draw = recall(value)
-        if draw is not None and draw.parts is not None:
-            return draw.parts
+        if draw is not None and draw.parts is not None and draw.maker == _MAKER:
+            # Other blocks may have drawn it, as those of a posterior for a prior.
+            if [part.shape[-1] for part in draw.parts] == self.sizes:
+                return draw.parts
         parts: Sequence[Tensor] = value.split(self.sizes, -1)
         return parts
 

@@ -22,6 +22,7 @@ from tarspyro.distributions import (
     ProductOfExperts,
 )
 from tarspyro.distributions.drawing import recall
+from tarspyro.distributions.transformed import TransformedDistribution
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 
@@ -438,6 +439,28 @@ def test_draws_carry_the_draws_of_their_blocks():
     torch.testing.assert_close(
         q.log_prob(z), q.log_prob(z.clone())
     )  # changed in place, nothing is remembered
+
+
+def test_draws_of_others_are_cut_at_the_own_blocks():
+    """Of blocks of other sizes, and of a flow, whose draws know other parts."""
+    torch.manual_seed(0)
+    one = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+    three = dist.Laplace(torch.ones(3), 1.0).to_event(1)
+    flow = TransformedDistribution(
+        dist.Normal(torch.zeros(4), 1.0).to_event(1), [dist.transforms.Planar(4)]
+    )
+    prior = Concatenate([three, one])
+    for posterior in (Concatenate([one, three]), flow):
+        z = posterior.rsample((5,))
+        expected = three.log_prob(z[:, :3]) + one.log_prob(z[:, 3:])
+        torch.testing.assert_close(prior.log_prob(z), expected)
+
+
+def test_blocks_of_real_numbers_are_a_vector_of_them():
+    normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    assert Concatenate([normal, normal]).support is dist.constraints.real_vector
+    mixed = Concatenate([normal, dist.OneHotCategorical(torch.ones(3))]).support
+    assert repr(mixed) == "IndependentConstraint(Real(), 1) and OneHot()"
 
 
 def test_blocks_expand_and_reshape():
