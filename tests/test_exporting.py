@@ -12,7 +12,12 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from tarspyro import Conditional, export, guides, models
-from tarspyro.distributions import default_prior
+from tarspyro.distributions import (
+    GumbelSigmoid,
+    GumbelSoftmax,
+    VonMisesFisher,
+    default_prior,
+)
 from tarspyro.infer.traces import PairError
 from tarspyro.nn import MLP, Backward, Recurrence
 
@@ -165,6 +170,34 @@ def test_a_generator_draws_from_uniform_noise(tmp_path):
     assert abs(float(deviations.abs().mean()) - 0.5) < 4 * 0.5 / rows**0.5
     assert torch.allclose(outputs["x_mean"], outputs["z"].sigmoid(), atol=1e-5)
     assert torch.equal(outputs["x"], (noise["x_uniform"] < outputs["x_mean"]).float())
+
+
+@pytest.mark.parametrize(
+    "family, fixed",
+    [
+        (VonMisesFisher, {}),
+        (GumbelSigmoid, {"temperature": 0.5, "hard": True, "rao_blackwell": 2}),
+        (GumbelSoftmax, {"temperature": 0.5, "hard": True, "rao_blackwell": 2}),
+    ],
+    ids=["VonMisesFisher", "GumbelSigmoid", "GumbelSoftmax"],
+)
+def test_draws_that_take_many_random_numbers(family, fixed, tmp_path):
+    torch.manual_seed(0)
+    q = guides.VAE(Conditional(family, MLP(6, [8]), 3, **fixed))
+    file = tmp_path / "q.pt2"
+    inputs, _ = export(q, file, draws=True, x=torch.zeros(1, 6))
+    rows = 20_000
+    noise = {
+        name: torch.randn(rows, *shape[1:])
+        if "noise" in name
+        else torch.rand(rows, *shape[1:])
+        for name, shape in inputs.items()
+    }
+    noise["x"] = torch.ones(rows, 6)
+    z = torch.export.load(file).module()(**noise)["z"]
+    own = q.posterior(torch.ones(1, 6)).sample((rows,))[:, 0]
+    deviation = (z.mean(0) - own.mean(0)).abs()
+    assert (deviation < 4 * ((z.var(0) + own.var(0)) / rows).sqrt()).all()
 
 
 def test_what_cannot_be_exported_is_refused(pair, tmp_path):

@@ -269,16 +269,21 @@ class GumbelSoftmax(_Relaxed):
         corner = torch.zeros_like(soft).scatter(-1, log.argmax(-1, keepdim=True), 1.0)
         if self.rao_blackwell:
             again = self._perturbed(logits, corner.detach())
-            soft = torch.softmax(again / temperature, -1).mean(0).to(self.logits.dtype)
+            means = torch.softmax(again / temperature.unsqueeze(-1), -1).mean(-2)
+            soft = means.to(self.logits.dtype)
         return corner + (soft - soft.detach())
 
     def _perturbed(self, logits: Tensor, corner: Tensor) -> Tensor:
         """Returns R draws of perturbed logits of which the largest is the corner's.
 
-        Their derivative is that of the logits, with the noise fixed. (Paulus et al., eq. 10.)
+        They are in the dimension before the classes. Their derivative is that of the logits,
+        with the noise fixed. (Paulus et al., eq. 10.)
         """
+        logits = logits.unsqueeze(-2)
+        corner = corner.unsqueeze(-2)
         log_probs = torch.log_softmax(logits.detach(), -1)
-        noise = _log_exponential((self.rao_blackwell, *logits.shape), logits)
+        shape = (*logits.shape[:-2], self.rao_blackwell, logits.shape[-1])
+        noise = _log_exponential(shape, logits)
         winner = torch.where(corner > 0, noise, 0.0).sum(-1, keepdim=True)
         others = -torch.logaddexp(noise - log_probs, winner)
         perturbed = torch.where(corner > 0, -winner, others)
@@ -408,16 +413,21 @@ class GumbelSigmoid(_Relaxed):
         bit = (logit > 0).to(soft.dtype)
         if self.rao_blackwell:
             again = self._perturbed(logits, bit.detach())
-            mean = (again / full_precision(self.temperature)).sigmoid().mean(0)
+            temperature = full_precision(self.temperature).unsqueeze(-1)
+            mean = (again / temperature).sigmoid().mean(-1)
             soft = mean.to(self.logits.dtype)
         return bit + (soft - soft.detach())
 
     def _perturbed(self, logits: Tensor, bit: Tensor) -> Tensor:
-        """Returns R draws of perturbed logits with the sign of the bit; see ``GumbelSoftmax``."""
+        """Returns R draws, in the last dimension, of perturbed logits with the sign of the bit;
+        see ``GumbelSoftmax``.
+        """
+        shape = (*logits.shape, self.rao_blackwell, 2)
+        logits = logits.unsqueeze(-1)
         fixed = logits.detach()
-        sign = 2 * bit.to(fixed.dtype) - 1
-        noise = _log_exponential((2, self.rao_blackwell, *logits.shape), logits)
-        perturbed = sign * softplus(noise[0] - noise[1] - logsigmoid(-sign * fixed))
+        sign = 2 * bit.to(fixed.dtype).unsqueeze(-1) - 1
+        one, other = _log_exponential(shape, logits).unbind(-1)
+        perturbed = sign * softplus(one - other - logsigmoid(-sign * fixed))
         return logits + (perturbed - fixed)
 
     def log_prob(self, value: Tensor) -> Tensor:

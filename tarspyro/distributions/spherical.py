@@ -289,15 +289,16 @@ class VonMisesFisher(Spherical):
         return 0.5 * torch.asinh(2 * concentration / (self._dim - 1))
 
     def _draw(self, concentration: Tensor) -> Tensor:
-        shift = self._peak(concentration)
-        below, above = _uniform_coordinates(self._dim, (_PROPOSALS, *shift.shape), shift)
+        shift = self._peak(concentration).unsqueeze(-1)
+        proposals = (*concentration.shape, _PROPOSALS)  # rows come first, as in all noise
+        below, above = _uniform_coordinates(self._dim, proposals, shift)
         t = torch.tanh(shift) * (above - below) / 2
         log_acceptance = (self._dim - 1) * (t / (1 + t) - torch.log1p(t))
         accepted = torch.log1p(-torch.rand_like(t)) < log_acceptance
-        first = accepted.to(torch.uint8).argmax(0, keepdim=True)
-        below = below.gather(0, first).squeeze(0)
-        above = above.gather(0, first).squeeze(0)
-        return 0.5 * (above.log() - below.log()) + shift
+        first = accepted.to(torch.uint8).argmax(-1, keepdim=True)
+        below = below.gather(-1, first)
+        above = above.gather(-1, first)
+        return (0.5 * (above.log() - below.log()) + shift).squeeze(-1)
 
 
 class PowerSpherical(Spherical):

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
+from torch.distributions import biject_to
 
 from tarspyro.arguments import as_count, format_fields, format_value
 from tarspyro.evaluate.batching import Array, ParticleChunks, map_batches, seeded
@@ -123,6 +125,8 @@ def true_posterior(
                 " from: give it a proper prior."
             ) from None
         latent, plates = latent_sites(model, trace)
+        for name, site in latent.items():
+            _check_support(name, site["fn"].support)
         data_dim = one_dim(model, plates)
 
         chains = []
@@ -251,6 +255,17 @@ def _mean_of_draws(at: LogDensities) -> Estimate:
     if isinstance(at.model, np.ndarray):
         return Estimate(mean.numpy(), error.numpy())
     return Estimate(mean, error)
+
+
+def _check_support(name: str, support: constraints.Constraint) -> None:
+    """Raises unless torch maps unconstrained numbers to a support."""
+    try:
+        biject_to(support)
+    except NotImplementedError:
+        raise PairError(
+            f"The sampler moves unconstrained numbers, and none are mapped to the support of"
+            f" {name!r}, {support}: ask check_guide, which needs no such draws."
+        ) from None
 
 
 def _starts(

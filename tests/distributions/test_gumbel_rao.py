@@ -62,7 +62,7 @@ def test_perturbed_logits_have_the_draw_as_the_largest_and_follow_the_gumbel():
     logits = LOGITS[GumbelSoftmax].expand(20_000, 4)
     q = GumbelSoftmax(logits, hard=True, rao_blackwell=1)
     corner = q.sample()
-    perturbed = q._perturbed(logits, corner)[0]
+    perturbed = q._perturbed(logits, corner)[:, 0]
     assert torch.equal(perturbed.argmax(-1), corner.argmax(-1))
     # Over draws they are log-probabilities plus independent Gumbel noise.
     gumbel = perturbed - logits.log_softmax(-1)

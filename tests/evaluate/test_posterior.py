@@ -9,6 +9,7 @@ from pyro.ops.stats import effective_sample_size
 from torch.distributions import kl_divergence
 
 from tarspyro import evaluate
+from tarspyro.distributions import VonMisesFisher
 from tarspyro.infer import PairError
 
 from ..programs import assert_within
@@ -204,3 +205,13 @@ class TestPosteriorKL:
             evaluate.posterior_kl(
                 toy.model, toy.guide, toy.x[:2], draws, log_likelihood=torch.zeros(2)
             )
+
+
+def test_a_support_that_the_sampler_does_not_know_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", VonMisesFisher(torch.tensor([1.0, 0.0]), torch.ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(PairError, match="support of 'z', .*: ask check_guide"):
+        evaluate.true_posterior(model, torch.zeros(1, 2), num_samples=5, warmup=5)
