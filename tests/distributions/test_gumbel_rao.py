@@ -72,7 +72,7 @@ def test_perturbed_logits_have_the_draw_as_the_largest_and_follow_the_gumbel():
     assert_within((gumbel[:, 0] - euler) * (gumbel[:, 1] - euler), 0.0)
     bits = GumbelSigmoid(logits, hard=True, rao_blackwell=1)
     bit = bits.sample()
-    perturbed = bits._perturbed(logits, bit)[0]
+    perturbed = bits._perturbed(logits, bit)[..., 0]
     assert torch.equal(perturbed > 0, bit > 0)
     logistic = perturbed - logits
     assert_within(logistic, torch.zeros(4, dtype=F64))

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
-from tarspyro import evaluate
+from tarspyro import evaluate, guides
 from tarspyro.infer import CIWAE, ELBO, IWAE, PairError, Renyi, log_weights
 from tarspyro.infer.compilation.recording import record
 
@@ -533,3 +533,28 @@ def test_errors():
         bound = ELBO(max_plate_nesting=0)
         bound.observed = False
         bound.loss(marked({}), marked({}), torch.zeros(2))
+
+
+@config_enumerate
+def mixture(x):
+    """As in Pyro's tutorial: ``locs[k]`` takes no particles to the left of the components."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+
+def test_particles_of_a_model_that_enumerates_run_one_after_another_where_they_have_to():
+    x = torch.tensor([0.0, 1.0, 10.0])
+    guide = guides.auto(mixture, None, x)
+    bound = ELBO(20)
+    with pytest.warns(UserWarning, match="mixture cannot run in a plate of particles"):
+        bound.structure(mixture, guide, x)
+    pyros = TraceEnum_ELBO(20, max_plate_nesting=1)
+    values = []
+    for loss in (bound, pyros):
+        torch.manual_seed(0)
+        values.append(loss.loss(mixture, guide, x))
+    assert values[0] == pytest.approx(values[1])

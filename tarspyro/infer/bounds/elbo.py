@@ -3,7 +3,9 @@
 __all__ = ["ELBO", "kl_is_exact"]
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -46,6 +48,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
+from tarspyro.scopes import kept_buffers, preserved_rng
 from tarspyro.types import Program
 
 # The mask of a site or of a distribution: True or a tensor of truth values; None for no mask.
@@ -339,20 +342,48 @@ class ELBO(Bound):
                 " beta=1, free_bits=0 and gradient='pathwise': leave these arguments out, or"
                 " enumerate in the guide, infer={'enumerate': 'parallel'}."
             )
-        bound: Any = TraceEnum_ELBO(
-            self.num_particles, structure.nesting, vectorize_particles=self.vectorize_particles
+        together = self.vectorize_particles and structure.vectorized is not False
+        bound = TraceEnum_ELBO(
+            self.num_particles, structure.nesting, vectorize_particles=together
         )
-        total: Tensor | float = 0.0
         try:
-            for traces in bound._get_traces(model, guide, args, kwargs):
-                total = total + _compute_dice_elbo(*traces)
+            return _minus_dice_elbo(bound, model, guide, args, kwargs)
         except (ValueError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise PairError(
                 f"{name_of(model)} cannot have its enumerated sites summed out: {reason}."
             ) from error
-        loss: Tensor = -torch.as_tensor(total) / self.num_particles
-        return loss
+
+    def _find_structure(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+    ) -> Structure:
+        structure = super()._find_structure(model, guide, args, kwargs)
+        if not structure.enumerated or not self.vectorize_particles or self.num_particles == 1:
+            return structure
+
+        def runs(particles: int) -> bool:
+            bound = TraceEnum_ELBO(particles, structure.nesting, vectorize_particles=True)
+            with preserved_rng(), kept_buffers(model, guide), torch.no_grad():
+                try:
+                    _minus_dice_elbo(bound, model, guide, args, kwargs)
+                except (ValueError, RuntimeError, IndexError, NotImplementedError):
+                    return False
+            return True
+
+        # A program that does not run with one particle either fails for another reason.
+        if runs(self.num_particles) or not runs(1):
+            return structure
+        warnings.warn(
+            f"{name_of(model)} cannot run in a plate of particles where its enumerated sites are"
+            " summed out, so particles run one after another, as with"
+            " vectorize_particles=False.",
+            stacklevel=2,
+        )
+        return replace(structure, vectorized=False)
 
     def terms_per_point(
         self,
@@ -588,6 +619,21 @@ def _beside_the_mask(q: Distribution, value: Tensor, q_mask: Mask, p_mask: Mask)
     density = q.log_prob(value)
     rest: Tensor = scale_and_mask(density, mask=q_mask) - scale_and_mask(density, mask=p_mask)
     return rest
+
+
+def _minus_dice_elbo(
+    bound: Any,
+    model: Program,
+    guide: Program,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> Tensor:
+    """Returns the loss of Pyro's bound, with its gradient."""
+    total: Tensor | float = 0.0
+    for traces in bound._get_traces(model, guide, args, kwargs):
+        total = total + _compute_dice_elbo(*traces)
+    loss: Tensor = -torch.as_tensor(total) / bound.num_particles
+    return loss
 
 
 def _scaled_log_prob(site: Site) -> Term:
