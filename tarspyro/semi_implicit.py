@@ -25,6 +25,10 @@ class SemiImplicit(Configurable, Interface):
     ``IWAE`` too (doubly importance weighted). Without a reverse model the draws come from
     :math:`q(\psi \mid x)`, and more of them are needed.
 
+    Losses and evaluations that need the density of a given z refuse it, because the auxiliary
+    variable of a copy is not known: ``"stl"``, ``"dreg"``, ``PIWAE``, ``ReweightedWakeSleep``,
+    ``FDivergence``, ``TVO``, and of ``impute`` all but pseudo-Gibbs.
+
     The reverse model is trained with the guide. There is no mean in closed form, so ``embed``
     needs ``num_samples``.
 

@@ -276,18 +276,21 @@ class _ToSphere(Transform):
         return hash((type(self), self.ndims))
 
     def _call(self, x: Tensor) -> Tensor:
-        return x / x.norm(dim=-1, keepdim=True)
+        direction: Tensor = x / x.norm(dim=-1, keepdim=True)
+        return direction
 
     def _inverse(self, y: Tensor) -> Tensor:
         """Returns a vector of this direction with a length drawn at random."""
-        return y * torch.randn_like(y).norm(dim=-1, keepdim=True)
+        length: Tensor = torch.randn_like(y).norm(dim=-1, keepdim=True)
+        return y * length
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the logarithm of the factor of f."""
         half = x.shape[-1] / 2
         log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
         log_normal = -x.square().sum(-1) / 2 - half * math.log(2 * math.pi)
-        return sum_rightmost(log_normal + log_area, self.ndims - 1)
+        log_factor: Tensor = sum_rightmost(log_normal + log_area, self.ndims - 1)
+        return log_factor
 
 
 def _to_support(name: str, support: constraints.Constraint) -> Transform:

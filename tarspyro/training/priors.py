@@ -70,7 +70,10 @@ def fit_prior(
         torch.Size([200])
     """
     check_choice("kind", kind, ("gmm", "flow"))
-    z = as_numbers("codes", codes, torch.get_default_dtype()).detach()
+    # Codes of a pair in double precision need a prior in it.
+    real = torch.is_tensor(codes) and codes.is_floating_point()
+    dtype = codes.dtype if real else torch.get_default_dtype()
+    z = as_numbers("codes", codes, dtype).detach()
     needed = max(2, as_count("components", components) if kind == "gmm" else 2)
     if z.dim() != 2 or len(z) < needed or not bool(z.isfinite().all()):
         raise ValueError(
@@ -85,8 +88,9 @@ def fit_prior(
 def _mixture(z: Tensor, components: int, seed: int) -> NormalMixture:
     from sklearn.mixture import GaussianMixture
 
-    units = z.std(0).clamp(min=torch.finfo(z.dtype).tiny)
-    mixture = GaussianMixture(components, reg_covar=_FLOOR, random_state=seed)
+    scale = z.std(0)
+    units = scale.masked_fill(scale == 0, 1.0)  # of a dead unit, whose codes are all the same
+    mixture = GaussianMixture(components, reg_covar=_FLOOR, random_state=seed % 2**32)
     mixture.fit((z / units).cpu().double().numpy())
     weights, loc, covariance = (
         torch.as_tensor(values).to(z)

@@ -117,3 +117,23 @@ def test_errors():
         fit_prior(torch.randn(20, 2), "vamp")
     with pytest.raises(ValueError, match="components"):
         NormalMixture(2, 0)
+
+
+@pytest.mark.parametrize("kind", ["gmm", "flow"])
+def test_a_unit_whose_codes_are_all_the_same(kind):
+    """As a dead one of an autoencoder."""
+    torch.manual_seed(0)
+    codes = torch.cat([torch.randn(100, 1), torch.full((100, 1), 3.0)], 1)
+    prior = fit_prior(codes, kind, **({"components": 2} if kind == "gmm" else {"epochs": 2}))
+    assert prior().log_prob(codes).isfinite().all()
+    assert prior().sample((50,)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["gmm", "flow"])
+def test_the_prior_is_in_the_precision_of_the_codes(kind):
+    torch.manual_seed(0)
+    codes = torch.randn(60, 2, dtype=torch.float64)
+    prior = fit_prior(codes, kind, epochs=1, seed=2**40)
+    assert prior().log_prob(codes).dtype == torch.float64
+    assert prior().sample((3,)).dtype == torch.float64
+    assert fit_prior(codes.numpy(), kind, epochs=1)().sample((3,)).dtype == torch.float32
