@@ -123,7 +123,7 @@ def test_errors():
 def test_a_unit_whose_codes_are_all_the_same(kind):
     """As a dead one of an autoencoder."""
     torch.manual_seed(0)
-    codes = torch.cat([torch.randn(100, 1), torch.full((100, 1), 3.0)], 1)
+    codes = torch.cat([torch.randn(100, 1), torch.full((100, 1), 5.0)], 1)
     prior = fit_prior(codes, kind, **({"components": 2} if kind == "gmm" else {"epochs": 2}))
     assert prior().log_prob(codes).isfinite().all()
     assert prior().sample((50,)).isfinite().all()
