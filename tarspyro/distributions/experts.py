@@ -350,6 +350,16 @@ class Concatenate(CarriesScore, TorchDistribution):
         """Whether every block can be reparameterized."""
         return all(block.has_rsample for block in self.blocks)
 
+    @property
+    def has_density(self) -> bool:
+        """Whether every block knows the density of any value, and not of its own draws alone."""
+        known = []
+        for block in self.blocks:
+            while hasattr(block, "base_dist"):
+                block = block.base_dist
+            known.append(getattr(block, "has_density", True))
+        return all(known)
+
     def expand(self, batch_shape: Shape, _instance: object = None) -> "Concatenate":
         """Returns the distribution with its batch expanded."""
         blocks = [block.expand(torch.Size(batch_shape)) for block in self.blocks]

@@ -23,7 +23,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.arguments import format_value
-from tarspyro.distributions.experts import Concatenate
 from tarspyro.sharing import sharing
 from tarspyro.types import Program
 
@@ -204,16 +203,10 @@ def check_densities(sites: Iterable[Site], wanted_by: str, remedy: str) -> None:
 
 
 def _has_density(distribution: Any) -> bool:
-    base = _innermost(distribution)
-    if isinstance(base, Concatenate):
-        return all(map(_has_density, base.blocks))
-    return bool(getattr(base, "has_density", True))
-
-
-def _innermost(distribution: Any) -> Any:
+    """Whether a distribution knows the density of any value."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
-    return distribution
+    return bool(getattr(distribution, "has_density", True))
 
 
 def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
