@@ -234,6 +234,10 @@ def test_evaluations_that_would_forget_it_are_refused():
         evaluate.impute(wide, of_first, x, method="importance")
     with pytest.raises(PairError, match="start='guide' needs .*: take start='prior'"):
         evaluate.annealed_log_likelihood(model, guide, X, start="guide")
+    with pytest.raises(PairError, match=r"log q\(z \| x\) needs .*: compare pairs"):
+        evaluate.log_densities(model, guide, X, {"z": torch.zeros(len(X), 5, 1)})
+    with pytest.raises(PairError, match="gaps needs .*: compare log_likelihood"):
+        evaluate.gaps(model, guide, X, seed=0)
     filled = evaluate.impute(wide, of_first, x, method="pseudo-gibbs", seed=0)
     assert filled.isfinite().all()
     found = evaluate.annealed_log_likelihood(model, guide, X, num_steps=50, seed=0)

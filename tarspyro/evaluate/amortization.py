@@ -25,6 +25,7 @@ from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    check_densities,
     name_of,
     sample_sites,
     score_function,
@@ -189,6 +190,8 @@ class _BestMember:
         # Two particles show whether the parameters of a site depend on the draws of others.
         trace = densities.run(densities.guide, densities.draws(densities.guide, 2))
         sites = dict(sample_sites(trace))
+        own = [sites[name] for name in densities.latent]
+        check_densities(own, "gaps", "compare log_likelihood with elbo")
         for name in densities.latent:
             self.members[name] = self._member(name, sites[name])
             self.masks[name] = sites[name]["mask"]

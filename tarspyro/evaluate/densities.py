@@ -19,6 +19,7 @@ from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    check_densities,
     common_dims,
     log_prob,
     name_of,
@@ -65,7 +66,8 @@ def log_densities(
 
     Raises:
         PairError: If the model and the guide differ in their latent sites, or if one of the
-            sites is not continuous or lies outside the plate of the data.
+            sites is not continuous or lies outside the plate of the data, or has no density of
+            given values, as that of a ``SemiImplicit`` guide.
         TypeError: If ``z`` is not a mapping of numbers.
         ValueError: If ``z`` lacks a latent site, or has a shape that does not match x.
 
@@ -219,7 +221,9 @@ class Densities:
     def log_guide(self, values: Values) -> Tensor:
         """Returns log q(z | x)."""
         sites = dict(sample_sites(self.run(self.guide, values)))
-        return self._sum(sites[name] for name in values)
+        given = [sites[name] for name in values]
+        check_densities(given, "log q(z | x)", "compare pairs by log_likelihood")
+        return self._sum(given)
 
     def draws(self, half: Program, count: int) -> dict[str, Tensor]:
         """Returns draws of the latent variables from the model or the guide."""

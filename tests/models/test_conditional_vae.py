@@ -491,9 +491,11 @@ def test_a_missing_condition_is_named():
     p, q = pair()
     for call in (p, lambda: p(batch_size=3), lambda: evaluate.sample(p, 3)):
         with pytest.raises(
-            ValueError, match=r"y must be given.* models.ConditionalVAE .* model\(x, y\)"
+            ValueError, match=r"y must be given.* ConditionalVAE has no .*\(x, y\)"
         ):
             call()
+    with pytest.raises(ValueError, match="because ConditionalGAN has no distribution of y"):
+        models.ConditionalGAN(p.prior, p.likelihood)()
     with pytest.raises(InputError, match="y must be given"):
         fit(p, q, binary().x, progress=False)
 

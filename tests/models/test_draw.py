@@ -504,11 +504,21 @@ def test_recorded_steps_are_the_eager_ones(kind, labels, bound):
 
 
 def test_recorded_steps_paint_once():
-    """Both halves compute the state; the recording computes it once."""
+    """Both halves compute the state of modules that the library does not know; the recording
+    computes it once.
+    """
     from tarspyro.infer.compilation.recording import record, record_as_it_stands
     from tarspyro.scopes import local_parameters
 
+    class OwnCanvas(Canvas):
+        pass
+
+    class OwnRecurrence(Recurrence):
+        pass
+
     p, q = pair(steps=2)
+    p.canvas.__class__ = OwnCanvas
+    p.canvas.cell.__class__ = OwnRecurrence
     (x,), bound = images(), ELBO()
     with local_parameters():
         bound.structure(p, q, x)
