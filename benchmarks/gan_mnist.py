@@ -88,6 +88,7 @@ from tarspyro.plot.figures import axes_of, sheet_of, show
 SHAPE = (1, 28, 28)
 ADVERSARIAL = {"lr": 5e-4, "betas": (0.5, 0.999)}
 GENERATOR, DISCRIMINATOR = [128, 64], [32, 64]
+CONVOLUTIONAL = {"gamma": 0.1, "r1": 0.1}
 HYBRID = {"lr": 1e-3, "betas": (0.5, 0.999), "discriminator": {"lr": 2e-4}}
 
 
@@ -386,12 +387,13 @@ def vaegan_convolutions(arguments, mnist, judge, pictures):
         loss, options = ELBO(), {"lr": 1e-3}
         if name == "vae-gan":
             critic = Discriminator(ConvEncoder(SHAPE, [*channels, 64], activation=leaky))
-            loss = VAEGAN(critic, layer="trunk.layers.3", gamma=0.1, r1=0.1)
+            loss = VAEGAN(critic, layer="trunk.layers.3", **CONVOLUTIONAL)
             options = ADVERSARIAL
         name = f"{name}_convolutions"
         rows[name] = pair_trained(p, q, name, loss, options, images, judge, arguments)
         pictures |= pair_drawn(p, q, name, images)
-    return {**rows, "steepness of test images": round(steepness(mnist.test.x), 4)}
+    rows["steepness of test images"] = round(steepness(mnist.test.x), 4)
+    return {**rows, **CONVOLUTIONAL, "beta": 1.0}
 
 
 def pair_trained(p, q, name, loss, options, mnist, judge, arguments):
