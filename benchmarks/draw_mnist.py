@@ -132,7 +132,10 @@ def train(options):
         batch_size=100,
         binarize=True,
         folder=Run(
-            Path(options.folder) / name, resume=options.resume, overwrite=not options.resume
+            Path(options.folder) / name,
+            resume=options.resume,
+            overwrite=not options.resume,
+            checkpoint_steps=100,
         ),
         seed=options.seed,
         device=options.device,

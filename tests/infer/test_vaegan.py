@@ -227,6 +227,23 @@ def test_the_discriminator_tells_x_from_both_kinds_of_fakes():
         torch.testing.assert_close(found, wanted)
 
 
+def test_the_discriminator_has_a_penalty_on_its_slope():
+    """That of a linear score is the squared norm of its weights, at every x."""
+    p, q = pair()
+    x = torch.rand(6, PIXELS)
+    linear = Discriminator(nn.Identity())
+    linear(x)  # finds the size of its input
+    losses = [
+        loss_of(VAEGAN(linear, layer=None, r1=r1), "discriminator", p, q, x)[0]
+        for r1 in (0.0, 3.0)
+    ]
+    weight = next(value for value in linear.parameters() if value.numel() == PIXELS)
+    slope = weight.square().sum()
+    torch.testing.assert_close(losses[1] - losses[0], len(x) * 1.5 * slope)
+    with pytest.raises(ValueError, match="r1 must"):
+        VAEGAN(linear, layer=None, r1=-1.0)
+
+
 def test_a_score_without_bounds_has_no_level_of_its_own():
     """With both kinds of fakes added up against x counted once, it would go down for ever."""
     p, q, _ = vaegan()
