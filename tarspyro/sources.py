@@ -24,7 +24,7 @@ from torch.utils.data import (
 from tarspyro.arguments import as_numbers
 from tarspyro.data.parts import Values, has_rows, in_order, lists_parts, parts_of, stacked
 from tarspyro.data.rows import LazyRows
-from tarspyro.infer.matching import check_count, count_of_data, positional_names
+from tarspyro.infer.matching import check_count, count_of_data, positional_names, settings_of
 from tarspyro.infer.traces import check_program, name_of, trace_pair
 from tarspyro.inputs import as_type, count_rows, each
 from tarspyro.programs import PROGRAM_ERRORS, modules_of, tensors_of, type_of
@@ -124,6 +124,7 @@ class Source:
         self.programs = (program, *others)
         self.name = name
         self.names = positional_names(program)
+        self._settings = settings_of(program)
         self.parts: tuple[Part | None, ...] | None = None
         self.dataset: Any = None
         self.batched: Iterable[Any] = ()
@@ -132,7 +133,7 @@ class Source:
         values = parts_of(name, data, name_of(program), self.names)
         if values is not None:
             if not lists_parts(data):
-                values = values[: count_of_data(values, program)]
+                values = values[: count_of_data(values, self._settings)]
             self.parts = self._checked(values)
         elif isinstance(data, IterableDataset) or not has_rows(data):
             self.batched = data  # type: ignore[assignment]
@@ -209,7 +210,7 @@ class Source:
         if self.names:
             parts = parts[: len(self.names)]
         numbers = each(lambda part: as_numbers(self.name, part).detach(), parts)
-        numbers = numbers[: count_of_data(numbers, self.programs[0])]
+        numbers = numbers[: count_of_data(numbers, self._settings)]
         if any(not part.dim() for part in numbers[:1] if part is not None):
             raise ValueError(
                 f"{self.name} gives a single number where a batch of rows is needed: give"

@@ -11,6 +11,7 @@ __all__ = [
     "one_row",
     "positional_names",
     "run_pair",
+    "settings_of",
 ]
 
 import contextlib
@@ -326,7 +327,7 @@ def check_count(arguments: Sequence[object], program: Program) -> None:
         ValueError: If there are too many parts.
     """
     names = positional_names(program)
-    names = names[: count_of_data(arguments, program)] or names
+    names = names[: count_of_data(arguments, settings_of(program))] or names
     if not names and arguments and _takes_nothing(program):
         raise ValueError(
             f"{name_of(program)} takes no data: define it with the arguments of the other half,"
@@ -347,16 +348,22 @@ def positional_names(program: Program) -> list[str]:
     return [parameter.name for parameter in _positional_parameters(program)]
 
 
-def count_of_data(parts: Sequence[object], program: Program) -> int:
-    """Returns the number of parts that are data of the program: those before labels that would
-    become a setting.
+def settings_of(program: Program) -> list[bool]:
+    """Returns which of the program's data arguments are settings.
 
     A setting is an argument whose default is a real number, a truth or a word, such as
-    ``model(x, beta=1.0)``. Labels are whole numbers in one dimension.
+    ``model(x, beta=1.0)``.
     """
-    pairs = zip(parts, _positional_parameters(program), strict=False)
-    for index, (part, parameter) in enumerate(pairs):
-        setting = isinstance(parameter.default, (float, bool, str))
+    parameters = _positional_parameters(program)
+    return [isinstance(parameter.default, (float, bool, str)) for parameter in parameters]
+
+
+def count_of_data(parts: Sequence[object], settings: Sequence[bool]) -> int:
+    """Returns the number of parts before labels that would be passed to a setting.
+
+    Labels are whole numbers in one dimension. See ``settings_of``.
+    """
+    for index, (part, setting) in enumerate(zip(parts, settings, strict=False)):
         if setting and getattr(part, "ndim", 0) == 1 and _are_whole(part):
             return index
     return len(parts)
