@@ -16,6 +16,7 @@ of the library's own.
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py jmvae-gan --compile --likelihood 0.1
     # 4 epochs of 10,000 images
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py pix2pix-thumbnails --l1 10
 
 ``--full`` trains five times as long (pix2pix on all images). Grey images, 50,000 for training
 unless said otherwise, batches of 100; MLPs with ReLU in encoders, ReLU and batch normalization
@@ -50,6 +51,8 @@ and without an adversary on the image, as above; images from labels.
 pix2pix: from the edges of digits to digits, U-Net and PatchGAN of 16 and 32 channels with
 batch normalization (without it the U-Net ends in black images), L1 with a weight of 100;
 beside it the L1 alone (a weight of 10,000 against a discriminator that does not learn).
+
+pix2pix-thumbnails: the same from images of 7x7 pixels, which leave open what the edges tell.
 
 The judge is a convolutional classifier of the training images, kept in ``--classifier``, or
 trained anew: features of its last layer of 128 for Frechet distance, precision and recall.
@@ -417,15 +420,27 @@ def pair_trained(p, q, name, loss, options, mnist, judge, arguments):
     samples = evaluate.sample(p, arguments.samples, mean=True, seed=0).cpu()
     means = evaluate.reconstruct(p, q, test.x).cpu()
     row |= compared(judge, samples, mnist, arguments)
+    renewed = with_statistics_of_samples(p)
+    samples = evaluate.sample(renewed, arguments.samples, mean=True, seed=0).cpu()
+    row["statistics of samples"] = compared(judge, samples, mnist, arguments)
     row |= reconstructed(judge, test.x, means, test.y)
     print(name, row, flush=True)
     return row
 
 
+def with_statistics_of_samples(p):
+    """The model whose batch normalization has the statistics of images given codes of the prior.
+    Those of the training are of images given codes of the guide too.
+    """
+    average = MovingAverage(p)
+    average.renew_statistics(seed=0)
+    return average.model
+
+
 def pair_drawn(p, q, name, mnist):
     """Pictures of samples and of reconstructions."""
     return {
-        f"{name}_samples": plot.samples(p, mean=True, seed=0),
+        f"{name}_samples": plot.samples(with_statistics_of_samples(p), mean=True, seed=0),
         f"{name}_reconstructions": plot.reconstructions(p, q, mnist.test.x[:10]),
     }
 
@@ -487,6 +502,12 @@ def lit(images, mnist):
     }
 
 
+def thumbnails(x):
+    """Images of 7x7 pixels, each the mean of 4x4, shown as large as the images."""
+    small = nn.functional.avg_pool2d(x, 4)
+    return nn.functional.interpolate(small, scale_factor=4.0, mode="nearest")
+
+
 def edges(x):
     """Edges of images: pixels that differ from a neighbour by more than a third."""
     padded = nn.functional.pad(x, (0, 1, 0, 1))
@@ -495,7 +516,7 @@ def edges(x):
     return ((across**2 + down**2).sqrt() > 1 / 3).float()
 
 
-def pix2pix(arguments, mnist, judge, pictures):
+def pix2pix(arguments, mnist, judge, pictures, drawing=edges):
     images = mnist.reshape(*SHAPE)
     train = images.train.x
     test = images.test
@@ -509,17 +530,18 @@ def pix2pix(arguments, mnist, judge, pictures):
         p = models.ConditionalGAN(default_prior(dist.Normal, 8), translator)
         discriminator = PatchGAN([SHAPE, SHAPE], [16, 32], normalization=nn.BatchNorm2d)
         options = ADVERSARIAL | ({"discriminator": {"lr": 0.0}} if name == "L1 alone" else {})
-        loss = Adversarial(discriminator, l1=100.0 if name == "pix2pix" else 1e4)
+        weight = arguments.l1 if name == "pix2pix" else 1e4
+        loss = Adversarial(discriminator, l1=weight)
         rows[name] = trained(
             p,
             None,
-            (train, edges(train)),
+            (train, drawing(train)),
             arguments,
             name,
             loss=loss,
             optimizer=Optimizer(**options),
         )
-        drawn = edges(test.x[: arguments.samples])
+        drawn = drawing(test.x[: arguments.samples])
         found = evaluate.sample(p, len(drawn), given={"y": drawn}, seed=0).cpu()
         rows[name] |= {
             "mean absolute difference": round(
@@ -531,13 +553,20 @@ def pix2pix(arguments, mnist, judge, pictures):
             "steepness": round(steepness(found), 4),
         }
         rows[name] |= compared(judge, found, mnist, arguments)
-        rows["edges recognized as they are"] = round(
+        rows[f"{drawing.__name__} recognized as they are"] = round(
             evaluate.agreement(judge, drawn, test.y[: len(drawn)]), 4
         )
         stack = torch.stack([drawn[:10], found[:10], test.x[:10]]).reshape(30, 784)
-        pictures[name.replace(" ", "_")] = sheet(stack)
+        shown = name if drawing is edges else f"{name}_{drawing.__name__}"
+        pictures[shown.replace(" ", "_")] = sheet(stack)
         print(name, rows[name], flush=True)
     return rows
+
+
+def pix2pix_thumbnails(*arguments):
+    rows = pix2pix(*arguments, drawing=thumbnails)
+    test = arguments[1].test.x
+    return {**rows, "steepness of test images": round(steepness(test), 4)}
 
 
 USES = {
@@ -548,6 +577,7 @@ USES = {
     "vaegan-convolutions": vaegan_convolutions,
     "jmvae-gan": jmvae_gan,
     "pix2pix": pix2pix,
+    "pix2pix-thumbnails": pix2pix_thumbnails,
 }
 EPOCHS = {
     "gan": 25,
@@ -557,6 +587,7 @@ EPOCHS = {
     "vaegan-convolutions": 12,
     "jmvae-gan": 12,
     "pix2pix": 4,
+    "pix2pix-thumbnails": 4,
 }
 
 
@@ -588,6 +619,9 @@ def main():
         type=float,
         default=0.0,
         help="the weight of the pixels' log-density for the generator",
+    )
+    parser.add_argument(
+        "--l1", type=float, default=100.0, help="the weight of pix2pix's L1 loss"
     )
     parser.add_argument(
         "--beta", type=float, default=0.05, help="the weight of the KL in the VAE-GAN's bound"
