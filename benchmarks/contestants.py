@@ -374,6 +374,19 @@ def recurrent(batch, length):
     )
 
 
+def recurrent_pair(batch, length, inputs=28, latent=16, hidden=64):
+    """The same network as the library's pair, which shares one recurrence."""
+
+    def pair():
+        cell = Recurrence(nn.GRUCell(inputs + latent, hidden))
+        prior = Conditional(dist.Normal, MLP(hidden, [hidden]), latent)
+        likelihood = Conditional(dist.Bernoulli, MLP([latent, hidden], [hidden]), inputs)
+        posterior = Conditional(dist.Normal, MLP([inputs, hidden], [hidden]), latent)
+        return models.VRNN(cell, prior, likelihood), guides.VRNN(cell, posterior)
+
+    return recurrent(batch, length)._replace(pair=pair, numpyro=None)
+
+
 def painting(batch, steps):
     """DRAW without attention."""
     return Program(

@@ -6,7 +6,7 @@ of the library's own.
     # 40 epochs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py conditional --compile
     # 10 epochs, which with --folder go on where they stopped
-    TARSPYRO_DATA=... python benchmarks/gan_mnist.py dcgan --folder runs
+    TARSPYRO_DATA=... python benchmarks/gan_mnist.py dcgan --folder runs --decay
     # 12 epochs of each of two pairs
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan --compile
     TARSPYRO_DATA=... python benchmarks/gan_mnist.py vaegan-convolutions --folder runs
@@ -295,6 +295,11 @@ def dcgan(arguments, mnist, judge, pictures):
         _, found = as_asked(average.model, judge, mnist, arguments, 2000)
         print(row, found, flush=True)
 
+    options = {}
+    if arguments.decay:
+        steps = arguments.epochs * -(-len(train) // 100)
+        rate = ADVERSARIAL["lr"]
+        options["schedules"] = {"lr": lambda step: rate * min(1.0, 2 - 2 * step / steps)}
     row = trained(
         p,
         None,
@@ -303,6 +308,7 @@ def dcgan(arguments, mnist, judge, pictures):
         "dcgan",
         loss=loss,
         callback=say,
+        **options,
     )
     renewed = copy.deepcopy(average)
     renewed.renew_statistics(given={"y": torch.eye(10).repeat(10, 1)}, seed=0)
@@ -624,6 +630,11 @@ def main():
         "--l1", type=float, default=100.0, help="the weight of pix2pix's L1 loss"
     )
     parser.add_argument(
+        "--decay",
+        action="store_true",
+        help="dcgan's rates fall to 0 over the second half of the steps",
+    )
+    parser.add_argument(
         "--beta", type=float, default=0.05, help="the weight of the KL in the VAE-GAN's bound"
     )
     parser.add_argument(
@@ -674,6 +685,7 @@ def main():
             [
                 "_full" if arguments.full else "",
                 "_likelihood" if arguments.likelihood else "",
+                "_decay" if arguments.decay else "",
                 f"_seed{arguments.seed}" if arguments.seed else "",
             ]
         )
