@@ -50,7 +50,9 @@ class _Results:
             for tensors in (part._parameters, part._buffers)
             for tensor in tensors.values()
         ]
-        key = (method, module, torch.is_grad_enabled(), *map(_key_of, (*weights, *args)))
+        weight_keys = tuple(map(_key_of_weight, weights))
+        args_keys = tuple(map(_key_of, args))
+        key = (method, module, torch.is_grad_enabled(), weight_keys, args_keys)
         if key in self.kept:
             _, result, before = self.kept[key]
             if before == _key_of(result):  # It was not changed in place.
@@ -119,6 +121,11 @@ def _parts_of(module: nn.Module) -> list[nn.Module] | None:
         if not known or hooks or isinstance(part, _CHANGING):
             return None
     return parts
+
+
+def _key_of_weight(weight: Tensor | None) -> Hashable:
+    """Returns what is equal for the same parameter with the same numbers."""
+    return weight if weight is None else (id(weight), weight._version, weight.requires_grad)
 
 
 def _key_of(value: Any) -> Hashable:

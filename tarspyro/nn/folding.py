@@ -180,6 +180,8 @@ def fold(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> tuple[list[Tensor
 def _common_lead(inputs: Sequence[Tensor], events: Sequence[tuple[Tensor, int]]) -> Size:
     """Returns the shape that the leading shapes of the inputs broadcast to."""
     leads = [value.shape[: value.dim() - ndims] for value, ndims in events]
+    if all(lead == leads[0] for lead in leads):  # torch takes longer to find it
+        return leads[0]
     try:
         return Size(torch.broadcast_shapes(*leads))
     except RuntimeError:

@@ -102,14 +102,17 @@ class MLP(Configurable):
         if len(inputs) == 1:
             (value,), lead = fold(inputs, self.in_shapes)
             return unfold(self.layers(value.flatten(1)), lead)
-        if len(self.layers) > 0:
-            rows = []
-            for value, ndims in as_events(inputs, self.in_shapes):
-                rows.append(value.reshape(*value.shape[: value.dim() - ndims], -1))
-            if any(row.shape[:-1] != rows[0].shape[:-1] for row in rows):
+        rows = []
+        for value, ndims in as_events(inputs, self.in_shapes):
+            rows.append(value.flatten(-ndims) if ndims else value.unsqueeze(-1))
+        lead = rows[0].shape[:-1]
+        if any(row.shape[:-1] != lead for row in rows):
+            if len(self.layers) > 0:
                 return self._from_products(rows)
-        folded, lead = fold(inputs, self.in_shapes)
-        together = torch.cat([value.flatten(1) for value in folded], -1)
+            rows, lead = fold(rows, [1] * len(rows))
+        together = torch.cat(rows, -1)
+        if len(lead) != 1:
+            together = together.reshape(-1, together.shape[-1])
         return unfold(self.layers(together), lead)
 
     def _from_products(self, rows: Sequence[Tensor]) -> Tensor:

@@ -226,3 +226,18 @@ def test_errors():
         ConvEncoder((1, 28, 28))(torch.zeros(5, 28, 28))
     with pytest.raises(ValueError, match=r"parameter of shape \(63,\)"):
         ConvDecoder(2, (1, 8, 8)).head((63,))
+
+
+@pytest.mark.parametrize("hidden", [[], [5]])
+@pytest.mark.parametrize(
+    "leads", [[(), ()], [(4,), (4,)], [(6, 4), (6, 4)], [(6, 4), (4,)], [(0,), (0,)]]
+)
+def test_an_mlp_of_several_inputs_is_that_of_their_elements_in_a_row(leads, hidden):
+    network = MLP([(2, 3), 1], hidden)
+    first = torch.randn(*leads[0], 2, 3)
+    second = torch.randn(*leads[1], 1)
+    lead = torch.broadcast_shapes(*leads)
+
+    together = torch.cat([first.expand(*lead, 2, 3).flatten(-2), second.expand(*lead, 1)], -1)
+
+    assert torch.allclose(network(first, second), network.layers(together), atol=1e-6)
