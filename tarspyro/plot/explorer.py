@@ -19,7 +19,7 @@ from tarspyro import evaluate
 from tarspyro.arguments import as_count, as_shape, format_value
 from tarspyro.data import Split
 from tarspyro.plot.explorer_page import EXPLORER
-from tarspyro.plot.figures import as_array
+from tarspyro.plot.figures import as_array, is_channels_last
 from tarspyro.plot.pages import page
 from tarspyro.types import ArrayLike, Program
 
@@ -84,8 +84,8 @@ def explore(
         path: The file to write, if any.
         labels: The class of each data point, whole numbers from 0; those of a ``Split`` are
             taken.
-        image_shape: The shape of an image, (height, width) or (3, height, width); read off
-            if not given.
+        image_shape: The shape of an image, (height, width), (3, height, width) or (height,
+            width, 3); read off if not given.
         num_codes: The number of first data points to show.
         title: The title of the page.
 
@@ -106,7 +106,8 @@ def explore(
             "the guide's codes must be finite, got NaN or infinity: train it anew."
         )
 
-    content = {"shape": shape, "labels": colours, "labelled": labels is not None}
+    pixels = _pixels(torch.empty(1, *shape), shape)
+    content = {"shape": [*pixels.shape[1:]], "labels": colours, "labelled": labels is not None}
     content |= _pictured(model, codes, rows, shape)
     # A closing tag inside the data would end the script.
     data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
@@ -118,7 +119,7 @@ def explore(
 
 
 def _pictured(
-    model: Program, codes: Tensor, rows: Tensor, shape: list[int]
+    model: Program, codes: Tensor, rows: Tensor, shape: tuple[int, ...]
 ) -> dict[str, object]:
     """Returns the codes, what the model decodes around them, and the data, as text."""
     spread = codes.std(0) if len(codes) > 1 else torch.ones(codes.shape[1])
@@ -168,8 +169,8 @@ def _labels(labels: ArrayLike | None, count: int) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:
-    """Returns height, width and channels of a picture; a vector is one line of pixels."""
+def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Returns the shape of a picture, as its numbers lie; a vector is one line of pixels."""
     size = math.prod(rows.shape[1:])
     shape = (
         tuple(as_shape("image_shape", given)) if given is not None else tuple(rows.shape[1:])
@@ -177,14 +178,20 @@ def _image_shape(rows: Tensor, given: tuple[int, ...] | None) -> list[int]:
     if given is None and len(shape) == 1:
         side = math.isqrt(size)
         shape = (side, side) if side**2 == size else (1, size)
-    if len(shape) == 3 and shape[0] == 1:
-        shape = shape[1:]
     if math.prod(shape) != size or len(shape) not in (2, 3):
         raise ValueError(
             f"image_shape must be that of {size} numbers, (height, width) or (3, height,"
             f" width), got {given if given is not None else tuple(rows.shape[1:])}."
         )
-    return [*shape, 1] if len(shape) == 2 else [shape[1], shape[2], shape[0]]
+    return shape
+
+
+def _pixels(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns images as pixels of shape (N, height, width, channels)."""
+    images = images.reshape(len(images), *shape)
+    if len(shape) == 2:
+        return images.unsqueeze(-1)
+    return images if is_channels_last(shape) else images.movedim(1, -1)
 
 
 def _grid(centre: Tensor, low: Tensor, high: Tensor, axes: list[int], side: int) -> Tensor:
@@ -204,24 +211,18 @@ def _line(centre: Tensor, low: Tensor, high: Tensor, unit: int, steps: int) -> T
     return points
 
 
-def _pictures(model: Program, points: Tensor, rows: Tensor, shape: list[int]) -> str:
+def _pictures(model: Program, points: Tensor, rows: Tensor, shape: tuple[int, ...]) -> str:
     """Returns what the model decodes at some points, as text."""
     decoded = torch.as_tensor(evaluate.decode(model, points.float())).cpu()
     return _encoded(decoded, shape, rows)
 
 
-def _encoded(images: Tensor, shape: list[int], data: Tensor) -> str:
+def _encoded(images: Tensor, shape: tuple[int, ...], data: Tensor) -> str:
     """Returns images as bytes, in base 64: the range of the data is black to white."""
-    height, width, channels = shape
     known = data.double().nan_to_num()
     low = min(0.0, float(known.min()))
     high = max(1.0, float(known.max()))
-    pixels = (
-        images.double()
-        .nan_to_num()
-        .reshape(len(images), channels, height, width)
-        .movedim(1, -1)
-    )
+    pixels = _pixels(images.double().nan_to_num(), shape)
     levels = ((pixels - low) / (high - low) * 255).round().clamp(0, 255)
     return _text(levels.numpy().astype(np.uint8))
 

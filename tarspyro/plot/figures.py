@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["ImageShape", "as_array", "as_images", "axes_of", "mass_levels", "sheet_of", "show"]
+__all__ = [
+    "ImageShape",
+    "as_array",
+    "as_images",
+    "axes_of",
+    "is_channels_last",
+    "mass_levels",
+    "sheet_of",
+    "show",
+]
 
 import math
 from collections.abc import Sequence
@@ -23,8 +32,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The shape of an image, (height, width) or (channels, height, width); None to read it off.
+# The shape of an image: (height, width), (channels, height, width) or (height, width,
+# channels); None to read it off.
 ImageShape: TypeAlias = Sequence[int] | None
+
+# An image is grey, in colour, or in colour with transparency.
+_CHANNELS = (1, 3, 4)
+
+# Larger values than these are bytes, from 0 to 255.
+_LARGEST_GREY = 16.0
 
 # The shapes of images that are not square, by their number of pixels: Frey Face.
 _KNOWN_SHAPES = {560: (28, 20)}
@@ -107,8 +123,10 @@ def sheet_of(images: Tensor, columns: int, image_shape: ImageShape) -> np.ndarra
     array = as_array(images)
     shape = _image_shape(array.shape[1:], image_shape)
     array = array.reshape(len(array), *shape)
-    if len(shape) == 3:
+    if len(shape) == 3 and not is_channels_last(shape):
         array = np.moveaxis(array, 1, -1)
+    if array.max(initial=0.0) > _LARGEST_GREY:
+        array = array / 255
     height, width = array.shape[1:3]
     rows = math.ceil(len(array) / columns)
 
@@ -119,6 +137,26 @@ def sheet_of(images: Tensor, columns: int, image_shape: ImageShape) -> np.ndarra
         left = column * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
     return sheet.squeeze(-1) if sheet.shape[2:] == (1,) else sheet
+
+
+def is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether three sizes are (height, width, channels), and not (channels, height, width).
+
+    Raises:
+        ValueError: If neither the first nor the last is a number of channels.
+
+    Example:
+        >>> is_channels_last((3, 8, 8)), is_channels_last((8, 8, 3))
+        (False, True)
+    """
+    if shape[0] in _CHANNELS:
+        return False
+    if shape[-1] in _CHANNELS:
+        return True
+    raise ValueError(
+        f"images must have 1, 3 or 4 channels, before or after height and width, got shape"
+        f" {tuple(shape)}: give image_shape=(height, width) with a place for every number."
+    )
 
 
 def _image_shape(shape: Sequence[int], image_shape: ImageShape) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from tarspyro import Conditional, data, evaluate, guides, models, plot
 from tarspyro.distributions import default_prior
@@ -105,6 +106,21 @@ def test_large_pictures_are_fewer():
     found = plot.explore(p, q, torch.rand(500, 12288), image_shape=(3, 64, 64))
     assert content_of(found.page)["shape"] == [64, 64, 3]
     assert len(found.page.encode()) < 4e6
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (5, 6, 3)])
+def test_colours_before_or_after_the_pixels(shape):
+    p = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Normal, MLP(2, []), shape, scale=1.0)
+    )
+    q = guides.VAE(Conditional(dist.Normal, nn.Sequential(nn.Flatten(), MLP(90, [])), 2))
+    x = torch.rand(20, *shape)
+    content = content_of(plot.explore(p, q, x).page)
+    assert content["shape"] == [5, 6, 3]
+    shown = np.frombuffer(base64.b64decode(content["data"]), np.uint8) / 255
+    shown = shown.reshape(20, 5, 6, 3)
+    expected = x if shape[-1] == 3 else x.permute(0, 2, 3, 1)
+    assert np.abs(shown - expected.numpy()).max() < 3e-3
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,9 @@ def test_images_that_are_no_squares_need_their_shape(name, held_out):
         ((4, 6), None, (4, 6)),
         ((1, 4, 6), None, (4, 6)),
         ((3, 4, 6), None, (4, 6, 3)),
+        ((5, 6, 3), None, (5, 6, 3)),  # as Pillow and Matplotlib store them
+        ((5, 6, 1), None, (5, 6)),
+        (90, (5, 6, 3), (5, 6, 3)),
         (72, (3, 4, 6), (4, 6, 3)),
         (24, (1, 4, 6), (4, 6)),
         ((1, 4, 6), (6, 4), (6, 4)),
@@ -140,15 +143,36 @@ def test_shapes_of_images(event, image_shape, shown):
         ),
     )
     (image,) = tiles(plot.samples(model, num=1, image_shape=image_shape), 1, 1, *shown[:2])
-    expected = picture.reshape(shown if len(shown) == 2 else (shown[2], *shown[:2]))
-    np.testing.assert_allclose(
-        image, expected if len(shown) == 2 else expected.permute(1, 2, 0), rtol=1e-6
+    expected = picture.reshape(shown)
+    if len(shown) == 3 and shown not in (event, image_shape):  # channels first
+        expected = picture.reshape(shown[2], *shown[:2]).permute(1, 2, 0)
+    np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("draw", [plot.samples, plot.traversal, plot.manifold])
+def test_images_without_channels_are_refused(draw):
+    model = models.VAE(
+        default_prior(dist.Normal, 2),
+        lambda z: dist.Normal(torch.zeros(len(z), 2, 5, 6), 1.0).to_event(3),
     )
+    with pytest.raises(ValueError, match=r"1, 3 or 4 channels, .* got shape \(2, 5, 6\)"):
+        draw(model)
+    draw(model, image_shape=(10, 6))  # what the sentence says
 
 
 def test_an_image_shape_that_does_not_fit(pair):
     with pytest.raises(ValueError, match="image_shape must be"):
         plot.samples(pair[0], num=4, image_shape=(7, 7))
+
+
+def test_images_of_bytes_are_shown_on_their_own_scale():
+    picture = torch.tensor([[0.0, 51.0], [102.0, 255.0]])
+    model = models.VAE(
+        default_prior(dist.Normal, 1),
+        lambda z: dist.Normal(picture.expand(len(z), 2, 2), 1.0).to_event(2),
+    )
+    (image,) = tiles(plot.samples(model, num=1), 1, 1, 2, 2)
+    np.testing.assert_allclose(image, picture / 255, rtol=1e-6)
 
 
 def test_values_outside_of_the_grey_scale_are_clipped():
