@@ -6,6 +6,7 @@ __all__ = [
     "binarized",
     "check_bounds",
     "check_binarizable",
+    "check_data",
     "check_inputs",
     "count_rows",
     "each",
@@ -122,12 +123,7 @@ def check_inputs(
         PairError: If the halves do not match.
     """
     data = arguments if data is None else data
-    with_gaps = positions_with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
-    for position, part in enumerate(data):
-        if position in with_gaps and part is not None:
-            part = part.nan_to_num(0.0, math.inf, -math.inf)
-        _check_finite(part, position)
-    if with_gaps:
+    if _check_numbers(model, arguments, data):
         _check_takes_gaps(guide, arguments)
     # With validation on, a distribution skips it only if the user has switched it off.
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model, guide):
@@ -150,6 +146,50 @@ def check_inputs(
                 raise
             found, cause = explained((model, guide), arguments, error)
             raise found from cause
+
+
+def check_data(
+    model: Program, arguments: Sequence[Argument], data: Sequence[Argument] | None = None
+) -> None:
+    """Compares data with the likelihood of a model that has no guide.
+
+    Arguments:
+        model: The model.
+        arguments: A batch, with None for arguments that are not observed.
+        data: All of the data, if it is in memory. The batch is its first rows.
+
+    Raises:
+        InputError: As ``check_inputs`` does.
+    """
+    data = arguments if data is None else data
+    _check_numbers(model, arguments, data)
+    with pyro.validation_enabled(True), preserved_rng(), evaluating(model):
+        try:
+            with contextlib.suppress(NotImplementedError):
+                _check_observed(
+                    lambda: poutine.trace(model).get_trace(*arguments), arguments, data
+                )
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, (InputError, PairError)):
+                raise
+            found, cause = explained((model,), arguments, error)
+            raise found from cause
+
+
+def _check_numbers(
+    model: Program, arguments: Sequence[Argument], data: Sequence[Argument]
+) -> bool:
+    """Raises if a number is infinite, or a gap that the model has no place for.
+
+    Returns:
+        Whether there are gaps.
+    """
+    with_gaps = positions_with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
+    for position, part in enumerate(data):
+        if position in with_gaps and part is not None:
+            part = part.nan_to_num(0.0, math.inf, -math.inf)
+        _check_finite(part, position)
+    return bool(with_gaps)
 
 
 # How many draws tell whether a support depends on a latent variable.

@@ -42,6 +42,7 @@ from tarspyro.inputs import (
     as_float,
     binarized,
     check_binarizable,
+    check_data,
     check_inputs,
     count_rows,
     each,
@@ -140,14 +141,17 @@ class ParticleChunks:
         model: The model.
         guide: The guide.
         num_particles: The number of particles in all chunks.
+
+    Attributes:
+        structure: Finds the structure of the pair for a batch.
     """
 
     def __init__(self, model: Program, guide: Program, num_particles: int) -> None:
         self.num_particles = num_particles
-        self._structure_of = StructureByShape(model, guide, num_particles, observed=True)
+        self.structure = StructureByShape(model, guide, num_particles, observed=True)
 
     def __call__(self, batch: Arguments) -> Iterator[tuple[int, Structure]]:
-        structure = self._structure_of(batch)
+        structure = self.structure(batch)
         rows = count_rows(batch)
         numbers = sum(part.numel() for part in tensors_of(batch)) // max(1, rows)
         for count in chunk_sizes(self.count(batch), rows, numbers):
@@ -155,7 +159,7 @@ class ParticleChunks:
 
     def count(self, batch: Arguments) -> int:
         """Returns the number of particles: one if nothing is drawn, as all would be equal."""
-        return self.num_particles if self._structure_of(batch).latent else 1
+        return self.num_particles if self.structure(batch).latent else 1
 
 
 def map_batches(
@@ -225,12 +229,14 @@ def map_batches(
                     check_binarizable(moved[0])
                 moved = (binarized(moved[0], pixels), *moved[1:])
             if check and not results:
-                model, guide = programs
                 own = moved[: len(moved) - len(extra)]
                 whole = None
                 if known is not None and not binarize:
                     whole = _moved(known, device)
-                check_inputs(model, guide, own, whole)
+                if len(programs) == 1:
+                    check_data(programs[0], own, whole)
+                else:
+                    check_inputs(programs[0], programs[1], own, whole)
             with explaining(programs, moved):
                 results.append(function(*moved))
             _check_order(programs[0], results[-1], count_rows(moved))

@@ -14,7 +14,7 @@ __all__ = [
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_ba
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.structure import Structure
+from tarspyro.infer.structure import Structure, check_densities
 from tarspyro.infer.traces import (
     PairError,
     name_of,
@@ -112,7 +112,7 @@ def log_likelihood(
     Raises:
         InputError: If the data does not fit the likelihood.
         PairError: If data points have no weights of their own, because a site lies outside
-            the plate of the data.
+            the plate of the data, or if the guide gives a latent variable a single value.
         ValueError: If ``num_particles`` is below 1, or below 2 with ``errors``.
 
     Example:
@@ -137,6 +137,7 @@ def log_likelihood(
     weights = _Weights(model, guide, compile)
 
     def estimate(*batch: Argument) -> LogLikelihood:
+        check_densities(guide, chunks.structure(batch))
         log_w = (weights(batch, count, structure) for count, structure in chunks(batch))
         return log_mean_exp(log_w, chunks.count(batch))
 
@@ -347,14 +348,38 @@ def elbo(
     Raises:
         InputError: If the data does not fit the likelihood.
         PairError: If data points have no bounds of their own, because a site lies outside the
-            plate of the data.
+            plate of the data, or if the guide gives a latent variable a single value.
     """
     num_particles = as_count("num_particles", num_particles)
     bound = ELBO(analytic_kl=analytic_kl)
+    draws = _Draws(binarize, seed)
+    return _terms(bound, model, guide, x, num_particles, draws, check=check_densities)
+
+
+class _Draws(NamedTuple):
+    """What is drawn at random: the pixels, and the seed."""
+
+    binarize: bool
+    seed: int | None
+
+
+def _terms(
+    bound: ELBO,
+    model: Program,
+    guide: Program | None,
+    x: Data,
+    num_particles: int,
+    draws: _Draws,
+    *,
+    check: Callable[[Program, Structure], None] | None = None,
+) -> BoundEstimate:
+    """Returns the bound of each data point in its terms, if the structure passes a check."""
     guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
 
     def estimate(*batch: Argument) -> BoundEstimate:
+        if check is not None:
+            check(guide, chunks.structure(batch))
         terms = sum_of(
             bound.terms_per_point(
                 model, guide, batch, num_particles=count, structure=structure
@@ -364,7 +389,14 @@ def elbo(
         likelihood, kl = terms / chunks.count(batch)
         return BoundEstimate(likelihood - kl, likelihood, kl)
 
-    return map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
+    return map_batches(
+        estimate,
+        (model, guide),
+        x,
+        binarize=draws.binarize,
+        seed=draws.seed,
+        check=True,
+    )
 
 
 def reconstruction(
@@ -401,6 +433,6 @@ def reconstruction(
         PairError: If data points have no bounds of their own, because a site lies outside the
             plate of the data.
     """
-    return elbo(
-        model, guide, x, num_particles=num_particles, binarize=binarize, seed=seed
-    ).reconstruction
+    num_particles = as_count("num_particles", num_particles)
+    draws = _Draws(binarize, seed)
+    return _terms(ELBO(), model, guide, x, num_particles, draws).reconstruction

@@ -98,6 +98,7 @@ def true_posterior(
         correlated.
 
     Raises:
+        InputError: If the data does not fit the likelihood.
         PairError: If a latent site is not continuous or lies outside the plate of the data, or
             if the prior cannot be drawn from.
         ValueError: If a number is out of range.
@@ -147,7 +148,7 @@ def true_posterior(
             for name, site in latent.items()
         }
 
-    return map_batches(draws, [model], x, seed=seed, batch_size=1)
+    return map_batches(draws, [model], x, seed=seed, check=True, batch_size=1)
 
 
 def posterior_kl(

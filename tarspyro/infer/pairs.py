@@ -451,6 +451,11 @@ def check_local(model: Program, structure: Structure) -> None:
             " take -IWAE(num_particles).loss(model, guide, x), the bound of all data."
         )
     shared = list(structure.latent) if structure.joint else structure.shared
+    if structure.joint and not shared:
+        raise PairError(
+            f"{name} has no weight for each data point, because the guide draws nothing, as"
+            " AutoDelta does: give a guide that draws the latent variables of each data point."
+        )
     if structure.joint or shared:
         raise PairError(
             f"{name} has no weight for each data point, because its data points share"

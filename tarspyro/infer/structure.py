@@ -4,6 +4,7 @@ __all__ = [
     "SHARED",
     "SiteGroup",
     "Structure",
+    "check_densities",
     "check_every_row",
     "read_structure",
     "subsamples_of",
@@ -21,6 +22,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from tarspyro.distributions.coded import Coded
 from tarspyro.infer.gradients import reachable_leaves
 from tarspyro.infer.matching import check_auxiliary, check_sites, run_pair
 from tarspyro.infer.traces import (
@@ -30,6 +32,7 @@ from tarspyro.infer.traces import (
     guide_terms,
     is_delta,
     is_factor,
+    is_flat,
     log_prob,
     name_of,
     nesting_of,
@@ -87,6 +90,8 @@ class Structure:
         vectorized: Whether the pair runs in a plate of particles; None if that was not tried.
         unmatched: The latent variables whose density only one of the programs masks in some
             places, where log p - log q lacks a term.
+        points: The latent variables with a density in the model that the guide gives a single
+            value. The density at a value bounds no probability.
     """
 
     nesting: int
@@ -97,6 +102,7 @@ class Structure:
     subsamples: tuple[tuple[str, int, int], ...] = ()
     vectorized: bool | None = None
     unmatched: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
 
     @functools.cached_property
     def joint(self) -> bool:
@@ -198,6 +204,7 @@ def read_structure(
             latent=tuple(random),
             enumerated=tuple(name for name in latent if name not in guided),
             unmatched=_unmatched(model_trace, guide_trace),
+            points=() if auxiliary else _points(model_trace, guide_trace),
         )
 
         common = frozenset[tuple[str, int]]()
@@ -265,6 +272,42 @@ def check_every_row(
                 f"{name_of(program)} draws {size} of {rows} rows in the plate {name!r}, and"
                 " every row has a result: evaluate without subsample_size."
             )
+
+
+def check_densities(guide: Program, structure: Structure) -> None:
+    """Raises if a guide gives a continuous latent variable a single value.
+
+    Raises:
+        PairError: If it does.
+    """
+    if structure.points and not structure.joint:
+        raise PairError(
+            f"{name_of(guide)} gives {', '.join(map(repr, structure.points))} a single value,"
+            " a Delta, and the density at one value is no bound on log p(x): give a guide with"
+            " a density, such as a Conditional of Normal, or take evaluate.reconstruction."
+        )
+
+
+def _points(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+    """Returns the latent variables with a density in the model, and one value in the guide."""
+    sites = dict(sample_sites(model_trace))
+    return tuple(
+        name
+        for name, guided in sample_sites(guide_trace)
+        if is_delta(guided)
+        and not guided["is_observed"]
+        and name in sites
+        and not sites[name]["is_observed"]
+        and _has_density(sites[name])
+    )
+
+
+def _has_density(site: Site) -> bool:
+    """Whether a site has a normalized density: neither probabilities, nor a value, nor flat."""
+    distribution = site["fn"]
+    if is_delta(site) or is_flat(distribution) or isinstance(distribution, Coded):
+        return False
+    return not distribution.support.is_discrete
 
 
 def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:

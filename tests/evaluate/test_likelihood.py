@@ -7,13 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tarspyro import Conditional, evaluate, fit, guides, models
 from tarspyro.data import digits
 from tarspyro.distributions import default_prior
-from tarspyro.infer import PairError, log_weights
+from tarspyro.infer import ELBO, PairError, log_weights
 from tarspyro.infer.traces import InputError
 from tarspyro.nn import MLP
 from tarspyro.scopes import preserved_rng
@@ -80,6 +81,48 @@ def test_chunks_change_nothing_but_memory(toy):
     estimate = evaluate.log_likelihood(toy.model, guide, x, num_particles=230)
     assert sizes[-3:] == [100, 100, 30], "all particles are drawn, in chunks of bounded size"
     torch.testing.assert_close(estimate, toy.log_likelihood(x).detach())
+
+
+class TestPoints:
+    """A guide that gives a continuous latent variable one value says nothing of log p(x)."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.01), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x))
+
+    def test_the_density_at_a_point_lies_above_the_evidence(self):
+        x = torch.tensor([0.1, 0.2])
+        exact = dist.Normal(0.0, 1.0001**0.5).log_prob(x).sum()
+        assert -ELBO().loss(self.model, self.guide, x) > exact + 5
+        sentence = "gives 'z' a single value, a Delta, .* take evaluate.reconstruction"
+        for f in (evaluate.log_likelihood, evaluate.elbo):
+            for guide in (self.guide, AutoDelta(self.model)):
+                with pytest.raises(PairError, match=sentence):
+                    f(self.model, guide, x)
+        found = evaluate.reconstruction(self.model, self.guide, x)  # what the sentence says
+        torch.testing.assert_close(found, dist.Normal(x, 0.01).log_prob(x))
+
+    def test_probabilities_at_a_point_bound_the_evidence(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        x = torch.tensor([0.1, 0.9])
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Delta(x.round()))
+
+        exact = (
+            dist.Normal(0.0, 1.0).log_prob(x).exp() + dist.Normal(1.0, 1.0).log_prob(x).exp()
+        ) / 2
+        assert (evaluate.log_likelihood(model, guide, x) < exact.log()).all()
 
 
 def test_compiled_weights_are_those_of_the_pair(toy):

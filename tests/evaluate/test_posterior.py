@@ -1,5 +1,7 @@
 """True posteriors and the KL to them against closed forms."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -10,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from tarspyro import evaluate
 from tarspyro.distributions import VonMisesFisher
-from tarspyro.infer import PairError
+from tarspyro.infer import InputError, PairError
 
 from ..programs import assert_within
 from .correlated import Correlated
@@ -128,6 +130,21 @@ class TestTruePosterior:
     def test_leaves_the_parameters_alone(self, drawn):
         toy, _ = drawn
         assert all(value.requires_grad and value.grad is None for value in toy.parameters())
+
+    def test_data_that_the_likelihood_does_not_have_is_refused(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+        options = {"num_samples": 3, "warmup": 3}
+        for x, sentence in (
+            ([1.0, 0.5], "grey values"),  # the second row counts, too
+            ([1.0, 3.0], "outside the support of Bernoulli"),
+            ([1.0, math.nan], "has NaN"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                evaluate.true_posterior(model, torch.tensor(x), **options)
 
     def test_errors(self):
         def model(x):
