@@ -18,10 +18,11 @@ from torch import Tensor
 from tarspyro import evaluate
 from tarspyro.arguments import as_count, as_shape, format_value
 from tarspyro.data import Split
+from tarspyro.evaluate.batching import readable
 from tarspyro.plot.explorer_page import EXPLORER
 from tarspyro.plot.figures import as_array, is_channels_last
 from tarspyro.plot.pages import page
-from tarspyro.types import ArrayLike, Program
+from tarspyro.types import ArrayLike, Data, Program
 
 # At most so many points along each side of the grid of decoded images, and along each unit's
 # slider, and so many data points whose own picture is in the file.
@@ -57,7 +58,7 @@ class Explorer:
 def explore(
     model: Program,
     guide: Program,
-    x: ArrayLike | Split,
+    x: Data,
     path: str | Path | None = None,
     *,
     labels: ArrayLike | None = None,
@@ -80,7 +81,7 @@ def explore(
     Arguments:
         model: A model with one latent variable, that generates with ``batch_size``.
         guide: The guide.
-        x: The data: images, or rows of numbers.
+        x: The data, images or rows of numbers, in any form that ``fit`` takes.
         path: The file to write, if any.
         labels: The class of each data point, whole numbers from 0; those of a ``Split`` are
             taken.
@@ -97,9 +98,12 @@ def explore(
     if isinstance(x, Split):
         labels = x.y if labels is None else labels
         x = x.x
-    rows = torch.as_tensor(x)[:num_codes]
-    colours = _labels(labels, len(torch.as_tensor(x)))[:num_codes]
-    codes = torch.as_tensor(evaluate.embed(guide, rows)).cpu().flatten(1).double()
+    source = readable(x, guide)
+    known = source.first(num_codes)
+    rows = torch.as_tensor(known[0])
+    count = len(rows) if labels is None else source.count()
+    colours = _labels(labels, count)[:num_codes]
+    codes = torch.as_tensor(evaluate.embed(guide, known)).cpu().flatten(1).double()
     shape = _image_shape(rows, image_shape)
     if not codes.isfinite().all():
         raise ValueError(

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tarspyro import Conditional, data, evaluate, guides, models, plot
 from tarspyro.distributions import default_prior
@@ -106,6 +107,17 @@ def test_large_pictures_are_fewer():
     found = plot.explore(p, q, torch.rand(500, 12288), image_shape=(3, 64, 64))
     assert content_of(found.page)["shape"] == [64, 64, 3]
     assert len(found.page.encode()) < 4e6
+
+
+def test_the_data_may_have_any_form_that_fit_takes():
+    p, q = pair_of(2)
+    x = data.digits().test.x[:20]
+    labels = torch.arange(20) % 10
+    expected = content_of(plot.explore(p, q, x, labels=labels, num_codes=9).page)
+    pairs = TensorDataset(x, labels)
+    for form in (list(x), [row.numpy() for row in x], pairs, DataLoader(pairs, batch_size=7)):
+        found = plot.explore(p, q, form, labels=labels, num_codes=9)
+        assert content_of(found.page) == expected
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6), (5, 6, 3)])
