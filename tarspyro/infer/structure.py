@@ -204,8 +204,10 @@ def read_structure(
             latent=tuple(random),
             enumerated=tuple(name for name in latent if name not in guided),
             unmatched=_unmatched(model_trace, guide_trace),
-            points=() if auxiliary else _points(model_trace, guide_trace),
         )
+        points = _points(model_trace, guide_trace)
+        if not auxiliary:
+            structure = replace(structure, points=points)
 
         common = frozenset[tuple[str, int]]()
         if terms:
@@ -224,6 +226,10 @@ def read_structure(
             # The densities have no derivatives, so each may depend on everything.
             return structure, model_trace, guide_trace
         check_auxiliary(guide, model_trace, guide_trace, auxiliary, deltas)
+        if auxiliary:
+            # Functions of an auxiliary variable have its density.
+            points = tuple(name for name in points if not deltas.get(name))
+            structure = replace(structure, points=points)
         if not common:
             structure = _partition(structure, terms, random, found)
     return structure, model_trace, guide_trace

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,6 +106,22 @@ class TestPoints:
                     f(self.model, guide, x)
         found = evaluate.reconstruction(self.model, self.guide, x)  # what the sentence says
         torch.testing.assert_close(found, dist.Normal(x, 0.01).log_prob(x))
+
+    def test_a_point_beside_a_variable_with_a_density(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                w = pyro.sample("w", dist.Normal(z, 1.0))
+                pyro.sample("x", dist.Normal(w, 0.01), obs=x)
+
+        x = torch.tensor([0.1, 0.2])
+        guide = AutoGuideList(model)
+        guide.append(AutoNormal(pyro.poutine.block(model, hide=["w"])))
+        guide.append(AutoDelta(pyro.poutine.block(model, hide=["z"])))
+        with pytest.raises(PairError, match="gives 'w' a single value"):
+            evaluate.log_likelihood(model, guide, x)
+        guide = AutoNormal(model)  # whose Deltas are functions of what it draws
+        assert evaluate.log_likelihood(model, guide, x).isfinite().all()
 
     def test_probabilities_at_a_point_bound_the_evidence(self):
         def model(x):
