@@ -21,6 +21,7 @@ __all__ = [
     "unknown_name",
     "printable",
     "is_array",
+    "numpy_of",
 ]
 
 import contextlib
@@ -270,6 +271,17 @@ def as_sizes(name: str, value: object, *, at_least: int = 0) -> tuple[int, ...]:
     if len(sizes) < at_least:
         raise ValueError(f"{name} must have at least {at_least} sizes, got {list(sizes)}.")
     return sizes
+
+
+def numpy_of(values: Tensor) -> np.ndarray:
+    """Returns a tensor as an array; bfloat16, which NumPy lacks, as single precision.
+
+    Example:
+        >>> numpy_of(torch.ones(2, dtype=torch.bfloat16)).dtype
+        dtype('float32')
+    """
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def as_numbers(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:

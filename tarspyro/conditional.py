@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, kl_divergence
 from torch.nn.parameter import UninitializedParameter
 
-from tarspyro.arguments import as_count, as_numbers, as_shape, check_module, format_value
+from tarspyro.arguments import (
+    as_count,
+    as_numbers,
+    as_shape,
+    check_module,
+    format_value,
+    numpy_of,
+)
 from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.family import FamilyModule
 from tarspyro.distributions.incomplete import Incomplete
@@ -61,7 +68,7 @@ def _array_in_array_out(method: Callable[..., Tensor]) -> Callable[..., Any]:
                 value = value.to(like.dtype)
             tensors.append(value)
         with evaluating(self):
-            return method(self, *tensors, **options).cpu().numpy()
+            return numpy_of(method(self, *tensors, **options))
 
     return twin
 

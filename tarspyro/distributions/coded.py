@@ -32,6 +32,7 @@ class Coded(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
+    has_density = False  # its values are vectors, but they have probabilities
 
     def __init__(
         self, indices: Distribution, codebook: Codebook, validate_args: bool | None = None

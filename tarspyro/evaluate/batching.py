@@ -25,7 +25,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tarspyro.arguments import as_numbers, as_seed
+from tarspyro.arguments import as_numbers, as_seed, numpy_of
 from tarspyro.data import Stream
 from tarspyro.data.parts import gives_arrays
 from tarspyro.infer.matching import check_shape, explaining
@@ -245,7 +245,7 @@ def map_batches(
         joined = torch.cat([part.to(origin) for part in parts])
         if _has_nan(joined) and any(map(_has_nan, known or ())):
             raise InputError(sentence_of_gaps(programs[-1]))
-        return joined.numpy() if gives_arrays(x) else joined
+        return numpy_of(joined) if gives_arrays(x) else joined
 
     return _joined(results, join)
 

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent
 
 from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
 from tarspyro.conditional import distribution_mean
@@ -35,7 +36,8 @@ from tarspyro.types import Argument, ArrayLike, Data, Program
 def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> Array:
     """Returns the mean of the likelihood at a draw of the posterior, for each data point.
 
-    An autoregressive likelihood has no mean in closed form; it gives a draw.
+    An autoregressive likelihood has no mean in closed form; it gives a draw. Class numbers of
+    a ``Categorical`` have none; it gives the most probable one.
 
     Arguments:
         model: The model.
@@ -68,7 +70,7 @@ def decode(
     """Returns the mean of the likelihood given values of a latent variable.
 
     The model draws its other latent variables. An autoregressive likelihood has no mean in
-    closed form; it gives a draw.
+    closed form; it gives a draw. A ``Categorical`` gives the most probable class.
 
     Arguments:
         model: A model that generates with ``batch_size``, as those of the library do.
@@ -127,7 +129,7 @@ def sample(
             *event)``.
         mean: Whether to return the mean of the site's distribution instead of a draw from it,
             as papers do for Bernoulli likelihoods; an autoregressive distribution has none in
-            closed form, and gives a draw.
+            closed form, and gives a draw. A ``Categorical`` gives the most probable class.
         seed: The seed of the draws; the global random state then stays unchanged.
 
     Returns:
@@ -165,7 +167,7 @@ def sample(
     def value(name: str) -> Tensor:
         node = _site(trace, name)
         means = mean and not isinstance(node["fn"], AutoregressiveDistribution)
-        drawn: Tensor = distribution_mean(node["fn"]) if means else node["value"]
+        drawn: Tensor = _shown(node["fn"]) if means else node["value"]
         return drawn
 
     def values(name: str) -> Tensor:
@@ -179,9 +181,15 @@ def sample(
 
 
 def _shown(distribution: Any) -> Tensor:
-    """Returns the mean of a distribution; of an autoregressive one a draw."""
+    """Returns the mean of a distribution; of an autoregressive one a draw, of classes the mode."""
     if isinstance(distribution, AutoregressiveDistribution):
         return distribution.sample()
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, Categorical):
+        mode: Tensor = distribution.mode
+        return mode
     return distribution_mean(distribution)
 
 

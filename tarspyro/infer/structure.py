@@ -22,7 +22,6 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from tarspyro.distributions.coded import Coded
 from tarspyro.infer.gradients import reachable_leaves
 from tarspyro.infer.matching import check_auxiliary, check_sites, run_pair
 from tarspyro.infer.traces import (
@@ -311,7 +310,9 @@ def _points(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
 def _has_density(site: Site) -> bool:
     """Whether a site has a normalized density: neither probabilities, nor a value, nor flat."""
     distribution = site["fn"]
-    if is_delta(site) or is_flat(distribution) or isinstance(distribution, Coded):
+    if is_delta(site) or is_flat(distribution):
+        return False
+    if not getattr(distribution, "has_density", True):  # vectors of a codebook
         return False
     return not distribution.support.is_discrete
 

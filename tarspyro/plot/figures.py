@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_numbers, as_sizes, format_value
+from tarspyro.arguments import as_numbers, as_sizes, format_value, numpy_of
 from tarspyro.data import Split
 from tarspyro.data.dense import dense
 from tarspyro.infer.matching import one_row
@@ -76,7 +76,7 @@ def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 def as_array(values: ArrayLike, name: str = "values") -> np.ndarray:
     """Returns numbers as an array; errors call them by the name."""
-    return as_numbers(name, values).detach().cpu().numpy()
+    return numpy_of(as_numbers(name, values))
 
 
 def as_images(name: str, data: ArrayLike | Split, like: Tensor | None = None) -> Tensor:

@@ -73,7 +73,7 @@ def reconstructions(
         ax: Where to draw.
     """
     given = max(_RECONSTRUCTED.values()) if num is None else as_count("num", num)
-    rows = first_rows(data, given, model, name="data")
+    rows = first_rows(data, given, model, guide, name="data")
     kind = as_form(
         form, torch.as_tensor(rows[0]), image_shape=image_shape, names=names, data=data
     )

@@ -457,10 +457,11 @@ def _draws(
                 f"{name_of(model)} has no prior that can be drawn from, as a grid needs: give"
                 " it a proper prior."
             ) from None
-        return draws.cpu()
-    with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
-        draws = prior().sample((num,))
-    return draws.cpu()
+    else:
+        with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
+            draws = prior().sample((num,))
+    # Quantiles have levels of the same precision.
+    return draws.cpu().to(torch.get_default_dtype())
 
 
 def _on_simplex(draws: Tensor) -> bool:

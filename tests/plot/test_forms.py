@@ -5,10 +5,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
-from tarspyro import Autoregressive, data, evaluate, guides, models, plot
+from tarspyro import Autoregressive, Conditional, data, evaluate, guides, models, plot
 from tarspyro.distributions import default_prior
-from tarspyro.nn import MADE
+from tarspyro.nn import MADE, MLP
 
 
 def copying(size, scale=0.1):
@@ -262,3 +263,41 @@ def test_every_form_is_drawn_into_the_axes_that_are_given(shape):
     plot.traversal(generating(*shape), num=3, ax=left)
     assert left.has_data() or all(panel.has_data() for panel in left.child_axes)
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pairs_of_another_precision_take_arrays(dtype):
+    likelihood = Conditional(dist.Normal, MLP(2, [8]), 5)
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood).to(dtype)
+    q = guides.VAE(Conditional(dist.Normal, MLP(5, [8]), 2)).to(dtype)
+    x = np.random.default_rng(0).normal(size=(30, 5))
+    expected = np.float32 if dtype == torch.bfloat16 else np.float64
+    found = (
+        evaluate.embed(q, x),
+        evaluate.reconstruct(p, q, x),
+        evaluate.log_likelihood(p, q, x, num_particles=3),
+        q.posterior.mean(x),
+    )
+    assert [values.dtype for values in found] == [expected] * 4
+    for figure in (plot.reconstructions(p, q, x), plot.samples(p), plot.traversal(p)):
+        assert figure.axes
+    assert plot.manifold(p, num=3, image_shape=(1, 5)).axes
+
+
+def test_classes_have_a_most_probable_value_in_place_of_a_mean():
+    network = nn.Linear(2, 12)
+
+    def likelihood(z):
+        return dist.Categorical(logits=network(z).unflatten(-1, (4, 3))).to_event(1)
+
+    tokens = torch.randint(3, (20, 4))
+    p = models.VAE(default_prior(dist.Normal, 2), likelihood)
+    encoder = nn.Sequential(nn.Embedding(3, 5), nn.Flatten(-2))
+    q = guides.VAE(Conditional(dist.Normal, encoder, 2))
+    codes = torch.randn(6, 2)
+    expected = network(codes).unflatten(-1, (4, 3)).argmax(-1)
+    assert torch.equal(evaluate.decode(p, codes), expected)
+    means = evaluate.sample(p, 6, mean=True)
+    for found in (means, evaluate.reconstruct(p, q, tokens)):
+        assert found.dtype == torch.int64 and found.min() >= 0 and found.max() <= 2
+    assert plot.reconstructions(p, q, tokens).axes  # tokens reach the embedding as they are
