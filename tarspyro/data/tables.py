@@ -310,15 +310,15 @@ def _words(
         comma = next(cell for cell in given if not _is_number(cell))
         raise DataError(
             f"{source} has numbers with commas in the column {name!r}, such as"
-            f" {format_value(comma)}: if they part thousands, leave them out, or give what"
-            " pandas.read_csv(path, thousands=',') returns; if they are decimal commas, write"
-            " points."
+            f" {format_value(comma)}: if they part thousands, leave them out (in Python, give"
+            " what pandas.read_csv(path, thousands=',') returns); if they are decimal commas,"
+            " write points."
         )
     if kind is None and all(_DECIMAL_COMMA.fullmatch(c) or _is_number(c) for c in given):
         comma = next(cell for cell in given if not _is_number(cell))
         raise DataError(
             f"{source} has numbers with decimal commas in the column {name!r}, such as"
-            f" {format_value(comma)}: write points, or give what"
+            f" {format_value(comma)}: write points, or in Python give what"
             " pandas.read_csv(path, sep=None, engine='python', decimal=',') returns."
         )
     if all(_DATE.match(cell) for cell in given):
