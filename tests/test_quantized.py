@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tarspyro import (
     models,
 )
 from tarspyro.distributions import CodePrior
-from tarspyro.infer import ELBO, Compiled
+from tarspyro.infer import ELBO, Compiled, ReweightedWakeSleep
 from tarspyro.nn import MADE, MLP, Codebook, ConvEncoder
 from tarspyro.runs import load_run
 from tests.programs import as_made
@@ -126,6 +127,22 @@ def test_evaluation_does_not_move_the_codes():
     evaluate.log_likelihood(p, q, x, num_particles=5)
     ELBO().structure(p, q, x)
     assert q.posterior.codebook.codes.equal(before)
+
+
+def test_losses_of_given_draws_take_a_guide_of_codes():
+    # Both codes are the same vector, so that every weight is p(x | z).
+    p, q = pair(num_codes=2)
+    x = groups(7)
+    q.eval()
+    q.posterior.codebook.codes.zero_()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", p.prior())
+
+    found = ReweightedWakeSleep(5).loss(p, guide, x)
+    wake = -evaluate.reconstruction(p, q, x).sum().item()
+    assert found == pytest.approx(wake, rel=1e-5)
 
 
 def test_compiled_steps_move_the_codes_likewise():

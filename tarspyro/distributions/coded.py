@@ -32,7 +32,8 @@ class Coded(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    has_density = False  # its values are vectors, but they have probabilities
+    # The support is real, but only vectors of the codebook occur.
+    has_probabilities = True
 
     def __init__(
         self, indices: Distribution, codebook: Codebook, validate_args: bool | None = None

@@ -26,7 +26,7 @@ from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_ba
 from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import log_weights
-from tarspyro.infer.structure import Structure, check_densities
+from tarspyro.infer.structure import Structure, check_points
 from tarspyro.infer.traces import (
     PairError,
     name_of,
@@ -137,7 +137,7 @@ def log_likelihood(
     weights = _Weights(model, guide, compile)
 
     def estimate(*batch: Argument) -> LogLikelihood:
-        check_densities(guide, chunks.structure(batch))
+        check_points(guide, chunks.structure(batch))
         log_w = (weights(batch, count, structure) for count, structure in chunks(batch))
         return log_mean_exp(log_w, chunks.count(batch))
 
@@ -352,15 +352,9 @@ def elbo(
     """
     num_particles = as_count("num_particles", num_particles)
     bound = ELBO(analytic_kl=analytic_kl)
-    draws = _Draws(binarize, seed)
-    return _terms(bound, model, guide, x, num_particles, draws, check=check_densities)
-
-
-class _Draws(NamedTuple):
-    """What is drawn at random: the pixels, and the seed."""
-
-    binarize: bool
-    seed: int | None
+    return _terms(
+        bound, model, guide, x, num_particles, check_points, binarize=binarize, seed=seed
+    )
 
 
 def _terms(
@@ -369,11 +363,13 @@ def _terms(
     guide: Program | None,
     x: Data,
     num_particles: int,
-    draws: _Draws,
-    *,
-    check: Callable[[Program, Structure], None] | None = None,
+    check: Callable[[Program, Structure], None] | None,
+    **options: Any,
 ) -> BoundEstimate:
-    """Returns the bound of each data point in its terms, if the structure passes a check."""
+    """Returns the bound of each data point in its terms, if the structure passes a check.
+
+    The options are those of ``map_batches``.
+    """
     guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
 
@@ -389,14 +385,7 @@ def _terms(
         likelihood, kl = terms / chunks.count(batch)
         return BoundEstimate(likelihood - kl, likelihood, kl)
 
-    return map_batches(
-        estimate,
-        (model, guide),
-        x,
-        binarize=draws.binarize,
-        seed=draws.seed,
-        check=True,
-    )
+    return map_batches(estimate, (model, guide), x, check=True, **options)
 
 
 def reconstruction(
@@ -434,5 +423,6 @@ def reconstruction(
             plate of the data.
     """
     num_particles = as_count("num_particles", num_particles)
-    draws = _Draws(binarize, seed)
-    return _terms(ELBO(), model, guide, x, num_particles, draws).reconstruction
+    return _terms(
+        ELBO(), model, guide, x, num_particles, None, binarize=binarize, seed=seed
+    ).reconstruction

@@ -4,7 +4,7 @@ __all__ = [
     "SHARED",
     "SiteGroup",
     "Structure",
-    "check_densities",
+    "check_points",
     "check_every_row",
     "read_structure",
     "subsamples_of",
@@ -279,7 +279,7 @@ def check_every_row(
             )
 
 
-def check_densities(guide: Program, structure: Structure) -> None:
+def check_points(guide: Program, structure: Structure) -> None:
     """Raises if a guide gives a continuous latent variable a single value.
 
     Raises:
@@ -312,9 +312,11 @@ def _has_density(site: Site) -> bool:
     distribution = site["fn"]
     if is_delta(site) or is_flat(distribution):
         return False
-    if not getattr(distribution, "has_density", True):  # vectors of a codebook
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    if getattr(distribution, "has_probabilities", False):  # vectors of a codebook
         return False
-    return not distribution.support.is_discrete
+    return not site["fn"].support.is_discrete
 
 
 def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
