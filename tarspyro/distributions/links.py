@@ -50,6 +50,9 @@ class Positive(Transform):
         return hash(Positive)
 
     def _call(self, x: Tensor) -> Tensor:
+        # Next to always all numbers are inside: then this is one operation in place of ten.
+        if _can_be_read(x) and torch.equal(x, x.detach().clamp(_LOWEST, _HIGHEST)):
+            return x.exp()
         inside = x.clamp(_LOWEST, _HIGHEST)
         above = torch.relu(x - _HIGHEST)
         below = torch.relu(_LOWEST - x)
@@ -120,6 +123,21 @@ def link_to(constraint: constraints.Constraint) -> Transform:
         return Direction()
     transform: Transform = transform_to(constraint)
     return transform
+
+
+def _can_be_read(x: Tensor) -> bool:
+    """Returns whether a tensor has numbers, in the memory of the processor that asks.
+
+    A recorded or transformed function must not depend on them, and a GPU would be waited for.
+    """
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # torch.jit.trace
+        and not torch._C._len_torch_dispatch_stack()  # such as that of make_fx
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def is_identity(transform: Transform) -> bool:

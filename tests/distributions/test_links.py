@@ -1,8 +1,13 @@
 """Links to a family's parameters: an exponential where it matters, finite everywhere."""
 
+import math
+import warnings
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import constraints, transform_to
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tarspyro.distributions.links import Positive, link_to
 
@@ -49,3 +54,61 @@ def test_other_constraints_keep_torch_s_transforms():
     assert torch.allclose(link_to(above)(u), transform_to(above)(u))
     assert link_to(above)(torch.tensor(1e4)).isfinite()
     assert isinstance(link_to(constraints.nonnegative), Positive)
+
+
+def _traced(link, inside):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        return torch.jit.trace(_Module(link), inside)
+
+
+RECORDED = {
+    "make_fx": lambda link, inside: make_fx(link)(inside),
+    "make_fx, fake": lambda link, inside: make_fx(link, tracing_mode="fake")(inside),
+    "torch.compile": lambda link, inside: torch.compile(_Module(link), backend="eager"),
+    "torch.export": lambda link, inside: torch.export.export(
+        _Module(link), (inside,)
+    ).module(),
+    "torch.jit.trace": _traced,
+    "vmap": lambda link, inside: torch.func.vmap(link),
+    "grad of vmap": lambda link, inside: lambda u: torch.func.vjp(torch.func.vmap(link), u)[0],
+}
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, link):
+        super().__init__()
+        self.link = link
+
+    def forward(self, u):
+        return self.link(u)
+
+
+@pytest.mark.parametrize("way", RECORDED)
+def test_what_is_recorded_does_not_depend_on_the_numbers(way):
+    link = Positive()
+    recorded = RECORDED[way](link, torch.zeros(len(EVERYWHERE)))
+    recorded(torch.zeros(len(EVERYWHERE)))
+    assert torch.equal(recorded(EVERYWHERE), link(EVERYWHERE))
+
+
+@pytest.mark.parametrize("far", [1e6, -1e6])
+def test_numbers_beside_a_distant_one_are_what_they_are_alone(far):
+    u = torch.linspace(-20, 20, 41, requires_grad=True)
+    link = Positive()
+    (alone,) = torch.autograd.grad(link(u).sum(), u)
+    (beside,) = torch.autograd.grad(link(torch.cat([u, torch.tensor([far])]))[:-1].sum(), u)
+    assert torch.equal(link(torch.cat([u, torch.tensor([far])]))[:-1], link(u))
+    # At the ends of the clamp both have the derivative of the exponential.
+    assert torch.equal(beside[1:-1], alone[1:-1])
+
+
+def test_tensors_without_numbers():
+    with FakeTensorMode():
+        u = torch.zeros(3)
+    assert Positive()(u).shape == (3,)
+
+
+def test_numbers_that_are_none_stay_none():
+    assert Positive()(torch.tensor([0.0, math.nan])).isnan().tolist() == [False, True]
+    assert Positive()(torch.empty(0, 3)).shape == (0, 3)
