@@ -67,7 +67,7 @@ def parts_of(
         if unknown:
             raise ValueError(
                 f"{name} has {unknown[0]!r}, which {who} does not take: it takes"
-                f" {list(names)}."
+                f" {list(names)}, so {_renaming(name, data, unknown, names)}."
             )
         return [
             None if part is None else part_of(name, part) for part in in_order(data, names)
@@ -96,6 +96,24 @@ def parts_of(
     raise ValueError(
         f"{name} must be tensors, arrays, a data set or an iterable of batches, got"
         f" {format_value(data)}{remedy}."
+    )
+
+
+def _renaming(
+    name: str, data: Mapping[str, object], unknown: Sequence[str], names: Sequence[str]
+) -> str:
+    """Returns how to bring the names of parts and those of a program's arguments together."""
+    free = [argument for argument in names if argument not in data]
+    if not free:
+        return f"leave {', '.join(map(repr, unknown))} out"
+    if len(unknown) == 1:
+        return (
+            f"rename the part, {{{free[0]!r}: {name}[{unknown[0]!r}]}}, or an argument of your"
+            f" program, such as model({unknown[0]})"
+        )
+    return (
+        "rename the parts, or let your program have an argument for each, such as"
+        f" model({', '.join(map(str, data))})"
     )
 
 

@@ -99,8 +99,8 @@ def true_posterior(
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a latent site is not continuous or lies outside the plate of the data, or
-            if the prior cannot be drawn from.
+        PairError: If a latent site is not continuous, has half precision or lies outside the
+            plate of the data, or if the prior cannot be drawn from.
         ValueError: If a number is out of range.
 
     Example:
@@ -128,6 +128,7 @@ def true_posterior(
         latent, plates = latent_sites(model, trace)
         for name, site in latent.items():
             _check_support(name, site["fn"].support)
+            _check_precision(name, site["value"].dtype)
         data_dim = one_dim(model, plates)
 
         chains = []
@@ -267,6 +268,15 @@ def _check_support(name: str, support: constraints.Constraint) -> None:
             f"The sampler moves unconstrained numbers, and none are mapped to the support of"
             f" {name!r}, {support}: ask check_guide, which needs no such draws."
         ) from None
+
+
+def _check_precision(name: str, dtype: torch.dtype) -> None:
+    """Raises for half precision, whose steps are longer than those of a sampler."""
+    if dtype in (torch.bfloat16, torch.float16):
+        raise PairError(
+            f"The sampler takes steps that {dtype} rounds away, and {name!r} has this type:"
+            " give a copy of the model in single precision, copy.deepcopy(model).float()."
+        )
 
 
 def _starts(

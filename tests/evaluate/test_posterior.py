@@ -1,5 +1,6 @@
 """True posteriors and the KL to them against closed forms."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from pyro.ops.stats import effective_sample_size
 from torch.distributions import kl_divergence
 
-from tarspyro import evaluate
-from tarspyro.distributions import VonMisesFisher
+from tarspyro import Conditional, evaluate, models
+from tarspyro.distributions import VonMisesFisher, default_prior
 from tarspyro.infer import InputError, PairError
+from tarspyro.nn import MLP
 
 from ..programs import assert_within
 from .correlated import Correlated
@@ -232,3 +234,18 @@ def test_a_support_that_the_sampler_does_not_know_is_named():
 
     with pytest.raises(PairError, match="support of 'z', .*: ask check_guide"):
         evaluate.true_posterior(model, torch.zeros(1, 2), num_samples=5, warmup=5)
+
+
+def test_half_precision_is_refused_and_a_copy_in_single_precision_works():
+    torch.set_default_dtype(torch.float32)
+    p = models.VAE(
+        default_prior(dist.Normal, 2), Conditional(dist.Normal, MLP(2, [4]), 3)
+    ).bfloat16()
+    x = torch.zeros(1, 3)
+    with pytest.raises(
+        PairError, match=r"torch.bfloat16 rounds away.*deepcopy\(model\).float"
+    ):
+        evaluate.true_posterior(p, x, num_samples=2, warmup=2)
+    single = copy.deepcopy(p).float()
+    draws = evaluate.true_posterior(single, x, num_samples=2, warmup=2, seed=0)
+    assert draws["z"].shape == (1, 2, 2)
