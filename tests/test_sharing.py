@@ -80,6 +80,7 @@ BOUNDS = {
     "IWAE, one by one": IWAE(3, vectorize_particles=False),
     "Renyi": Renyi(0.5, 3),
 }
+SEQUENCES = {name: PAIRS[name] for name in PAIRS if name.startswith("VRNN")}
 
 
 @pytest.fixture
@@ -120,9 +121,22 @@ def test_bounds_and_gradients_are_those_of_two_runs(once, twice, shape, bound, c
         torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-6)
 
 
-def counted(calls, pair, x):
+@pytest.mark.parametrize("threshold", [0.0, 0.9])
+@pytest.mark.parametrize("once, twice, shape", SEQUENCES.values(), ids=SEQUENCES)
+def test_particles_keep_a_shared_state_when_they_are_resampled(
+    once, twice, shape, threshold, calls
+):
+    x = torch.rand(shape).round()
+    assert counted(calls, once(), x, FIVO(4, threshold)) == STEPS
+    found, gradients = loss_and_gradients(FIVO(4, threshold), once(), x)
+    expected, right = loss_and_gradients(FIVO(4, threshold), twice(), x)
+    torch.testing.assert_close(found, expected)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-6)
+
+
+def counted(calls, pair, x, bound=BOUNDS["ELBO"]):
     """The calls of a step, after the first one, which checks the pair."""
-    bound = ELBO()
     bound.loss(*pair, x)
     calls.clear()
     bound.loss(*pair, x)

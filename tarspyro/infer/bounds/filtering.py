@@ -2,6 +2,7 @@
 
 __all__ = ["ParticleFilter", "check_resampling"]
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -162,8 +163,15 @@ class ParticleFilter:
 
         self.finished = torch.where(chosen, self.log_likelihood, self.finished)
         self.log_weights = torch.where(chosen, 0.0, self.log_weights)
+        ancestors = ancestors.reshape(self._shape)
+
+        @functools.cache  # a state that both halves share is one tensor afterwards, too
+        def rows_of(part: Tensor) -> Tensor:
+            index = ancestors.reshape(ancestors.shape + (1,) * (part.dim() - ancestors.dim()))
+            return torch.take_along_dim(part, index, 0)
+
         for half in (self.model, self.guide):
-            half.take(ancestors.reshape(self._shape))
+            half.take(rows_of)
 
     def continuation(self) -> Trace:
         """Runs the model alone to its next ``yield``; returns its trace."""
@@ -224,16 +232,13 @@ class _Half:
 
         self.state = tree_map(rows, self.state)
 
-    def take(self, ancestors: Tensor) -> None:
-        """Replaces the state of each particle by that of its ancestor."""
+    def take(self, rows_of: Callable[[Tensor], Tensor]) -> None:
+        """Replaces each tensor of the state by the rows that a function takes of it."""
 
-        def chosen(part: _Part) -> _Part | Tensor:
-            if not isinstance(part, Tensor):
-                return part
-            index = ancestors.reshape(ancestors.shape + (1,) * (part.dim() - ancestors.dim()))
-            return torch.take_along_dim(part, index, 0)
+        def taken(part: _Part) -> _Part | Tensor:
+            return rows_of(part) if isinstance(part, Tensor) else part
 
-        self.state = tree_map(chosen, self.state)
+        self.state = tree_map(taken, self.state)
 
 
 def _ancestors(shares: Tensor, resampling: str) -> Tensor:
