@@ -20,7 +20,7 @@ from unittest import mock
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -237,7 +237,7 @@ def _trace(
             else:
                 # No symbolic sizes for shapes that depend on values: compilers cannot take
                 # them.
-                fake = FakeTensorMode(allow_non_fake_inputs=True)
+                fake = _FakeTensors()
                 values = [
                     fake.from_tensor(value.detach(), static_shapes=True) for value in inputs
                 ]
@@ -255,6 +255,37 @@ def _trace(
             raise
         except Exception as error:  # programs raise any kind on tensors without values
             raise RecordingError(_explanation(error)) from error
+
+
+class _FakeTensors(FakeTensorMode):
+    """Tensors without values, of which each parameter has one for all operations.
+
+    PyTorch knows the result of an operation whose form it has met before, but not if an
+    argument has values: it then computes the form anew, each time that a layer is called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def dispatch(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func not in self.lift_fns:  # those make constants
+            args = tuple(map(self._without_values, args))
+        return super().dispatch(func, types, args, kwargs or {})
+
+    def _without_values(self, value: object) -> object:
+        if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+            return value
+        if id(value) not in self._known:
+            # The tensor is kept, because its id may be that of another one after it.
+            self._known[id(value)] = value, self.from_tensor(value, static_shapes=True)
+        return self._known[id(value)][1]
 
 
 def _tracer_with_values(function: TensorFunction) -> Callable[..., GraphModule]:
