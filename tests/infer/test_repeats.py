@@ -87,15 +87,47 @@ def test_a_recurrence_without_products_is_kept_in_order():
     assert compiled.loss_and_grads(model, guide, x) == pytest.approx(loss, rel=1e-5)
 
 
-def products_of(length):
-    torch.manual_seed(0)
-    model, guide = vrnn()
-    x = torch.rand(4, length, 3).round()
+def recorded(model, guide, x):
     with local_parameters():
         bound = ELBO()
         bound.loss(model, guide, x)
-        recording = record(lambda x: bound.loss_and_terms(model, guide, x), (x,))
-    return count_products(recording.graph)
+        return record(lambda x: bound.loss_and_terms(model, guide, x), (x,)).graph
+
+
+def products_of(length):
+    torch.manual_seed(0)
+    return count_products(recorded(*vrnn(), torch.rand(4, length, 3).round()))
+
+
+@pytest.mark.parametrize("stack", [torch.broadcast_tensors, torch.atleast_2d])
+def test_densities_are_computed_at_once_if_the_program_returns_its_steps(stack):
+    # Broadcasting returns tensors of equal shapes themselves, so that all that comes later, the
+    # densities too, is recorded as reading its results.
+    torch.manual_seed(0)
+    x = torch.rand(4, 6, 2).round()
+    network = nn.Linear(2, 2)
+
+    def program(returns):
+        def model(x):
+            steps = []
+            with pyro.plate("data", len(x)):
+                for t in range(x.shape[1]):
+                    z = pyro.sample(f"z_{t}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                    likelihood = dist.Bernoulli(logits=network(z)).to_event(1)
+                    steps.append(pyro.sample(f"x_{t}", likelihood, obs=x[:, t]))
+            return torch.stack(stack(*steps), 1) if returns else None
+
+        return model
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                pyro.sample(f"z_{t}", dist.Normal(x[:, t], 0.5).to_event(1))
+
+    returning, other = (
+        recorded(program(returns), guide, x).graph.nodes for returns in (True, False)
+    )
+    assert len(returning) == len(other)
 
 
 def test_prior_and_decoder_run_once_for_all_steps():

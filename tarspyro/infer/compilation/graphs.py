@@ -25,6 +25,14 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
+_DETACH = torch.ops.aten.detach.default
+# They return a view of each tensor in a list.
+_VIEWS_OF_EACH = (
+    torch.ops.aten.broadcast_tensors.default,
+    torch.ops.aten.atleast_1d.Sequence,
+    torch.ops.aten.atleast_2d.Sequence,
+    torch.ops.aten.atleast_3d.Sequence,
+)
 _PRODUCTS = ("linear", "matmul", "mm", "mv", "conv", "gru", "lstm", "rnn")
 
 
@@ -47,10 +55,9 @@ def merge_equal_operations(graph: GraphModule) -> GraphModule:
             continue
         if node in unstable:
             continue
-        if key in known:
-            _replace(graph, node, known[key])
-        elif _returns_its_argument(node):
-            _replace(graph, node, node.all_input_nodes[0])
+        same = known.get(key) or _argument_returned_by(node)
+        if same is not None:
+            _replace(graph, node, same)
         else:
             known[key] = node
     graph.graph.eliminate_dead_code()
@@ -89,23 +96,31 @@ def changed_nodes(graph: GraphModule) -> set[Node]:
     return changed
 
 
-def _returns_its_argument(node: Node) -> bool:
-    """Whether a node is a view that equals its argument, such as a vector flattened.
+def _argument_returned_by(node: Node) -> Node | None:
+    """Returns the argument that a view equals, such as a vector flattened; None if it differs.
 
-    Without it, further operations on the view and on its argument are equal.
+    Without the view, further operations on it and on its argument are equal.
     """
-    if not isinstance(node.target, OpOverload) or node.target is torch.ops.aten.detach.default:
-        return False
-    returned = node.target._schema.returns
-    if not returned or returned[0].alias_info is None:
-        return False
-    source = node.args[0] if node.args else None
+    source: object = node.args[0] if node.args else None
+    if node.target is operator.getitem and isinstance(source, Node):
+        if source.target not in _VIEWS_OF_EACH:
+            return None
+        # An equal result is the argument itself: what comes later was recorded as its user.
+        source = source.args[0][node.args[1]]  # type: ignore[index]
+    elif not isinstance(node.target, OpOverload) or node.target is _DETACH:
+        return None
+    else:
+        returned = node.target._schema.returns
+        if not returned or returned[0].alias_info is None:
+            return None
+    if not isinstance(source, Node):
+        return None
     view = node.meta.get("val")
-    value = source.meta.get("val") if isinstance(source, Node) else None
+    value = source.meta.get("val")
     if not torch.is_tensor(view) or not torch.is_tensor(value):
-        return False
+        return None
     same_start = view.storage_offset() == value.storage_offset()
-    return same_start and layout_of(view) == layout_of(value)
+    return source if same_start and layout_of(view) == layout_of(value) else None
 
 
 def layout_of(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
