@@ -25,7 +25,8 @@ PROGRAM_ERRORS = (
 def modules_of(program: object) -> list[nn.Module]:
     """Returns the outermost modules of a program.
 
-    They are the program itself, the owner of a method, or the modules that a function reads.
+    They are the program itself, the owner of a method or the modules among its attributes, or
+    the modules that a function reads.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -52,31 +53,35 @@ def _parts(program: object) -> Iterable[object]:
         return [program.__self__]
     if hasattr(program, "__wrapped__"):  # A handler of Pyro's wraps it.
         return [program.__wrapped__]
-    if not inspect.isfunction(program):
-        return []
-    try:
-        read = inspect.getclosurevars(program)
-    except ValueError:  # A variable has no value yet.
-        return []
-
-    found: list[object] = []
-    for values in (read.nonlocals.values(), read.globals.values(), program.__defaults__ or ()):
-        for value in values:
-            if isinstance(value, dict):
-                found += value.values()
-            elif isinstance(value, (list, tuple)):
-                found += value
-            else:
-                found.append(value)
     # The functions of a library read modules that are not the program's, so only functions of
     # the same file count.
     return [
         value
-        for value in found
+        for value in _values_read(program)
         if isinstance(value, (nn.Module, functools.partial))
         or inspect.ismethod(value)
         or (inspect.isfunction(value) and value.__module__ == program.__module__)
     ]
+
+
+def _values_read(program: object) -> Iterator[object]:
+    """Yields the values of a function's variables, or of an object's attributes."""
+    if inspect.isfunction(program):
+        try:
+            read = inspect.getclosurevars(program)
+        except ValueError:  # A variable has no value yet.
+            return
+        defaults = program.__defaults__ or ()
+        values = [*read.nonlocals.values(), *read.globals.values(), *defaults]
+    else:
+        values = list(getattr(program, "__dict__", {}).values())
+    for value in values:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
 
 
 def device_of(*programs: object) -> torch.device | None:

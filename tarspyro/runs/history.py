@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tarspyro.programs import modules_of
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -178,27 +180,59 @@ def _more(names: Sequence[str]) -> list[str]:
 
 
 class Declared:
-    """The parameters that functions declare with ``pyro.param`` or ``pyro.module``.
+    """The parameters that functions declare with ``pyro.param`` or ``pyro.module``, and the
+    buffers of the modules that they read.
 
-    They are saved and restored like those of modules.
+    They are saved and restored like those of modules. A function is here every half that is
+    no module, such as a method.
+
+    Arguments:
+        parameters: The parameters by name, unconstrained.
+        functions: The functions.
+        halves: The halves that are modules, whose buffers are their own.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = dict(tensors)
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        functions: Sequence[object] = (),
+        halves: Sequence[nn.Module] = (),
+    ) -> None:
+        self.parameters = dict(parameters)
+        self._layers: dict[str, nn.Module] = {}
+        known = {part for half in halves for part in half.modules()}
+        for number, module in enumerate(
+            dict.fromkeys(each for f in functions for each in modules_of(f))
+        ):
+            for path, part in module.named_modules(prefix=f"modules.{number}"):
+                if part not in known:
+                    known.add(part)
+                    self._layers[path] = part
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers by name, as they are now: a module may bind another tensor to its own."""
+        return {
+            f"{path}.{name}": buffer
+            for path, module in self._layers.items()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns the parameters by name, unconstrained."""
-        return dict(self.tensors)
+        """Returns the parameters and the buffers by name."""
+        return {**self.parameters, **self.buffers}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts values into the parameters.
+        """Puts values into the parameters and the buffers.
 
         Raises:
-            ValueError: If names or shapes are not those of the parameters.
+            ValueError: If names or shapes are not those of the parameters and the buffers.
         """
         _check_state("params", self, state)
+        tensors = self.state_dict()
         for name, value in state.items():
-            self.tensors[name].data.copy_(value)
+            tensors[name].data.copy_(value)
 
 
 def rank(row: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -6,21 +6,26 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tarspyro.arguments import check_choice
+from tarspyro.programs import modules_of
 from tarspyro.runs.description import build, refers
 from tarspyro.runs.folder import Run, RunError
 from tarspyro.runs.history import Declared, History, check_states, rank, set_states
 from tarspyro.runs.limits import check_entries, count_objects, limited_numbers
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Json, Program
+
+# Stands in Pyro's store between the name of a module and that of its parameter.
+_SEPARATOR = "$$$"
 
 # A description may have so many objects and numbers beside those that the weights explain.
 _OBJECTS = 5_000
@@ -90,7 +95,7 @@ def load_run(
     history = History(rows=run.read_metrics(), in_hand=which)
     states.pop("loss", None)  # the networks of a game belong to its training
     if "params" in states:
-        halves["params"] = _declared(run, states["params"])
+        halves["params"] = _declared(run, states["params"], halves)
     try:
         check_states(halves, states)
         set_states(halves, states)
@@ -181,11 +186,16 @@ def _is_of_half(name: str) -> bool:
     return name.startswith(("model.", "guide."))
 
 
-def _declared(run: Run, names: Iterable[str]) -> Declared:
-    """The parameters of a run that functions have declared in this process.
+def _declared(run: Run, names: Iterable[str], halves: Mapping[str, Any]) -> Declared:
+    """The parameters of a run that functions have declared in this process, and the buffers of
+    their modules.
 
-    Only the functions know their constraints.
+    Only the functions know the constraints of the parameters.
     """
+    functions = [half for half in halves.values() if not isinstance(half, nn.Module)]
+    modules = [half for half in halves.values() if isinstance(half, nn.Module)]
+    buffers = Declared({}, functions, modules).buffers
+    names = [name for name in names if name not in buffers]
     store = pyro.get_param_store()
     missing = [name for name in names if name not in store]
     if missing:
@@ -196,4 +206,37 @@ def _declared(run: Run, names: Iterable[str]) -> Declared:
         )
     # Pyro's parameters carry a function that returns their unconstrained value.
     stored: dict[str, Any] = {name: store[name] for name in names}
-    return Declared({name: value.unconstrained() for name, value in stored.items()})
+    parameters = {name: value.unconstrained() for name, value in stored.items()}
+    _check_own(run, parameters, functions)
+    return Declared(parameters, functions, modules)
+
+
+def _check_own(
+    run: Run, parameters: Mapping[str, Tensor], functions: Sequence[object]
+) -> None:
+    """Raises a ``RunError`` if parameters in Pyro's store are those of other modules than the
+    functions read, of which the functions have equals.
+    """
+    registered: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in parameters.items():
+        prefix, _, path = name.partition(_SEPARATOR)
+        if path:
+            registered.setdefault(prefix, {})[path] = parameter
+    read = [
+        {name: value for name, value in part.named_parameters() if value.requires_grad}
+        for function in functions
+        for module in modules_of(function)
+        for part in module.modules()
+    ]
+    for prefix, stored in registered.items():
+        equals = [own for own in read if _shapes(own) == _shapes(stored)]
+        if equals and not any(all(own[n] is stored[n] for n in stored) for own in equals):
+            raise RunError(
+                f"{run.folder} holds parameters of {prefix!r}, and Pyro's store has those of"
+                " another module under this name: call pyro.clear_param_store(), then the model"
+                " and the guide on some data, and load the run again."
+            )
+
+
+def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in parameters.items()}

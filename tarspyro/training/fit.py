@@ -21,7 +21,7 @@ from tarspyro.data import Stream
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.inputs import count_rows, each
 from tarspyro.memory import keep_freed_memory
-from tarspyro.programs import PROGRAM_ERRORS
+from tarspyro.programs import PROGRAM_ERRORS, modules_of
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
@@ -397,8 +397,8 @@ def _normalizations(objective: Objective) -> list[nn.Module]:
     return [
         part
         for half in objective.halves.values()
-        if isinstance(half, nn.Module)
-        for part in half.modules()
+        for module in modules_of(half)
+        for part in module.modules()
         if isinstance(part, _BatchNorm)
     ]
 
@@ -421,7 +421,7 @@ def _start(
         optimizer.make(player.name, player.parameters, captured=objective.is_compiled(player))
         for player in objective.players
     ]
-    declared = {"params": found.declared} if found.declared.tensors else {}
+    declared = {"params": found.declared} if found.declared.state_dict() else {}
     given = [optimizer.gives_rate(player.name) for player in objective.players]
     return TrainingState({**objective.halves, **declared}, optimizers, given)
 

@@ -27,7 +27,7 @@ class PairParameters(NamedTuple):
         guide: The trained parameters of the guide alone.
         frozen: The parameters of both that require no gradient.
         declared: The parameters that functions declare by ``pyro.param`` and ``pyro.module``,
-            by name. They are among the others too.
+            by name, which are among the others too, and the buffers of their modules.
     """
 
     model: list[Tensor]
@@ -64,7 +64,9 @@ def find_parameters(model: Program, guide: Program, arguments: Arguments) -> Pai
             (of_guide if key in in_guide else of_model).append(parameter)
         elif parameter.is_floating_point():
             frozen.append(parameter)
-    return PairParameters(of_model, of_guide, frozen, Declared(declared))
+    halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
+    functions = [half for half in (model, guide) if not isinstance(half, nn.Module)]
+    return PairParameters(of_model, of_guide, frozen, Declared(declared, functions, halves))
 
 
 def _declared_sites(model: Program, guide: Program, arguments: Arguments) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tarspyro.arguments import format_value
 from tarspyro.infer import Player
+from tarspyro.programs import modules_of
 from tarspyro.runs.history import (
     Declared,
     History,
@@ -162,8 +163,9 @@ class TrainingState:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The halves that are modules."""
-        return [half for half in self.halves.values() if isinstance(half, nn.Module)]
+        """The halves that are modules, and the modules that the other halves read."""
+        modules = (module for half in self.halves.values() for module in modules_of(half))
+        return list(dict.fromkeys(modules))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -173,7 +175,7 @@ class TrainingState:
             if isinstance(half, nn.Module):
                 tensors += [*half.parameters(), *half.buffers()]
             elif isinstance(half, Declared):
-                tensors += half.tensors.values()
+                tensors += half.state_dict().values()
         return tensors
 
     def weights(self) -> States:
