@@ -135,11 +135,9 @@ def check_inputs(
             # The model runs alone first. Its sentence about bad data is better than an error
             # of the guide's network. It may have a prior from which nothing can be drawn.
             with contextlib.suppress(NotImplementedError):
-                _check_observed(
-                    lambda: poutine.trace(model).get_trace(*arguments), arguments, data
-                )
+                _check_observed(poutine.trace(model).get_trace, arguments, data)
             _check_observed(
-                lambda: trace_pair(model, guide, arguments, {})[0], arguments, data
+                lambda *batch: trace_pair(model, guide, batch, {})[0], arguments, data
             )
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
@@ -166,9 +164,7 @@ def check_data(
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model):
         try:
             with contextlib.suppress(NotImplementedError):
-                _check_observed(
-                    lambda: poutine.trace(model).get_trace(*arguments), arguments, data
-                )
+                _check_observed(poutine.trace(model).get_trace, arguments, data)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, (InputError, PairError)):
                 raise
@@ -197,7 +193,7 @@ _DRAWS = 5
 
 
 def _check_observed(
-    run: Callable[[], Trace], arguments: Sequence[Argument], data: Sequence[Argument]
+    run: Callable[..., Trace], arguments: Sequence[Argument], data: Sequence[Argument]
 ) -> None:
     """Compares the observed sites of a program with their shapes and supports.
 
@@ -206,7 +202,7 @@ def _check_observed(
         arguments: The batch.
         data: All of the data. The batch is its first rows.
     """
-    for name, site in sample_sites(run()):
+    for name, site in sample_sites(run(*arguments)):
         value = site["value"]
         if not isinstance(site["fn"], Distribution):
             raise PairError(about_source(name, site["fn"]))
@@ -220,15 +216,23 @@ def _check_observed(
             for argument, part in zip(arguments, data, strict=True):
                 if argument is value and part is not None:
                     whole = part
-        try:
-            for batch in _batches_of(whole, value):
-                _check_support(name, site["fn"], batch.to(value.dtype), whole)
-        except InputError:
-            # A support such as that of Uniform(0, z) depends on a latent variable, and the
-            # next draw may fit.
-            again: list[Any] = [run().nodes[name]["fn"] for _ in range(_DRAWS)]
-            if all(_same(site["fn"].support, fn.support) for fn in again):
-                raise
+        draws = _DRAWS
+        for rows in _batches_of(whole, value):
+            batch = whole[rows].to(value.dtype)
+            try:
+                _check_support(name, site["fn"], batch, whole)
+            except InputError:
+                own = arguments if whole is value else _rows_of(data, rows, arguments)
+                again: list[Any] = [run(*own).nodes[name]["fn"] for _ in range(draws)]
+                if all(_same(site["fn"].support, fn.support) for fn in again):
+                    raise
+                # A support such as that of Uniform(0, z) depends on a latent variable, and the
+                # next draw may fit. That of counts up to the largest sum of a batch is the
+                # batch's own.
+                if not all(_same(again[0].support, fn.support) for fn in again):
+                    break
+                _check_support(name, again[0], batch, whole)
+                draws = 1
 
 
 def check_bounds(model: Program, arguments: Sequence[Argument]) -> None:
@@ -253,7 +257,17 @@ def check_bounds(model: Program, arguments: Sequence[Argument]) -> None:
                 raise InputError(sentence)
 
 
-def _batches_of(whole: Tensor, batch: Tensor) -> Iterator[Tensor]:
+def _rows_of(
+    data: Sequence[Argument], rows: slice, like: Sequence[Argument]
+) -> tuple[Argument, ...]:
+    """Some rows of all data, of the types of a batch and where it is."""
+    return tuple(
+        one if part is None or one is None else part[rows].to(one)
+        for part, one in zip(data, like, strict=True)
+    )
+
+
+def _batches_of(whole: Tensor, batch: Tensor) -> Iterator[slice]:
     """The rows of some data in batches of one size.
 
     The last one overlaps the one before, as a support may have parameters for each row.
@@ -262,7 +276,7 @@ def _batches_of(whole: Tensor, batch: Tensor) -> Iterator[Tensor]:
         size = len(batch)
         for start in range(0, len(whole), size):
             start = min(start, len(whole) - size)
-            yield whole[start : start + size]
+            yield slice(start, start + size)
 
 
 def _is_of_rows(support: object) -> bool:
@@ -282,6 +296,8 @@ def _tensors(support: object) -> list[Tensor]:
     """The parameters of a support and of its parts."""
     if isinstance(support, Tensor):
         return [support]
+    if isinstance(support, (int, float)):
+        return [torch.tensor(support)]
     if isinstance(support, (list, tuple)):
         return [tensor for part in support for tensor in _tensors(part)]
     if isinstance(support, constraints.Constraint):

@@ -54,7 +54,7 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
         model_trace, guide_trace = trace_pair(model, guide, batch, {})
         if site not in model_trace.nodes:
             check_sites(model, guide, model_trace, guide_trace)
-        return _shown(_site(model_trace, site)["fn"])
+        return _shown(_site("site", model_trace, site)["fn"])
 
     return map_batches(mean, (model, guide), x)
 
@@ -86,7 +86,7 @@ def decode(
         ValueError: If ``given`` has a name that the model does not take or a wrong number of
             rows, or if ``latent`` or ``site`` is not among the model's sites.
     """
-    _check_generates(model)
+    check_generates(model)
     for name, value in (("latent", latent), ("site", site)):
         if not isinstance(value, str):
             raise TypeError(f"{name} must be the name of a site, got {format_value(value)}.")
@@ -100,7 +100,7 @@ def decode(
             batch_size=len(values), **dict(zip(others, rows, strict=True))
         )
         check_choice("latent", latent, sorted(dict(sample_sites(trace)).keys() - {site}))
-        return _shown(_site(trace, site)["fn"])
+        return _shown(_site("site", trace, site)["fn"])
 
     with preserved_rng():  # the model draws its other latent variables
         return map_batches(mean, [model], z, arguments=(codes,), extra=list(others.values()))
@@ -141,31 +141,15 @@ def sample(
         ValueError: If ``given`` has a name that the model does not take or a wrong number of
             rows, or if ``site`` is not among the model's sites.
     """
-    _check_generates(model)
+    check_generates(model)
     if not isinstance(site, str | Sequence):
         raise TypeError(
             f"site must be the name of a site, or a list of names, got {format_value(site)}."
         )
-    num_samples = as_count("num_samples", num_samples)
-    device = device_of(model)
-    rows = _rows(model, given, num_samples)
-    arguments: dict[str, Tensor | int] = {
-        name: value.to(device) for name, value in rows.items()
-    }
-    if length is not None:
-        arguments["length"] = as_count("length", length)
-
-    with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
-        try:
-            with explaining([model], list(arguments.values())):
-                trace = poutine.trace(model).get_trace(batch_size=num_samples, **arguments)
-        except NotImplementedError:
-            raise PairError(
-                f"{name_of(model)} has no prior that can be drawn from: decode codes instead."
-            ) from None
+    trace = generated(model, num_samples, given=given, length=length, seed=seed)
 
     def value(name: str) -> Tensor:
-        node = _site(trace, name)
+        node = _site("site", trace, name)
         means = mean and not isinstance(node["fn"], AutoregressiveDistribution)
         drawn: Tensor = _shown(node["fn"]) if means else node["value"]
         return drawn
@@ -178,6 +162,41 @@ def sample(
     if isinstance(site, str):
         return values(site)
     return {name: values(name) for name in site}
+
+
+def generated(
+    model: Program,
+    num_samples: int,
+    *,
+    given: Mapping[str, ArrayLike] | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+) -> Trace:
+    """A run of a model without data; ``sample`` describes the arguments.
+
+    Raises:
+        PairError: If the model does not generate, or has no prior that can be drawn from.
+        ValueError: If ``given`` has a name that the model does not take or a wrong number of
+            rows.
+    """
+    check_generates(model)
+    num_samples = as_count("num_samples", num_samples)
+    device = device_of(model)
+    rows = _rows(model, given, num_samples)
+    arguments: dict[str, Tensor | int] = {
+        name: value.to(device) for name, value in rows.items()
+    }
+    if length is not None:
+        arguments["length"] = as_count("length", length)
+
+    with seeded(seed), pyro.validation_enabled(False), evaluating(model), local_parameters():
+        try:
+            with explaining([model], list(arguments.values())):
+                return poutine.trace(model).get_trace(batch_size=num_samples, **arguments)
+        except NotImplementedError:
+            raise PairError(
+                f"{name_of(model)} has no prior that can be drawn from: decode codes instead."
+            ) from None
 
 
 def _shown(distribution: Any) -> Tensor:
@@ -193,10 +212,10 @@ def _shown(distribution: Any) -> Tensor:
     return distribution_mean(distribution)
 
 
-def _site(trace: Trace, name: str) -> Site:
-    """Returns a site of a trace."""
+def _site(argument: str, trace: Trace, name: str) -> Site:
+    """Returns a site of a trace, of which an argument has the name."""
     sites = dict(sample_sites(trace))
-    check_choice("site", name, sorted(sites))
+    check_choice(argument, name, sorted(sites))
     return sites[name]
 
 
@@ -246,7 +265,11 @@ def _check_codes(
             trace = poutine.trace(model).get_trace(batch_size=1, **row)
         except (*PROGRAM_ERRORS, NotImplementedError):
             return  # the decoding itself says why, or needs no prior
-    event = tuple(_site(trace, latent)["fn"].event_shape) if latent in trace.nodes else None
+    event = (
+        tuple(_site("latent", trace, latent)["fn"].event_shape)
+        if latent in trace.nodes
+        else None
+    )
     if event is None or tuple(codes.shape[codes.dim() - len(event) :]) == event:
         if event is not None and codes.dim() == len(event):
             raise one_row("z", codes, "code")
@@ -257,7 +280,7 @@ def _check_codes(
     )
 
 
-def _check_generates(model: Program) -> None:
+def check_generates(model: Program) -> None:
     """Raises unless the model takes ``batch_size``."""
     check_program("model", model)
     if getattr(model, "density", "p") == "q":

@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def explore(
     labels: ArrayLike | None = None,
     image_shape: tuple[int, ...] | None = None,
     num_codes: int = 10_000,
+    latent: str = "z",
+    site: str = "x",
     title: str = "latent space",
 ) -> Explorer:
     """Makes a page on which a latent space is explored with the pointer.
@@ -88,6 +91,8 @@ def explore(
         image_shape: The shape of an image, (height, width), (3, height, width) or (height,
             width, 3); read off if not given.
         num_codes: The number of first data points to show.
+        latent: The name of the latent variable.
+        site: The name of the decoded variable.
         title: The title of the page.
 
     Raises:
@@ -103,7 +108,9 @@ def explore(
     rows = torch.as_tensor(known[0])
     count = len(rows) if labels is None else source.count()
     colours = _labels(labels, count)[:num_codes]
-    codes = torch.as_tensor(evaluate.embed(guide, known)).cpu().flatten(1).double()
+    codes = torch.as_tensor(evaluate.embed(guide, known, site=latent)).cpu().double()
+    event = codes.shape[1:]
+    codes = codes.flatten(1)
     shape = _image_shape(rows, image_shape)
     if not codes.isfinite().all():
         raise ValueError(
@@ -112,7 +119,12 @@ def explore(
 
     pixels = _pixels(torch.empty(1, *shape), shape)
     content = {"shape": [*pixels.shape[1:]], "labels": colours, "labelled": labels is not None}
-    content |= _pictured(model, codes, rows, shape)
+
+    def decode(points: Tensor) -> Tensor:
+        points = points.float().reshape(-1, *event)
+        return torch.as_tensor(evaluate.decode(model, points, latent=latent, site=site)).cpu()
+
+    content |= _pictured(decode, codes, rows, shape)
     # A closing tag inside the data would end the script.
     data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
     file = None if path is None else Path(path)
@@ -123,7 +135,7 @@ def explore(
 
 
 def _pictured(
-    model: Program, codes: Tensor, rows: Tensor, shape: tuple[int, ...]
+    decode: Callable[[Tensor], Tensor], codes: Tensor, rows: Tensor, shape: tuple[int, ...]
 ) -> dict[str, object]:
     """Returns the codes, what the model decodes around them, and the data, as text."""
     spread = codes.std(0) if len(codes) > 1 else torch.ones(codes.shape[1])
@@ -147,8 +159,8 @@ def _pictured(
         "side": side,
         "steps": steps,
         "codes": _packed(_scaled(codes, low, high)),
-        "grid": _pictures(model, _grid(centre, low, high, axes, side), rows, shape),
-        "strips": [_pictures(model, line, rows, shape) for line in lines],
+        "grid": _encoded(decode(_grid(centre, low, high, axes, side)), shape, rows),
+        "strips": [_encoded(decode(line), shape, rows) for line in lines],
         "data": _encoded(rows[: min(_PICTURES, max(20, number))], shape, rows),
     }
 
@@ -213,12 +225,6 @@ def _line(centre: Tensor, low: Tensor, high: Tensor, unit: int, steps: int) -> T
     points = centre.repeat(steps, 1)
     points[:, unit] = low[unit] + places * (high[unit] - low[unit])
     return points
-
-
-def _pictures(model: Program, points: Tensor, rows: Tensor, shape: tuple[int, ...]) -> str:
-    """Returns what the model decodes at some points, as text."""
-    decoded = torch.as_tensor(evaluate.decode(model, points.float())).cpu()
-    return _encoded(decoded, shape, rows)
 
 
 def _encoded(images: Tensor, shape: tuple[int, ...], data: Tensor) -> str:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tarspyro import evaluate
-from tarspyro.arguments import as_count, as_numbers, check_positive, format_value
+from tarspyro.arguments import as_count, as_numbers, check_choice, check_positive, format_value
 from tarspyro.data import Split
 from tarspyro.distributions import has_context
-from tarspyro.infer.traces import PairError, name_of
+from tarspyro.evaluate.sampling import check_generates, generated
+from tarspyro.infer.traces import PairError, name_of, sample_sites
 from tarspyro.plot.colors import PALETTE
 from tarspyro.plot.figures import ImageShape, as_array, as_images, axes_of, sheet_of, show
 from tarspyro.plot.forms import (
@@ -41,6 +42,8 @@ def manifold(
     given: Mapping[str, ArrayLike] | None = None,
     num: int = 20,
     extent: float | None = None,
+    latent: str = "z",
+    site: str = "x",
     image_shape: ImageShape = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -50,22 +53,25 @@ def manifold(
     Welling 2013, Fig. 4), or with ``extent`` in the unit itself, from -extent to extent.
 
     Arguments:
-        model: A model with a latent variable ``z`` of two dimensions that generates with
+        model: A model with a latent variable of two dimensions that generates with
             ``batch_size``.
         given: More arguments of the model, by name, in one row: ``{"y": y}`` for a
             ``ConditionalVAE``.
         num: The number of images along each side.
         extent: Half the width of an equally spaced grid.
+        latent: The name of the latent variable.
+        site: The name of the decoded variable.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.
 
     Raises:
-        ValueError: If z does not have two dimensions; ``traversal`` takes any number.
+        ValueError: If the latent variable does not have two dimensions; ``traversal`` takes any
+            number.
     """
     num = as_count("num", num)
     if extent is not None:
         check_positive("extent", extent)
-    draws = _draws(model, given)
+    draws = _draws(model, given, latent)
     if draws[0].numel() != 2:
         raise ValueError(
             f"manifold needs a latent variable of two dimensions, got one of {draws[0].numel()}:"
@@ -85,27 +91,29 @@ def manifold(
         # The first row of images has the largest value of the second unit, as on an axis.
         grid = torch.cartesian_prod(second.flip(0), first).flip(1)
         title = "decoder manifold"
-    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given)
+    images = _decode(model, grid.reshape(-1, *draws.shape[1:]), given, latent, site)
     figure, ax = axes_of(ax, (6.4, 6.4))
     if as_form(None, images, image_shape=image_shape) == "points":
-        _draw_mesh(ax, as_array(images).reshape(-1, num, 2), title)
+        _draw_mesh(ax, as_array(images).reshape(-1, num, 2), title, latent, site)
         return figure
     sheet = sheet_of(images, num, image_shape)
     show(ax, sheet)
-    ax.set(title=title, xlabel="z[0]", ylabel="z[1]")
+    ax.set(title=title, xlabel=f"{latent}[0]", ylabel=f"{latent}[1]")
     _set_ticks(ax, "x", sheet.shape[1], num, short_ticks(first, 5))
     if not _on_simplex(draws):
         _set_ticks(ax, "y", sheet.shape[0], num, short_ticks(second.flip(0), 5))
     return figure
 
 
-def _draw_mesh(ax: Axes, points: np.ndarray, title: str) -> None:
-    """Draws where a grid of codes lands in the plane: the lines of equal z[0] and of z[1]."""
+def _draw_mesh(ax: Axes, points: np.ndarray, title: str, latent: str, site: str) -> None:
+    """Draws where a grid of codes lands in the plane: the lines of equal first and second
+    units.
+    """
     for lines, color, unit in ((points.swapaxes(0, 1), 0, 1), (points, 2, 0)):
         for index, line in enumerate(lines):
-            label = f"along z[{unit}]" if index == 0 else "_"
+            label = f"along {latent}[{unit}]" if index == 0 else "_"
             ax.plot(*line.T, color=PALETTE[color], linewidth=0.9, label=label)
-    ax.set(title=title, xlabel="x[0]", ylabel="x[1]")
+    ax.set(title=title, xlabel=f"{site}[0]", ylabel=f"{site}[1]")
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(frameon=False)
 
@@ -450,13 +458,16 @@ def _draws(
     prior = getattr(model, "prior", None) if latent == "z" else None
     draws: Tensor
     if prior is None or has_context(prior):
+        check_generates(model)
         try:
-            draws = evaluate.sample(model, num, given=given, site=latent, seed=0)
+            trace = generated(model, num, given=given, seed=0)
         except (PairError, NotImplementedError):
             raise ValueError(
                 f"{name_of(model)} has no prior that can be drawn from, as a grid needs: give"
                 " it a proper prior."
             ) from None
+        check_choice("latent", latent, sorted(dict(sample_sites(trace))))
+        draws = torch.as_tensor(trace.nodes[latent]["value"])
     else:
         with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
             draws = prior().sample((num,))

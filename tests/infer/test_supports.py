@@ -229,3 +229,27 @@ def test_rows_of_any_totals_under_a_multinomial_that_validates_nothing():
         evaluate.log_likelihood(lambda x: model(x, None), None, x)
     with pytest.raises(InputError, match="outside the support"):
         evaluate.log_likelihood(lambda x: model(x, False), None, x - 1.0)
+
+
+def test_counts_up_to_the_largest_sum_of_a_batch():
+    documents = torch.tensor(
+        [[1.0, 0.0, 0.0], [2.0, 5.0, 0.0], [0.0, 1.0, 2.0], [9.0, 4.0, 2.0]]
+    )
+
+    def model(words):
+        with pyro.plate("documents", len(words)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            most = int(words.sum(-1).max())
+            pyro.sample("words", dist.Multinomial(most, logits=z), obs=words)
+
+    def guide(words):
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("documents", len(words)):
+            pyro.sample("z", dist.Normal(loc + 0 * words, 1.0).to_event(1))
+
+    fit(model, guide, documents, batch_size=2, epochs=1, progress=False)
+    alone = evaluate.true_posterior(model, documents, num_samples=2, warmup=2, seed=0)
+    assert alone["z"].shape == (4, 2, 3)
+    wrong = torch.vstack([documents, torch.tensor([-1.0, 0.0, 9.0])])
+    with pytest.raises(InputError, match="outside the support of Multinomial"):
+        check_inputs(model, guide, [documents[:2]], [wrong])

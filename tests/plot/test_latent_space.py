@@ -1,6 +1,8 @@
 """Pictures of the latent space draw the codes that they say."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pyro
@@ -10,6 +12,7 @@ import torch
 
 from tarspyro import Conditional, guides, models, plot
 from tarspyro.distributions import default_prior
+from tarspyro.infer import PairError
 from tarspyro.nn import MLP
 
 from .pictures import make_pair, tiles
@@ -273,3 +276,34 @@ def test_units_of_other_ranges_have_ranges_of_their_own():
     assert figure.axes[0].get_xlabel() == "quantile of the prior"
     assert ticks(figure, "y")[0].startswith("z[0]: −2")
     assert ticks(figure, "y")[1].startswith("z[1]: −2") and "e+02" in ticks(figure, "y")[1]
+
+
+def named(words=None, *, batch_size=1):
+    with pyro.plate("data", batch_size if words is None else len(words)):
+        code = pyro.sample("code", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = torch.cat([code, -code], -1)
+        return pyro.sample("words", dist.Normal(mean, 0.1).to_event(1), obs=words)
+
+
+def named_guide(words):
+    with pyro.plate("data", len(words)):
+        pyro.sample("code", dist.Normal(words[..., :2], 0.1).to_event(1))
+
+
+def test_variables_of_any_names():
+    names = {"latent": "code", "site": "words"}
+    sheet = plot.manifold(named, num=3, extent=1.0, image_shape=(2, 2), **names)
+    assert sheet.axes[0].get_xlabel() == "code[0]"
+    page = plot.explore(named, named_guide, torch.rand(20, 4), **names).page
+    content = json.loads(re.search(r'\{"shape".*\}', page)[0])
+    assert content["codes"]["rows"] == 20
+    with pytest.raises(ValueError, match="latent must be 'code' or 'words', got 'z'"):
+        plot.manifold(named)
+
+
+def test_a_model_that_cannot_generate_says_so():
+    def model(x):
+        return named(x)
+
+    with pytest.raises(PairError, match="model cannot generate without data: give it"):
+        plot.traversal(model, torch.zeros(2), latent="code", site="words")
