@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tarspyro import evaluate
 from tarspyro.arguments import format_value
-from tarspyro.data import Split
-from tarspyro.data.dense import dense
+from tarspyro.evaluate.batching import readable
+from tarspyro.inputs import each
 from tarspyro.plot.figures import as_array, axes_of, mass_levels
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import ArrayLike, Program
+from tarspyro.types import ArrayLike, Data, Program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def _standard_error(values: np.ndarray) -> float:
 def posteriors(
     model: Program,
     guide: Program,
-    x: ArrayLike | Split,
+    x: Data,
     *,
     draws: Mapping[str, ArrayLike] | None = None,
     site: str | None = None,
@@ -95,7 +95,7 @@ def posteriors(
     Arguments:
         model: The model.
         guide: The guide.
-        x: A few data points.
+        x: A few data points, in any form that ``fit`` takes.
         draws: The result of ``evaluate.true_posterior``; drawn here if not given.
         site: The latent variable; not needed if there is one.
         units: The two dimensions to draw.
@@ -112,35 +112,36 @@ def posteriors(
 
     from tarspyro.plot.picture import Picture
 
-    x = dense("x", x)
+    source = readable(x, model, guide)
+    count = source.count()
+    rows = source.first(count)
     if draws is None:
-        draws = evaluate.true_posterior(model, x, seed=seed, **options)
+        draws = evaluate.true_posterior(model, rows, seed=seed, **options)
     chosen = next(iter(draws)) if site is None and len(draws) == 1 else site
     if chosen is None or chosen not in draws:
         raise ValueError(f"site must be one of {sorted(draws)}, got {format_value(site)}.")
     num_draws = np.shape(draws[chosen])[1]
-    true = as_array(draws[chosen]).reshape(len(x), num_draws, -1)
+    true = as_array(draws[chosen]).reshape(count, num_draws, -1)
     size = true.shape[2]
     if size < 2 or max(units) >= size or min(units) < 0:
         raise ValueError(
             f"units must be two of the {size} dimensions of {chosen}, got {units}."
         )
     with preserved_rng(seed):
-        codes = evaluate.embed(guide, x, site=chosen, num_samples=num_draws)
-    guided = np.moveaxis(as_array(codes).reshape(num_draws, len(x), -1), 1, 0)
+        codes = evaluate.embed(guide, rows, site=chosen, num_samples=num_draws)
+    guided = np.moveaxis(as_array(codes).reshape(num_draws, count, -1), 1, 0)
     with_contours = size == 2 and len(draws) == 1
 
-    figure = Picture(figsize=(3.2 * len(x), 3.6), layout="constrained")
-    for index, ax in enumerate(figure.subplots(1, len(x), squeeze=False)[0]):
+    figure = Picture(figsize=(3.2 * count, 3.6), layout="constrained")
+    for index, ax in enumerate(figure.subplots(1, count, squeeze=False)[0]):
         dots = true[index][:, units]
         others = guided[index][:, units]
         ax.scatter(*dots.T, s=4, color="0.6", linewidths=0, zorder=1)
         if with_contours:
             both = np.concatenate([dots, others])
             grid = _Grid(both.min(0), both.max(0), units, num_grid)
-            at = evaluate.log_densities(
-                model, guide, x[index : index + 1], {chosen: grid.points[None]}
-            )
+            row = each(lambda part: part[index : index + 1], rows)  # noqa: B023
+            at = evaluate.log_densities(model, guide, row, {chosen: grid.points[None]})
             grid.contour(ax, at.model[0], "C0")
             grid.contour(ax, at.guide[0], "C1")
         else:

@@ -127,3 +127,33 @@ def test_posteriors_of_more_dimensions_are_draws(x):
         plot.posteriors(model, guide, x, draws={"z": torch.zeros(2, 5, 3)}, units=(0, 3))
     with pytest.raises(ValueError, match="site must be one of"):
         plot.posteriors(model, guide, x, draws={"z": torch.zeros(2, 5, 3)}, site="w")
+
+
+def test_posteriors_of_data_in_several_parts():
+    """Those of a ConditionalVAE, and of a model with an argument that may be left out."""
+
+    def model(x, mask=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            likelihood = dist.Normal(z, 0.1)
+            if mask is not None:
+                likelihood = likelihood.mask(mask.bool())
+            pyro.sample("x", likelihood.to_event(1), obs=x)
+
+    def guide(x, mask=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+
+    parts = {"x": torch.full((2, 2), 3.0), "mask": torch.zeros(2, 2)}
+    options = {"num_samples": 50, "warmup": 20, "num_grid": 15}
+    figure = plot.posteriors(model, guide, parts, **options)
+    dots = np.concatenate([ax.collections[0].get_offsets() for ax in figure.axes])
+    assert (
+        np.abs(dots.mean(0)).max() < 1.5
+    )  # nothing is known, so these are draws of the prior
+
+    likelihood = Conditional(dist.Bernoulli, MLP([2, 3], [8]), 6)
+    p = models.ConditionalVAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.ConditionalVAE(Conditional(dist.Normal, MLP([6, 3], [8]), 2))
+    figure = plot.posteriors(p, q, (torch.ones(2, 6), torch.eye(3)[:2]), **options)
+    assert all(len(ax.collections) == 3 for ax in figure.axes)
