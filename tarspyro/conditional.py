@@ -22,7 +22,14 @@ import torch
 from pyro.distributions import ConditionalDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Transform, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Cauchy,
+    Distribution,
+    Independent,
+    Transform,
+    kl_divergence,
+)
 from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import (
@@ -671,13 +678,29 @@ def distribution_mean(distribution: Distribution) -> Tensor:
     Raises:
         NotImplementedError: If the family has no closed form for it; the message names it.
     """
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
     try:
+        if isinstance(base, (Categorical, Cauchy)):  # for torch it is NaN
+            raise NotImplementedError
         return distribution.mean
     except NotImplementedError:
-        base = distribution
-        if isinstance(distribution, Independent):
-            base = distribution.base_dist
         raise NotImplementedError(
             f"{type(base).__name__} has no mean in closed form: draw with sample, or"
             " embed(..., num_samples=...)."
         ) from None
+
+
+def mean_or_mode(distribution: Distribution) -> Tensor:
+    """Returns the mean of a distribution; of classes that are numbers, the most probable one.
+
+    Raises:
+        NotImplementedError: As ``distribution_mean`` does.
+    """
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, Categorical):
+        return distribution.mode
+    return distribution_mean(distribution)

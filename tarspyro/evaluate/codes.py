@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, Independent
 
 from tarspyro.arguments import as_count, check_number, format_value
 from tarspyro.conditional import distribution_mean
@@ -70,7 +70,9 @@ def embed(
         (name,) = _chosen(latent, site)
         _check_local(guide, batch, latent, [name])
         check_rows(guide, batch, latent)
-        values = _in_many_runs(guide, batch, num_samples, lambda latent: latent["value"])
+        values = _in_many_runs(
+            guide, batch, num_samples, lambda latent: latent["value"], [name]
+        )
         return values[name].movedim(0, 1)
 
     return map_batches(draws, [guide], x).swapaxes(0, 1)
@@ -95,7 +97,8 @@ def activity(
         num_particles: The number of draws of the other latent variables.
 
     Returns:
-        Numbers of the latent variable's event shape, or for several latent variables a mapping
+        Numbers of the latent variable's event shape, for a Categorical those of one-hot
+        vectors, or for several latent variables a mapping
         from their sorted names to such numbers: arrays for arrays, tensors for tensors.
 
     Raises:
@@ -165,18 +168,40 @@ def _posterior_means(
         chosen = _chosen(latent, site, several)
         _check_local(guide, batch, latent, chosen)
         check_rows(guide, batch, latent)
+        read = _mean_or_probabilities if several else _mean
         if len(latent) == 1:  # its mean depends on no draws: two equal ones have no error
-            (only,) = latent.values()
-            mean = distribution_mean(only["fn"]).expand(2, *only["value"].shape)
-            means = {chosen[0]: mean}
+            mean = read(latent[chosen[0]])
+            means = {chosen[0]: mean.expand(2, *mean.shape)}
         else:
-            means = _in_many_runs(
-                guide, batch, num_draws, lambda latent: distribution_mean(latent["fn"])
-            )
+            means = _in_many_runs(guide, batch, num_draws, read, chosen)
         return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
 
     with preserved_rng(seed=0):
         return map_batches(estimate, [guide], x)
+
+
+def _elements(distribution: Distribution) -> Distribution:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _mean(site: Site) -> Tensor:
+    if isinstance(_elements(site["fn"]), Categorical):
+        raise NotImplementedError(
+            f"{site['name']!r} is Categorical, and classes have no mean: take their"
+            f" probabilities, evaluate.classify(guide, x, site={site['name']!r}), or draws,"
+            " embed(..., num_samples=...)."
+        )
+    return distribution_mean(site["fn"])
+
+
+def _mean_or_probabilities(site: Site) -> Tensor:
+    """Returns the mean of a site; of classes that are numbers, that of their one-hot vectors."""
+    elements = _elements(site["fn"])
+    if isinstance(elements, Categorical):
+        return elements.probs
+    return distribution_mean(site["fn"])
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,19 +212,20 @@ def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_many_runs(
-    guide: Program, batch: Arguments, num_runs: int, read: Callable[[Site], Tensor]
+    guide: Program,
+    batch: Arguments,
+    num_runs: int,
+    read: Callable[[Site], Tensor],
+    chosen: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Returns a function of each latent site, in many runs at once.
+    """Returns a function of some latent sites, in many runs at once.
 
     The shapes are ``(num_runs, N, *event)``.
     """
     trace = poutine.trace(guide).get_trace(*batch)
-    shapes = {name: site["value"].shape for name, site in sample_sites(trace)}
     runs = particle_plate(guide, num_runs, nesting_of(trace))
-    return {
-        name: read(site).reshape(-1, *shapes[name])
-        for name, site in _latent_sites(runs, batch).items()
-    }
+    single, sites = dict(sample_sites(trace)), _latent_sites(runs, batch)
+    return {name: read(sites[name]).reshape(-1, *read(single[name]).shape) for name in chosen}
 
 
 def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, as_seed, format_value
-from tarspyro.conditional import distribution_mean
+from tarspyro.conditional import mean_or_mode
 from tarspyro.data.modalities import modalities_of
 from tarspyro.evaluate.batching import Array, map_batches
 from tarspyro.evaluate.likelihood import LogLikelihood, difference, log_likelihood
@@ -174,9 +174,7 @@ def impute_modalities(
             values = [torch.as_tensor(sites[name]["value"]) for name in names]
             complete = _filled(given, present, values)
         if mean:
-            means = [
-                distribution_mean(cast(Distribution, sites[name]["fn"])) for name in names
-            ]
+            means = [mean_or_mode(cast(Distribution, sites[name]["fn"])) for name in names]
             complete = _filled(given, present, means)
         return cast("dict[str, Array]", dict(zip(names, complete, strict=True)))
 

@@ -11,10 +11,9 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent
 
 from tarspyro.arguments import as_count, as_numbers, check_choice, format_value
-from tarspyro.conditional import distribution_mean
+from tarspyro.conditional import mean_or_mode
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.evaluate.batching import Array, as_codes, map_batches, seeded
 from tarspyro.infer.matching import check_sites, explaining, one_row
@@ -203,13 +202,7 @@ def _shown(distribution: Any) -> Tensor:
     """Returns the mean of a distribution; of an autoregressive one a draw, of classes the mode."""
     if isinstance(distribution, AutoregressiveDistribution):
         return distribution.sample()
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Categorical):
-        mode: Tensor = distribution.mode
-        return mode
-    return distribution_mean(distribution)
+    return mean_or_mode(distribution)
 
 
 def _site(argument: str, trace: Trace, name: str) -> Site:

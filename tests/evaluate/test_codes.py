@@ -1,6 +1,7 @@
 """Codes that are never stale, noisy or of the wrong mode; samples and decoded means."""
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -138,3 +139,34 @@ def test_errors():
         embed(
             guides.VAE(Conditional(dist.RelaxedBernoulli, MLP(64, [8]), 2)), torch.zeros(2, 64)
         )
+
+
+def test_classes_have_probabilities_in_place_of_a_mean():
+    """Alone, and beside a latent variable that depends on them."""
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+
+    def labels(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=x))
+
+    def mixture(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=x))
+            pyro.sample("z", dist.Normal(torch.tensor([-4.0, 0.0, 5.0])[c], 1.0))
+
+    probabilities = logits.softmax(-1)
+    for guide in (labels, mixture):
+        with pytest.raises(NotImplementedError, match=r"classify\(guide, x, site='c'\)"):
+            embed(guide, logits, site="c")
+        assert embed(guide, logits, site="c", num_samples=2).dtype == torch.int64
+        found = evaluate.activity(guide, logits, site="c")
+        torch.testing.assert_close(found, probabilities.var(0))
+    means = probabilities @ torch.tensor([-4.0, 0.0, 5.0])
+    assert (embed(mixture, logits, site="z") - means).abs().max() < 5 * 4 / 100**0.5
+    assert evaluate.active_units(mixture, logits)["c"].shape == (3,)
+
+
+def test_no_mean_is_nan():
+    likelihood = Conditional(dist.Cauchy, MLP(2, [8]), 5)
+    with pytest.raises(NotImplementedError, match="Cauchy has no mean"):
+        likelihood.mean(torch.zeros(1, 2))
