@@ -20,7 +20,7 @@ from tarspyro.evaluate.batching import in_memory, map_batches, rows_at_once, see
 from tarspyro.evaluate.likelihood import elbo
 from tarspyro.evaluate.posterior import Estimate
 from tarspyro.evaluate.simulation import simulate, template_of
-from tarspyro.infer.pairs import log_weights, structure_of
+from tarspyro.infer.pairs import check_drawn, log_weights, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -287,6 +287,7 @@ def check_guide(
             structure = structure_of(
                 model, guide, rows, {}, particles=2 * num_draws, observed=True
             )
+        check_drawn(model, structure)
         simulation = _Simulation(model, guide, structure, num_draws)
         if simulation.of_data_sets:
             rows = rows if given is None else given

@@ -1,6 +1,13 @@
 """The structure of a pair, confirmed by trial runs, and the log weights of its data points."""
 
-__all__ = ["FIX_OF_MASKS", "about_masks", "check_local", "log_weights", "structure_of"]
+__all__ = [
+    "FIX_OF_MASKS",
+    "about_masks",
+    "check_drawn",
+    "check_local",
+    "log_weights",
+    "structure_of",
+]
 
 import functools
 import itertools
@@ -430,6 +437,16 @@ def about_masks(model: Program, structure: Structure) -> str:
     )
 
 
+def check_drawn(model: Program, structure: Structure) -> None:
+    """Raises a ``PairError`` if the model sums out a site that the guide does not draw."""
+    if structure.enumerated:
+        raise PairError(
+            f"{name_of(model)} enumerates {sorted(structure.enumerated)}, and the weights of"
+            " draws hold no sums over enumerated values: draw these sites in the guide, or take"
+            " -ELBO().loss(...), the bound of all data."
+        )
+
+
 def check_local(model: Program, structure: Structure) -> None:
     """Raises unless data points have weights of their own, all in the same plates, whose
     latent variables both programs mask alike.
@@ -437,13 +454,8 @@ def check_local(model: Program, structure: Structure) -> None:
     Raises:
         PairError: If they have not.
     """
+    check_drawn(model, structure)
     name = name_of(model)
-    if structure.enumerated:
-        raise PairError(
-            f"{name} enumerates {sorted(structure.enumerated)}, and the weights of single data"
-            " points hold no sums over enumerated values: draw these sites in the guide, or take"
-            " -ELBO().loss(...), the bound of all data."
-        )
     if structure.joint and not structure.nesting and structure.latent:
         raise PairError(
             f"{name} has no weight for each data point, because no site lies in a plate: put"

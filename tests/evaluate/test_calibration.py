@@ -234,3 +234,21 @@ class TestSimulate:
         x = torch.zeros(5, 3)
         (drawn,) = simulate(pair.model, (x,)).arguments
         assert (x == 0).all() and (drawn != 0).all()
+
+
+def test_a_site_that_the_model_sums_out_is_refused():
+    def model(x):
+        with pyro.plate("components", 3):
+            mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            c = pyro.sample(
+                "c", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"}
+            )
+            pyro.sample("x", dist.Normal(mu[c], 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("components", 3):
+            pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(PairError, match=r"enumerates \['c'\].*draw these sites in the guide"):
+        evaluate.check_guide(model, guide, torch.zeros(20), num_simulations=100)
