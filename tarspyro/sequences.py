@@ -41,8 +41,8 @@ def sequential(
     particles.
 
     The state's tensors have the shape ``(*particles, *plates, *event)``. Later steps must know
-    earlier draws by the state alone. Enter plates anew in each step, because none may be open
-    at a ``yield``.
+    earlier draws by the state alone. Make each plate once, and enter it anew in each step,
+    because none may be open at a ``yield``.
 
     Example:
         >>> import pyro.distributions as dist

@@ -221,7 +221,7 @@ def _rows(
             "given must be a mapping from the names of the model's arguments, got"
             f" {format_value(given)}."
         )
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     open_ended = any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
@@ -280,14 +280,15 @@ def check_generates(model: Program) -> None:
         raise PairError(
             f"{name_of(model)} is a guide, which generates no data: give the model."
         )
-    if "batch_size" not in _parameters(model):
+    if "batch_size" not in parameters_of(model):
         raise PairError(
             f"{name_of(model)} cannot generate without data: give it an argument batch_size,"
             " as models.VAE has."
         )
 
 
-def _parameters(model: Program) -> Mapping[str, inspect.Parameter]:
+def parameters_of(model: Program) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a model's signature, by name."""
     forward = model.forward if isinstance(model, nn.Module) else model
     try:
         return inspect.signature(forward).parameters

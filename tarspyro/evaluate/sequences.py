@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields, format_value
 from tarspyro.evaluate.batching import Array, StructureByShape, map_batches, rows_at_once
+from tarspyro.evaluate.sampling import parameters_of
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
 from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.traces import name_of
-from tarspyro.types import Argument, ArrayLike, Data, Program
+from tarspyro.types import Argument, Arguments, Data, Program
 
 
 class Filtered(NamedTuple):
@@ -143,7 +144,7 @@ def particle_filter(
 def continuations(
     model: Program,
     guide: Program,
-    x: ArrayLike,
+    x: Data,
     length: int,
     *,
     num_samples: int = 1,
@@ -161,7 +162,9 @@ def continuations(
     Arguments:
         model: The model, a ``sequential`` program that generates with ``length``.
         guide: The guide, likewise.
-        x: The beginnings of shape ``(N, T, *event)``, all of one length.
+        x: The beginnings of shape ``(N, T, *event)``, all of one length, in any form that
+            ``fit`` takes. Further parts, such as controls, are given to both programs as they
+            are: those of the continued steps, too, belong to them.
         length: L, the number of steps of the whole sequence.
         num_samples: The number of continuations of each sequence.
         num_particles: The number of particles of the filter, at least ``num_samples``.
@@ -174,7 +177,8 @@ def continuations(
 
     Raises:
         PairError: If the pair is not sequential.
-        ValueError: If ``length`` is not above T, or if there are fewer particles than samples.
+        ValueError: If ``length`` is not above T, if there are fewer particles than samples, or
+            if x has ``lengths``.
     """
     num_samples = as_count("num_samples", num_samples)
     num_particles = as_count("num_particles", num_particles)
@@ -184,13 +188,8 @@ def continuations(
             f"num_particles must be at least num_samples, {num_samples}, got {num_particles}."
         )
 
-    def drawn(*batch: Tensor) -> Array:
-        if len(batch) > 1:
-            raise ValueError(
-                f"x must be the beginnings alone, all of one length, got {len(batch)} parts:"
-                " leave out lengths."
-            )
-        known = batch[0].shape[1]
+    def drawn(*batch: Argument) -> Array:
+        known = _steps_of(model, batch)
         if length <= known:
             raise ValueError(
                 f"length must be above {known}, the steps that are known, got {length}."
@@ -218,3 +217,24 @@ def continuations(
         drawn, (model, guide), x, seed=seed, batch_size=rows_at_once(num_particles)
     )
     return result.swapaxes(0, 1)
+
+
+def _steps_of(model: Program, batch: Arguments) -> int:
+    """Returns the number of steps of some beginnings.
+
+    Raises:
+        ValueError: If they have lengths.
+    """
+    parts = dict(zip(parameters_of(model), batch, strict=False))
+    if parts.get("lengths") is not None:
+        raise ValueError(
+            "x must be beginnings that are all of one length, got lengths: leave out lengths, and"
+            " continue those of each length by themselves."
+        )
+    (x, *_) = batch
+    if x is None or x.dim() < 2:
+        raise ValueError(
+            f"x must be beginnings of shape (N, T, *event), got"
+            f" {'None' if x is None else tuple(x.shape)}."
+        )
+    return x.shape[1]

@@ -41,11 +41,31 @@ def explained(
         libraries alone, where the user has no line to look at.
     """
     frames = list(_frames(error))
+    twice = _about_names(frames, error)
+    if twice is not None:
+        return PairError(twice), None
     site = _about_site(frames, error, _rows(arguments))
     if site is not None:
         return PairError(site), None
     sentence = _about_data(programs, arguments, error, frames)
     return InputError(sentence), error if any(map(_is_users, frames)) else None
+
+
+def _about_names(frames: Sequence[FrameType], error: Exception) -> str | None:
+    """A sentence about two sites, or two plates, of one name; None for other errors."""
+    found = re.search(r"Multiple sample sites named '(.*?)'", str(error))
+    if found is None:
+        return None
+    name = found[1]
+    if any(frame.f_code.co_name == "_subsample" for frame in frames):
+        return (
+            f"the plate {name!r} is made twice in a run: make it once, before the loop,"
+            f" data = pyro.plate({name!r}, ...), and enter it wherever it is needed, with data:."
+        )
+    return (
+        f"two sites of a run are named {name!r}: give each a name of its own, such as"
+        f" f'{name}_{{t}}' in step t."
+    )
 
 
 def _is_users(frame: FrameType) -> bool:

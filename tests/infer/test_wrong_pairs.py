@@ -332,3 +332,28 @@ def test_the_pairs_would_be_right_otherwise():
     ]:
         for door in ("SVI, ELBO", "IWAE.loss", "log_likelihood", "elbo"):
             DOORS[door](p, q, data)
+
+
+def test_two_sites_of_one_name():
+    def model(x):
+        for t in range(2):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for t in range(2):
+                pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+
+    def repeating(x):
+        with pyro.plate("data", len(x)):
+            for t in range(2):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, t])
+
+    x = torch.zeros(5, 2)
+    with pytest.raises(PairError, match=r"'data' is made twice.*once, before the loop"):
+        fit(model, guide, x, progress=False)
+    with pytest.raises(PairError, match=r"two sites of a run are named 'x'.*f'x_\{t\}'"):
+        fit(repeating, guide, x, progress=False)

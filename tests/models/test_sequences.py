@@ -708,6 +708,39 @@ def test_continuations_equal_the_kalman_filter(double, kind):
         evaluate.continuations(toy.p, toy.q, (toy.x, torch.tensor([5, 5])), 6)
 
 
+def test_continuations_follow_their_controls():
+    """Of a walk that is known without noise, x_t = z_t = z_{t-1} + u_t + N(0, 1)."""
+
+    @sequential
+    def model(x, controls, length=None):
+        data = pyro.plate("data", len(x))
+        z = torch.zeros(len(x))
+        for t in range(x.shape[1] if length is None else length):
+            z = yield z
+            with data:
+                z = pyro.sample(f"z_{t}", dist.Normal(z + controls[:, t], 1.0))
+                known = x[:, t] if t < x.shape[1] else None
+                pyro.sample(f"x_{t}", dist.Normal(z, 0.01), obs=known)
+
+    @sequential
+    def guide(x, controls):
+        data = pyro.plate("data", len(x))
+        z = torch.zeros(len(x))
+        for t in range(x.shape[1]):
+            z = yield z
+            with data:
+                z = pyro.sample(f"z_{t}", dist.Normal(x[:, t], 0.01))
+
+    controls = torch.tensor([[0.0, 0.0, 5.0, 10.0], [0.0, 0.0, -1.0, -2.0]])
+    parts = {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "controls": controls}
+    settings = {"num_samples": 1000, "num_particles": 1000, "seed": 0}
+    found = evaluate.continuations(model, guide, parts, 4, **settings)
+    expected = torch.tensor([[7.0, 17.0], [3.0, 1.0]])
+    off = (found.mean(0) - expected).abs() / (found.std(0) / 1000**0.5)
+    assert found.shape == (1000, 2, 2) and off.max() < 5
+    assert (found.var(0) - torch.tensor([1.0, 2.0])).abs().max() < 0.5
+
+
 @either
 def test_the_model_continues_a_given_sequence(kind):
     p, q = pair(kind=kind)
