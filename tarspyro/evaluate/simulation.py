@@ -47,8 +47,8 @@ def simulate(model: Program, arguments: Arguments) -> Simulated:
         arguments: Data whose shapes and conditions the simulated data has.
 
     Raises:
-        PairError: If a prior or a likelihood cannot be drawn from, or an observed value is not
-            a part of an argument.
+        PairError: If a prior or a likelihood cannot be drawn from, an observed value is not a
+            part of an argument, or a factor weighs the draws.
     """
     filled = tuple(None if part is None else part.clone() for part in arguments)
     noise = get_rng_states()
@@ -58,11 +58,28 @@ def simulate(model: Program, arguments: Arguments) -> Simulated:
         trace = _run(model, filled)
         # The draws of a model that reads x before they are written follow from another x.
         if all(map(_equal, before, filled)):
+            _check_factors(model, filled, trace)
             return Simulated(filled, trace)
     raise PairError(
         f"{name_of(model)} does not simulate data: what it draws at an observed site depends on"
         " the data of that same site."
     )
+
+
+def _check_factors(model: Program, filled: Arguments, trace: Trace) -> None:
+    """Raises a ``PairError`` if a factor of the model depends on draws, which do not follow it."""
+    factors = {name: site["fn"] for name, site in sample_sites(trace) if is_factor(site)}
+    if not factors:
+        return
+    copies = tuple(None if part is None else part.clone() for part in filled)
+    others = dict(sample_sites(_run(model, copies)))
+    for name, factor in factors.items():
+        if not _equal(factor.log_factor, others[name]["fn"].log_factor):
+            raise PairError(
+                f"{name_of(model)} weighs its draws by the factor {name!r}, which simulated data"
+                " does not follow: observe a site in its place, pyro.sample(..., obs=...), or"
+                " compare the guide with draws of true_posterior, evaluate.posterior_kl."
+            )
 
 
 def _run(model: Program, filled: Arguments) -> Trace:

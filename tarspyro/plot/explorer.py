@@ -8,7 +8,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def explore(
     labels: ArrayLike | None = None,
     image_shape: tuple[int, ...] | None = None,
     num_codes: int = 10_000,
+    given: Mapping[str, ArrayLike] | None = None,
     latent: str = "z",
     site: str = "x",
     title: str = "latent space",
@@ -91,6 +92,8 @@ def explore(
         image_shape: The shape of an image, (height, width), (3, height, width) or (height,
             width, 3); read off if not given.
         num_codes: The number of first data points to show.
+        given: More arguments of the model, by name, in one row: ``{"y": y}`` for a
+            ``ConditionalVAE``, whose y everything is decoded with.
         latent: The name of the latent variable.
         site: The name of the decoded variable.
         title: The title of the page.
@@ -122,7 +125,8 @@ def explore(
 
     def decode(points: Tensor) -> Tensor:
         points = points.float().reshape(-1, *event)
-        return torch.as_tensor(evaluate.decode(model, points, latent=latent, site=site)).cpu()
+        images = evaluate.decode(model, points, given=given, latent=latent, site=site)
+        return torch.as_tensor(images).cpu()
 
     content |= _pictured(decode, codes, rows, shape)
     # A closing tag inside the data would end the script.

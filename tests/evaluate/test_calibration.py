@@ -252,3 +252,26 @@ def test_a_site_that_the_model_sums_out_is_refused():
 
     with pytest.raises(PairError, match=r"enumerates \['c'\].*draw these sites in the guide"):
         evaluate.check_guide(model, guide, torch.zeros(20), num_simulations=100)
+
+
+def test_a_factor_that_weighs_draws_is_refused():
+    """It would call the exact posterior shifted. A constant one changes nothing."""
+
+    def model_with(factor):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.factor("weight", factor(z))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return model
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.zeros(20)
+    with pytest.raises(PairError, match=r"by the factor 'weight'.*posterior_kl"):
+        evaluate.check_guide(model_with(lambda z: -((z - 2) ** 2)), guide, x)
+    constant = model_with(lambda z: torch.full((), 3.0))
+    assert evaluate.check_guide(constant, guide, x, seed=0).verdict == "calibrated"

@@ -286,3 +286,18 @@ def test_sliders_of_more_units_change_the_picture(browser, shown):
     assert np.abs(pixels(browser, "decoded") - expected).max() <= 2
     assert np.abs(line[-1] - middle).max() > 20  # the test has something to see
     assert browser.errors == []
+
+
+def test_conditions_are_given_to_the_decoder():
+    likelihood = Conditional(dist.Bernoulli, MLP([2, 3], [8]), 64)
+    p = models.ConditionalVAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.ConditionalVAE(Conditional(dist.Normal, MLP([64, 3], [8]), 2))
+    parts = (torch.rand(20, 64), torch.eye(3)[torch.arange(20) % 3])
+    grids = []
+    for label in torch.eye(3)[:2]:
+        content = content_of(plot.explore(p, q, parts, given={"y": label[None]}).page)
+        grids.append(images(content["grid"]))
+        z = torch.tensor([[content["low"][0], content["low"][1]]])
+        decoded = evaluate.decode(p, z, given={"y": label[None]})[0].numpy()
+        assert np.abs(grids[-1][0] / 255 - decoded).max() < 3e-3
+    assert (grids[0] != grids[1]).any()
