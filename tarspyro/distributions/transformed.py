@@ -55,6 +55,8 @@ class TransformedDistribution(CarriesScore, dist.TransformedDistribution):  # ty
         torch.Size([5])
     """
 
+    remembers_draws = True
+
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Returns draws, reparameterized if those of the base are."""
         return self._push(self.base_dist.rsample(torch.Size(sample_shape)))

@@ -43,6 +43,7 @@ from tarspyro.infer.traces import (
     PairError,
     Site,
     check_program,
+    has_one_way_flow,
     is_delta,
     is_factor,
     name_of,
@@ -445,13 +446,28 @@ def check_sites(
     _check_names(model, guide, sites, guided)
     _check_plates(model, guide, model_trace, guide_trace)
     _check_shapes(model, guide, model_trace, guide_trace)
-    if supports:
-        for name in latent & drawn:
+    for name in latent & drawn:
+        _check_density(model, name, sites[name])
+        if supports:
             _check_support(name, guided[name], sites[name])
     for name in seen:
         site = sites[name]
         if any(site["value"] is part for part in data):
             check_shape(name, site["fn"], site["value"])
+
+
+def _check_density(model: Program, name: str, site: Site) -> None:
+    """Raises if the model does not know the density of the guide's draw."""
+    if not has_one_way_flow(site["fn"]):
+        return
+    try:
+        site["fn"].log_prob(site["value"])
+    except KeyError as error:  # a flow of Pyro remembers its own draws alone
+        raise PairError(
+            f"{name_of(model)} draws {name!r} through a flow that knows the density of its own"
+            f" draws alone ({str(error.args[0]).partition(' ')[0]}): use another transform, such"
+            " as affine_autoregressive, or the transform's .inv where it only scores."
+        ) from None
 
 
 def _observed_names(sites: Mapping[str, Site]) -> set[str]:

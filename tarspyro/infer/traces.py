@@ -10,17 +10,28 @@ __all__ = [
 ]
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Distribution, ImproperUniform, Independent, Unit
+from pyro.distributions import (
+    Delta,
+    Distribution,
+    ImproperUniform,
+    Independent,
+    Unit,
+)
+from pyro.distributions import transforms as flows
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.radial import ConditionedRadial
 from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import ComposeTransform, IndependentTransform, Transform
+from torch.distributions.transforms import _InverseTransform
 
 from tarspyro.arguments import format_value
 from tarspyro.sharing import sharing
@@ -202,11 +213,51 @@ def check_densities(sites: Iterable[Site], wanted_by: str, remedy: str) -> None:
             )
 
 
+# The flows of Pyro that find the inverse of their own draws alone, which they remember.
+_REMEMBERING = (
+    flows.BlockAutoregressive,
+    ConditionedPlanar,
+    ConditionedRadial,
+    flows.Polynomial,
+    flows.Sylvester,
+)
+
+
 def _has_density(distribution: Any) -> bool:
     """Whether a distribution knows the density of any value."""
+    layers = list(_layers_of(distribution))
+    # The flows of the library remember all of their draws, and not the latest alone.
+    forgetful = [layer for layer in layers if not getattr(layer, "remembers_draws", False)]
+    return not any(map(_is_one_way, forgetful)) and getattr(layers[-1], "has_density", True)
+
+
+def has_one_way_flow(distribution: Any) -> bool:
+    """Whether a distribution has a transform that knows the inverse of its own draws alone."""
+    return any(map(_is_one_way, _layers_of(distribution)))
+
+
+def _layers_of(distribution: Any) -> Iterator[Any]:
+    """Yields a distribution and those that it is made of, down to the innermost."""
+    yield distribution
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
-    return bool(getattr(distribution, "has_density", True))
+        yield distribution
+
+
+def _is_one_way(distribution: Any) -> bool:
+    return not all(map(_has_inverse, getattr(distribution, "transforms", ())))
+
+
+def _has_inverse(transform: Any) -> bool:
+    """Whether a transform knows the inverse of any value."""
+    if isinstance(transform, _InverseTransform):
+        return True
+    if isinstance(transform, ComposeTransform):
+        return all(map(_has_inverse, transform.parts))
+    if isinstance(transform, IndependentTransform):
+        return _has_inverse(transform.base_transform)
+    own = getattr(type(transform), "_inverse", Transform._inverse)
+    return own is not Transform._inverse and not isinstance(transform, _REMEMBERING)
 
 
 def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:

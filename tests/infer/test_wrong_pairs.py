@@ -10,11 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import block_autoregressive, planar, radial, sylvester
 from torch import nn
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO, IWAE, InputError, PairError
+from tarspyro.infer import ELBO, IWAE, InputError, PairError, ReweightedWakeSleep
 from tarspyro.nn import MLP
 
 # --- programs of one plate, a statement a site
@@ -357,3 +358,41 @@ def test_two_sites_of_one_name():
         fit(model, guide, x, progress=False)
     with pytest.raises(PairError, match=r"two sites of a run are named 'x'.*f'x_\{t\}'"):
         fit(repeating, guide, x, progress=False)
+
+
+@pytest.mark.parametrize("make", [planar, radial, sylvester, block_autoregressive])
+def test_flows_of_pyro_that_know_their_own_draws_alone(make):
+    """As TransformedDistributions of a program's own, which raise a KeyError."""
+    torch.manual_seed(0)
+    flow = make(2)
+    normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def program(latent):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", latent)
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        return model
+
+    def guide_with(latent):
+        def guide(x):
+            pyro.module("flow", flow)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", latent)
+
+        return guide
+
+    x = torch.zeros(5, 2)
+    flowing = dist.TransformedDistribution(normal, [flow])
+    model, guide = program(normal), guide_with(flowing)
+    for loss in (ELBO(), IWAE(2)):
+        fit(model, guide, x, loss=loss, epochs=1, progress=False)
+    assert evaluate.log_likelihood(model, guide, x, num_particles=3).isfinite().all()
+    for loss in (IWAE(2, gradient="dreg"), ReweightedWakeSleep(2)):
+        with pytest.raises(PairError, match="needs the density of a given 'z'"):
+            fit(model, guide, x, loss=loss, epochs=1, progress=False)
+    prior = program(flowing), guide_with(normal)
+    for run in (fit, evaluate.log_likelihood, evaluate.check_guide):
+        with pytest.raises(PairError, match=r"density of its own draws alone .*\.inv where"):
+            run(*prior, x)
