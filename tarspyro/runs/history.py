@@ -121,6 +121,8 @@ class History:
         columns = self.columns
         if not columns:
             return f"The history has no column {name!r}: it has no epochs yet."
+        if isinstance(name, int):
+            return f"The history has no column {name}: history.rows[{name}] is a row of it."
         near = difflib.get_close_matches(str(name), columns, n=1, cutoff=0.5)
         hint = f": did you mean {near[0]!r}?" if near else "."
         held_out = any(column.startswith("validation_") for column in columns)

@@ -164,8 +164,8 @@ class TrainingState:
     @property
     def modules(self) -> list[nn.Module]:
         """The halves that are modules, and the modules that the other halves read."""
-        modules = (module for half in self.halves.values() for module in modules_of(half))
-        return list(dict.fromkeys(modules))
+        halves = [half for half in self.halves.values() if not isinstance(half, Declared)]
+        return list(dict.fromkeys(module for half in halves for module in modules_of(half)))
 
     @property
     def tensors(self) -> list[Tensor]:

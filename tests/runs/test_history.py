@@ -35,6 +35,7 @@ def test_columns():
         ("validation_los", "did you mean 'validation_loss'"),
         ("Loss", "did you mean 'loss'"),
         ("w", "no column 'w'. It has epoch, loss, validation_loss."),
+        (-1, r"no column -1: history\.rows\[-1\] is a row of it\."),
     ],
 )
 def test_an_unknown_column_is_named(name, hint):
