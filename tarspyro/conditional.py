@@ -26,7 +26,6 @@ from torch.distributions import (
     Categorical,
     Cauchy,
     Distribution,
-    Independent,
     Transform,
     kl_divergence,
 )
@@ -46,6 +45,7 @@ from tarspyro.distributions.incomplete import Incomplete
 from tarspyro.distributions.links import Direction, is_identity
 from tarspyro.distributions.prior import as_prior
 from tarspyro.distributions.transformed import TransformedDistribution, as_module, flattened
+from tarspyro.infer.traces import elements_of
 from tarspyro.modules import Configurable
 from tarspyro.nn.folding import event_shapes, fold, unfold, unfold_distribution
 from tarspyro.nn.heads import make_head, through_heads, zero_weights
@@ -678,9 +678,7 @@ def distribution_mean(distribution: Distribution) -> Tensor:
     Raises:
         NotImplementedError: If the family has no closed form for it; the message names it.
     """
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = elements_of(distribution)
     try:
         if isinstance(base, (Categorical, Cauchy)):  # for torch it is NaN
             raise NotImplementedError
@@ -698,9 +696,6 @@ def mean_or_mode(distribution: Distribution) -> Tensor:
     Raises:
         NotImplementedError: As ``distribution_mean`` does.
     """
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Categorical):
+    if isinstance(elements_of(distribution), Categorical):
         return distribution.mode
     return distribution_mean(distribution)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from tarspyro.arguments import as_numbers, check_positive, format_fields
 from tarspyro.data import Sequences, Split
@@ -19,6 +19,7 @@ from tarspyro.evaluate.likelihood import BoundEstimate, LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as log_likelihood_of
 from tarspyro.infer.traces import (
     PairError,
+    elements_of,
     is_factor,
     name_of,
     no_guide,
@@ -259,9 +260,7 @@ def _check_divisor(
     name: str, distribution: Distribution, value: Tensor, divisor: float | None
 ) -> None:
     """Raises unless a divisor is given where the values have a density, and there alone."""
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = elements_of(distribution)
     blocks = base.blocks if isinstance(base, Concatenate) else [base]
     supports: list[Any] = [block.support for block in blocks]
     kinds = {bool(support.is_discrete) for support in supports}

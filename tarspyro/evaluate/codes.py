@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent
+from torch.distributions import Categorical, Distribution
 
 from tarspyro.arguments import as_count, check_number, format_value
 from tarspyro.conditional import distribution_mean
@@ -19,6 +19,7 @@ from tarspyro.infer.structure import check_every_row, subsamples_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    elements_of,
     is_factor,
     name_of,
     nesting_of,
@@ -180,14 +181,8 @@ def _posterior_means(
         return map_batches(estimate, [guide], x)
 
 
-def _elements(distribution: Distribution) -> Distribution:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
-
-
 def _mean(site: Site) -> Tensor:
-    if isinstance(_elements(site["fn"]), Categorical):
+    if isinstance(elements_of(site["fn"]), Categorical):
         raise NotImplementedError(
             f"{site['name']!r} is Categorical, and classes have no mean: take their"
             f" probabilities, evaluate.classify(guide, x, site={site['name']!r}), or draws,"
@@ -198,7 +193,7 @@ def _mean(site: Site) -> Tensor:
 
 def _mean_or_probabilities(site: Site) -> Tensor:
     """Returns the mean of a site; of classes that are numbers, that of their one-hot vectors."""
-    elements = _elements(site["fn"])
+    elements = elements_of(site["fn"])
     if isinstance(elements, Categorical):
         return elements.probs
     return distribution_mean(site["fn"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from pyro import poutine
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -21,6 +21,7 @@ from tarspyro.infer.traces import (
     Site,
     check_densities,
     common_dims,
+    elements_of,
     log_prob,
     name_of,
     particle_plate,
@@ -273,9 +274,7 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
         )
     plates = common_dims(sites.values())
     for name, site in latent.items():
-        base = site["fn"]
-        while isinstance(base, Independent):
-            base = base.base_dist
+        base = elements_of(site["fn"])
         if isinstance(base, Delta) or base.support.is_discrete:
             raise PairError(
                 f"{name!r} is {type(base).__name__}, and gradients need continuous latent"

@@ -7,16 +7,14 @@ import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Independent
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count
 from tarspyro.distributions.kl import exact_kl
@@ -29,6 +27,7 @@ from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     Site,
     check_program,
+    elements_of,
     log_prob,
     reduce_to,
     sample_sites,
@@ -284,7 +283,7 @@ class _Pair:
         """Returns the mean KL of each unit, in closed form where there is one."""
         found = {}
         for name, site in self.latent.items():
-            q, p = _units(site["fn"]), _units(self.modelled[name]["fn"])
+            q, p = elements_of(site["fn"]), elements_of(self.modelled[name]["fn"])
             if len(q.event_shape) != len(p.event_shape):
                 q, p = site["fn"], self.modelled[name]["fn"]
             divergence = exact_kl(q, p)
@@ -334,8 +333,8 @@ class _Pair:
         if len(self.latent) != 1:
             return None
         ((name, site),) = self.latent.items()
-        q = _units(site["fn"])
-        p = _units(self.modelled[name]["fn"])
+        q = elements_of(site["fn"])
+        p = elements_of(self.modelled[name]["fn"])
         value = site["value"]
         factorizes = len(q.event_shape) == len(p.event_shape)
         if len(site["fn"].batch_shape) != 1 or not factorizes or site["mask"] is not None:
@@ -356,13 +355,6 @@ class _Pair:
             sums += torch.stack([part.sum() for part in (whole, *parts)]).cpu()
         kl, information, correlation = (sums / count).tolist()
         return Decomposition(information, correlation, kl - information - correlation)
-
-
-def _units(distribution: Distribution) -> Any:
-    """Returns a distribution of single units, if the units are independent."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
 
 
 @contextlib.contextmanager
@@ -455,7 +447,7 @@ def _saturated(traces: Sequence[Trace]) -> list[Symptom]:
         for name, site in sample_sites(trace):
             if site["is_observed"] is (half == "guide"):
                 continue
-            scale = getattr(_units(site["fn"]), "scale", None)
+            scale = getattr(elements_of(site["fn"]), "scale", None)
             if not torch.is_tensor(scale):
                 continue
             beyond = (scale < _SATURATED) | (scale > 1 / _SATURATED)

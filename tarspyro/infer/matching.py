@@ -28,7 +28,6 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
-    Independent,
     OneHotCategorical,
     TransformedDistribution,
     biject_to,
@@ -43,6 +42,7 @@ from tarspyro.infer.traces import (
     PairError,
     Site,
     check_program,
+    elements_of,
     has_one_way_flow,
     is_delta,
     is_factor,
@@ -295,7 +295,7 @@ def check_shape(
     value = value if whole is None else whole
     if not value.is_floating_point() and value.dim() == 1:
         fix = f"give the data, with rows of shape {event}"
-        if isinstance(_innermost(distribution), OneHotCategorical):
+        if isinstance(elements_of(distribution), OneHotCategorical):
             one_hot = f"torch.nn.functional.one_hot(torch.as_tensor({name}), {event[-1]})"
             fix = f"turn them into one-hot vectors, {one_hot}.float()"
         raise InputError(
@@ -644,7 +644,7 @@ def _check_support(name: str, guided: Site, site: Site) -> None:
     alike = is_delta(guided) or support.is_discrete or _kind(support) == _kind(other)
     # The support of a transform only says where its values can lie at most: an exponential
     # variable plus a constant may be any real number to it.
-    base = _innermost(posterior)
+    base = elements_of(posterior)
     if isinstance(base, TransformedDistribution):
         alike = alike or _support_of(base.base_dist) is not constraints.real
     if inside and alike and not (support.is_discrete and other.is_discrete):
@@ -704,13 +704,7 @@ def _edges(support: Constraint) -> list[Tensor]:
 
 def _family(distribution: Distribution) -> str:
     """Returns the name of the family, below ``Independent``."""
-    return type(_innermost(distribution)).__name__
-
-
-def _innermost(distribution: Distribution) -> Distribution:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
+    return type(elements_of(distribution)).__name__
 
 
 def check_auxiliary(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from pyro.distributions import Bernoulli, ContinuousBernoulli
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from tarspyro.infer.diagnosis import single_constraint, words_of
+from tarspyro.infer.traces import elements_of
 
 # How far data is moved away from the edge of a support.
 _STEP = 1e-3
@@ -219,9 +220,7 @@ def about_bounds(name: str, distribution: Distribution) -> str | None:
         name: The name of the site.
         distribution: The likelihood.
     """
-    base: Any = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = elements_of(distribution)
     support = single_constraint(base.support)
     edges = [getattr(support, edge, None) for edge in ("lower_bound", "upper_bound")]
     bounds = [edge for edge in edges if isinstance(edge, Tensor) and edge.requires_grad]

@@ -108,12 +108,22 @@ def is_factor(site: Site) -> bool:
     return isinstance(site["fn"], Unit)
 
 
-def is_delta(site: Site) -> bool:
-    """Whether a site is a ``Delta``, whose value is a function of earlier draws."""
-    distribution = site["fn"]
+def elements_of(distribution: Any) -> Any:
+    """Returns the distribution of the elements, which ``to_event`` has made independent.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> elements_of(dist.Bernoulli(logits=torch.zeros(3)).to_event(1))
+        Bernoulli(logits: torch.Size([3]))
+    """
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
-    return isinstance(distribution, Delta)
+    return distribution
+
+
+def is_delta(site: Site) -> bool:
+    """Whether a site is a ``Delta``, whose value is a function of earlier draws."""
+    return isinstance(elements_of(site["fn"]), Delta)
 
 
 def is_enumerated(site: Site) -> bool:

@@ -8,13 +8,19 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Independent
 from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from tarspyro.infer.diagnosis import single_constraint
-from tarspyro.infer.traces import is_delta, is_factor, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import (
+    elements_of,
+    is_delta,
+    is_factor,
+    name_of,
+    sample_sites,
+    trace_pair,
+)
 from tarspyro.models import Density
 from tarspyro.programs import tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
@@ -49,7 +55,7 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
         # A game compares the pixels with those of a generator, which has no likelihood.
         if not _is_real(site["fn"]) or is_delta(site):
             continue
-        family = type(_innermost(site["fn"])).__name__
+        family = type(elements_of(site["fn"])).__name__
         size = float(site["value"].double().square().nanmean().sqrt())
         if isinstance(model, Density) and size > _LARGE:
             # The start near the data is for likelihoods given latent variables.
@@ -199,11 +205,5 @@ def _observed(trace: Trace) -> dict[str, dict[str, Any]]:
 
 def _is_real(distribution: Any) -> bool:
     """Whether a family has all real numbers as its support."""
-    support = single_constraint(_innermost(distribution).support)
+    support = single_constraint(elements_of(distribution).support)
     return support is constraints.real or isinstance(support, type(constraints.real))
-
-
-def _innermost(distribution: Any) -> Any:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution

@@ -23,7 +23,7 @@ import pyro
 import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, biject_to
+from torch.distributions import Distribution, biject_to
 from torch.distributions.constraints import Constraint, independent
 from torch.nn.parameter import is_lazy
 
@@ -32,7 +32,7 @@ from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.incomplete import Incomplete, log_prob_of_known
 from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.logistic import Levels
-from tarspyro.infer.traces import check_program, sample_sites, trace_pair
+from tarspyro.infer.traces import check_program, elements_of, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.nn.canvas import Canvas, IdentityTrunk
 from tarspyro.nn.heads import bias_of, scale_weights
@@ -272,8 +272,7 @@ def _makers(calls: Mapping[Conditional, Sequence[_Call]]) -> dict[int, Condition
 def _addresses(distribution: Distribution) -> set[int]:
     """Returns where a distribution's parameters are in memory, without those of its parts."""
     found: set[int] = set()
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
+    distribution = elements_of(distribution)
     if isinstance(distribution, (Concatenate, Incomplete, MaskedDistribution)):
         return found
     for value in vars(distribution).values():

@@ -27,6 +27,7 @@ from tarspyro.infer.traces import (
     PairError,
     Site,
     check_program,
+    elements_of,
     guide_terms,
     is_delta,
     is_factor,
@@ -539,9 +540,7 @@ def _frames(site: Site) -> list[Any]:
 
 
 def _family(site: Site) -> str:
-    distribution = site["fn"]
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
+    distribution = elements_of(site["fn"])
     masked = "masked " if site["mask"] is not None and site["mask"] is not True else ""
     return masked + type(distribution).__name__.lstrip("_")
 

@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution
 
-from tarspyro.infer.traces import Site, is_delta, only, sample_sites, with_values
+from tarspyro.infer.traces import Site, elements_of, is_delta, only, sample_sites, with_values
 from tarspyro.types import Program
 
 # Above this many numbers the derivatives would take too long.
@@ -136,9 +136,7 @@ def _wrong_deltas(
 
 
 def _log_density(site: Site) -> float:
-    distribution = site["fn"]
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
+    distribution = elements_of(site["fn"])
     assert isinstance(distribution, Delta)
     density: Any = distribution.log_density
     value = torch.as_tensor(density).expand(distribution.batch_shape)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from pyro.distributions import Independent
 from torch import Tensor
 
 from tarspyro.arguments import as_count, check_choice, check_number
@@ -20,6 +19,7 @@ from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    elements_of,
     is_enumerated,
     is_factor,
     plates_of,
@@ -192,9 +192,7 @@ def log_densities(site: Site, wanted_by: str) -> Tensor:
     Raises:
         PairError: If the units are not independent.
     """
-    units = site["fn"]
-    while isinstance(units, Independent):
-        units = units.base_dist
+    units = elements_of(site["fn"])
     if units.event_shape:
         raise PairError(
             f"{wanted_by} needs independent units, and {site['name']!r} is drawn from a"
