@@ -99,8 +99,8 @@ def activity(
 
     Returns:
         Numbers of the latent variable's event shape, for a Categorical those of one-hot
-        vectors, or for several latent variables a mapping
-        from their sorted names to such numbers: arrays for arrays, tensors for tensors.
+        vectors, or for several latent variables a mapping from their sorted names to such
+        numbers: arrays for arrays, tensors for tensors.
 
     Raises:
         NotImplementedError: If the family has no mean in closed form.
@@ -219,7 +219,8 @@ def _in_many_runs(
     """
     trace = poutine.trace(guide).get_trace(*batch)
     runs = particle_plate(guide, num_runs, nesting_of(trace))
-    single, sites = dict(sample_sites(trace)), _latent_sites(runs, batch)
+    single = dict(sample_sites(trace))
+    sites = _latent_sites(runs, batch)
     return {name: read(sites[name]).reshape(-1, *read(single[name]).shape) for name in chosen}
 
 
