@@ -1,6 +1,6 @@
 """Modules and tensors that a program uses."""
 
-__all__ = ["PROGRAM_ERRORS", "device_of", "modules_of", "tensors_of", "type_of"]
+__all__ = ["PROGRAM_ERRORS", "device_of", "layers_of", "modules_of", "tensors_of", "type_of"]
 
 import functools
 import inspect
@@ -34,6 +34,16 @@ def modules_of(program: object) -> list[nn.Module]:
         True
     """
     return list(dict.fromkeys(_modules(program, set())))
+
+
+def layers_of(*programs: object) -> list[nn.Module]:
+    """Returns the modules of programs, with all of their parts."""
+    return [
+        part
+        for program in programs
+        for module in modules_of(program)
+        for part in module.modules()
+    ]
 
 
 def _modules(program: object, seen: set[int]) -> Iterator[nn.Module]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tarspyro.accelerators import accelerator, get_random_states, set_random_states
 from tarspyro.arguments import as_seed, format_value
 from tarspyro.memory import keep_freed_memory
-from tarspyro.programs import modules_of
+from tarspyro.programs import layers_of
 from tarspyro.types import Device
 
 # Whether a ``StochasticModule`` registers its parameters in Pyro's store.
@@ -140,7 +140,7 @@ def _declared(state: StateDict) -> StateDict:
 @contextlib.contextmanager
 def evaluating(*programs: object) -> Iterator[None]:
     """Puts the modules of programs in evaluation mode, without gradients, and back after."""
-    modules = _layers_of(programs)
+    modules = layers_of(*programs)
     with exclusive():
         modes = [(module, module.training) for module in modules]
         keep_freed_memory()
@@ -154,22 +154,12 @@ def evaluating(*programs: object) -> Iterator[None]:
                 module.training = training
 
 
-def _layers_of(programs: Iterable[object]) -> list[nn.Module]:
-    """The modules of programs, with all of their parts."""
-    return [
-        part
-        for program in programs
-        for module in modules_of(program)
-        for part in module.modules()
-    ]
-
-
 @contextlib.contextmanager
 def kept_buffers(*programs: object) -> Iterator[None]:
     """Restores the buffers of the programs' modules, such as running statistics."""
     before = [
         (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in _layers_of(programs)
+        for module in layers_of(*programs)
         for name, buffer in module._buffers.items()
     ]
     try:

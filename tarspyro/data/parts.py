@@ -106,14 +106,9 @@ def _renaming(
     free = [argument for argument in names if argument not in data]
     if not free:
         return f"leave {', '.join(map(repr, unknown))} out"
-    if len(unknown) == 1:
-        return (
-            f"rename the part, {{{free[0]!r}: {name}[{unknown[0]!r}]}}, or an argument of your"
-            f" program, such as model({unknown[0]})"
-        )
     return (
-        "rename the parts, or let your program have an argument for each, such as"
-        f" model({', '.join(map(str, data))})"
+        f"rename the parts, such as {{{free[0]!r}: {name}[{next(iter(unknown), free[0])!r}]}}, or"
+        f" your program's arguments, such as model({', '.join(map(str, data))})"
     )
 
 
@@ -255,9 +250,7 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
     if not parts and names:
         raise ValueError(
             f"data has parts named {', '.join(map(repr, data))}, and the program takes"
-            f" {list(names)}: rename the parts, such as {{{names[0]!r}:"
-            f" row[{next(iter(data), names[0])!r}]}}, or the program's arguments, such as"
-            f" model({', '.join(map(str, data))})."
+            f" {list(names)}, so {_renaming('row', data, list(data), names)}."
         )
     if not parts:
         raise ValueError(

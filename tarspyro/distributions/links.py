@@ -50,7 +50,7 @@ class Positive(Transform):
         return hash(Positive)
 
     def _call(self, x: Tensor) -> Tensor:
-        # Next to always all numbers are inside: then this is one operation in place of ten.
+        # Almost always all numbers are inside. Then this is one operation in place of ten.
         if _can_be_read(x) and torch.equal(x, x.detach().clamp(_LOWEST, _HIGHEST)):
             return x.exp()
         inside = x.clamp(_LOWEST, _HIGHEST)

@@ -34,6 +34,7 @@ from tarspyro.infer.traces import (
     is_flat,
     log_prob,
     name_of,
+    nested,
     nesting_of,
     only,
     plates_of,
@@ -312,11 +313,10 @@ def _has_density(site: Site) -> bool:
     distribution = site["fn"]
     if is_delta(site) or is_flat(distribution):
         return False
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    if getattr(distribution, "has_probabilities", False):  # vectors of a codebook
+    (*_, innermost) = nested(distribution)
+    if getattr(innermost, "has_probabilities", False):  # vectors of a codebook
         return False
-    return not site["fn"].support.is_discrete
+    return not distribution.support.is_discrete
 
 
 def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:

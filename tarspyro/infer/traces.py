@@ -235,7 +235,7 @@ _REMEMBERING = (
 
 def _has_density(distribution: Any) -> bool:
     """Whether a distribution knows the density of any value."""
-    layers = list(_layers_of(distribution))
+    layers = list(nested(distribution))
     # The flows of the library remember all of their draws, and not the latest alone.
     forgetful = [layer for layer in layers if not getattr(layer, "remembers_draws", False)]
     return not any(map(_is_one_way, forgetful)) and getattr(layers[-1], "has_density", True)
@@ -243,11 +243,11 @@ def _has_density(distribution: Any) -> bool:
 
 def has_one_way_flow(distribution: Any) -> bool:
     """Whether a distribution has a transform that knows the inverse of its own draws alone."""
-    return any(map(_is_one_way, _layers_of(distribution)))
+    return any(map(_is_one_way, nested(distribution)))
 
 
-def _layers_of(distribution: Any) -> Iterator[Any]:
-    """Yields a distribution and those that it is made of, down to the innermost."""
+def nested(distribution: Any) -> Iterator[Any]:
+    """Yields a distribution and those that it is made of, the innermost last."""
     yield distribution
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist

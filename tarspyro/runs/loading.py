@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tarspyro.arguments import check_choice
-from tarspyro.programs import modules_of
+from tarspyro.programs import layers_of
 from tarspyro.runs.description import build, refers
 from tarspyro.runs.folder import Run, RunError
 from tarspyro.runs.history import Declared, History, check_states, rank, set_states
@@ -224,9 +224,7 @@ def _check_own(
             registered.setdefault(prefix, {})[path] = parameter
     read = [
         {name: value for name, value in part.named_parameters() if value.requires_grad}
-        for function in functions
-        for module in modules_of(function)
-        for part in module.modules()
+        for part in layers_of(*functions)
     ]
     for prefix, stored in registered.items():
         equals = [own for own in read if _shapes(own) == _shapes(stored)]

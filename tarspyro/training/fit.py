@@ -21,7 +21,7 @@ from tarspyro.data import Stream
 from tarspyro.infer.traces import no_guide, trace_pair
 from tarspyro.inputs import count_rows, each
 from tarspyro.memory import keep_freed_memory
-from tarspyro.programs import PROGRAM_ERRORS, modules_of
+from tarspyro.programs import PROGRAM_ERRORS, layers_of
 from tarspyro.runs.description import describe_pair
 from tarspyro.runs.folder import Run
 from tarspyro.runs.history import History
@@ -394,13 +394,8 @@ def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) 
 
 def _normalizations(objective: Objective) -> list[nn.Module]:
     """The layers of a pair that normalize over a batch."""
-    return [
-        part
-        for half in objective.halves.values()
-        for module in modules_of(half)
-        for part in module.modules()
-        if isinstance(part, _BatchNorm)
-    ]
+    halves = objective.halves.values()
+    return [part for part in layers_of(*halves) if isinstance(part, _BatchNorm)]
 
 
 def _start(
