@@ -509,7 +509,7 @@ def _pixels(data: PreparedData, grey: bool) -> list[str]:
     if data.binarize:
         return ["pixels binarized dynamically (held-out ones once), on the device"]
     if data.layout is not None and data.layout.standardized:
-        return ["densities of standardized values"]
+        return ["figures are of standardized values"]
     if data.image_shape is None:
         return []
     return ["grey pixels"] if grey else []

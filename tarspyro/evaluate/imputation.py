@@ -188,7 +188,8 @@ def impute(
         if mean:
             weights = log_w.softmax(0)
             weights = weights.reshape(*weights.shape, *[1] * (filled.dim() - 2))
-            return (weights * filled).sum(0)
+            # A code of weight 0 may have a mean that is not finite.
+            return (weights * filled).where(weights > 0, 0).sum(0)
         if weighted:
             chosen = Categorical(logits=log_w.T).sample((copies,))
             filled = filled[chosen, torch.arange(len(trust), device=chosen.device)]

@@ -11,7 +11,8 @@ __all__ = [
 
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterable
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -177,15 +178,45 @@ class MissingElements:
         self.dim = one_dim(self.model, structure.groups[0].dims)
 
     def chain(self, batch: Incomplete) -> Trace:
-        """Returns the trace of the model after all rounds."""
-        x = self._completed(batch, self._start(batch))
-        guide_trace = poutine.trace(self.guide).get_trace(x, *batch.others)
-        codes = _values(_latent(guide_trace))
+        """Returns the trace of the model after all rounds.
+
+        A row whose values are no longer finite goes on from its start, with a warning.
+        """
+        start = self._completed(batch, self._start(batch))
+        sites = _latent(poutine.trace(self.guide).get_trace(start, *batch.others))
+        x = start
+        codes = _values(sites)
+        lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for index in range(self.num_rounds):
             metropolis = self.metropolis and index >= _WARM_UP * self.num_rounds
             step = self._metropolis_round if metropolis else self._gibbs_round
             x, codes = self._advance(step, batch, x, codes)
+
+            endless = ~self._finite_rows(x, codes, sites)
+            if bool(endless.any()):
+                lost |= endless
+                x = start.where(endless.reshape(-1, *[1] * (x.dim() - 1)), x)
+                codes = {
+                    name: self._where(endless, site, codes[name])
+                    for name, site in sites.items()
+                }
+        if bool(lost.any()):
+            warnings.warn(
+                f"{int(lost.sum())} of {len(lost)} chains of imputed values left the finite numbers"
+                " and began again, because the guide answers large values with codes that draw"
+                " larger ones: take fewer rounds, such as num_rounds=1.",
+                stacklevel=2,
+            )
         return self._at(batch, x, codes)
+
+    def _finite_rows(self, x: Tensor, codes: Codes, sites: Mapping[str, Site]) -> Tensor:
+        """Returns whether the values of each row are finite, apart from gaps in x."""
+        known = x.isfinite() | x.isnan() if self.with_gaps else x.isfinite()
+        finite = known.flatten(1).all(1)
+        for name, site in sites.items():
+            by_row = codes[name].isfinite().movedim(self.dim - site["fn"].event_dim, 0)
+            finite = finite & by_row.flatten(1).all(1) if by_row.dim() > 1 else finite & by_row
+        return finite
 
     def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
         """Returns x with its missing elements drawn at the code of a trace, or their means.

@@ -792,3 +792,35 @@ def test_a_network_that_sees_nan_is_told_of_the_gaps():
         fit(whole, q, x, epochs=1, progress=False)
     # A guide that takes no gaps sees what is drawn in their place.
     assert not evaluate.impute(p, q, x, seed=0).isnan().any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chains_that_diverge_begin_again_with_a_warning(method):
+    """A guide that answers large values with larger codes drives the rounds to infinity."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            both = torch.stack([z, z], -1).exp()
+            pyro.sample("x", dist.Normal(both, 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(3 * x.mean(-1), 0.1))
+
+    x = torch.tensor([[1.0, math.nan]] * 4)
+    with pytest.warns(
+        UserWarning, match="left the finite numbers and began again.*num_rounds=1"
+    ):
+        found = evaluate.impute(
+            model, guide, x, method=method, mean=True, num_particles=5000, seed=0
+        )
+    assert not found.isnan().any()
+    if method == "importance":
+        z = torch.linspace(-3, 3, 100_001)
+        log_joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z.exp(), 0.1).log_prob(
+            x[0, 0]
+        )
+        true = (log_joint.softmax(0) * z.exp()).sum()
+        # Of 5,000 codes 238 are the prior's; about a tenth of these are near z = 0.
+        assert (found[:, 1] - true).abs().max() < 4 * 0.1 / 24**0.5
