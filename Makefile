@@ -19,7 +19,8 @@ demo: $(STAMP)
 
 # One torch thread a worker: two workers with two threads each would only take turns.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --json --out coverage.json -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m slipcover --merge coverage.json --out coverage.json --skip-covered --fail-under 95
 
 # Before a commit: the tests of what changed since the last one.
 check: lint

@@ -3,9 +3,6 @@ seed.
 """
 
 import os
-import signal
-import time
-from collections import Counter
 from pathlib import Path
 
 import pyro
@@ -28,40 +25,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tarspyro")
-
-
-_traced: Counter[str] = Counter()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """Coverage sees the first eight seconds of a test's cases: what follows runs the same
-    lines, at twice the time.
-    """
-    cov = item.config.pluginmanager.getplugin("_cov")
-    name = item.nodeid.partition("[")[0]
-    left = 8.0 - _traced[name]
-    if cov is None or cov.cov_controller is None:
-        return (yield)
-
-    def stop(*_):
-        if cov.cov_controller.started:
-            cov.cov_controller.pause()
-
-    if left <= 0:
-        stop()
-    # Seconds of this process, so that what else a machine does changes little.
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, max(left, 0))
-    start = time.process_time()
-    try:
-        return (yield)
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-        _traced[name] += time.process_time() - start
-        if not cov.cov_controller.started:
-            cov.cov_controller.resume()
 
 
 @pytest.fixture(autouse=True)
