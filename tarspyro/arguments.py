@@ -205,21 +205,38 @@ def constructor_parameters(cls: type) -> list[inspect.Parameter]:
     return []
 
 
-def as_count(name: str, value: object, least: int = 1) -> int:
+def as_count(
+    name: str, value: object, least: int = 1, most: int | None = None, most_is: str = ""
+) -> int:
     """Returns a whole number of at least ``least``.
+
+    Arguments:
+        name: The name of the argument.
+        value: Its value.
+        least: The smallest number that is allowed.
+        most: The largest number that is allowed, if there is one.
+        most_is: What the largest number is, for the message.
 
     Raises:
         TypeError: If the value is not a whole number.
-        ValueError: If it is less than ``least``.
+        ValueError: If it is out of range.
 
     Example:
         >>> as_count("num_particles", 5)
         5
+        >>> as_count("k", 7, most=4, most_is="the number of codes")
+        Traceback (most recent call last):
+        ValueError: k must be between 1 and 4, the number of codes, got 7.
     """
     try:
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {format_value(value)}.") from None
+    if most is not None and not least <= count <= most:
+        meaning = f", {most_is}" if most_is else ""
+        raise ValueError(
+            f"{name} must be between {least:,} and {most:,}{meaning}, got {count}."
+        )
     if count < least:
         wanted = f"be at least {least}" if least else "not be negative"
         raise ValueError(f"{name} must {wanted}, got {count}.")
@@ -234,8 +251,9 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """
     words = list(choices)
     if not isinstance(value, str) or value not in words:
-        listed = ", ".join(map(repr, words))
-        listed = " or ".join(map(repr, words)) if len(words) < 3 else f"one of {listed}"
+        several = len(words) > 2
+        listed = (", " if several else " or ").join(map(repr, words))
+        listed = f"one of {listed}" if several else listed
         raise ValueError(f"{name} must be {listed}, got {format_value(value)}.")
 
 

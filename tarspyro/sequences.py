@@ -21,7 +21,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tarspyro.arguments import check_lengths, format_value
+from tarspyro.arguments import as_count, check_lengths, format_value
 from tarspyro.modules import StochasticModule
 
 # A generator function. It yields the state of each step, and is sent the state to go on with.
@@ -164,8 +164,8 @@ def sequence_sizes(
     Raises:
         ValueError: If neither ``x`` nor ``length`` is given, or there are no steps.
     """
-    if length is not None and length < 1:
-        raise ValueError(f"length must be at least 1, got {length}.")
+    if length is not None:
+        length = as_count("length", length)
     if x is not None:
         if x.shape[1] == 0:
             raise ValueError(

@@ -80,8 +80,7 @@ def mnist(
         DataError: If a file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``validation`` is out of range.
     """
-    if as_count("validation", validation, -60_000) not in range(60_000):
-        raise ValueError(f"validation must be between 0 and 59,999, got {validation}.")
+    validation = as_count("validation", validation, 0, most=59_999)
     place = data_folder(folder) / "mnist"
     images, labels, test_images, test_labels = (
         read_idx(fetch(place / name, MNIST_URL + name, sha256, gunzip), name)
@@ -117,8 +116,7 @@ def frey_face(
         DataError: If the file is missing and cannot be downloaded, or has the wrong content.
         ValueError: If ``test`` is out of range.
     """
-    if as_count("test", test, -1965) not in range(1, 1965):
-        raise ValueError(f"test must be between 1 and 1,964, got {test}.")
+    test = as_count("test", test, most=1964)
     seed = as_count("seed", seed, 0)
     path = data_folder(folder) / "frey_face" / "frey_face.npz"
     content = fetch(path, FREY_FACE_URL, FREY_FACE_SHA256, _decode_frey_face)

@@ -106,10 +106,7 @@ class PartlyLabelled:
                 f"unlabelled must have rows of shape {tuple(labelled.x.shape[1:])} as labelled"
                 f" has, got {tuple(rows.shape)}."
             )
-        if as_count("batch_size", batch_size, 0) not in range(1, len(rows) + 1):
-            raise ValueError(
-                f"batch_size must be between 1 and {len(rows)}, got {batch_size}."
-            )
+        batch_size = as_count("batch_size", batch_size, most=len(rows))
         if labelled_batch_size is None:
             labelled_batch_size = min(len(labelled), batch_size)
         num_labels = 1 + int(labels.max())

@@ -10,14 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import (
-    as_count,
-    as_numbers,
-    as_seed,
-    as_sizes,
-    check_number,
-    format_value,
-)
+from tarspyro.arguments import as_count, as_numbers, as_seed, as_sizes, check_number
 from tarspyro.data.dense import dense
 
 
@@ -77,10 +70,7 @@ def off_grid(x: Tensor, step: int, *, image_shape: Sequence[int] | None = None) 
     x = _images(x)
     mask = _all_observed(x, image_shape)
     side = min(mask.shape[-2:])
-    if as_count("step", step, 0) not in range(1, side + 1):
-        raise ValueError(
-            f"step must lie between 1 and the side of the images, {side}, got {step}."
-        )
+    step = as_count("step", step, most=side, most_is="the side of the images")
     grid = torch.zeros_like(mask)
     grid[..., step // 2 :: step, step // 2 :: step] = True
     return grid.reshape(x.shape)
@@ -142,8 +132,7 @@ def quadrants(x: Tensor, given: int) -> tuple[Tensor, Tensor]:
         >>> bool((join_quadrants(missing, given) == digits().test.x).all())
         True
     """
-    if as_count("given", given, 0) not in (1, 2, 3):
-        raise ValueError(f"given must be 1, 2 or 3 quadrants, got {format_value(given)}.")
+    given = as_count("given", given, most=3)
     flat = _images(x).flatten(1)
     num_pixels = flat.shape[1]
     pixels = flat[:, _quadrant_order(num_pixels)]

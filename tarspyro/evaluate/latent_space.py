@@ -61,10 +61,7 @@ def nearest_neighbours(
     with preserved_rng():  # the guide draws, although only its means are read
         codes = embed(guide, x, site=site)
         others = embed(guide, among, site=site)
-    if as_count("num", num, 0) not in range(1, len(others) + 1):
-        raise ValueError(
-            f"num must lie between 1 and the number of data points, {len(others)}, got {num}."
-        )
+    num = as_count("num", num, most=len(others), most_is="the number of data points")
     rows = torch.as_tensor(codes).flatten(1)
     columns = torch.as_tensor(others).flatten(1)
     found = [distances(part, columns).topk(num, largest=False) for part in rows.split(100)]

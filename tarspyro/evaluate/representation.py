@@ -39,8 +39,7 @@ def knn_accuracy(
     from sklearn.neighbors import KNeighborsClassifier
 
     x, y, test_x, test_y = _as_arrays(codes, labels, test_codes, test_labels)
-    if as_count("k", k, 0) not in range(1, len(x) + 1):
-        raise ValueError(f"k must lie between 1 and the number of codes, {len(x)}, got {k}.")
+    k = as_count("k", k, most=len(x), most_is="the number of codes")
     # Scikit-learn subtracts squared norms, which loses the digits of codes far from the origin.
     centre = x.mean(0)
     return float(KNeighborsClassifier(k).fit(x - centre, y).score(test_x - centre, test_y))

@@ -126,11 +126,7 @@ def precision_recall(features: ArrayLike, others: ArrayLike, *, k: int = 3) -> P
         PrecisionRecall(precision=1.0, recall=0.1)
     """
     x, y = _checked(features=features, others=others)
-    if as_count("k", k, 0) not in range(1, min(len(x), len(y))):
-        raise ValueError(
-            f"k must lie between 1 and the number of rows less one, {min(len(x), len(y)) - 1},"
-            f" got {k}."
-        )
+    k = as_count("k", k, most=min(len(x), len(y)) - 1, most_is="the number of rows less one")
     slack = _rounding(features, others)
     return PrecisionRecall(_share_among(x, y, k, slack), _share_among(y, x, k, slack))
 

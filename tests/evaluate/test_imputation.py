@@ -629,7 +629,7 @@ def test_masks_of_images():
     with pytest.raises(ValueError, match="image_shape must be that of the images"):
         data.lower_half(flat, image_shape=(28, 20))
     with pytest.raises(
-        ValueError, match="step must lie between 1 and the side of the images, 28, got 29"
+        ValueError, match="step must be between 1 and 28, the side of the images, got 29"
     ):
         data.off_grid(flat, 29)
     with pytest.raises(ValueError, match="missing must be from 0 to 1, got 1.5"):

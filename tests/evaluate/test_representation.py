@@ -139,7 +139,7 @@ def test_options_are_checked():
     x, y = clusters(10, 1.0)
     for k in (0, 11):
         with pytest.raises(
-            ValueError, match=f"k must lie between 1 and the number of codes, 10, got {k}"
+            ValueError, match=f"k must be between 1 and 10, the number of codes, got {k}"
         ):
             evaluate.knn_accuracy(x, y, x, y, k=k)
     with pytest.raises(ValueError, match="penalty must be positive, got 0"):

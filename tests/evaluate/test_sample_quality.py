@@ -171,7 +171,7 @@ def test_what_cannot_be_judged_is_said():
         ),
         (
             lambda: evaluate.precision_recall(x, x[:3], k=3),
-            "k must lie between 1 and the number of rows less one, 2",
+            "k must be between 1 and 2, the number of rows less one",
         ),
         (lambda: evaluate.mode_coverage(x, x, 0.0), "scale must be positive"),
         (

@@ -117,7 +117,7 @@ def test_nearest_neighbours_are_those_of_all_distances():
     assert isinstance(arrays.indices, np.ndarray)
     np.testing.assert_array_equal(arrays.indices, found.indices.numpy())
     with pytest.raises(
-        ValueError, match="num must lie between 1 and the number of data points, 50, got 51"
+        ValueError, match="num must be between 1 and 50, the number of data points, got 51"
     ):
         evaluate.nearest_neighbours(q, x, among, num=51)
 
