@@ -20,9 +20,9 @@ from tarspyro.evaluate.likelihood import log_likelihood as log_likelihood_of
 from tarspyro.infer.traces import (
     PairError,
     elements_of,
-    is_factor,
     name_of,
     no_guide,
+    observed_of,
     sample_sites,
     trace_pair,
 )
@@ -239,11 +239,7 @@ def _observed_elements(
 ) -> Tensor:
     """Returns the number of elements of the observed site, for a data point."""
     trace, _ = trace_pair(model, guide, batch, {})
-    observed = {
-        name: site
-        for name, site in sample_sites(trace)
-        if site["is_observed"] and not is_factor(site)
-    }
+    observed = observed_of(sample_sites(trace))
     if len(observed) != 1:
         raise PairError(
             f"{name_of(model)} observes {sorted(observed)}, and bits per dimension are those of"

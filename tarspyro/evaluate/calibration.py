@@ -26,6 +26,7 @@ from tarspyro.infer.traces import (
     PairError,
     Site,
     check_program,
+    drawn_of,
     only,
     sample_sites,
     trace_pair,
@@ -387,7 +388,7 @@ class _Simulation:
         count = 2 * self.num_draws
         model, _ = in_plates(self.model, self.guide, 1, count, self.structure)
         trace = poutine.trace(model).get_trace(*arguments)
-        return {name: site["value"] for name, site in _drawn(trace).items()}
+        return {name: site["value"] for name, site in drawn_of(sample_sites(trace)).items()}
 
     def _unit_columns(
         self, name: str, site: Site, values: Tensor, log_w: Tensor, row: float
@@ -449,7 +450,7 @@ class _Simulation:
             weights = [self._log_densities(*run) for run in runs]
             stacked: dict[str, list[Tensor]] = {}
             for _, guide_trace in runs:
-                for name, site in _drawn(guide_trace).items():
+                for name, site in drawn_of(sample_sites(guide_trace)).items():
                     missing = self.structure.nesting + site["fn"].event_dim
                     missing = missing - site["value"].dim()
                     value = site["value"].reshape((1,) * (missing + 1) + site["value"].shape)
@@ -460,7 +461,7 @@ class _Simulation:
         model_trace, guide_trace = trace_pair(*halves, arguments, {})
         joint, guide = self._log_densities(model_trace, guide_trace)
         values = {}
-        for name, site in _drawn(guide_trace).items():
+        for name, site in drawn_of(sample_sites(guide_trace)).items():
             values[name] = site["value"]
         return _Draws(values, joint, guide)
 
@@ -498,7 +499,9 @@ class _Simulation:
         values = []
         for given in (batch, arguments):
             with seeded(0):
-                values.append(_drawn(poutine.trace(self.guide).get_trace(*given)))
+                values.append(
+                    drawn_of(sample_sites(poutine.trace(self.guide).get_trace(*given)))
+                )
         for name, site in values[0].items():
             other = values[1][name]["value"]
             if site["value"].shape != other.shape or not torch.equal(site["value"], other):
@@ -511,10 +514,6 @@ class _Draws(NamedTuple):
     sites: dict[str, Tensor]
     joint: Tensor
     guide: Tensor
-
-
-def _drawn(trace: Trace) -> dict[str, Site]:
-    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
 def _rank(true: Tensor, draws: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from tarspyro.arguments import as_numbers, format_value
 from tarspyro.distributions import as_discrete
 from tarspyro.evaluate.batching import Array, map_batches
 from tarspyro.evaluate.codes import check_rows
-from tarspyro.infer.traces import PairError, name_of, sample_sites
+from tarspyro.infer.traces import PairError, drawn_of, name_of, sample_sites
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, ArrayLike, Data, Program
 
@@ -44,11 +44,11 @@ def classify(guide: Program, x: Data, *, site: str = "y") -> Array:
         raise TypeError(f"site must be the name of a latent class, got {format_value(site)}.")
 
     def probabilities(*batch: Argument) -> Array:
-        sites = dict(sample_sites(poutine.trace(guide).get_trace(*batch)))
-        check_rows(guide, batch, {k: v for k, v in sites.items() if not v["is_observed"]})
+        latent = drawn_of(sample_sites(poutine.trace(guide).get_trace(*batch)))
+        check_rows(guide, batch, latent)
         probs: Tensor | None = None
-        if site in sites and not sites[site]["is_observed"]:
-            probs = getattr(as_discrete(sites[site]["fn"]), "probs", None)
+        if site in latent:
+            probs = getattr(as_discrete(latent[site]["fn"]), "probs", None)
         if probs is None:
             raise PairError(
                 f"{name_of(guide)} has no class probabilities at site={site!r}: name a latent"

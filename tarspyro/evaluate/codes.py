@@ -19,10 +19,11 @@ from tarspyro.infer.structure import check_every_row, subsamples_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    drawn_of,
     elements_of,
-    is_factor,
     name_of,
     nesting_of,
+    observed_of,
     particle_plate,
     sample_sites,
 )
@@ -228,11 +229,9 @@ def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:
     """Returns the latent sites of a run of the guide."""
     trace = poutine.trace(guide).get_trace(*batch)
     check_every_row(guide, subsamples_of(trace), count_rows(batch))
-    sites = dict(sample_sites(trace))
-    observed = [
-        name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
-    ]
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    sites = sample_sites(trace)
+    observed = observed_of(sites)
+    latent = drawn_of(sites)
     if observed and not latent:
         raise PairError(
             f"{name_of(guide)} observes {sorted(observed)} and has no latent variables, and so"

@@ -21,6 +21,7 @@ from tarspyro.infer.traces import (
     Site,
     check_densities,
     common_dims,
+    drawn_of,
     elements_of,
     log_prob,
     name_of,
@@ -176,8 +177,8 @@ class Densities:
                 {},
             )
         self.latent, _ = latent_sites(model, model_trace)
-        drawn = {name for name, site in sample_sites(guide_trace) if not site["is_observed"]}
-        if drawn != self.latent.keys():
+        drawn = drawn_of(sample_sites(guide_trace))
+        if drawn.keys() != self.latent.keys():
             raise PairError(
                 f"{name_of(guide)} draws {sorted(drawn)} and {name_of(model)} draws"
                 f" {sorted(self.latent)}: give both the same latent sites, so that each has a"
@@ -266,7 +267,7 @@ def latent_sites(model: Program, trace: Trace) -> tuple[dict[str, Site], list[in
             outside the plates that hold all others.
     """
     sites = dict(sample_sites(trace))
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    latent = drawn_of(sites.items())
     if not latent:
         raise PairError(
             f"{name_of(model)} has no latent variable: compute its exact log-likelihood from"

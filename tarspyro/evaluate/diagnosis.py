@@ -27,6 +27,7 @@ from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     Site,
     check_program,
+    drawn_of,
     elements_of,
     log_prob,
     reduce_to,
@@ -275,17 +276,19 @@ class _Pair:
         self.guide_trace = guide_trace
         self.latent = {
             name: site
-            for name, site in sample_sites(guide_trace)
-            if not site["is_observed"] and name in self.modelled
+            for name, site in drawn_of(sample_sites(guide_trace)).items()
+            if name in self.modelled
         }
 
     def kl_by_unit(self) -> dict[str, Tensor]:
         """Returns the mean KL of each unit, in closed form where there is one."""
         found = {}
         for name, site in self.latent.items():
-            q, p = elements_of(site["fn"]), elements_of(self.modelled[name]["fn"])
+            q = elements_of(site["fn"])
+            p = elements_of(self.modelled[name]["fn"])
             if len(q.event_shape) != len(p.event_shape):
-                q, p = site["fn"], self.modelled[name]["fn"]
+                q = site["fn"]
+                p = self.modelled[name]["fn"]
             divergence = exact_kl(q, p)
             if divergence is None:
                 divergence = q.log_prob(site["value"]) - p.log_prob(site["value"])

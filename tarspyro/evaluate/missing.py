@@ -39,6 +39,7 @@ from tarspyro.infer.traces import (
     Site,
     check_densities,
     check_program,
+    drawn_of,
     log_prob,
     name_of,
     no_guide,
@@ -183,7 +184,8 @@ class MissingElements:
         A row whose values are no longer finite goes on from its start, with a warning.
         """
         start = self._completed(batch, self._start(batch))
-        sites = _latent(poutine.trace(self.guide).get_trace(start, *batch.others))
+        guide_trace = poutine.trace(self.guide).get_trace(start, *batch.others)
+        sites = drawn_of(sample_sites(guide_trace))
         x = start
         codes = _values(sites)
         lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -279,11 +281,11 @@ class MissingElements:
         chain. The weights have the shape ``(particles, rows)``. If missing elements are drawn
         together with the code, the density is that of the observed elements given those before.
         """
-        sites = _latent(self._run(self.model, batch.arguments, 1))
+        sites = drawn_of(sample_sites(self._run(self.model, batch.arguments, 1)))
         chains = min(_CHAINS, num_particles - 1) if sites else 0
         of_chain = num_particles // (chains + 1)
         of_prior = num_particles - chains * of_chain
-        sites = _latent(self._run(self.model, batch.arguments, of_prior))
+        sites = drawn_of(sample_sites(self._run(self.model, batch.arguments, of_prior)))
         codes = _values(sites)
         # The dimension of the rows in a code, counted from the right.
         dims = {name: self.dim - site["fn"].event_dim for name, site in sites.items()}
@@ -292,7 +294,7 @@ class MissingElements:
         if chains:
             repeated = batch.repeated(chains)
             seen = (_site(self.chain(repeated), self.site)["value"], *repeated.others)
-            guided = _latent(self._run(self.guide, seen, of_chain))
+            guided = drawn_of(sample_sites(self._run(self.guide, seen, of_chain)))
             check_densities(guided.values(), "The weight of a code", _PSEUDO_GIBBS)
             for name, site in guided.items():
                 dim = dims[name]
@@ -401,7 +403,7 @@ class MissingElements:
         trace = self._prior_run(batch)
         highest = self._score(trace, batch)
         x = batch.x if self.in_order else _site(trace, self.site)["value"]
-        codes = _values(_latent(trace))
+        codes = _values(drawn_of(sample_sites(trace)))
         for _ in range(_STARTS - 1):
             x, codes = self._advance(self._choose, batch, x, {_SCORE: highest, **codes})
             highest = codes.pop(_SCORE)
@@ -414,7 +416,7 @@ class MissingElements:
         chosen = score > state[_SCORE]
         codes = {
             name: self._where(chosen, site, state[name])
-            for name, site in _latent(trace).items()
+            for name, site in drawn_of(sample_sites(trace)).items()
         }
         if not self.in_order:
             rows = chosen.reshape(-1, *[1] * (x.dim() - 1))
@@ -426,7 +428,7 @@ class MissingElements:
 
         The code with the maximum is a choice in proportion to the weights.
         """
-        prior = self._density(_latent(trace).values())
+        prior = self._density(drawn_of(sample_sites(trace)).values())
         log_w = (self._observed(trace, batch) - prior)[0]
         return log_w - torch.empty_like(log_w).exponential_().log()
 
@@ -434,7 +436,7 @@ class MissingElements:
         """Draws the missing elements given the codes, and then codes given all elements."""
         x = self._completed(batch, self._next(self._at(batch, x, codes), batch))
         guide_trace = poutine.trace(self.guide).get_trace(x, *batch.others)
-        return x, _values(_latent(guide_trace))
+        return x, _values(drawn_of(sample_sites(guide_trace)))
 
     def _metropolis_round(
         self, batch: Incomplete, x: Tensor, codes: Codes
@@ -443,7 +445,7 @@ class MissingElements:
         x = self._completed(batch, self._next(self._at(batch, x, codes), batch))
         complete = (x, *batch.others)
         proposed = trace_pair(self.model, self.guide, complete, {})
-        drawn = _latent(proposed[1])
+        drawn = drawn_of(sample_sites(proposed[1]))
         check_densities(drawn.values(), "method='metropolis-within-gibbs'", _PSEUDO_GIBBS)
         replayed = poutine.replay(self.guide, trace=with_values(proposed[1], codes))
         current = trace_pair(self.model, replayed, complete, {})
@@ -502,7 +504,7 @@ class MissingElements:
     def _log_weights(self, traces: Traces) -> Tensor:
         """Returns log p(x, z) - log q(z | x) of each row."""
         joint = self._density(site for _, site in sample_sites(traces[0]))
-        return (joint - self._density(_latent(traces[1]).values()))[0]
+        return (joint - self._density(drawn_of(sample_sites(traces[1])).values()))[0]
 
 
 class _Observed:
@@ -552,7 +554,11 @@ def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Te
             trace = poutine.trace(model).get_trace(*batch.arguments)
     except (NotImplementedError, RuntimeError, ValueError, TypeError):
         return None  # ``MissingElements.check`` says why the model does not run.
-    if _latent(trace) or batch.trust.dtype != torch.bool or site not in trace.nodes:
+    if (
+        drawn_of(sample_sites(trace))
+        or batch.trust.dtype != torch.bool
+        or site not in trace.nodes
+    ):
         return None
     fn = _site(trace, site)["fn"]
     shape = (copies, *batch.x.shape)
@@ -629,10 +635,6 @@ def _site(trace: Trace, name: str) -> Site:
 
 def _values(sites: dict[str, Site]) -> Codes:
     return {name: site["value"] for name, site in sites.items()}
-
-
-def _latent(trace: Trace) -> dict[str, Site]:
-    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
 def _element_ranks(fn: AutoregressiveDistribution) -> Tensor:

@@ -42,12 +42,14 @@ from tarspyro.infer.traces import (
     PairError,
     Site,
     check_program,
+    drawn_of,
     elements_of,
     has_one_way_flow,
     is_delta,
     is_factor,
     name_of,
     no_guide,
+    observed_of,
     sample_sites,
     trace_pair,
 )
@@ -430,9 +432,9 @@ def check_sites(
     """
     sites = dict(sample_sites(model_trace))
     guided = dict(sample_sites(guide_trace))
-    latent = {name for name, site in sites.items() if not site["is_observed"]}
-    drawn = {name for name, site in guided.items() if not site["is_observed"]}
-    seen = _observed_names(sites)
+    latent = drawn_of(sites.items()).keys()
+    drawn = drawn_of(guided.items()).keys()
+    seen = observed_of(sites.items())
 
     _check_roles(model, guide, sites, guided)
     if observed and not seen and not any(is_factor(site) for site in sites.values()):
@@ -450,8 +452,7 @@ def check_sites(
         _check_density(model, name, sites[name])
         if supports:
             _check_support(name, guided[name], sites[name])
-    for name in seen:
-        site = sites[name]
+    for name, site in seen.items():
         if any(site["value"] is part for part in data):
             check_shape(name, site["fn"], site["value"])
 
@@ -470,20 +471,12 @@ def _check_density(model: Program, name: str, site: Site) -> None:
         ) from None
 
 
-def _observed_names(sites: Mapping[str, Site]) -> set[str]:
-    """Returns the names of the observed sites, without ``pyro.factor``s."""
-    return {
-        name for name, site in sites.items() if site["is_observed"] and not is_factor(site)
-    }
-
-
 def _auxiliary_names(sites: Mapping[str, Site], guided: Mapping[str, Site]) -> set[str]:
     """Returns the draws of the guide that it marks as auxiliary and the model does not have."""
     return {
         name
-        for name, site in guided.items()
-        if not site["is_observed"]
-        and site["infer"].get("is_auxiliary")
+        for name, site in drawn_of(guided.items()).items()
+        if site["infer"].get("is_auxiliary")
         and (name not in sites or sites[name]["is_observed"])
     }
 
@@ -493,8 +486,8 @@ def _check_roles(
 ) -> None:
     """Raises if the guide observes a site, or draws a site that the model observes."""
     pair = f"{name_of(guide)} does not pair with {name_of(model)}"
-    seen = _observed_names(sites)
-    given = sorted(_observed_names(guided))
+    seen = observed_of(sites.items()).keys()
+    given = sorted(observed_of(guided.items()))
     if given and seen:
         raise PairError(
             f"{pair}: the guide observes {given}, and only the model may observe: leave out"
@@ -505,7 +498,7 @@ def _check_roles(
             f"{name_of(model)} observes nothing and {name_of(guide)} observes {given}: they"
             " look swapped, the model comes first."
         )
-    drawn = {name for name, site in guided.items() if not site["is_observed"]}
+    drawn = drawn_of(guided.items()).keys()
     conditioned = sorted((drawn - _auxiliary_names(sites, guided)) & seen)
     if conditioned:
         raise PairError(
@@ -518,8 +511,8 @@ def _check_names(
     model: Program, guide: Program, sites: Mapping[str, Site], guided: Mapping[str, Site]
 ) -> None:
     """Raises unless model and guide have the same latent sites."""
-    latent = {name for name, site in sites.items() if not site["is_observed"]}
-    drawn = {name for name, site in guided.items() if not site["is_observed"]}
+    latent = drawn_of(sites.items()).keys()
+    drawn = drawn_of(guided.items()).keys()
     summed = {
         name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"
     }
@@ -536,7 +529,7 @@ def _check_names(
     if guide is no_guide:
         game = "with a game that needs no guide, such as loss=Adversarial(discriminator)"
         fix = f"give a guide that samples them too, or train {game}"
-        observed = [sites[name] for name in _observed_names(sites)]
+        observed = observed_of(sites.items()).values()
         if observed and all(map(is_delta, observed)):
             fix = f"a generator without noise has no likelihood, so train {game}"
         raise PairError(f"guide is None, but {name_of(model)} samples {missing}: {fix}.")

@@ -26,6 +26,7 @@ from tarspyro.infer.structure import SHARED, Structure, read_structure
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    drawn_of,
     guide_terms,
     name_of,
     only,
@@ -158,8 +159,7 @@ class _Trial:
         for trace in traces:
             values = {
                 name: site["value"].clone()
-                for name, site in sample_sites(trace)
-                if not site["is_observed"]
+                for name, site in drawn_of(sample_sites(trace)).items()
             }
             copies.append(with_values(trace, values))
         guide_trace = copies[1] if self.guide_is_known else Trace()

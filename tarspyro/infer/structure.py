@@ -28,6 +28,7 @@ from tarspyro.infer.traces import (
     PairError,
     Plates,
     Site,
+    drawn_of,
     guide_terms,
     is_delta,
     is_factor,
@@ -191,10 +192,8 @@ def read_structure(
         data = (*args, *kwargs.values())
         check_sites(model, guide, model_trace, guide_trace, data=data, observed=observed)
 
-        guided = {
-            name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]
-        }
-        latent = {name for name, site in sample_sites(model_trace) if not site["is_observed"]}
+        guided = drawn_of(sample_sites(guide_trace))
+        latent = drawn_of(sample_sites(model_trace))
         random = [name for name, site in guided.items() if not is_delta(site)]
         auxiliary = [name for name in guided if name not in latent]
         terms = _terms(model_trace, guide_trace)
@@ -445,8 +444,8 @@ def _dependencies(
             densities[term.half, term.name] = frozenset(found)
         deltas = {
             name: reached(site["value"])
-            for name, site in sample_sites(guided)
-            if not site["is_observed"] and name not in random
+            for name, site in drawn_of(sample_sites(guided)).items()
+            if name not in random
         }
     return densities, deltas
 

@@ -103,6 +103,16 @@ def guide_terms(trace: Trace) -> list[tuple[str, Site]]:
     ]
 
 
+def drawn_of(sites: Iterable[tuple[str, Site]]) -> dict[str, Site]:
+    """Returns the latent sites among named ones: those that the program draws."""
+    return {name: site for name, site in sites if not site["is_observed"]}
+
+
+def observed_of(sites: Iterable[tuple[str, Site]]) -> dict[str, Site]:
+    """Returns the sites among named ones that hold data, without ``pyro.factor``s."""
+    return {name: site for name, site in sites if site["is_observed"] and not is_factor(site)}
+
+
 def is_factor(site: Site) -> bool:
     """Whether a site is a ``pyro.factor``."""
     return isinstance(site["fn"], Unit)

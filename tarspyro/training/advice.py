@@ -16,8 +16,8 @@ from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.traces import (
     elements_of,
     is_delta,
-    is_factor,
     name_of,
+    observed_of,
     sample_sites,
     trace_pair,
 )
@@ -51,7 +51,7 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
         return
     if scale > _LARGE:
         warn_user(_about_scale(guide, scale, arguments, trace))
-    for name, site in _observed(trace).items():
+    for name, site in observed_of(sample_sites(trace)).items():
         # A game compares the pixels with those of a generator, which has no likelihood.
         if not _is_real(site["fn"]) or is_delta(site):
             continue
@@ -161,9 +161,8 @@ def _watching(
 def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trace) -> str:
     """A sentence about inputs of a scale far from 1."""
     data = max(tensors_of(arguments), key=lambda part: float(part.abs().max()))
-    real = any(
-        site["value"] is data and _is_real(site["fn"]) for site in _observed(trace).values()
-    )
+    observed = observed_of(sample_sites(trace)).values()
+    real = any(site["value"] is data and _is_real(site["fn"]) for site in observed)
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
     if _looks_like_bytes(data):
         fix = (
@@ -192,15 +191,6 @@ def _looks_like_bytes(data: Tensor) -> bool:
     """Whether data are rows of many whole numbers up to 255."""
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
     return whole and 100 < float(data.max()) <= 255 and data[:1].numel() >= _PIXELS
-
-
-def _observed(trace: Trace) -> dict[str, dict[str, Any]]:
-    """The observed sites of a trace that hold data."""
-    return {
-        name: site
-        for name, site in sample_sites(trace)
-        if site["is_observed"] and not is_factor(site)
-    }
 
 
 def _is_real(distribution: Any) -> bool:

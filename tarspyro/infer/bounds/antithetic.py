@@ -23,8 +23,8 @@ from tarspyro.infer.bounds.enumeration import Term
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    drawn_of,
     guide_terms,
-    is_factor,
     particle_plate,
     plates_of,
     trace_pair,
@@ -67,7 +67,7 @@ def antithetic_pair(
 
 def _check(guide_trace: Trace) -> None:
     """Raises unless a guide draws one Bernoulli or categorical site."""
-    drawn = _drawn(dict(guide_terms(guide_trace)))
+    drawn = drawn_of(guide_terms(guide_trace))
     families = {name: _innermost(site["fn"]) for name, site in drawn.items()}
     if len(drawn) != 1 or not all(isinstance(one, _Discrete) for one in families.values()):
         found = ", ".join(f"{name!r} ({type(one).__name__})" for name, one in families.items())
@@ -82,14 +82,6 @@ def _check(guide_trace: Trace) -> None:
                 f"gradient='disarm' draws {name!r}, which the guide enumerates: take"
                 " gradient='pathwise'."
             )
-
-
-def _drawn(guide_sites: Mapping[str, Site]) -> dict[str, Site]:
-    return {
-        name: site
-        for name, site in guide_sites.items()
-        if not site["is_observed"] and not is_factor(site)
-    }
 
 
 class _Antithetic(Messenger):
@@ -181,7 +173,7 @@ def disarm_score(guide_sites: Mapping[str, Site], particles: int, nesting: int) 
     subtracts as a baseline, multiplies the gradient by K / (K - 1). This factor is taken out
     here.
     """
-    (site,) = _drawn(guide_sites).values()
+    (site,) = drawn_of(guide_sites.items()).values()
     value = site["value"]
     family = _innermost(site["fn"])
     ndims = site["fn"].event_dim

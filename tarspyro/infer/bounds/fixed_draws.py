@@ -23,6 +23,7 @@ from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     check_densities,
+    drawn_of,
     name_of,
     rerun,
     sample_sites,
@@ -108,7 +109,7 @@ class FixedDraws(WeightedBound):
             model, guide, self.num_groups, self.num_particles, structure
         )
         drawn = poutine.trace(guide_in_plate).get_trace(*args, **kwargs)
-        sites = {name: site for name, site in sample_sites(drawn) if not site["is_observed"]}
+        sites = drawn_of(sample_sites(drawn))
         check_densities(sites.values(), type(self).__name__, "train with ELBO() or IWAE(K)")
         values = {name: site["value"].detach() for name, site in sites.items()}
         guide_trace = rerun(guide_in_plate, drawn, values, args, kwargs)

@@ -12,7 +12,15 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution
 
-from tarspyro.infer.traces import Site, elements_of, is_delta, only, sample_sites, with_values
+from tarspyro.infer.traces import (
+    Site,
+    drawn_of,
+    elements_of,
+    is_delta,
+    only,
+    sample_sites,
+    with_values,
+)
 from tarspyro.types import Program
 
 # Above this many numbers the derivatives would take too long.
@@ -99,7 +107,7 @@ def _wrong_deltas(
     model_trace: Trace,
 ) -> list[str]:
     """Compares the log density of ``Delta``s with the volume of their functions."""
-    drawn = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    drawn = drawn_of(sample_sites(guide_trace))
     modelled = dict(sample_sites(model_trace))
     auxiliary = [
         name

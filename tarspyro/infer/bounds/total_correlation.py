@@ -19,9 +19,9 @@ from tarspyro.infer.bounds.elbo import ELBO
 from tarspyro.infer.traces import (
     PairError,
     Site,
+    drawn_of,
     elements_of,
     is_enumerated,
-    is_factor,
     plates_of,
     score_function,
 )
@@ -151,11 +151,7 @@ def latent_site(guide_sites: Mapping[str, Site], wanted_by: str) -> Site:
     Raises:
         PairError: If there is no such site, or its draws have no gradients.
     """
-    drawn = {
-        name: site
-        for name, site in guide_sites.items()
-        if not site["is_observed"] and not is_factor(site)
-    }
+    drawn = drawn_of(guide_sites.items())
     if len(drawn) != 1:
         raise PairError(
             f"{wanted_by} needs one latent site, and the guide draws {sorted(drawn)}: put all"
