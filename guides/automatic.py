@@ -32,6 +32,7 @@ from tarspyro.distributions import (
     VonMisesFisher,
 )
 from tarspyro.distributions.transformed import TransformedDistribution
+from tarspyro.infer.diagnosis import is_real
 from tarspyro.infer.traces import (
     PairError,
     Plates,
@@ -240,7 +241,7 @@ def _described(
     if family is None:
         family = _family(name, prior)
         support = _support(site["fn"])
-        through = family is dist.Normal and not _is_real(support)
+        through = family is dist.Normal and not is_real(support)
         if through:
             # The bounds may have the shape of the batch.
             whole = biject_to(support).inverse_shape(site["fn"].shape())
@@ -313,12 +314,6 @@ def _support(distribution: Distribution) -> constraints.Constraint:
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
-
-
-def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real or support is constraints.real_vector
 
 
 def _as_parent(site: Site, own: set[str], plates: Mapping[str, int]) -> dict[str, Any] | None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
-from tarspyro.arguments import check_choice
+from tarspyro.arguments import as_module_list, check_choice
 from tarspyro.conditional import distribution_mean
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 from tarspyro.types import Distribution
 
 
@@ -73,7 +73,7 @@ class HierarchicalVAE(StochasticModule):
 
     def __init__(self, posteriors: Sequence[nn.Module], chain: str = "samples") -> None:
         super().__init__()
-        self.posteriors = layers_of("posteriors", posteriors)
+        self.posteriors = as_module_list("posteriors", posteriors)
         self.chain = chain
         if not self.posteriors:
             raise ValueError("posteriors must hold at least q(z_1 | x), got an empty list.")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_module_list
 from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import as_conditional
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 from tarspyro.types import Distribution
 
 
@@ -70,7 +71,9 @@ class JMVAE(StochasticModule):
     ) -> None:
         super().__init__()
         self.posterior = as_conditional("posterior", posterior)
-        self.posteriors = layers_of("posteriors", [] if posteriors is None else posteriors)
+        self.posteriors = as_module_list(
+            "posteriors", [] if posteriors is None else posteriors
+        )
         self.shapes = getattr(getattr(posterior, "trunk", posterior), "in_shapes", None)
         count = len(self.posteriors or self.shapes or ())
         modalities = ", ".join(f"x_{m + 1}" for m in range(count)) or "x"

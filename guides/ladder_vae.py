@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_module_list
 from tarspyro.distributions import ProductOfExperts
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 
 
 class LadderVAE(StochasticModule):
@@ -78,9 +79,9 @@ class LadderVAE(StochasticModule):
         conditionals: Sequence[nn.Module],
     ) -> None:
         super().__init__()
-        self.encoders = layers_of("encoders", encoders)
-        self.posteriors = layers_of("posteriors", posteriors)
-        self.conditionals = layers_of("conditionals", conditionals)
+        self.encoders = as_module_list("encoders", encoders)
+        self.posteriors = as_module_list("posteriors", posteriors)
+        self.conditionals = as_module_list("conditionals", conditionals)
         top = len(self.posteriors)
         if not top or len(self.encoders) != top or len(self.conditionals) != top - 1:
             raise ValueError(

@@ -9,10 +9,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from tarspyro.arguments import check_choice
+from tarspyro.arguments import as_module_list, check_choice
 from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import MixtureOfExperts, ProductOfExperts, as_prior
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 from tarspyro.types import Distribution
 
 
@@ -86,7 +86,7 @@ class MVAE(StochasticModule):
     ) -> None:
         super().__init__()
         check_choice("experts", experts, ("product", "mixture", "mixture-of-products"))
-        self.posteriors = layers_of("posteriors", posteriors)
+        self.posteriors = as_module_list("posteriors", posteriors)
         self.prior = as_prior(prior)
         self.experts = experts
 

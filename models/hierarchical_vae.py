@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_module_list
 from tarspyro.distributions import as_conditional, as_prior
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 from tarspyro.types import Distribution
 
 
@@ -67,7 +68,7 @@ class HierarchicalVAE(StochasticModule):
         super().__init__()
         self.prior = as_prior(prior)
         self.likelihood = as_conditional("likelihood", likelihood)
-        self.conditionals = layers_of("conditionals", conditionals)
+        self.conditionals = as_module_list("conditionals", conditionals)
         top = len(self.conditionals) + 1
         between = {f"conditionals.{i - 1}": f"z_{i} | z_{i + 1}" for i in range(1, top)}
         self.factors = {"likelihood": "x | z_1", **between, "prior": f"z_{top}"}

@@ -8,9 +8,10 @@ import pyro
 from pyro import poutine
 from torch import Tensor, nn
 
+from tarspyro.arguments import as_module_list
 from tarspyro.data.modalities import modalities_of
 from tarspyro.distributions import as_prior
-from tarspyro.modules import StochasticModule, layers_of
+from tarspyro.modules import StochasticModule
 from tarspyro.types import Distribution
 
 
@@ -70,7 +71,7 @@ class JMVAE(StochasticModule):
     ) -> None:
         super().__init__()
         self.prior = as_prior(prior)
-        self.likelihoods = layers_of("likelihoods", likelihoods)
+        self.likelihoods = as_module_list("likelihoods", likelihoods)
         modalities = range(len(self.likelihoods))
         likelihood_factors = {f"likelihoods.{m}": f"x_{m + 1} | z" for m in modalities}
         self.factors = {**likelihood_factors, "prior": "z"}

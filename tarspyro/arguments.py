@@ -2,6 +2,7 @@
 
 __all__ = [
     "as_count",
+    "as_module_list",
     "as_numbers",
     "as_seed",
     "as_shape",
@@ -18,6 +19,7 @@ __all__ = [
     "constructor_parameters",
     "format_value",
     "suggestion",
+    "too_many_parts",
     "unknown_name",
     "printable",
     "is_array",
@@ -31,7 +33,7 @@ import math
 import numbers
 import operator
 from array import array as array_of_numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -602,6 +604,37 @@ def check_module(name: str, value: object) -> None:
             f"{name} is a {type(value).__name__} whose __init__ does not call"
             " super().__init__(): call it in the first line."
         )
+
+
+def too_many_parts(name: str, count: int, who: str, names: Sequence[str]) -> str:
+    """Returns the sentence about data with more parts than a program takes.
+
+    Arguments:
+        name: The name of the data.
+        count: The number of its parts.
+        who: The name of the program.
+        names: The names of its arguments.
+    """
+    return (
+        f"{name} has {count} parts but {who} takes {len(names)} ({', '.join(names)}): leave out"
+        " the extra parts, such as the labels."
+    )
+
+
+def as_module_list(name: str, value: object) -> nn.ModuleList:
+    """Returns modules, such as the layers of a hierarchy, as a ``torch.nn.ModuleList``.
+
+    Raises:
+        TypeError: If the value is not a list of modules.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, Tensor):
+        listed = list(value)
+        if all(isinstance(part, nn.Module) for part in listed):
+            return nn.ModuleList(listed)
+    raise TypeError(
+        f"{name} must be a list of modules, such as [Conditional(...), ...], got"
+        f" {format_value(value)}."
+    )
 
 
 def check_constructor(name: str, value: object, example: str, *arguments: object) -> None:

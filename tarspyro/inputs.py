@@ -10,6 +10,8 @@ __all__ = [
     "check_inputs",
     "count_rows",
     "each",
+    "has_nan",
+    "positions_with_gaps",
     "sentence_of_gaps",
 ]
 
@@ -131,7 +133,7 @@ def check_inputs(
             traces = run_pair(model, guide, arguments, {})
             whole = pair == "whole"
             check_sites(model, guide, *traces, data=arguments, observed=whole, supports=whole)
-        try:
+        with _in_one_sentence((model, guide), arguments):
             # The model runs alone first. Its sentence about bad data is better than an error
             # of the guide's network. It may have a prior from which nothing can be drawn.
             with contextlib.suppress(NotImplementedError):
@@ -139,11 +141,6 @@ def check_inputs(
             _check_observed(
                 lambda *batch: trace_pair(model, guide, batch, {})[0], arguments, data
             )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, (InputError, PairError)):
-                raise
-            found, cause = explained((model, guide), arguments, error)
-            raise found from cause
 
 
 def check_data(
@@ -162,14 +159,25 @@ def check_data(
     data = arguments if data is None else data
     _check_numbers(model, arguments, data)
     with pyro.validation_enabled(True), preserved_rng(), evaluating(model):
-        try:
-            with contextlib.suppress(NotImplementedError):
-                _check_observed(poutine.trace(model).get_trace, arguments, data)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, (InputError, PairError)):
-                raise
-            found, cause = explained((model,), arguments, error)
-            raise found from cause
+        with (
+            _in_one_sentence((model,), arguments),
+            contextlib.suppress(NotImplementedError),
+        ):
+            _check_observed(poutine.trace(model).get_trace, arguments, data)
+
+
+@contextlib.contextmanager
+def _in_one_sentence(
+    programs: Sequence[Program], arguments: Sequence[Argument]
+) -> Iterator[None]:
+    """Turns any error of programs that do not run on data into one sentence."""
+    try:
+        yield
+    except (InputError, PairError):
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        found, cause = explained(programs, arguments, error)
+        raise found from cause
 
 
 def _check_numbers(
@@ -180,7 +188,7 @@ def _check_numbers(
     Returns:
         Whether there are gaps.
     """
-    with_gaps = positions_with_gaps(model, arguments) if any(map(_has_nan, data)) else set()
+    with_gaps = positions_with_gaps(model, arguments) if any(map(has_nan, data)) else set()
     for position, part in enumerate(data):
         if position in with_gaps and part is not None:
             part = part.nan_to_num(0.0, math.inf, -math.inf)
@@ -324,7 +332,8 @@ def check_binarizable(part: Tensor | None) -> None:
         )
 
 
-def _has_nan(part: Argument) -> bool:
+def has_nan(part: Argument) -> bool:
+    """Returns whether a part of the data has gaps, NaN."""
     return part is not None and part.is_floating_point() and bool(part.isnan().any())
 
 
@@ -344,7 +353,7 @@ def _check_takes_gaps(guide: Program, arguments: Sequence[Argument]) -> None:
     with preserved_rng(), evaluating(guide), pyro.validation_enabled(False):
         trace = poutine.trace(guide).get_trace(*arguments)
     for _, site in sample_sites(trace):
-        if _has_nan(torch.as_tensor(site["value"])):
+        if has_nan(torch.as_tensor(site["value"])):
             raise InputError(sentence_of_gaps(guide))
 
 

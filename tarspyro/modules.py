@@ -4,13 +4,12 @@ __all__ = [
     "Configurable",
     "StochasticModule",
     "describe_call",
-    "layers_of",
 ]
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -256,26 +255,3 @@ class StochasticModule(Configurable):
             product = (" + " if "+" in name else " * ").join(parts)
             lines.append(f"  {name}: {self.density}({factor}) {sign} {product}")
         return "\n".join(lines)
-
-
-def layers_of(name: str, layers: object) -> nn.ModuleList:
-    """Returns the modules of a hierarchy's layers as a ``torch.nn.ModuleList``.
-
-    Arguments:
-        name: The constructor's argument that lists them.
-        layers: The modules.
-
-    Raises:
-        TypeError: If ``layers`` is not a list of modules.
-    """
-    listed: list[object] = []
-    is_list = isinstance(layers, Iterable) and not isinstance(layers, Tensor)
-    if is_list:
-        listed = list(cast("Iterable[object]", layers))
-    modules = [layer for layer in listed if isinstance(layer, nn.Module)]
-    if not is_list or len(modules) < len(listed):
-        raise TypeError(
-            f"{name} must be a list of modules, such as [Conditional(...), ...], got"
-            f" {format_value(layers)}."
-        )
-    return nn.ModuleList(modules)

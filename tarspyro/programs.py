@@ -1,7 +1,16 @@
 """Modules and tensors that a program uses."""
 
-__all__ = ["PROGRAM_ERRORS", "device_of", "layers_of", "modules_of", "tensors_of", "type_of"]
+__all__ = [
+    "PROGRAM_ERRORS",
+    "device_of",
+    "layers_of",
+    "modules_of",
+    "noting_first_inputs",
+    "tensors_of",
+    "type_of",
+]
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,3 +139,34 @@ def _state_of(programs: Sequence[object]) -> Iterator[torch.Tensor]:
 def tensors_of(args: Sequence[object]) -> list[torch.Tensor]:
     """Returns the arguments that are tensors."""
     return [value for value in args if isinstance(value, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def noting_first_inputs(program: object) -> Iterator[list[torch.Tensor]]:
+    """Gives a list, which afterwards has the inputs of the first layer with weights that ran.
+
+    It stays empty if the program is not a module.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> with noting_first_inputs(network) as inputs:
+        ...     _ = network(torch.ones(3, 2, 2))
+        >>> [tuple(value.shape) for value in inputs]
+        [(3, 4)]
+    """
+    found: list[torch.Tensor] = []
+
+    def note(layer: nn.Module, inputs: tuple[object, ...]) -> None:
+        if not found:
+            found.extend(tensors_of(inputs))
+
+    handles = [
+        layer.register_forward_pre_hook(note)
+        for layer in (program.modules() if isinstance(program, nn.Module) else ())
+        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from torch.utils.data import Dataset, TensorDataset
 
-from tarspyro.arguments import as_numbers, format_value, is_array
+from tarspyro.arguments import as_numbers, format_value, is_array, too_many_parts
 from tarspyro.data.captions import CaptionedImages
 from tarspyro.data.containers import Split
 from tarspyro.data.rows import LazyRows, part_of
@@ -133,7 +133,7 @@ def _of_list(
         if len(rows) <= 1 or "lengths" not in names or len(parts) == len(names) == 1:
             return parts
     if many and len({np.shape(part)[1:] for part in data if _is_numbers(part)}) > 1:
-        raise ValueError(count_sentence(name, len(data), who, names))
+        raise ValueError(too_many_parts(name, len(data), who, names))
     if _is_row(data[0]):
         return stacked(name, data, names, who)
     if all(isinstance(row, (tuple, list)) for row in data):
@@ -263,14 +263,6 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
             f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before."
         )
     return parts
-
-
-def count_sentence(name: str, count: int, who: str, names: Sequence[str]) -> str:
-    """Returns the sentence about data with more parts than a program takes."""
-    return (
-        f"{name} has {count} parts but {who} takes {len(names)} ({', '.join(names)}): leave out"
-        " the extra parts, such as the labels."
-    )
 
 
 def lists_parts(data: object) -> bool:

@@ -46,12 +46,13 @@ from tarspyro.inputs import (
     check_inputs,
     count_rows,
     each,
+    has_nan,
     sentence_of_gaps,
 )
 from tarspyro.programs import PROGRAM_ERRORS, device_of, tensors_of
 from tarspyro.scopes import evaluating, local_parameters, preserved_rng
 from tarspyro.sources import Source
-from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
+from tarspyro.types import Arguments, ArrayLike, Data, Program
 
 # A result: a tensor for data in tensors, an array for data in arrays. Which one depends on what
 # a tuple or a mapping holds, so type checkers take it for a tensor, and Any admits the array.
@@ -243,7 +244,7 @@ def map_batches(
 
     def join(parts: Sequence[Tensor]) -> Array:
         joined = torch.cat([part.to(origin) for part in parts])
-        if _has_nan(joined) and any(map(_has_nan, known or ())):
+        if has_nan(joined) and any(map(has_nan, known or ())):
             raise InputError(sentence_of_gaps(programs[-1]))
         return numpy_of(joined) if gives_arrays(x) else joined
 
@@ -317,10 +318,6 @@ def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
     for name, site in sample_sites(trace):
         if site["is_observed"] and site["value"] is rows[0]:
             check_shape(name, site["fn"], site["value"], x)
-
-
-def _has_nan(part: Argument) -> bool:
-    return part is not None and part.is_floating_point() and bool(part.isnan().any())
 
 
 def _moved(arguments: Arguments, device: torch.device) -> Arguments:

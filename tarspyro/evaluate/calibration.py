@@ -18,7 +18,7 @@ from tarspyro.arguments import as_count, check_number
 from tarspyro.evaluate.annealing import annealed_log_likelihood
 from tarspyro.evaluate.batching import in_memory, map_batches, rows_at_once, seeded
 from tarspyro.evaluate.likelihood import elbo
-from tarspyro.evaluate.posterior import Estimate
+from tarspyro.evaluate.posterior import Estimate, mean_of
 from tarspyro.evaluate.simulation import simulate, template_of
 from tarspyro.infer.pairs import check_drawn, log_weights, structure_of
 from tarspyro.infer.structure import Structure
@@ -563,7 +563,7 @@ def _judge(columns: Mapping[str, Tensor], simulation: _Simulation, level: float)
         sites,
         UnitCheck(verdict, p_value),
         len(columns["joint"]),
-        divergence=_mean(divergence) if len(divergence) > 1 else None,
+        divergence=mean_of(divergence) if len(divergence) > 1 else None,
         reason=reason,
         joint_ranks=columns["joint"],
     )
@@ -642,10 +642,6 @@ def _two_sided(statistic: float) -> tuple[float, float]:
     return statistic, math.erfc(abs(statistic) / math.sqrt(2))
 
 
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
-
-
 def _pareto_indices(model: Program, guide: Program, rows: Arguments) -> Tensor | None:
     """Returns the Pareto index of the importance weights of some data points."""
     some = each(lambda part: part[: _PARETO["rows"]], rows)
@@ -695,4 +691,4 @@ def _annealed_gap(model: Program, guide: Program, rows: Arguments) -> Estimate |
         bound = elbo(model, guide, simulated, num_particles=100).elbo
     except (PairError, NotImplementedError):
         return None
-    return _mean((log_p - bound).double())
+    return mean_of((log_p - bound).double())

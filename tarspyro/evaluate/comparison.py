@@ -3,7 +3,6 @@
 __all__ = ["Comparison", "Difference", "compare"]
 
 import html
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tarspyro.arguments import as_count, as_seed, check_choice, check_number, format_value
 from tarspyro.evaluate.likelihood import log_likelihood
-from tarspyro.evaluate.posterior import Estimate
+from tarspyro.evaluate.posterior import Estimate, mean_of
 from tarspyro.types import Data, Program
 
 
@@ -50,7 +49,7 @@ class Comparison(Mapping[str, Estimate]):
     level: float = 0.95
 
     def __getitem__(self, name: str) -> Estimate:
-        return _mean(self.per_point[name])
+        return mean_of(self.per_point[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(
@@ -85,7 +84,7 @@ class Comparison(Mapping[str, Estimate]):
         other = self.baseline if other is None else other
         check_choice("name", name, list(self.per_point))
         check_choice("other", other, list(self.per_point))
-        value, error = map(float, _mean(self.per_point[name] - self.per_point[other]))
+        value, error = map(float, mean_of(self.per_point[name] - self.per_point[other]))
         half = _quantile(self.level, len(self.per_point[name]) - 1) * error
         return Difference(value, error, value - half, value + half)
 
@@ -214,10 +213,6 @@ def _check_pairs(pairs: Mapping[str, tuple[Program, Program]]) -> None:
             raise TypeError(
                 f"pairs[{name!r}] must be a tuple (model, guide), got {format_value(pair)}."
             )
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
 def _quantile(level: float, freedom: int) -> float:

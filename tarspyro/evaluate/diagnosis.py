@@ -20,7 +20,7 @@ from tarspyro.arguments import as_count
 from tarspyro.distributions.kl import exact_kl
 from tarspyro.evaluate.batching import in_memory, seeded
 from tarspyro.evaluate.likelihood import elbo
-from tarspyro.evaluate.posterior import Estimate
+from tarspyro.evaluate.posterior import Estimate, mean_of
 from tarspyro.infer.bounds.total_correlation import information_and_correlation
 from tarspyro.infer.pairs import check_local, structure_of
 from tarspyro.infer.structure import Structure
@@ -218,7 +218,7 @@ def diagnose(
         pair = _Pair(model, guide, rows, structure, *traces)
         bound = elbo(model, guide, rows, seed=0).elbo.double()
         kl = pair.kl_by_unit()
-        gain = _mean(pair.decoder_gains())
+        gain = mean_of(pair.decoder_gains())
         decomposition = pair.decomposition()
 
         symptoms = [
@@ -232,7 +232,7 @@ def diagnose(
             symptoms += _overfitting(elbo(model, guide, part, seed=0).elbo.double(), bound)
         if history is not None:
             symptoms += _unfinished(history.rows if isinstance(history, History) else history)
-    return Diagnosis(tuple(symptoms), kl, gain, _mean(bound), decomposition)
+    return Diagnosis(tuple(symptoms), kl, gain, mean_of(bound), decomposition)
 
 
 def decoder_gains(
@@ -502,7 +502,3 @@ def _unfinished(history: Sequence[Mapping[str, float]]) -> list[Symptom]:
             "train longer: fit(epochs=...), or resume the run",
         )
     ]
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1)))

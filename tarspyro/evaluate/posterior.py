@@ -1,7 +1,8 @@
 """Draws from the true posterior of single data points, and the guide's KL to it."""
 
-__all__ = ["Estimate", "PosteriorKL", "posterior_kl", "true_posterior"]
+__all__ = ["Estimate", "PosteriorKL", "mean_of", "posterior_kl", "true_posterior"]
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -48,6 +49,11 @@ class Estimate(NamedTuple):
 
     def __repr__(self) -> str:
         return format_fields("Estimate", self._asdict())
+
+
+def mean_of(values: Tensor) -> Estimate:
+    """Returns the mean over data points with its standard error."""
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
 class PosteriorKL(NamedTuple):

@@ -1,6 +1,13 @@
 """Diagnosis: one sentence about why programs do not run on data, and supports in words."""
 
-__all__ = ["about_source", "explained", "is_about_site", "single_constraint", "words_of"]
+__all__ = [
+    "about_source",
+    "explained",
+    "is_about_site",
+    "is_real",
+    "single_constraint",
+    "words_of",
+]
 
 import re
 from collections.abc import Iterator, Sequence
@@ -307,6 +314,11 @@ def single_constraint(support: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def is_real(support: Any) -> bool:
+    """Returns whether a support holds all real numbers, or all vectors of them."""
+    return isinstance(single_constraint(support), type(constraints.real))
 
 
 def _edge(value: object) -> str | None:

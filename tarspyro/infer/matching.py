@@ -35,7 +35,7 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
-from tarspyro.arguments import format_value
+from tarspyro.arguments import format_value, too_many_parts
 from tarspyro.infer.diagnosis import about_source, explained, is_about_site, words_of
 from tarspyro.infer.traces import (
     InputError,
@@ -337,10 +337,7 @@ def check_count(arguments: Sequence[object], program: Program) -> None:
             f" such as {name_of(program)}(x)."
         )
     if names and len(arguments) > len(names):
-        raise ValueError(
-            f"data has {len(arguments)} parts but {name_of(program)} takes {len(names)}"
-            f" ({', '.join(names)}): leave out the extra parts, such as the labels."
-        )
+        raise ValueError(too_many_parts("data", len(arguments), name_of(program), names))
 
 
 def positional_names(program: Program) -> list[str]:

@@ -3,16 +3,13 @@
 __all__ = ["advise", "remedy_of"]
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pyro
 import torch
 from pyro.poutine import Trace
-from torch import Tensor, nn
-from torch.distributions import constraints
+from torch import Tensor
 
-from tarspyro.infer.diagnosis import single_constraint
+from tarspyro.infer.diagnosis import is_real
 from tarspyro.infer.traces import (
     elements_of,
     is_delta,
@@ -22,7 +19,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.models import Density
-from tarspyro.programs import tensors_of
+from tarspyro.programs import noting_first_inputs, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
 from tarspyro.types import Arguments, Program
@@ -53,7 +50,7 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
         warn_user(_about_scale(guide, scale, arguments, trace))
     for name, site in observed_of(sample_sites(trace)).items():
         # A game compares the pixels with those of a generator, which has no likelihood.
-        if not _is_real(site["fn"]) or is_delta(site):
+        if not is_real(site["fn"].support) or is_delta(site):
             continue
         family = type(elements_of(site["fn"])).__name__
         size = float(site["value"].double().square().nanmean().sqrt())
@@ -118,19 +115,13 @@ def _run(model: Program, guide: Program, arguments: Arguments) -> tuple[float, T
     The scale is the root of the mean square of what the first layer with weights gets. There
     is no trace if the pair does not run as a whole, as in some games.
     """
-    seen: list[Tensor] = []
-
-    def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not seen:
-            seen.extend(tensors_of(inputs)[:1])
-
     with (
         contextlib.suppress(RuntimeError, ValueError, TypeError),
         torch.no_grad(),
         pyro.validation_enabled(False),
         preserved_rng(),
         evaluating(model, guide),
-        _watching(guide, see),
+        noting_first_inputs(guide) as seen,
     ):
         model_trace, _ = trace_pair(model, guide, arguments, {})
         scale = 0.0
@@ -140,29 +131,11 @@ def _run(model: Program, guide: Program, arguments: Arguments) -> tuple[float, T
     return 0.0, None
 
 
-@contextlib.contextmanager
-def _watching(
-    program: Program, see: Callable[[nn.Module, tuple[Any, ...]], None]
-) -> Iterator[None]:
-    """Calls a function with the inputs of every layer of a program that has weights."""
-    layers = program.modules() if isinstance(program, nn.Module) else ()
-    handles = [
-        layer.register_forward_pre_hook(see)
-        for layer in layers
-        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trace) -> str:
     """A sentence about inputs of a scale far from 1."""
     data = max(tensors_of(arguments), key=lambda part: float(part.abs().max()))
     observed = observed_of(sample_sites(trace)).values()
-    real = any(site["value"] is data and _is_real(site["fn"]) for site in observed)
+    real = any(site["value"] is data and is_real(site["fn"].support) for site in observed)
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
     if _looks_like_bytes(data):
         fix = (
@@ -191,9 +164,3 @@ def _looks_like_bytes(data: Tensor) -> bool:
     """Whether data are rows of many whole numbers up to 255."""
     whole = bool((data == data.round()).all()) and float(data.min()) >= 0
     return whole and 100 < float(data.max()) <= 255 and data[:1].numel() >= _PIXELS
-
-
-def _is_real(distribution: Any) -> bool:
-    """Whether a family has all real numbers as its support."""
-    support = single_constraint(elements_of(distribution).support)
-    return support is constraints.real or isinstance(support, type(constraints.real))

@@ -24,7 +24,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to
-from torch.distributions.constraints import Constraint, independent
+from torch.distributions.constraints import Constraint
 from torch.nn.parameter import is_lazy
 
 from tarspyro.conditional import Conditional
@@ -32,12 +32,13 @@ from tarspyro.distributions.experts import Concatenate
 from tarspyro.distributions.incomplete import Incomplete, log_prob_of_known
 from tarspyro.distributions.links import is_identity
 from tarspyro.distributions.logistic import Levels
+from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.traces import check_program, elements_of, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.nn.canvas import Canvas, IdentityTrunk
 from tarspyro.nn.heads import bias_of, scale_weights
 from tarspyro.nn.inputs import Standardize
-from tarspyro.programs import device_of, modules_of
+from tarspyro.programs import device_of, modules_of, noting_first_inputs
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.batches import Batches
 from tarspyro.types import Arguments, Data, Program
@@ -325,22 +326,8 @@ def _goes_in_as_it_is(
 
     A trunk that takes logarithms, divides by 255 or normalizes needs the value itself.
     """
-    seen: list[Tensor] = []
-
-    def see(layer: nn.Module, inputs: tuple[object, ...]) -> None:
-        if not seen:
-            seen.extend(part for part in inputs if isinstance(part, Tensor))
-
-    handles = [
-        layer.register_forward_pre_hook(see)
-        for layer in conditional.trunk.modules()
-        if any(weight.dim() > 1 for weight in layer.parameters(recurse=False))
-    ]
-    try:
+    with noting_first_inputs(conditional.trunk) as seen:
         conditional.outputs(*context)
-    finally:
-        for handle in handles:
-            handle.remove()
     return bool(seen) and _is_part_of(context[index].nan_to_num(0.0), seen[0])
 
 
@@ -583,15 +570,13 @@ def _roughened(
     A column that is constant, or nearly so, would have no largest density: the scale would
     start so small that the first steps of the location are thousands of scales long.
     """
-    support: Constraint = conditional.distribution(
+    whole: Constraint = conditional.distribution(
         {name: value.new_zeros(shape) for name, (_, shape) in conditional.free.items()}
     ).support
-    discrete = support.is_discrete
-    while isinstance(support, independent):
-        support = support.base_constraint
+    support = single_constraint(whole)
     if isinstance(support, Levels):
         return support.nearest(value + _ROUGHNESS * torch.randn_like(value))
-    if discrete:
+    if whole.is_discrete:
         return value
     try:
         link = biject_to(support)
