@@ -86,7 +86,7 @@ def auto(
 
     with h the trunk. The second product is in the order of the model: a latent variable also
     depends on its parents, those that its prior depends on. (The exact posterior may depend on
-    others too; a guide that knows them has to be written.)
+    others too; write a guide of your own for that.)
 
     - Local variables, which share a plate with something observed, are amortized: a
       ``Conditional`` computes their distribution from the trunk's features. Where these have a
@@ -511,9 +511,9 @@ def _mapped(posterior: Distribution, support: constraints.Constraint) -> Distrib
 
 
 class _OnSupport(TransformedDistribution):
-    """A distribution that ``biject_to`` maps to a support, which it tells.
+    """A distribution that ``biject_to`` maps to a support, with this support as an attribute.
 
-    Of composed transforms, torch tells the image of the last alone.
+    For composed transforms, torch returns the image of the last one alone.
 
     Arguments:
         base_distribution: A distribution of real numbers.

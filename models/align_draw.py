@@ -23,11 +23,11 @@ class AlignDRAW(DRAW):
               h_t = \mathrm{cell}(z_t, s_t, h_{t-1}), \quad
               s_t = \mathrm{align}(h_{t-1}, \mathrm{language}(y))
 
-    In each step the decoder looks at the words anew: s is a mean of their features, with the
-    weights of the alignment. The canvas c is that of ``DRAW``. The caption y is not a site:
-    bounds and log-likelihoods are those of :math:`\log p(x \mid y)`. It holds words as whole
-    numbers of shape (B, N). Give ``lengths`` of shape (B,) if captions are padded: the padding
-    has no effect. Sites, in the plate ``data`` of size :math:`B`:
+    In each step the decoder computes a new alignment to the words: s is a mean of their
+    features, with the weights of the alignment. The canvas c is that of ``DRAW``. The caption
+    y is not a site: bounds and log-likelihoods are those of :math:`\log p(x \mid y)`. It holds
+    words as whole numbers of shape (B, N). Give ``lengths`` of shape (B,) if captions are
+    padded: the padding has no effect. Sites, in the plate ``data`` of size :math:`B`:
 
     - ``z_{t}``: the latent variable, of the prior's event shape, for t from 0 to T - 1;
     - ``x``: the observation, of the likelihood's event shape.

@@ -1,7 +1,6 @@
-"""The accelerator of this machine: CUDA, MPS, XPU or another, as torch's interface gives it.
+"""The accelerator of this machine: CUDA, MPS, XPU or another, through torch's interface.
 
-This is the only module that knows what accelerators can do. Everything else asks it, so that
-all of them are one path of code.
+No other module depends on the kind of accelerator, so all kinds share one path of code.
 """
 
 __all__ = [
@@ -41,13 +40,13 @@ def is_accelerator(device: torch.device) -> bool:
 
 
 def name_of_accelerator(device: torch.device) -> str:
-    """Returns what the maker calls a device, such as ``"NVIDIA A100"``, or else its type."""
+    """Returns the product name of a device, such as ``"NVIDIA A100"``, or else its type."""
     name = getattr(torch.get_device_module(device), "get_device_name", None)
     return device.type if name is None else str(name(device))
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a device has done all that it was given; a CPU always has."""
+    """Waits until a device has finished its work; returns at once on a CPU."""
     if is_accelerator(device):
         with current_device(device):
             torch.get_device_module(device).synchronize()
@@ -196,6 +195,6 @@ class Graph:
         self.pool = self._graph.pool()
 
     def replay(self) -> None:
-        """Does the work, on what is in memory now."""
+        """Runs the captured work on the numbers that are in memory now."""
         with current_device(self._device):
             self._graph.replay()

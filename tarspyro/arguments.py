@@ -9,6 +9,7 @@ __all__ = [
     "as_sizes",
     "check_choice",
     "check_constructor",
+    "check_finite",
     "check_lengths",
     "check_method",
     "check_module",
@@ -152,7 +153,7 @@ def unknown_name(module: str, name: str, names: Iterable[str]) -> AttributeError
 
 
 def _plain(name: str) -> str:
-    """A name without what is easily mistaken: capitals and underscores."""
+    """A name without capitals and underscores, which are easily mistaken."""
     return name.lower().replace("_", "")
 
 
@@ -437,7 +438,7 @@ def _words_of(value: object) -> np.ndarray | None:
 
 
 def _described(value: object) -> str:
-    """Returns what a value without numbers is, for a message."""
+    """Returns a description of a value without numbers, for a message."""
     dtypes = getattr(value, "dtypes", None)
     if dtypes is not None and hasattr(value, "columns"):
         pairs = zip(value.columns, dtypes, strict=True)
@@ -533,6 +534,17 @@ def _as_real(name: str, value: object) -> Any:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {format_value(value)}.")
     return value
+
+
+def check_finite(name: str, values: Tensor | np.ndarray) -> None:
+    """Raises unless all numbers are finite.
+
+    Raises:
+        ValueError: If one of them is NaN or infinite.
+    """
+    count = int((~torch.as_tensor(values).isfinite()).sum())
+    if count:
+        raise ValueError(f"{name} must be finite, got {count} numbers that are not.")
 
 
 def check_lengths(lengths: Tensor, size: int, num_steps: int | None = None) -> None:

@@ -278,7 +278,7 @@ class Conditional(FamilyModule, Interface):
         self._sizes = self._measure() if new else None
 
     def _measure(self) -> list[float | None]:
-        """The sum of the sizes of each head's parameters, which tells whether they changed."""
+        """The sum of the sizes of each head's parameters, to see whether they have changed."""
         return [
             None
             if isinstance(parameter, UninitializedParameter)
@@ -477,7 +477,7 @@ class IncompleteLikelihood(Configurable, Interface):
 
     .. math:: \log p(x_\mathrm{known} \mid c) = \sum_{i \text{ known}} \log p_i(x_i \mid c)
 
-    Draws are complete. The guide's network needs to know of the gaps too: see
+    Draws are complete. The guide's network needs the positions of the gaps as an input: see
     ``tarspyro.nn.WithGaps``.
 
     Arguments:

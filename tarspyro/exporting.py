@@ -55,8 +55,8 @@ def export(
     r"""Writes a half of a pair as a file that loads without Pyro and without this library.
 
     By ``torch.export`` (``decoder.pt2``), or as ONNX (``decoder.onnx``) where the packages
-    ``onnx`` and ``onnxscript`` are installed. The examples are the inputs, by name, and say
-    the shapes of their rows; the file takes any number of rows.
+    ``onnx`` and ``onnxscript`` are installed. The examples are the inputs, by name. They
+    give the shapes of the rows; the file takes any number of rows.
 
     - A guide has the inputs that it is called with, ``x=``. For each latent site z, the outputs
       are ``z_mean`` and, of a family that has one, ``z_scale``, the standard deviation. With an
@@ -84,7 +84,7 @@ def export(
         The names of the inputs and of the outputs, with the shapes of their rows.
 
     Raises:
-        ModuleNotFoundError: If ONNX is asked for and not installed.
+        ModuleNotFoundError: If the path ends in ``.onnx``, and ONNX is not installed.
         NotImplementedError: If the half draws with ``draws`` from a family whose draws are no
             function of given noise, such as a Gamma.
         FileNotFoundError: If the folder of the path does not exist.
@@ -205,8 +205,8 @@ def _repeated(inputs: Mapping[str, Tensor], rows: int, given: int) -> dict[str, 
 def _recorded(program: nn.Module, inputs: Mapping[str, Tensor], rows: int) -> Any:
     """Returns a program that was recorded for a number of rows, for any number.
 
-    A program asks for ``len(x)``, which has to be a number while it is recorded. As no other
-    size is a multiple of it, it is found in the graph, and replaced by the size of an input.
+    A program may read ``len(x)``, which is a plain number while it is recorded. As no other
+    size is a multiple of it, it can be found in the graph and replaced by the size of an input.
     """
     fixed = torch.export.export(program, (), dict(inputs), strict=False).run_decompositions({})
     of_rows = {name for name, value in inputs.items() if value.shape[0] == rows}
@@ -273,8 +273,7 @@ def _in_one_line() -> Iterator[None]:
         sentence, _, table = str(error).partition("\n")
         if not table.lstrip().startswith("Trace Shapes"):
             raise
-        kind = PairError if isinstance(error, PairError) else type(error)
-        raise kind(sentence) from error
+        raise type(error)(sentence) from error
 
 
 @contextlib.contextmanager
@@ -330,7 +329,7 @@ class _Outputs(nn.Module):
         self.noise: set[str] = set()  # the inputs that are noise
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Returns the means, and what else the sites have, at the inputs."""
+        """Returns the means and the other statistics of the sites at the inputs."""
         return self.run(inputs, None)
 
     def run(
@@ -386,7 +385,7 @@ def _generates(program: nn.Module) -> bool:
 
 
 def _outputs(name: str, site: Site, given: bool, draws: bool) -> dict[str, Tensor]:
-    """Returns what a site has: mean, scale, draw and density."""
+    """Returns the mean, scale, draw and density of a site, as far as it has them."""
     found: dict[str, Tensor] = {}
     distribution: Distribution = site["fn"]
     observed = site["is_observed"]

@@ -37,7 +37,12 @@ from tarspyro.infer.matching import (
     check_sites,
     run_pair,
 )
-from tarspyro.infer.remedies import about_bounds, about_edges, about_support
+from tarspyro.infer.remedies import (
+    about_bounds,
+    about_edges,
+    about_support,
+    is_range_of_bytes,
+)
 from tarspyro.infer.traces import (
     InputError,
     PairError,
@@ -183,7 +188,7 @@ def _in_one_sentence(
 def _check_numbers(
     model: Program, arguments: Sequence[Argument], data: Sequence[Argument]
 ) -> bool:
-    """Raises if a number is infinite, or a gap that the model has no place for.
+    """Raises if a number is infinite, or NaN where the likelihood does not take gaps.
 
     Returns:
         Whether there are gaps.
@@ -196,7 +201,7 @@ def _check_numbers(
     return bool(with_gaps)
 
 
-# How many draws tell whether a support depends on a latent variable.
+# The number of draws that show whether a support depends on a latent variable.
 _DRAWS = 5
 
 
@@ -244,9 +249,9 @@ def _check_observed(
 
 
 def check_bounds(model: Program, arguments: Sequence[Argument]) -> None:
-    """Raises an ``InputError`` if trained parameters say where a likelihood's support ends.
+    """Raises an ``InputError`` if the bounds of a likelihood's support are trained parameters.
 
-    The gradient of the density is of no use for them: it leads to the edge and beyond.
+    They cannot be trained by the gradient of the density, which leads to the bound and beyond.
 
     Arguments:
         model: The model.
@@ -324,8 +329,9 @@ def check_binarizable(part: Tensor | None) -> None:
     low = part.min().item()
     high = part.max().item()
     if low < 0 or high > 1:
-        bytes_ = low >= 0 and 100 < high <= 255
-        fix = "these look like bytes, divide by 255" if bytes_ else "leave out binarize=True"
+        fix = "leave out binarize=True"
+        if is_range_of_bytes(low, high):
+            fix = "these look like bytes, divide by 255"
         raise InputError(
             f"binarize=True needs pixels between 0 and 1, got values from {low:g} to {high:g}:"
             f" {fix}."
@@ -338,7 +344,7 @@ def has_nan(part: Argument) -> bool:
 
 
 def positions_with_gaps(model: Program, arguments: Sequence[Argument]) -> set[int]:
-    """Returns the positions of arguments whose likelihood takes NaN for what is missing."""
+    """Returns the positions of arguments whose likelihood takes NaN for missing values."""
     with preserved_rng(), evaluating(model), pyro.validation_enabled(False):
         trace = poutine.trace(model).get_trace(*arguments)
     found = set()

@@ -4,14 +4,14 @@ __all__ = ["keep_freed_memory"]
 
 import torch
 
-# The size from which the C library of Linux always asks the system for memory.
+# The C library of Linux always takes blocks of this size and above from the system.
 _LARGEST_BLOCK = 32 * 2**20
 # A block begins with a few bytes of the library's own.
 _HEADER = 2**13
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep the memory that a step frees, so that the next step finds it.
+    """Makes the C library keep the memory that a step frees, so that the next step reuses it.
 
     A step allocates gradients and activations of megabytes, and frees them. The C library of Linux
     gives blocks above a threshold back to the system, and the system clears every page that it

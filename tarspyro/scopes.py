@@ -37,14 +37,14 @@ registering = contextvars.ContextVar("registering", default=True)
 # Pyro's stack and parameter store, and torch's random state, exist once in a process. So one
 # thread at a time runs programs.
 _running = threading.RLock()
-_SILENT_SECONDS = 10.0  # a thread that waits longer says so
+_SILENT_SECONDS = 10.0  # a thread that waits longer warns
 
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Lets other threads that run programs wait meanwhile; the same thread may enter again.
+    """Holds the lock with which one thread at a time runs programs; it is reentrant.
 
-    All contexts of this module that change something global enter it too.
+    All contexts of this module that change something global hold it too.
     """
     if not _running.acquire(timeout=_SILENT_SECONDS):
         warnings.warn(
@@ -139,7 +139,7 @@ def _declared(state: StateDict) -> StateDict:
 
 @contextlib.contextmanager
 def evaluating(*programs: object) -> Iterator[None]:
-    """Puts the modules of programs in evaluation mode, without gradients, and back after."""
+    """Puts the modules of programs in evaluation mode, without gradients; restores the modes."""
     modules = layers_of(*programs)
     with exclusive():
         modes = [(module, module.training) for module in modules]
@@ -171,7 +171,7 @@ def kept_buffers(*programs: object) -> Iterator[None]:
                 if buffer is None or value is None:
                     continue
                 # Through ``data``, since a loss from before may still need its gradient, and
-                # autograd would count this as a change. The count could not tell which
+                # autograd would count this as a change. That count does not show which
                 # buffers have changed either: batch normalization changes its statistics
                 # without it.
                 buffer.data.copy_(value)

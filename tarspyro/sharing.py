@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
-# What says that two tensors have equal values, or that two calls have equal results.
+# A key that is equal for tensors with equal values, or for calls with equal results.
 _Key: TypeAlias = tuple[Hashable, ...]
 
 # Modules of these packages compute a function of their arguments and parameters, unless they
@@ -28,7 +28,7 @@ class _Results:
     """The results of a run, and the tensors that they were computed from."""
 
     def __init__(self) -> None:
-        # The arguments are kept, because the key of a tensor is that of another one after it.
+        # The arguments are kept, because the id of a freed tensor may be given to a new one.
         self.kept: dict[_Key, tuple[tuple[Any, ...], Any, Hashable]] = {}
         self.parts: dict[nn.Module, list[nn.Module] | None] = {}
 
@@ -104,7 +104,7 @@ def computed_once(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any) -> Any:
-        if torch.compiler.is_compiling():  # TorchDynamo does not know contexts.
+        if torch.compiler.is_compiling():  # TorchDynamo does not support context variables.
             return method(self, *args)
         results = _results.get()
         return method(self, *args) if results is None else results.call(method, self, args)
@@ -113,7 +113,7 @@ def computed_once(method: _Method) -> _Method:
 
 
 def _parts_of(module: nn.Module) -> list[nn.Module] | None:
-    """Returns a module and its parts; None if a call may do more than to compute a result."""
+    """Returns a module and its parts; None if a call may do more than compute a result."""
     parts = list(module.modules())
     for part in parts:
         known = type(part).__module__.startswith(_KNOWN)
@@ -124,12 +124,12 @@ def _parts_of(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _key_of_weight(weight: Tensor | None) -> Hashable:
-    """Returns what is equal for the same parameter with the same numbers."""
+    """Returns a key that is equal for the same parameter with the same numbers."""
     return weight if weight is None else (id(weight), weight._version, weight.requires_grad)
 
 
 def _key_of(value: Any) -> Hashable:
-    """Returns what is equal for tensors that are the same numbers in memory.
+    """Returns a key that is equal for tensors that are the same numbers in memory.
 
     Two views of a tensor are different objects, as ``x[:, 0]`` in the model and in the guide.
     """

@@ -601,7 +601,7 @@ def _add_setting(
 
 
 def _told(method: Method, setting: Setting, default: object) -> str:
-    """The default of a setting, as the help tells it."""
+    """The default of a setting, as text for the help."""
     if setting.name == "epochs":
         text = ", ".join(f"{method.epochs_of(data)} of {data}" for data in method.form.names)
     elif default is None or default is False:

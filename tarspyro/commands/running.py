@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 def train(options: Namespace) -> None:
     """Trains a method on a data set; leaves a run folder with its report and pictures."""
-    run, material, method, _ = fit_run(options)
+    run, prepared, method, _ = fit_run(options)
     loaded = _moved(load_run(run), options.device)
-    trained = Trained(loaded, material, method, progress=not options.quiet)
+    trained = Trained(loaded, prepared, method, progress=not options.quiet)
     write_report(trained, run)
     _draw(trained, run)
 
@@ -80,39 +80,39 @@ def fit_run(options: Namespace) -> tuple[Path, PreparedData, Method, History]:
         )
 
     _check_options(options, data)
-    o = method.completed(data, {**kept, **options.given})
+    chosen = method.completed(data, {**kept, **options.given})
     find_device(options.device)
-    material = method.form.load(_path(data), o, layout)
-    o = o.settled(material)
-    torch.manual_seed(o.seed)
-    model, guide, loss = o.build(material)
+    prepared = method.form.load(_path(data), chosen, layout)
+    chosen = chosen.settled(prepared)
+    torch.manual_seed(chosen.seed)
+    model, guide, loss = chosen.build(prepared)
 
     print(*(half for half in (model, guide) if half is not None), sep="\n")
-    _print_data(data, material, o)
+    _print_data(data, prepared, chosen)
     history = fit(
         model,
         guide,
-        material.batches,
+        prepared.batches,
         loss=loss,
-        optimizer=Optimizer(torch.optim.Adam, clip_norm=o.clip_norm, **method.optimizer),
-        lr=o.lr,
-        epochs=o.epochs,
-        batch_size=o.batch_size,
-        validation=material.validation,
-        binarize=material.binarize,
-        patience=getattr(o, "patience", None),
+        optimizer=Optimizer(torch.optim.Adam, clip_norm=chosen.clip_norm, **method.optimizer),
+        lr=chosen.lr,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        validation=prepared.validation,
+        binarize=prepared.binarize,
+        patience=getattr(chosen, "patience", None),
         folder=Run(
             run,
             resume=options.resume,
             overwrite=options.overwrite,
-            settings=_settings_of(data, material, o),
+            settings=_settings_of(data, prepared, chosen),
         ),
         device=options.device,
-        seed=o.seed,
+        seed=chosen.seed,
         progress=not options.quiet,
-        compile=o.compile,
+        compile=chosen.compile,
     )
-    return run, material, o, history
+    return run, prepared, chosen, history
 
 
 def _path(data: str) -> str:
@@ -120,11 +120,11 @@ def _path(data: str) -> str:
     return data if data in SOURCES else str(Path(data).expanduser().resolve())
 
 
-def _settings_of(data: str, material: PreparedData, method: Method) -> dict[str, object]:
-    """Returns what a run's configuration says beside the pair and the training."""
+def _settings_of(data: str, prepared: PreparedData, method: Method) -> dict[str, object]:
+    """Returns the entries of a run's configuration beside the pair and the training."""
     trained_on: dict[str, object] = {"name": _path(data), "grey": method.grey}
-    if material.layout is not None:
-        trained_on["layout"] = material.layout.described()
+    if prepared.layout is not None:
+        trained_on["layout"] = prepared.layout.described()
     options = {name: getattr(method, name) for name in method.options}
     return {
         "method": method.name,
@@ -160,16 +160,16 @@ def _check_options(options: Namespace, data: str) -> None:
             )
 
 
-def _print_data(data: str, material: PreparedData, method: Method) -> None:
-    """Prints what the training part holds, and what is done with it."""
-    train, test = material.sizes_of_parts
-    counts = f"{train} training {material.unit}s, {test} held out"
-    pixels = _pixels(material, method.grey)
-    if material.own is None:
+def _print_data(data: str, prepared: PreparedData, method: Method) -> None:
+    """Prints a summary of the training part, and its conversion."""
+    train, test = prepared.sizes_of_parts
+    counts = f"{train} training {prepared.unit}s, {test} held out"
+    pixels = _pixels(prepared, method.grey)
+    if prepared.own is None:
         print(", ".join([f"{data}: {counts}", *pixels]))
         return
 
-    own = material.own
+    own = prepared.own
     layout = own.layout
     words = f"{Path(data).name}: {layout.extent}, {layout.sentence}"
     named = getattr(method, "likelihood", None)
@@ -178,7 +178,7 @@ def _print_data(data: str, material: PreparedData, method: Method) -> None:
         words += f" -> {layout.likelihood}{flag}"
     for line in (words, *own.contents.notes, own.sentence):
         print(line)
-    if material.binarize:
+    if prepared.binarize:
         print(f"{pixels[0]} (--grey keeps them grey)")
     steps = -(-train // method.batch_size)
     print(f"{_counted(method.epochs, 'epoch')} of {_counted(steps, 'step')}")

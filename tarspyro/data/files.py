@@ -107,7 +107,7 @@ def check_file(path: Path, most: int | None = None) -> None:
     except (OSError, ValueError) as error:
         if not isinstance(error, FileNotFoundError):
             raise DataError(f"{path} cannot be read ({_line(error)}).") from error
-        return  # the one who reads it says so
+        return  # the caller's attempt to read it raises the error
     if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
         raise DataError(f"{path} cannot be read (it is not a regular file).")
     check_size(path, found.st_size, most)
@@ -129,7 +129,7 @@ def check_size(source: object, size: int, most: int | None = None) -> None:
 
 
 def memory() -> int:
-    """Returns the bytes of this machine's memory; a guess where the system does not tell."""
+    """Returns the bytes of this machine's memory; 8 GiB where the system does not give it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -200,7 +200,7 @@ def _receive(url: str, name: str) -> bytes:
     import requests
     from tqdm.auto import tqdm
 
-    # By default requests asks for compression on the way, and would unpack a .gz file.
+    # By default requests allows compression on the way, and would unpack a .gz file.
     headers = {"Accept-Encoding": "identity"}
     received = bytearray()
     end = time.monotonic() + SECONDS  # a server that drips would be waited for without end

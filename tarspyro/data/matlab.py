@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _SECONDS = 60
-_MOST_NUMBERS = 1 << 29  # bytes of all variables that are asked for
+_MOST_NUMBERS = 1 << 29  # bytes of all requested variables
 _MOST_MEMORY = 3 << 28  # bytes of the process that reads
 # The process answers with an archive of plain arrays, in which the elements of a cell array
 # are numbered.

@@ -260,7 +260,8 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
     missing = [name for name in names[: len(parts)] if name not in data]
     if missing:
         raise ValueError(
-            f"data has {sorted(data)} and lacks {missing[0]!r}, which comes before."
+            f"data has {sorted(data)} and lacks {missing[0]!r}, an argument before the last of"
+            " them: give it too, or None in its place."
         )
     return parts
 

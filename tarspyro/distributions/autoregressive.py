@@ -149,8 +149,8 @@ class AutoregressiveDistribution(TorchDistribution):
         .. math:: x_i \sim p(x_i \mid x_{<i}, c), \qquad i \text{ not known}
 
         This is the distribution of the unknown elements given the known ones where these come
-        before the others: see ``completes``. Elsewhere an unknown element knows nothing of the
-        known ones after it.
+        before the others: see ``completes``. Elsewhere an unknown element does not depend
+        on the known ones after it.
 
         Arguments:
             value: Values, of shape ``(*, *event_shape)``, with anything in place of the unknown

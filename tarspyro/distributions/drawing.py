@@ -1,6 +1,6 @@
 """Draws that carry their logarithm and their score.
 
-A sampler knows two things about a draw that its value does not show:
+A sampler computes two numbers for a draw that its value does not show:
 
 - its logarithm: exp(-10,000) underflows in floating point, and -10,000 does not;
 - its score: with rejection sampling, the pathwise derivative is not the whole gradient, because

@@ -14,7 +14,7 @@ from tarspyro.arguments import format_value
 from tarspyro.distributions.drawing import CarriesScore, check_parameters, recall, remember
 from tarspyro.types import Distribution, Shape
 
-# What made the parts that a draw of blocks knows. Flows and others remember parts too.
+# The maker of the parts that a draw of blocks remembers. Flows and others remember parts too.
 _MAKER = ("blocks", True)
 
 
@@ -194,7 +194,7 @@ class MixtureOfExperts(TorchDistribution):
         r"""Returns the same mixture, whose draws come from given experts.
 
         A level l chooses the expert m with :math:`w_1 + \dots + w_{m-1} \le l < w_1 + \dots +
-        w_m`. Levels that are spread evenly choose each expert as often as its weight says.
+        w_m`. Levels that are spread evenly choose each expert in proportion to its weight.
 
         Arguments:
             levels: Numbers from 0 to 1, one for each row, which broadcast with the batch shape.
@@ -352,7 +352,7 @@ class Concatenate(CarriesScore, TorchDistribution):
 
     @property
     def has_density(self) -> bool:
-        """Whether every block knows the density of any value, and not of its own draws alone."""
+        """Whether every block has a density at any value, and not at its own draws alone."""
         known = []
         for block in self.blocks:
             while hasattr(block, "base_dist"):

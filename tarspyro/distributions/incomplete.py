@@ -23,7 +23,7 @@ class _WithGaps(constraints.Constraint):
         self.event_dim = known.event_dim
 
     def check(self, value: Tensor) -> Tensor:
-        """Returns whether what is known satisfies the constraint."""
+        """Returns whether the known elements satisfy the constraint."""
         return _check(self.known, value)
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Incomplete(TorchDistribution):
         return Incomplete(self.base.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log-density of what is known, in nats."""
+        """Returns the log-density of the known elements, in nats."""
         return log_prob_of_known(self.base, value)
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:

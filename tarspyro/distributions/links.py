@@ -126,9 +126,9 @@ def link_to(constraint: constraints.Constraint) -> Transform:
 
 
 def _can_be_read(x: Tensor) -> bool:
-    """Returns whether a tensor has numbers, in the memory of the processor that asks.
+    """Returns whether the numbers of a tensor can be read at once, from the CPU's memory.
 
-    A recorded or transformed function must not depend on them, and a GPU would be waited for.
+    A recorded or transformed function must not depend on them, and reading from a GPU waits.
     """
     return (
         type(x) is Tensor

@@ -223,7 +223,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         scale: The scales, of shape ``(*, K)``.
         num_levels: The number of levels of each component.
         num_components: The number of components that a network computes, where the
-            parameters are its outputs; they tell it themselves where they are given.
+            parameters are its outputs. Given parameters have it in their shape.
 
     Raises:
         ValueError: If ``num_levels`` is below 2, or, with validation, a value is no level.

@@ -99,12 +99,12 @@ class SemiImplicitDistribution(TorchDistribution):
         return new
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Returns reparameterized draws, which know their auxiliary variable."""
+        """Returns reparameterized draws, which remember their auxiliary variable."""
         psi = self.auxiliary.rsample(Size(sample_shape))
         return self._remembering(self.given(psi).rsample(), psi)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Returns draws without gradients, which know their auxiliary variable."""
+        """Returns draws without gradients, which remember their auxiliary variable."""
         with torch.no_grad():
             psi = self.auxiliary.sample(Size(sample_shape))
             return self._remembering(self.given(psi).sample(), psi)

@@ -419,8 +419,8 @@ def _energy(path: _Path, state: _State) -> Tensor:
     return path.kinetic(state.momentum) - state.log_density
 
 
-def _sigmoidal(num_steps: int, spread: float = 4.0) -> list[float]:
+def _sigmoidal(num_steps: int) -> list[float]:
     """Returns increasing numbers from 0 to 1 that lie close together at both ends."""
-    levels = torch.linspace(-spread, spread, num_steps + 1, dtype=torch.float64).sigmoid()
+    levels = torch.linspace(-4.0, 4.0, num_steps + 1, dtype=torch.float64).sigmoid()
     schedule: list[float] = ((levels - levels[0]) / (levels[-1] - levels[0])).tolist()
     return schedule

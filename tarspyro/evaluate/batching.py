@@ -298,7 +298,8 @@ def as_codes(z: ArrayLike, *programs: Program) -> Tensor:
 def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
     """Raises if the model observes numbers without the dimension of rows, or of events.
 
-    Its plate would take each number for a row, and broadcast it. Two rows tell the event shape.
+    Its plate would take each number for a row, and broadcast it. A run on two rows shows the
+    event shape.
     """
     x = data[0]
     if x is None or x.dim() != 1:
@@ -314,7 +315,7 @@ def _check_rows(programs: Sequence[Program], data: Arguments) -> None:
         try:
             trace = poutine.trace(programs[0]).get_trace(*rows)
         except PROGRAM_ERRORS:
-            return  # the evaluation itself says why
+            return  # the evaluation itself raises the reason
     for name, site in sample_sites(trace):
         if site["is_observed"] and site["value"] is rows[0]:
             check_shape(name, site["fn"], site["value"], x)

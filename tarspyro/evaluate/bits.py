@@ -82,7 +82,7 @@ def bits_per_dim(
             or what ``log_likelihood(errors=True)`` and ``elbo`` return (the latter gives upper
             bounds on bits). Or a pair ``(model, guide)``, of which ``log_likelihood`` computes
             them; ``(model, None)`` for a model without latent variables.
-        x: The data, of shape (N, \*event), which tell D.
+        x: The data, of shape (N, \*event), in which D is counted.
         divisor: For continuous densities, the number c that the bytes were divided by; 1 if
             they were not. None for probabilities of discrete data.
         num_particles: For a pair, see ``log_likelihood``.

@@ -1,4 +1,4 @@
-"""Whether a guide is right: its draws against latent variables that the model drew."""
+"""Calibration of guides, by the ranks of true latent variables among the guide's draws."""
 
 __all__ = ["GuideCheck", "SiteCheck", "UnitCheck", "check_guide"]
 
@@ -38,6 +38,8 @@ from tarspyro.types import Argument, Arguments, Data, Program
 
 # The central intervals whose coverage is reported.
 _LEVELS = (0.5, 0.8, 0.95)
+# The number of wrong units of a site that are printed.
+_LISTED = 4
 # The number of bins of the test of the whole distribution of the ranks.
 _BINS = 20
 # The share of a posterior's variance that data explain, below which a unit ignores the data.
@@ -130,9 +132,9 @@ class GuideCheck:
 
     @property
     def verdict(self) -> str:
-        """``"calibrated"``, or what is wrong first of all.
+        """``"calibrated"``, or the verdict of the unit with the smallest p-value.
 
-        ``"wrong together"`` says that every unit alone is calibrated, and their joint
+        ``"wrong together"`` means that every unit alone is calibrated, and their joint
         distribution is not.
         """
         if self.reason:
@@ -171,14 +173,14 @@ class GuideCheck:
         return "\n".join(lines)
 
 
-def _unit_lines(site: SiteCheck, most: int = 4) -> list[str]:
+def _unit_lines(site: SiteCheck) -> list[str]:
     """Returns a line for each unit that is wrong, the worst first, or one for the whole site."""
     order = sorted(range(len(site.units)), key=lambda index: site.units[index].p_value)
     wrong = [index for index in order if site.units[index].verdict != "calibrated"]
     if not wrong:
         return [f"  {site.name}: calibrated"]
     lines = []
-    for index in wrong[:most]:
+    for index in wrong[:_LISTED]:
         unit = site.units[index]
         shown = f"{site.unit_name(index)}: {unit.verdict}"
         if unit.verdict == "cannot say":
@@ -188,8 +190,8 @@ def _unit_lines(site: SiteCheck, most: int = 4) -> list[str]:
             f"  {shown} (shift {unit.shift:+.2f} sd, width {unit.width:.2f} of what is right,"
             f" p = {_p(unit)})"
         )
-    if len(wrong) > most:
-        lines.append(f"  {site.name}: {len(wrong) - most} more of {len(site.units)} units")
+    if len(wrong) > _LISTED:
+        lines.append(f"  {site.name}: {len(wrong) - _LISTED} more of {len(site.units)} units")
     return lines
 
 
@@ -355,7 +357,7 @@ class _Simulation:
         self.ignores_data = True
 
     def columns(self, *batch: Argument) -> dict[str, Tensor]:
-        """Returns what a batch of simulations shows, with a row for each.
+        """Returns the statistics of a batch of simulations, with a row for each.
 
         For a site z: ``rank z``; where the weights push the guide, ``push z``; the true value
         in standard deviations of the guide, ``error z``; the guide's mean minus the prior's,
@@ -483,7 +485,7 @@ class _Simulation:
         try:
             joint, log_guide = self._log_densities(model_trace, guide_trace)
         except (RuntimeError, ValueError, NotImplementedError):
-            # Some flows know the density of their own draws alone.
+            # Some flows have a density at their own draws alone.
             joint, _ = self._log_densities(model_trace, Trace())
             log_guide = nothing.unsqueeze(0)
         columns = {
@@ -597,7 +599,7 @@ def _judge_unit(
     dependence = between / max(between + float(variance.mean()), 1e-300)
     verdict = "too narrow" if tests.spread[0] > 0 else "too wide"
     # A wrong mean takes true values away from the middle of the draws, and never towards it: if
-    # they lie there too often the guide is too wide, whatever the weights say of its mean.
+    # they lie there too often the guide is too wide, whatever the test of its mean finds.
     wide = tests.spread[0] < 0 and num_tests * tests.spread[1] < level
     shifted = max(abs(tests.mean[0]), 0.0 if wide else abs(tests.push[0]))
     if num_tests * min(tests.mean[1], tests.spread[1], tests.push[1]) >= level:

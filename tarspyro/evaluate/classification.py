@@ -1,6 +1,6 @@
 """Class probabilities of a guide, and their accuracy."""
 
-__all__ = ["accuracy", "classify"]
+__all__ = ["accuracy", "as_classes", "classify"]
 
 import torch
 from pyro import poutine
@@ -73,11 +73,19 @@ def accuracy(guide: Program, x: Data, y: ArrayLike, *, site: str = "y") -> float
         ValueError: If x and y differ in length.
     """
     found = torch.as_tensor(classify(guide, x, site=site)).argmax(-1)
-    labels = as_numbers("y", y).to(found.device)
-    if labels.dim() > 1:
-        labels = labels.argmax(-1)
-    if len(found) != len(labels):
+    labels = as_classes(y, len(found))
+    return (found == labels.to(found.device)).double().mean().item()
+
+
+def as_classes(y: ArrayLike, count: int) -> Tensor:
+    """Returns the classes of labels, which are numbers or one-hot rows.
+
+    Raises:
+        ValueError: If there are more or fewer than the rows of x, whose number is ``count``.
+    """
+    labels = as_numbers("y", y)
+    if len(labels) != count:
         raise ValueError(
-            f"y must have a label for each of the {len(found)} rows of x, got {len(labels)}."
+            f"y must have a label for each of the {count} rows of x, got {len(labels)}."
         )
-    return (found == labels).double().mean().item()
+    return labels.argmax(-1) if labels.dim() > 1 else labels

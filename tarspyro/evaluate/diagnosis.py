@@ -59,7 +59,7 @@ class Symptom(NamedTuple):
     Attributes:
         name: Its name, such as ``"collapse"``.
         value: The number that shows it.
-        text: What the number says.
+        text: The meaning of the number.
         remedy: What to try.
     """
 
@@ -156,7 +156,7 @@ def diagnose(
     num_rows: int = 1000,
     seed: int | None = None,
 ) -> Diagnosis:
-    r"""Looks for what keeps a pair from being good: each symptom with its number and a remedy.
+    r"""Returns the symptoms of a bad pair, each with its number and a remedy.
 
     - *collapse*: the decoder gains nothing from the code. Its measure is the reconstruction
       from a data point's own code minus that from the code of another data point.
@@ -167,7 +167,7 @@ def diagnose(
     - *dead units*: units behind a ReLU that are 0 for every data point.
     - *saturated scales*: scales of the guide or of the likelihood below 1e-4 or above 1e4.
     - *overfitting*: a higher ELBO on the training data, which ``train`` gives.
-    - *not converged*: a loss that still falls, which ``history`` tells.
+    - *not converged*: a loss that still falls, seen in the ``history``.
 
     The decomposition of the KL takes the codes of the rows for all of q(z), so that the mutual
     information is at most log N.
@@ -238,7 +238,7 @@ def diagnose(
 def decoder_gains(
     model: Program, guide: Program, rows: Arguments, structure: Structure | None = None
 ) -> Tensor:
-    """Returns what each data point's own code gains over the code of another one, in
+    """Returns the gain of each data point's own code over the code of another one, in
     reconstruction, in nats.
 
     Arguments:
@@ -308,7 +308,7 @@ class _Pair:
         return value.double().mean(dims).cpu()
 
     def decoder_gains(self) -> Tensor:
-        """Returns what the own code gains over another one's, in reconstruction, for each data
+        """Returns the gain of the own code over another one's, in reconstruction, for each data
         point.
         """
         rolled = {}

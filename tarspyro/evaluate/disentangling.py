@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tarspyro.arguments import as_count, as_numbers, as_seed, format_value
+from tarspyro.arguments import as_count, as_numbers, as_seed, check_finite, format_value
 from tarspyro.types import ArrayLike
 
 # The rows of the importances' forest, of which a share is held out.
@@ -61,7 +61,7 @@ def disentanglement(
 ) -> Disentanglement:
     r"""Returns how far units of a code and known factors belong together, by three scores.
 
-    - MIG: the gap between the two units that know most of a factor, with units in bins of
+    - MIG: the gap between the two units with most information on a factor, with units in bins of
       equal width (Chen et al. 2018, arXiv:1802.04942, eq. 6),
 
     .. math:: \mathrm{MIG} = \frac{1}{K} \sum_k \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
@@ -76,8 +76,8 @@ def disentanglement(
       units; informativeness is the forest's accuracy on a quarter of the rows, which it has not
       seen. One factor, or one unit, has no entropy: the score is then 1.
 
-    All three compare single units: a code may be rotated, which changes all scores and not what
-    it knows. Values are comparable for the same factors and numbers of rows only.
+    All three compare single units: a code may be rotated, which changes all scores and not its
+    information. Values are comparable for the same factors and numbers of rows only.
 
     Arguments:
         codes: Codes of shape ``(N, *event)``, for example the result of ``embed``.
@@ -144,10 +144,8 @@ def _as_arrays(codes: ArrayLike, factors: ArrayLike) -> tuple[np.ndarray, np.nda
             f"factors must be of shape (N, K) with a row for each of {len(units)} codes, got"
             f" {values.shape}."
         )
-    for name, array in (("codes", units), ("factors", values)):
-        if not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            raise ValueError(f"{name} must be finite, got {count} numbers that are not.")
+    check_finite("codes", units)
+    check_finite("factors", values)
     vectors: np.ndarray = units.reshape(len(units), -1)
     return vectors, values
 

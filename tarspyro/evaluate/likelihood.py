@@ -146,7 +146,7 @@ def log_likelihood(
 
 
 class _Weights:
-    """The log weights of a batch, compiled if that is asked for."""
+    """The log weights of a batch, with ``compile`` by a compiled function."""
 
     def __init__(self, model: Program, guide: Program, compile: bool) -> None:
         self.model = model
@@ -178,7 +178,7 @@ def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:
         log_w: The log weights in chunks of shape ``(particles, *data points)``.
         num_particles: K, the number of particles in all chunks.
     """
-    # A map lets go of a chunk before it asks for the next one.
+    # A map frees a chunk before it computes the next one.
     sums = map(_log_sums, log_w)
     log_sum, log_sum_of_squares = functools.reduce(torch.logaddexp, sums)
 

@@ -66,7 +66,7 @@ _WARM_UP = 0.2
 # The log-probability of a corrupted binary element, which a fair coin replaced.
 _COIN = math.log(0.5)
 
-# What does without the guide's density of given codes.
+# The remedy where the guide has no density at given codes.
 _PSEUDO_GIBBS = "draw with impute(method='pseudo-gibbs')"
 
 # The traces of the model and of the guide.
@@ -466,7 +466,7 @@ class MissingElements:
         x: Tensor,
         state: Codes,
     ) -> tuple[Tensor, Codes]:
-        """Takes a step of a chain, compiled if that is asked for."""
+        """Takes a step of a chain, with ``compile`` a compiled one."""
         if not self.compile:
             return step(batch, x, state)
         names = [*state]
@@ -553,7 +553,7 @@ def completions(model: Program, batch: Incomplete, site: str, copies: int) -> Te
         with preserved_rng():
             trace = poutine.trace(model).get_trace(*batch.arguments)
     except (NotImplementedError, RuntimeError, ValueError, TypeError):
-        return None  # ``MissingElements.check`` says why the model does not run.
+        return None  # ``MissingElements.check`` raises the reason.
     if (
         drawn_of(sample_sites(trace))
         or batch.trust.dtype != torch.bool

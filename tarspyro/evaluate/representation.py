@@ -5,7 +5,7 @@ __all__ = ["knn_accuracy", "linear_probe"]
 import numpy as np
 import torch
 
-from tarspyro.arguments import as_count, as_numbers, check_positive
+from tarspyro.arguments import as_count, as_numbers, check_finite, check_positive
 from tarspyro.types import ArrayLike
 
 
@@ -111,11 +111,7 @@ def _codes(name: str, values: ArrayLike) -> np.ndarray:
     codes = as_numbers(name, values).detach().cpu().numpy()
     if not codes.ndim or not codes.size:
         raise ValueError(f"{name} must have rows, got shape {codes.shape}.")
-    if not np.isfinite(codes).all():
-        raise ValueError(
-            f"{name} must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are"
-            " not."
-        )
+    check_finite(name, codes)
     return codes
 
 

@@ -15,7 +15,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tarspyro.arguments import as_count, as_numbers, check_number, check_positive, format_value
+from tarspyro.arguments import (
+    as_count,
+    as_numbers,
+    check_finite,
+    check_number,
+    check_positive,
+    format_value,
+)
+from tarspyro.evaluate.classification import as_classes
 from tarspyro.evaluate.distances import distances
 from tarspyro.types import ArrayLike
 
@@ -149,13 +157,7 @@ def agreement(classifier: Classifies, x: ArrayLike, y: ArrayLike) -> float:
             f" {format_value(classifier)}."
         )
     x = as_numbers("x", x)
-    labels = as_numbers("y", y)
-    if labels.dim() > 1:
-        labels = labels.argmax(-1)
-    if len(labels) != len(x):
-        raise ValueError(
-            f"y must have a label for each of the {len(x)} rows of x, got {len(labels)}."
-        )
+    labels = as_classes(y, len(x))
     found = classifier.classes(x)
     return (found == labels.to(found.device)).double().mean().item()
 
@@ -237,11 +239,7 @@ def _checked(at_least: int = 2, **sets: ArrayLike) -> list[Tensor]:
                 f"{name} must have shape (N, F) with N of {at_least} at least, got"
                 f" {tuple(rows.shape)}."
             )
-        if not rows.isfinite().all():
-            raise ValueError(
-                f"{name} must be finite, got {int((~rows.isfinite()).sum())} numbers that are"
-                " not."
-            )
+        check_finite(name, rows)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"{second} must have {x.shape[1]} columns as {first} has, got {y.shape[1]}."

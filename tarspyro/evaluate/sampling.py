@@ -257,20 +257,17 @@ def _check_codes(
         try:
             trace = poutine.trace(model).get_trace(batch_size=1, **row)
         except (*PROGRAM_ERRORS, NotImplementedError):
-            return  # the decoding itself says why, or needs no prior
-    event = (
-        tuple(_site("latent", trace, latent)["fn"].event_shape)
-        if latent in trace.nodes
-        else None
-    )
-    if event is None or tuple(codes.shape[codes.dim() - len(event) :]) == event:
-        if event is not None and codes.dim() == len(event):
-            raise one_row("z", codes, "code")
+            return  # the decoding itself raises the reason, or needs no prior
+    if latent not in trace.nodes:
         return
-    raise InputError(
-        f"z has shape {tuple(codes.shape)}, and {name_of(model)} has codes of shape {event}: give"
-        f" z of shape (N{''.join(f', {size}' for size in event)})."
-    )
+    event = tuple(_site("latent", trace, latent)["fn"].event_shape)
+    if tuple(codes.shape[codes.dim() - len(event) :]) != event:
+        raise InputError(
+            f"z has shape {tuple(codes.shape)}, and {name_of(model)} has codes of shape"
+            f" {event}: give z of shape (N{''.join(f', {size}' for size in event)})."
+        )
+    if codes.dim() == len(event):
+        raise one_row("z", codes, "code")
 
 
 def check_generates(model: Program) -> None:

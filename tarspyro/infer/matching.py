@@ -96,7 +96,7 @@ def check_pair(model: Program, guide: Program, *args: object, **kwargs: object) 
 def run_pair(
     model: Program, guide: Program, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[Trace, Trace]:
-    """Runs a pair and returns both traces; an error says in one sentence why it does not run.
+    """Runs a pair and returns both traces; an error has the reason in one sentence.
 
     Raises:
         InputError: If the programs do not run on the data, or an observed value has another
@@ -128,7 +128,7 @@ def run_pair(
 def _is_whole(error: Exception) -> bool:
     """Whether an error is one sentence already, or is about something else than the pair.
 
-    Subclasses of ``RuntimeError`` say: out of memory, not implemented.
+    Subclasses of ``RuntimeError`` stand for other causes: out of memory, not implemented.
     """
     if isinstance(error, (InputError, PairError)):
         return "\n" not in str(error)
@@ -144,10 +144,10 @@ def _found_alone(
     kwargs: Mapping[str, object],
     failure: Exception,
 ) -> tuple[Exception, Exception | None]:
-    """Returns what is wrong with a pair that failed, and the cause to be shown with it.
+    """Returns the error of a pair that failed, and the cause to be shown with it.
 
-    Runs of the model and of the guide alone often tell more than the run of the pair. If the
-    guide's network fails on the data, the model says which shape the data should have.
+    Runs of the model and of the guide alone often show more than the run of the pair. If the
+    guide's network fails on the data, the model's run shows which shape the data should have.
     """
     model_trace, reason = _run_alone(model, args, kwargs)
     if model_trace is not None:
@@ -343,7 +343,7 @@ def check_count(arguments: Sequence[object], program: Program) -> None:
 def positional_names(program: Program) -> list[str]:
     """Returns the names of the program's data arguments.
 
-    The list is empty if the program takes any number of them, or does not tell.
+    The list is empty if the program takes any number of them, or has no signature.
     """
     return [parameter.name for parameter in _positional_parameters(program)]
 
@@ -378,7 +378,7 @@ def _are_whole(values: Any) -> bool:
 
 def _positional_parameters(program: Program) -> list[inspect.Parameter]:
     """Returns the parameters that data can be passed to; none if the program takes any number of
-    them, or does not tell.
+    them, or has no signature.
     """
     function = program.forward if isinstance(program, nn.Module) else program
     try:
@@ -455,7 +455,7 @@ def check_sites(
 
 
 def _check_density(model: Program, name: str, site: Site) -> None:
-    """Raises if the model does not know the density of the guide's draw."""
+    """Raises if the model has no density at the guide's draw."""
     if not has_one_way_flow(site["fn"]):
         return
     try:

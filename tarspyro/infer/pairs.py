@@ -134,7 +134,7 @@ class _Trial:
         try:
             self.weights(self.first)
         except PROGRAM_ERRORS:
-            # Some flows know the density of their own draws alone.
+            # Some flows have a density at their own draws alone.
             self.guide_is_known = False
 
     def run(

@@ -1,6 +1,6 @@
 """Remedies for data that a likelihood does not take, by what is seen in the data."""
 
-__all__ = ["about_bounds", "about_edges", "about_support"]
+__all__ = ["about_bounds", "about_edges", "about_support", "is_range_of_bytes"]
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ def about_support(name: str, base: Distribution, value: Tensor, support: Constra
     """
     known = value.isfinite()
     if not bool(known.all()) and bool(known.any()):
-        value = value.where(known, value[known].median())  # gaps say nothing
+        value = value.where(known, value[known].median())  # gaps have no range
     low = value.min().item()
     high = value.max().item()
     family = type(base).__name__
@@ -50,7 +50,7 @@ def about_support(name: str, base: Distribution, value: Tensor, support: Constra
 
 def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
     """Returns a remedy for values outside a support."""
-    # A support that knows its values tells how others become them.
+    # A support of the library may have a remedy of its own.
     own: Callable[[str, Tensor], str] | None = getattr(support, "remedy", None)
     if own is not None:
         return own(name, value)
@@ -80,7 +80,7 @@ def _fix_of(name: str, base: Distribution, value: Tensor, support: Any) -> str:
     if support.is_discrete:
         return _fix_for_counts(name, base, value, whole)
     if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
-        return _fix_for_interval(name, base, value, whole)
+        return _fix_for_interval(name, base, value)
     if hasattr(support, "lower_bound") and low >= 0 >= _number(support.lower_bound):
         return f"move the zeros inside, {name}.clip(min={_STEP:g})"
     if hasattr(support, "lower_bound"):
@@ -98,11 +98,16 @@ def _fix_for_pixels(name: str, base: Distribution, value: Tensor, whole: bool) -
     drawn = "" if accepts_grey else ", and train with fit(..., binarize=True)"
     if low >= -1 and high <= 1:
         return f"scale them to probabilities, ({name} + 1) / 2{drawn}"
-    if low >= 0 and 100 < high <= 255:
+    if is_range_of_bytes(low, high):
         return f"these look like bytes, divide by 255{drawn}"
     if whole and low >= 0:
         return f"divide pixels by {high:g}{drawn}, or for counts use dist.Poisson"
     return _REAL
+
+
+def is_range_of_bytes(low: float, high: float) -> bool:
+    """Returns whether the smallest and the largest value may be those of bytes of images."""
+    return low >= 0 and 100 < high <= 255
 
 
 def _fix_for_counts(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
@@ -122,9 +127,9 @@ def _fix_for_counts(name: str, base: Distribution, value: Tensor, whole: bool) -
     return "choose another likelihood"
 
 
-def _fix_for_interval(name: str, base: Distribution, value: Tensor, whole: bool) -> str:
+def _fix_for_interval(name: str, base: Distribution, value: Tensor) -> str:
     """Returns a remedy for values outside an interval, such as that of Beta."""
-    if value.min() >= 0 and 100 < value.max() <= 255:
+    if is_range_of_bytes(value.min().item(), value.max().item()):
         scaled = "these look like bytes, divide by 255"
     else:
         scaled = f"scale them, ({name} - {name}.min()) / ({name}.max() - {name}.min())"

@@ -264,7 +264,7 @@ def subsamples_of(*traces: Trace) -> tuple[tuple[str, int, int], ...]:
 def check_every_row(
     program: Program, subsamples: Sequence[tuple[str, int, int]], rows: int
 ) -> None:
-    """Raises if a program draws some rows of its data, and so says nothing of the others.
+    """Raises if a program draws only some rows of its data, and has no result for the others.
 
     A plate that is larger than the data takes them for a subsample, all of which it has.
 
@@ -298,9 +298,8 @@ def _points(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     sites = dict(sample_sites(model_trace))
     return tuple(
         name
-        for name, guided in sample_sites(guide_trace)
+        for name, guided in drawn_of(sample_sites(guide_trace)).items()
         if is_delta(guided)
-        and not guided["is_observed"]
         and name in sites
         and not sites[name]["is_observed"]
         and _has_density(sites[name])
@@ -345,7 +344,7 @@ def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
 def _masks_of(site: Site) -> list[tuple[Tensor, int]]:
     """Returns the masks of a site: its handlers', and those inside its distribution.
 
-    Each has, right of the plates, as many dimensions of the event as are told beside it.
+    Each comes with the number of dimensions of the event that it has, right of the plates.
     """
     masks = []
     if site["mask"] is not None:

@@ -219,10 +219,10 @@ def reparameterized(
 
 
 def check_densities(sites: Iterable[Site], wanted_by: str, remedy: str) -> None:
-    """Raises unless the distributions of all sites know the density of any value.
+    """Raises unless the distributions of all sites have a density at any value.
 
     Raises:
-        PairError: If one of them estimates it from what its own draws know.
+        PairError: If one of them has it at its own draws alone, from what these remember.
     """
     for site in sites:
         if not _has_density(site["fn"]):
@@ -244,7 +244,7 @@ _REMEMBERING = (
 
 
 def _has_density(distribution: Any) -> bool:
-    """Whether a distribution knows the density of any value."""
+    """Whether a distribution has a density at any value."""
     layers = list(nested(distribution))
     # The flows of the library remember all of their draws, and not the latest alone.
     forgetful = [layer for layer in layers if not getattr(layer, "remembers_draws", False)]
@@ -252,7 +252,7 @@ def _has_density(distribution: Any) -> bool:
 
 
 def has_one_way_flow(distribution: Any) -> bool:
-    """Whether a distribution has a transform that knows the inverse of its own draws alone."""
+    """Whether a distribution has a transform with an inverse at its own draws alone."""
     return any(map(_is_one_way, nested(distribution)))
 
 
@@ -269,7 +269,7 @@ def _is_one_way(distribution: Any) -> bool:
 
 
 def _has_inverse(transform: Any) -> bool:
-    """Whether a transform knows the inverse of any value."""
+    """Whether a transform has an inverse at any value."""
     if isinstance(transform, _InverseTransform):
         return True
     if isinstance(transform, ComposeTransform):
@@ -378,9 +378,8 @@ def log_prob(site: Site) -> Tensor:
 
 def is_flat(distribution: object) -> bool:
     """Whether a distribution is an improper prior, whose log-probability is zero."""
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return isinstance(distribution, ImproperUniform)
+    (*_, innermost) = nested(distribution)
+    return isinstance(innermost, ImproperUniform)
 
 
 def score_function(distribution: Distribution, value: Tensor) -> Tensor | None:

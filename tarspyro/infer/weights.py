@@ -50,7 +50,7 @@ from tarspyro.types import Program
 # A site of the model, with the sign +1, or of the guide, with the sign -1.
 SignedSite = tuple[str, Site, int]
 
-# Where the scales of the sites go; ``weigh`` says what each means.
+# Where the scales of the sites go, see ``weigh``.
 Scales = Literal["common", "inside", "none"]
 
 
@@ -259,7 +259,7 @@ def _common_scale(
 ) -> Tensor | float | None:
     """Returns the scale that all sites of a data point have.
 
-    None says that their scales differ and belong into the weight.
+    It is None if their scales differ and belong into the weight.
 
     Raises:
         PairError: If their scales differ and cannot belong into the weight.

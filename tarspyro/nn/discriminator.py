@@ -130,8 +130,8 @@ class BatchDeviation(Configurable):
     .. math:: h_n \mapsto [h_n, \bar\sigma], \qquad
               \bar\sigma = \frac{1}{F} \sum_f \sqrt{\mathrm{Var}_n(h_{nf}) + 10^{-8}}
 
-    A discriminator that knows it sees that fakes are too much alike, and the generator keeps
-    its variety. The features of images get it as one more channel. It ties the rows of a batch
+    With it a discriminator can see that fakes are too much alike, so the generator keeps its
+    variety. The features of images get it as one more channel. It ties the rows of a batch
     together, so penalties on the gradient of a row also hold those of others.
 
     Arguments:

@@ -51,7 +51,7 @@ _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
 def event_ndims(network: nn.Module) -> int | None:
     """Returns how many dimensions an event has for a network, according to its first layer.
 
-    None says that the first layer takes inputs of any rank, or is of an unknown kind.
+    It is None if the first layer takes inputs of any rank, or is of an unknown kind.
 
     Raises:
         TypeError: If ``network`` is not a module.
@@ -68,7 +68,7 @@ def event_ndims(network: nn.Module) -> int | None:
         if next(layer.children(), None) is not None or type(layer).__module__ in ELEMENTWISE:
             continue
         if isinstance(layer, nn.modules.conv._ConvNd):
-            # A lazy layer has no weight yet, so the kernel has to tell.
+            # The kernel, because a lazy layer has no weight yet.
             return len(layer.kernel_size) + 1
         for kinds, ndims in _NDIMS:
             if isinstance(layer, kinds):
@@ -80,11 +80,12 @@ def event_ndims(network: nn.Module) -> int | None:
 def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event]:
     """Returns the event of each of a network's inputs.
 
-    They are the network's ``in_shapes``, if it has this attribute. Else a run of a program tells
-    how many dimensions they have: those that are left of the plates. The network keeps this for
-    calls in which particles stand before the plates, and for calls outside a program. Before
-    such a run the first layer tells it; if it does not, the first input has one dimension for
-    the batch, and the events of the other inputs are vectors.
+    They are the network's ``in_shapes``, if it has this attribute. Else their numbers of
+    dimensions are found in a run of a program: those right of the plates. The network keeps
+    them for calls in which particles stand before the plates, and for calls outside a program.
+    Before such a run they follow from the first layer. If that layer takes inputs of any rank,
+    the first input has one dimension for the batch, and the events of the other inputs are
+    vectors.
     """
     shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
     if shapes is not None:

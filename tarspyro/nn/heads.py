@@ -86,7 +86,7 @@ def make_head(trunk: nn.Module, shape: torch.Size) -> nn.Module:
     size = math.prod(shape)
     features = out_features(trunk)
     if features is None:
-        # The trunk does not tell the number of its features; the first call does.
+        # The number of features is known from the first call on.
         layers += [nn.Flatten(), LazyHead(size)]
     else:
         layers.append(initialize(nn.Linear(features, size)))
@@ -137,7 +137,7 @@ _SHAPES = (nn.Sequential, nn.Flatten, nn.Unflatten)
 
 
 class LazyHead(nn.LazyLinear):
-    """A linear head that the first call tells the number of features."""
+    """A linear head whose number of features is set by the first call."""
 
     starts_at_zero = False
 
@@ -150,7 +150,7 @@ class LazyHead(nn.LazyLinear):
 
 
 def out_features(trunk: nn.Module) -> int | None:
-    """Returns the number of a trunk's features; None if it does not tell."""
+    """Returns the number of a trunk's features; None if it is not known before a call."""
     if isinstance(trunk, nn.Sequential):
         for layer in reversed(trunk):
             # A gated linear unit is among the activations, but halves the number of features.

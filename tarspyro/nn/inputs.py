@@ -65,7 +65,7 @@ class Standardize(Configurable):
         return standardized
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Returns what is standardized to x."""
+        """Returns the inputs whose standardized values are x."""
         return self.loc + self.scale * x
 
     def __repr__(self) -> str:

@@ -168,7 +168,7 @@ class Alignment(Configurable):
         self.score = initialize(nn.Linear(units, 1, bias=False))
 
     def words(self, features: Tensor, lengths: Tensor | None = None) -> Words:
-        """Returns what stays the same in all steps, given the features of the words.
+        """Returns the words as all steps use them: features, keys, and which are present.
 
         ``lengths`` are the numbers of words of the sentences, of shape (B,); all words count
         without them.

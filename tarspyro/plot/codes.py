@@ -14,6 +14,7 @@ from tarspyro import evaluate
 from tarspyro.arguments import (
     as_count,
     check_choice,
+    check_finite,
     check_number,
     check_positive,
     format_value,
@@ -149,11 +150,7 @@ def _codes_of(guide: Program | ArrayLike, data: Data | None, site: str | None) -
         raise ValueError(
             f"guide must be a program, or codes of shape (N, *event), got {format_value(guide)}."
         )
-    if not np.isfinite(codes).all():
-        raise ValueError(
-            f"codes must be finite, got {int((~np.isfinite(codes)).sum())} numbers that are"
-            " not."
-        )
+    check_finite("codes", codes)
     return codes.reshape(len(codes), -1).astype(float)
 
 

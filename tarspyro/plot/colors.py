@@ -1,4 +1,4 @@
-"""Colours of classes and curves that people who see few colours can tell apart."""
+"""Colours of classes and curves that colour-blind readers can tell apart."""
 
 __all__ = ["MARKERS", "PALETTE", "class_colors"]
 

@@ -116,7 +116,7 @@ def _estimate(name: str, given: object) -> tuple[float, float]:
 
 
 def _parts(given: object) -> tuple[object, object]:
-    """Returns what holds the value of an estimate, and what its standard error."""
+    """Returns the value of an estimate and its standard error, as they are given."""
     if isinstance(given, Mapping):
         key = next((key for key in _VALUES if key in given), None)
         return given.get(key), given.get("standard_error", 0.0)

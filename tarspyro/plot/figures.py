@@ -7,6 +7,7 @@ __all__ = [
     "as_array",
     "as_images",
     "axes_of",
+    "image_shape_of",
     "is_channels_last",
     "mass_levels",
     "sheet_of",
@@ -172,14 +173,18 @@ def _image_shape(shape: Sequence[int], image_shape: ImageShape) -> tuple[int, ..
         return sizes
     if len(shape) in (2, 3):
         return tuple(shape)
-    if size in _KNOWN_SHAPES:
-        return _KNOWN_SHAPES[size]
-    side = math.isqrt(size)
-    if side * side != size:
+    found = image_shape_of(size)
+    if found is None:
         raise ValueError(
             f"image_shape is needed: {size} pixels make no square, so give (height, width)."
         )
-    return (side, side)
+    return found
+
+
+def image_shape_of(size: int) -> tuple[int, int] | None:
+    """Returns the shape of an image of so many pixels: a square, or a known shape; else None."""
+    side = math.isqrt(size)
+    return (side, side) if side * side == size else _KNOWN_SHAPES.get(size)
 
 
 def show(ax: Axes, sheet: np.ndarray) -> None:

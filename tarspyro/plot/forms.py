@@ -18,7 +18,7 @@ __all__ = [
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from tarspyro.arguments import check_choice, format_value
 from tarspyro.data import Sequences, Table
 from tarspyro.plot.colors import PALETTE
-from tarspyro.plot.figures import ImageShape, axes_of
+from tarspyro.plot.figures import ImageShape, axes_of, image_shape_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 Form: TypeAlias = Literal["images", "points", "table", "series"]
 
-FORMS = ("images", "points", "table", "series")
-
 # Vectors of fewer entries with values outside of [0, 1] are no images, though a square fits.
 _FEWEST_PIXELS = 49
 # Vectors of more entries that are no images are series.
@@ -44,6 +42,8 @@ _MOST_COLUMNS = 30
 # Matrices (T, D) of no more columns are series, if they have at least so many rows.
 _MOST_CHANNELS = 4
 _FEWEST_STEPS = 8
+# The largest number of panels side by side.
+_MOST_IN_A_ROW = 5
 # Columns of no more distinct values are drawn as shares.
 _MOST_LEVELS = 12
 
@@ -56,7 +56,7 @@ def as_form(
     names: Sequence[str] | None = None,
     data: object = None,
 ) -> Form:
-    """Returns the form of data points: the given one, or what their shape says.
+    """Returns the form of data points: the given one, or the one that suits their shape.
 
     Arguments:
         form: The form, if it is given.
@@ -70,7 +70,7 @@ def as_form(
     """
     event = tuple(values.shape[1:])
     if form is not None:
-        check_choice("form", form, FORMS)
+        check_choice("form", form, get_args(Form))
         wanted = {"points": event == (2,), "table": len(event) < 2, "series": len(event) < 3}
         if not wanted.get(form, True):
             shapes = {"points": "(2,)", "table": "(D,)", "series": "(T,) or (T, D)"}
@@ -92,9 +92,8 @@ def as_form(
 def _of_vector(size: int, values: Tensor) -> Form:
     if size == 2:
         return "points"
-    is_square = math.isqrt(size) ** 2 == size or size == 560  # Frey Face
     in_range = bool(((values >= 0) & (values <= 1)).all())
-    if is_square and size > 1 and (size >= _FEWEST_PIXELS or in_range):
+    if image_shape_of(size) and size > 1 and (size >= _FEWEST_PIXELS or in_range):
         return "images"
     return "table" if size <= _MOST_COLUMNS else "series"
 
@@ -151,14 +150,14 @@ def set_title(figure: Figure, ax: Axes | None, title: str) -> None:
         ax.set_title(title)
 
 
-def grid_of(num: int, most: int = 5) -> tuple[int, int]:
-    """Returns the rows and columns of so many panels, with as few empty places as can be.
+def grid_of(num: int) -> tuple[int, int]:
+    """Returns the rows and columns of a number of panels, with as few empty places as can be.
 
     Example:
         >>> grid_of(3), grid_of(6), grid_of(11)
         ((1, 3), (2, 3), (3, 4))
     """
-    rows = math.ceil(num / most)
+    rows = math.ceil(num / _MOST_IN_A_ROW)
     return rows, math.ceil(num / rows)
 
 

@@ -194,7 +194,7 @@ def samples(
         site: The site to draw.
         length: The number of steps of a model of sequences, such as the rows of an image.
         form: ``"images"``, ``"points"``, ``"table"`` or ``"series"``, in place of the form that
-            the shape says.
+            suits the shape.
         names: The names of a table's columns; those of a ``Table`` as ``data`` if not given.
         image_shape: The shape of an image, if it cannot be read off the data's.
         ax: Where to draw.

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The number of draws of a latent variable whose quantiles make a grid.
+_DRAWS = 10_000
+
 
 def manifold(
     model: Program,
@@ -441,12 +444,7 @@ def _decode(
         return evaluate.decode(model, codes, given=given, latent=latent, site=site)
 
 
-def _draws(
-    model: Program,
-    given: Mapping[str, ArrayLike] | None = None,
-    latent: str = "z",
-    num: int = 10_000,
-) -> Tensor:
+def _draws(model: Program, given: Mapping[str, ArrayLike] | None, latent: str) -> Tensor:
     """Returns draws of a latent variable, whose quantiles make grids.
 
     They come from the prior alone, if the variable is the prior's, else from the whole model.
@@ -460,7 +458,7 @@ def _draws(
     if prior is None or has_context(prior):
         check_generates(model)
         try:
-            trace = generated(model, num, given=given, seed=0)
+            trace = generated(model, _DRAWS, given=given, seed=0)
         except (PairError, NotImplementedError):
             raise ValueError(
                 f"{name_of(model)} has no prior that can be drawn from, as a grid needs: give"
@@ -470,7 +468,7 @@ def _draws(
         draws = torch.as_tensor(trace.nodes[latent]["value"])
     else:
         with preserved_rng(seed=0), evaluating(model), pyro.validation_enabled(False):
-            draws = prior().sample((num,))
+            draws = prior().sample((_DRAWS,))
     # Quantiles have levels of the same precision.
     return draws.cpu().to(torch.get_default_dtype())
 

@@ -118,7 +118,7 @@ def _groups(history: object) -> dict[str, list[History]]:
 
 
 def _measures(runs: Sequence[History]) -> list[str]:
-    """Returns what every run measured on the data that it trained on."""
+    """Returns the measures on the training data that all runs have."""
     first, *others = runs
     return [
         name

@@ -42,7 +42,7 @@ class RunError(OSError):
 class Run:
     """A run folder: ``config.json``, ``metrics.jsonl``, weights and checkpoints of a training.
 
-    ``fit(..., folder="runs/a")`` starts a new run. A ``Run`` says more about it:
+    ``fit(..., folder="runs/a")`` starts a new run. A ``Run`` has options:
     ``fit(..., folder=Run("runs/a", resume=True))``.
 
     Arguments:
@@ -169,8 +169,8 @@ class Run:
     def _locked(self) -> Iterator[None]:
         """Holds the lock of the folder.
 
-        The lock belongs to the process: it ends with it, however it ends. On a file system
-        that knows no locks there is none.
+        The lock belongs to the process, and ends with it. On a file system without locks there
+        is none.
 
         Raises:
             RunError: If another training holds it.

@@ -117,7 +117,7 @@ class History:
         return pandas.DataFrame(self.rows, columns=self.columns)
 
     def _unknown(self, name: object) -> str:
-        """Returns the sentence that says that there is no such column, and which there are."""
+        """Returns the sentence about a column that does not exist, with those that do."""
         columns = self.columns
         if not columns:
             return f"The history has no column {name!r}: it has no epochs yet."

@@ -52,7 +52,7 @@ class _Limit(TorchFunctionMode):
 
 
 def _numbers_of(name: str, args: Any, kwargs: Any) -> float:
-    """Returns the number of elements that a function's arguments ask for, if they tell."""
+    """Returns the number of elements that a function makes, as far as its arguments give it."""
     numbers = [argument for argument in args if isinstance(argument, (int, float))]
     numbers += [value for value in kwargs.values() if isinstance(value, (int, float))]
     match name:

@@ -36,7 +36,7 @@ class LoadedRun(NamedTuple):
     """A run read back from its folder.
 
     Attributes:
-        model: The model, with the weights that were asked for.
+        model: The model, with the requested weights.
         guide: The guide, likewise.
         config: The configuration, ``config.json``.
         history: The history.
@@ -129,7 +129,7 @@ def _rebuild(
         held: The entries of the weights file, with their shapes.
 
     Raises:
-        RunError: If the description is none, or says why there is none.
+        RunError: If it is no description, or holds the reason why there is none.
         ImportError: If a class is not found.
     """
     if isinstance(described, dict) and "unavailable" in described:
@@ -158,7 +158,7 @@ def _check_sizes(
 ) -> None:
     """Raises a ``RunError`` if the weights need far more memory than those of the halves.
 
-    It is asked before the weights are read.
+    This is checked before the weights are read.
     """
     rest = sum(math.prod(shape) for name, shape in held.items() if not _is_of_half(name))
     asked = sum(map(math.prod, held.values())) - rest

@@ -10,6 +10,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.infer.diagnosis import is_real
+from tarspyro.infer.remedies import is_range_of_bytes
 from tarspyro.infer.traces import (
     elements_of,
     is_delta,
@@ -162,5 +163,6 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
 
 def _looks_like_bytes(data: Tensor) -> bool:
     """Whether data are rows of many whole numbers up to 255."""
-    whole = bool((data == data.round()).all()) and float(data.min()) >= 0
-    return whole and 100 < float(data.max()) <= 255 and data[:1].numel() >= _PIXELS
+    if data[:1].numel() < _PIXELS or not bool((data == data.round()).all()):
+        return False
+    return is_range_of_bytes(data.min().item(), data.max().item())

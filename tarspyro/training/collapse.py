@@ -24,7 +24,7 @@ _EPOCHS = 2
 _STEPS = 100
 _POINTS = 2_000
 # A KL below the first number is collapsed. A KL above the second is not, nor is a gain that may
-# be above it, as far as its standard error tells (nats).
+# be above it within its standard error (nats).
 _NOTHING = 0.03
 _SOME = 1.0
 # The gain from the own code is none if it is below so many standard errors.
@@ -47,7 +47,7 @@ class _Look(NamedTuple):
 
 
 class CollapseAlarm:
-    """Warns if the code says nothing about the data.
+    """Warns if the code holds no information on the data.
 
     It looks after the second epoch, or after a hundred steps and two thousand data points if
     epochs are short; and again after each epoch as long as the code is of no use.

@@ -29,7 +29,7 @@ _FREE = ("epochs", "lr")
 
 
 def describe_batches(batches: Batches | None) -> Json:
-    """Returns by what data are recognized: shapes and a digest, or numbers of rows or batches.
+    """Returns a description that recognizes data: shapes and a digest, or a number of batches.
 
     Data in memory are recognized by their values, data sets by their rows, and loaders by
     their batches. Of a stream nothing is known.
@@ -168,7 +168,7 @@ def _loss(described: object) -> str:
 
 
 def _is_same_loss(stored: object, now: object) -> bool:
-    """Whether two losses are the same, as far as their descriptions tell."""
+    """Whether two losses are the same, by their descriptions."""
     if not isinstance(stored, dict) or not isinstance(now, dict):
         return True  # of functions nothing is known
     if stored.get("class") != now.get("class"):

@@ -444,7 +444,7 @@ _SETTINGS = ("epochs", "batch_size", "binarize", "seed", "shuffle", "autocast")
 def _compared(
     own: Sequence[object], trainer: Trainer, batches: Batches, held_out: Batches | None
 ) -> dict[str, object]:
-    """The settings that tell what was trained on which data, for a run that is resumed."""
+    """The settings and the description of the data that a resumed run must share."""
     return {
         **dict(zip(_SETTINGS, own, strict=True)),
         "lr": trainer.state.rates,

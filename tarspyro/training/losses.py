@@ -1,7 +1,7 @@
 """Losses: every kind that ``fit`` takes, behind the one interface of ``Objective``.
 
 A loss is a bound, an ELBO of Pyro, a function, or a game with several players, each of them
-compiled or not. No other module of the training asks which one it is.
+compiled or not. No other module of the training depends on the kind.
 """
 
 __all__ = ["Loss", "Objective", "Step", "prefixed"]

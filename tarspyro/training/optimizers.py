@@ -249,7 +249,7 @@ def _check_class(optimizer: object) -> None:
 
 
 def check_optimizer(optimizer: "Optimizer | OptimizerClass", lr: float | None) -> Optimizer:
-    """Returns what ``fit`` gets as its optimizer and learning rate, as an ``Optimizer``."""
+    """Returns the optimizer and the learning rate of ``fit`` as an ``Optimizer``."""
     if lr is not None:
         check_number("lr", lr, 0)
     if not isinstance(optimizer, Optimizer):

@@ -41,9 +41,9 @@ def fit_prior(
         fitted = models.VAE(fit_prior(codes, "gmm"), p.likelihood)
 
     The bounds and log-likelihoods of this pair are right: those of the model with the fitted
-    prior. They are not what joint training would reach, since likelihood and guide know the
-    old prior only. And a prior that has seen the codes of the training data flatters these
-    data: compare on held-out ones. The prior is on the device of the codes.
+    prior. They are not what joint training would reach, since likelihood and guide were trained
+    with the old prior. And a prior that was fitted to the codes of the training data is too good
+    on these data: compare on held-out ones. The prior is on the device of the codes.
 
     - ``"gmm"``: a ``NormalMixture`` with full covariances, by scikit-learn's EM algorithm.
     - ``"flow"``: rational splines (Durkan et al. 2019, arXiv:1906.04032), each of one half of

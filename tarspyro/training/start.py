@@ -1,6 +1,6 @@
 """The start of a training: outputs and inputs of new networks on the scale of the data.
 
-A new network knows nothing of the data that it will see. Its first outputs may be far from
+A new network does not depend on the data that it will see. Its first outputs may be far from
 them: a Normal of scale 0.1 around random numbers gives a grey image -10,000 nats, and a Poisson
 with rate 1 gives a count of 5,000 the gradient 5,000. So some of the data is looked at once:
 
@@ -47,9 +47,9 @@ from tarspyro.types import Arguments, Data, Program
 _SPREAD_OF_LATENT = 0.5
 
 # The spread of a likelihood's heads is above the first number only while it costs less than the
-# second, in nats a data point. At the start the data say about that much of the latent variables.
-# If they say next to nothing, the KL drives the guide to the prior in the first epochs, and the
-# latent variables may stay unused.
+# second, in nats a data point. This is about the information of the data on the latent variables
+# at the start. With next to none, the KL drives the guide to the prior in the first epochs, and
+# the latent variables may stay unused.
 _SPREAD_OF_LIKELIHOOD = 0.15
 _COST_OF_SPREAD = 1.0
 _WIDTHS = 10
@@ -58,8 +58,8 @@ _WIDTHS = 10
 _SMALLEST = 0.05
 _LARGEST = 10.0
 
-# Fewer rows than these, such as the first point of a stream, say too little of the others: the
-# best constants would give values that they lack next to no probability.
+# Fewer rows than these, such as the first point of a stream, do not represent the others: the best
+# constants would give values that are missing in them next to no probability.
 _FEWEST_ROWS = 20
 
 # The search for the best constant parameters: enough for any family's logarithms and logits.
@@ -88,7 +88,7 @@ def initialize_from_data(model: Program, guide: Program, data: Data) -> None:
 
     Only ``Conditional`` distributions whose heads are still as they were made are changed, and
     only once. Parameters that get other values before stay. Data of fewer than twenty rows
-    (of a loader or a stream, a first batch) changes nothing: it says too little of other data.
+    (of a loader or a stream, a first batch) changes nothing: it does not represent other data.
 
     Arguments:
         model: The model.

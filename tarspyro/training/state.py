@@ -288,7 +288,7 @@ class TrainingState:
         return {} if self._snapshot is None else self._snapshot.weights
 
     def go_back(self) -> str:
-        """Restores the weights that were kept last; returns what they are, as ``"step 12"``."""
+        """Restores the weights that were kept last; returns their name, such as ``"step 12"``."""
         assert self._snapshot is not None
         set_states(self.halves, self._snapshot.weights)
         if self._snapshot.optimizers is not None:

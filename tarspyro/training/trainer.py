@@ -337,8 +337,8 @@ class Trainer:
 
     @contextlib.contextmanager
     def _steadily(self, batches: Batches) -> Iterator[None]:
-        """Tells compiled steps that nothing changes between them, unless a schedule, a data set or
-        a loader runs code of the user there.
+        """Lets compiled steps skip the check for changes between them, unless a schedule, a data
+        set or a loader runs code of the user there.
         """
         if self.schedules.schedules or batches.parts is None:
             yield
@@ -491,7 +491,7 @@ class Trainer:
             update.step(norm)
         values = _per_held({prefixed(player, "loss"): made.loss, **made.terms}, counts)
         if player.name:
-            # In a game the balance of the gradients tells more than the losses.
+            # In a game the balance of the gradients shows more than the losses.
             values[prefixed(player, "gradient")] = norm * counts.held
         return values
 

@@ -15,8 +15,8 @@ from tarspyro.training.optimizers import Optimizer, is_capturable
 class Update:
     """The update of a player: its gradients are clipped, and its optimizer makes a step.
 
-    It is one object for a whole training. So a compiled step that has captured it knows that
-    it is the same one.
+    It is one object for a whole training, so that a compiled step which has captured it can be
+    used again.
 
     Arguments:
         player: The player.

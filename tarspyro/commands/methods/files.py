@@ -269,7 +269,7 @@ class Reading:
 
 
 def open_file(path: str, reading: Reading, layout: Layout | None = None) -> Contents:
-    """Returns what a file or a folder holds.
+    """Returns the contents of a file or a folder.
 
     Arguments:
         path: The file or the folder.
@@ -294,7 +294,7 @@ def open_file(path: str, reading: Reading, layout: Layout | None = None) -> Cont
 
 
 def _spaced(contents: Contents, rows: int) -> Contents:
-    """Returns evenly spaced rows of what a file holds."""
+    """Returns evenly spaced rows of the contents of a file."""
     count = min(rows, len(contents))
     step = len(contents) // count
     chosen = slice(0, count * step, step)
@@ -307,7 +307,7 @@ def _spaced(contents: Contents, rows: int) -> Contents:
 
 
 def _large(file: Path) -> Contents | None:
-    """Returns what a large array holds, without reading it."""
+    """Returns the contents of a file with a large array, without reading it."""
     import numpy as np
 
     if file.suffix.lower() != ".npy" or not file.is_file() or file.stat().st_size < _LARGE:
@@ -328,7 +328,7 @@ def _native(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 
 def _sparse(file: Path) -> Contents | None:
-    """Returns what a sparse matrix of SciPy holds."""
+    """Returns the contents of a file with a sparse matrix of SciPy."""
     import numpy as np
 
     if file.suffix.lower() != ".npz" or not file.is_file():
@@ -393,7 +393,7 @@ def _as_sequences(contents: Contents) -> Contents:
 
 
 def _loaded(file: Path, reading: Reading, layout: Layout | None) -> Contents:
-    """Returns what ``tarspyro.data.load`` reads."""
+    """Returns the contents of a file that ``tarspyro.data.load`` reads."""
     loaded: Split | Table | None = None
     empty: tuple[str, ...] = ()
     rows = _chosen_cells(file, reading, layout)
@@ -637,7 +637,7 @@ def _target(path: str, table: "Table", name: str) -> "tuple[Tensor, tuple[str, .
 
 
 def as_classes(contents: Contents) -> Contents:
-    """Returns what a file holds, with its labels as numbers from 0 up.
+    """Returns the contents of a file, with its labels as numbers from 0 up.
 
     Raises:
         ValueError: If there are no labels, or too many different ones.
@@ -682,7 +682,7 @@ def _known_classes(contents: Contents, classes: tuple[str, ...]) -> "Tensor":
 
 
 def _with_labels(contents: Contents, target: str) -> Contents:
-    """Returns what a file holds, with the labels of another file."""
+    """Returns the contents of a file, with the labels of another file."""
     if not Path(target).expanduser().exists():
         raise ValueError(
             f"--target {target} names no file: the columns of a table have names, other data"
@@ -701,7 +701,7 @@ def _with_labels(contents: Contents, target: str) -> Contents:
 
 
 def stamp(path: str) -> str:
-    """Returns what tells whether a file, or the files of a folder, have changed."""
+    """Returns a stamp that differs if a file, or the files of a folder, have changed."""
     file = Path(path).expanduser()
     files: Sequence[Path] = [file]
     if file.is_dir():

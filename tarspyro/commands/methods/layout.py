@@ -61,7 +61,7 @@ class Seen:
 
 
 def look_at(x: "Tensor", *, image: bool, table: "Table | None" = None) -> Seen:
-    """Returns what is seen in values; of images the channels come first."""
+    """Returns a summary of values; of images the channels come first."""
     import torch
 
     step = max(1, x.numel() // max(1, len(x)) * len(x) // _LOOKED_AT)
@@ -97,7 +97,7 @@ def _kind(known: "Tensor", low: float, high: float, bytes_: bool, image: bool) -
 
 
 def default_family(seen: Seen) -> str:
-    """Returns the likelihood that suits what is seen: a family, or ``Blocks`` of several."""
+    """Returns the likelihood that suits the values: a family, or ``Blocks`` of several."""
     if seen.values in ("bytes", "grey") and seen.channels in (None, 1):
         if seen.extremes >= _BLACK_AND_WHITE:
             return "Bernoulli"

@@ -269,7 +269,7 @@ class WithBound:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """Methods whose loss tells which epoch is the best."""
+    """Methods whose loss ranks the epochs."""
 
     patience: int | None = setting(
         None, TRAINING, "stop after so many epochs without a better one"

@@ -283,8 +283,10 @@ def game(t: Trained) -> Iterator[Finding]:
 
 
 def _in_pieces(t: Trained, what: str, estimate: "Callable[[Part, int], Tensor]") -> "Tensor":
-    """Returns an estimate for every test row. The first rows tell how long all of them take;
-    a report that takes long says so, and shows its progress.
+    """Returns an estimate for every test row.
+
+    The time of all rows is extrapolated from that of the first ones. A report that takes long
+    prints this time, and shows its progress.
     """
     import torch
     from tqdm.auto import tqdm

@@ -167,7 +167,7 @@ class Bound(pyro.infer.ELBO):
     def structure(
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> Structure:
-        """Returns the sites of each data point; printed, it says which data have a weight.
+        """Returns the sites of each data point; printed, it names the data that have a weight.
 
         It is found by a few runs without side effects, once for each pair, mode (training or
         evaluation) and shapes of the data.

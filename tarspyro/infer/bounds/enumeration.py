@@ -56,7 +56,7 @@ def enumerated_sites(
 ) -> list[Enumerated]:
     """Returns the sites that a guide has enumerated, in the guide's order.
 
-    The probabilities are without scale and mask, which say how much a term counts, and not how
+    The probabilities are without scale and mask, which weight a term, and do not change how
     likely a value is.
 
     Raises:

@@ -197,8 +197,8 @@ class FDivergence(FixedDraws):
     functions than powers, which ``Renyi`` has, would. Expectations of scores are sample
     covariances times K / (K - 1), as in ``TVO``, and draws may be discrete.
 
-    Draws know nothing of a mode that the guide has lost, and take the others for the whole
-    posterior. Start with a wide guide: only divergences that cover the posterior keep it so.
+    A mode that the guide has lost has no draws, so it is missing in the estimate, too. Start
+    with a wide guide: only divergences that cover the posterior keep it wide.
 
     ============================  ==================================================
     ``f``                         f(t)

@@ -204,7 +204,7 @@ class ModalitySubsets(_OfModalities):
         subsets = [(*_only(x, m), *masks) for m in given] if len(given) > 1 else []
         first = next(value for value in x if value is not None)
         for _ in range(self.num_subsets):
-            # The binary digits of a number tell which modalities are in a subset.
+            # The binary digits of a number are the modalities in a subset.
             numbers = torch.randint(1, 2 ** len(x), (len(first), 1), device=first.device)
             drawn = (numbers >> torch.arange(len(x), device=first.device) & 1).bool()
             subsets.append((*x, reduce(torch.logical_and, masks, drawn)))
@@ -225,7 +225,7 @@ class ModalityStrata(Composed):
 
     The guide draws from a ``MixtureOfExperts``, as ``guides.MVAE(..., experts="mixture")``
     does. There are as many strata as modalities. A row whose mixture has other weights, such as
-    one without some modality, has its experts in the strata as often as they say, on average.
+    one without some modality, has its experts in the strata in proportion to them, on average.
 
     Arguments:
         bound: Any bound of ``tarspyro.infer``. Its adjustable attributes are attributes of this

@@ -132,7 +132,7 @@ def _mmd_of_all(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
 def _mmd_of_some(
     x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], counted: Tensor
 ) -> Tensor:
-    # Weights of 0 and 1 in place of a selection, whose size the device would have to tell.
+    # Weights of 0 and 1 in place of a selection, whose size would be read from the device.
     weights = counted.to(x.dtype)
     number = weights.sum()
     # A row that does not count may hold NaN, and NaN times zero is NaN.

@@ -52,7 +52,7 @@ class VAEGAN(AdversarialGame):
     ``ConditionalVAE`` gives a conditional VAE-GAN, whose discriminator sees the label; that of
     a ``CMMA`` a CMMA-GAN; and that of a ``JMVAE`` with ``site="x_1"`` a JMVAE-GAN.
 
-    The discriminator and a layer of it say nothing of a pixel that is the same in all images,
+    The discriminator and its layers do not depend on a pixel that is the same in all images,
     until it differs in a fake; and at 1 the derivative of its sigmoid is zero, so that it would
     stay there. A small weight of the model's own log-density, ``likelihood``, brings it back:
     the derivative in the logit is x - 1 there. It is added to the generator's loss alone, with
@@ -260,7 +260,7 @@ class VAEGAN(AdversarialGame):
 
 
 def _has_mean(family: TorchDistributionMixin) -> bool:
-    """Returns whether a distribution has a mean; torch says NaN of that of a Cauchy."""
+    """Returns whether a distribution has a mean; torch returns NaN for a Cauchy."""
     try:
         return not bool(family.mean.isnan().all())
     except NotImplementedError:
