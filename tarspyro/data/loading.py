@@ -1,6 +1,6 @@
 """Data read from files of the usual formats."""
 
-__all__ = ["load"]
+__all__ = ["delimiter_of", "load", "text_of"]
 
 import os
 from collections.abc import Callable, Mapping
@@ -74,10 +74,8 @@ def load(
     check_file(file)
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
-        text = _text(file)
-        return read_table(
-            text, delimiter="\t" if suffix == ".tsv" else None, kinds=kinds, source=str(file)
-        )
+        delimiter = delimiter_of(file)
+        return read_table(text_of(file), delimiter=delimiter, kinds=kinds, source=str(file))
     if suffix == ".parquet":
         return _parquet(file, kinds)
     readers: dict[str, Callable[[Path], Split]] = {
@@ -103,7 +101,17 @@ def load(
     )
 
 
-def _text(file: Path) -> str:
+def delimiter_of(file: Path) -> str | None:
+    """Returns the character between the cells of a table, if the name of the file gives it."""
+    return "\t" if file.suffix.lower() == ".tsv" else None
+
+
+def text_of(file: Path) -> str:
+    """Returns the text of a file in UTF-8, or else in Latin-1.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
 """Tables with columns of several kinds, and with gaps."""
 
-__all__ = ["Column", "Table", "read_table"]
+__all__ = ["Column", "Table", "cells_of", "read_table"]
 
 import csv
 import io
@@ -25,6 +25,9 @@ _NO = {"no", "false", "n", "f"}
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$")
+
+# A byte order mark, and empty lines.
+_BEFORE_TEXT = "\ufeff \r\n"
 
 # A column of text with more levels than this is free text, not a category.
 _MOST_LEVELS = 100
@@ -190,11 +193,8 @@ def read_table(
             or free text; the message says which and what to do.
         ValueError: If ``kinds`` names an unknown column or kind.
     """
-    text = text.lstrip("\ufeff \r\n")
-    if delimiter is None:
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
-    rows = [[cell.strip() for cell in row] for row in lines if any(map(str.strip, row))]
+    delimiter = delimiter or _delimiter_in(text)
+    rows = cells_of(text, delimiter)
     if not rows:
         raise DataError(f"{source} is empty: it has no rows.")
     width = len(rows[0])
@@ -229,6 +229,24 @@ def read_table(
         columns.append(column)
         parts.append(part)
     return Table(torch.cat(parts, 1), tuple(columns))
+
+
+def cells_of(text: str, delimiter: str | None = None) -> list[list[str]]:
+    """Returns the cells of the text of a CSV or TSV file, row by row; empty rows are left out.
+
+    Arguments:
+        text: The text.
+        delimiter: See ``read_table``.
+    """
+    lines = io.StringIO(text.lstrip(_BEFORE_TEXT))
+    rows = csv.reader(lines, delimiter=delimiter or _delimiter_in(text))
+    return [[cell.strip() for cell in row] for row in rows if any(map(str.strip, row))]
+
+
+def _delimiter_in(text: str) -> str:
+    """Returns the one of comma, semicolon and tab that the first line has most often."""
+    first = text.lstrip(_BEFORE_TEXT).partition("\n")[0]
+    return max(",;\t", key=first.count)
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:

@@ -8,7 +8,7 @@ row, summed over the event.
 Some registered rules are not exact. ``exact_kl`` uses the exact ones only.
 """
 
-__all__ = ["exact_kl"]
+__all__ = ["exact_kl", "unmasked"]
 
 import functools
 import math
@@ -132,12 +132,12 @@ def _of_blocks(q: Concatenate, p: Concatenate) -> Tensor | None:
 
 
 def _of_masked(q: Distribution, p: Distribution) -> Tensor | None:
-    q_mask, q = _unmasked(q)
-    p_mask, p = _unmasked(p)
+    q, q_mask = unmasked(q)
+    p, p_mask = unmasked(p)
     if not _same(q_mask, p_mask):
         return None
     divergence = exact_kl(q, p)
-    if divergence is None or q_mask is True:
+    if divergence is None or q_mask is None:
         return divergence
     if q_mask is False:
         return torch.zeros_like(divergence)
@@ -145,11 +145,12 @@ def _of_masked(q: Distribution, p: Distribution) -> Tensor | None:
     return masked
 
 
-def _unmasked(distribution: Distribution) -> tuple[bool | Tensor, Distribution]:
-    """Returns the mask of a distribution and the distribution without it."""
+def unmasked(distribution: Distribution) -> tuple[Distribution, Tensor | bool | None]:
+    """Returns a distribution without its own mask, and that mask; None if it hides nothing."""
     if isinstance(distribution, MaskedDistribution):
-        return distribution._mask, distribution.base_dist
-    return True, distribution
+        mask = distribution._mask
+        return distribution.base_dist, None if mask is True else mask
+    return distribution, None
 
 
 def _with_fewer_dims(distribution: "td.Independent[Any]", ndims: int) -> Distribution:

@@ -4,7 +4,7 @@ __all__ = [
     "Contents",
     "OwnData",
     "Reading",
-    "cells_of",
+    "cells_of_file",
     "load_own",
     "open_file",
     "stamp",
@@ -429,7 +429,7 @@ def _chosen_cells(
     if not choice:
         return None
 
-    rows = cells_of(file)
+    rows = cells_of_file(file)
     names = [name or f"column {index + 1}" for index, name in enumerate(rows[0])]
     for name in reading.without:
         if name not in names:
@@ -467,16 +467,12 @@ def _read_cells(file: Path, rows: list[list[str]], empty: tuple[str, ...]) -> "T
     return tarspyro.data.read_table(text.getvalue(), delimiter=",", source=str(file))
 
 
-def cells_of(file: Path) -> list[list[str]]:
+def cells_of_file(file: Path) -> list[list[str]]:
     """Returns the cells of a CSV or TSV file, row by row, with its header if it has one."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = file.read_text(encoding="latin-1")
-    first = text.lstrip().partition("\n")[0]
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    rows = csv.reader(io.StringIO(text.lstrip("\r\n ")), delimiter=delimiter)
-    return [[cell.strip() for cell in row] for row in rows if any(map(str.strip, row))]
+    from tarspyro.data.loading import delimiter_of, text_of
+    from tarspyro.data.tables import cells_of
+
+    return cells_of(text_of(file), delimiter_of(file))
 
 
 def _table(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tarspyro.commands.methods.files import Contents, cells_of
+from tarspyro.commands.methods.files import Contents, cells_of_file
 from tarspyro.commands.methods.layout import Layout
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def write_filled(out: Path, contents: Contents, layout: Layout, raw: "Tensor") -
     if Path(contents.path).suffix.lower() not in (".csv", ".tsv", ".txt"):
         _write(out, written[0], written[1:])
         return
-    cells = cells_of(Path(contents.path))
+    cells = cells_of_file(Path(contents.path))
     header = cells.pop(0) if len(cells) > len(own) else written[0]
     place = {name or f"column {index + 1}": index for index, name in enumerate(header)}
     for column, name in enumerate(written[0]):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tarspyro.arguments import as_count, check_choice, check_number
-from tarspyro.distributions.kl import exact_kl
+from tarspyro.distributions.kl import exact_kl, unmasked
 from tarspyro.infer.bounds.antithetic import antithetic_pair, disarm_score
 from tarspyro.infer.bounds.base import Bound
 from tarspyro.infer.bounds.enumeration import (
@@ -583,8 +583,8 @@ def _divergence(q: Distribution, p: Distribution, value: Tensor) -> Tensor | Non
     none.
     """
     if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
-        q, q_mask = _unmasked(q)
-        p, p_mask = _unmasked(p)
+        q, q_mask = unmasked(q)
+        p, p_mask = unmasked(p)
         divergence = _divergence(q, p, value)
         if divergence is None:
             return None
@@ -600,14 +600,6 @@ def _divergence(q: Distribution, p: Distribution, value: Tensor) -> Tensor | Non
                 return None
             return torch.as_tensor(sum_rightmost(divergence, ndims))
     return exact_kl(q, p)
-
-
-def _unmasked(distribution: Distribution) -> tuple[Distribution, Mask]:
-    """Returns a distribution without its own mask, and that mask."""
-    if isinstance(distribution, MaskedDistribution):
-        mask = distribution._mask
-        return distribution.base_dist, None if mask is True else mask
-    return distribution, None
 
 
 def _beside_the_mask(q: Distribution, value: Tensor, q_mask: Mask, p_mask: Mask) -> Tensor:
