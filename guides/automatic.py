@@ -437,7 +437,7 @@ class SitePosterior(Configurable):
         """
         outputs = self._outputs(contexts, rows)
         prior = site["fn"]
-        outputs = _without_excluded(_base(prior), outputs, prior.event_dim)
+        outputs = _without_excluded(_base(prior), outputs)
         posterior: Distribution = self.law.distribution(outputs)
         if self.through:
             posterior = _mapped(posterior, _support(prior))
@@ -485,9 +485,7 @@ class SitePosterior(Configurable):
         return f"{self.conditional!r}{mapped}"
 
 
-def _without_excluded(
-    prior: Distribution, outputs: dict[str, Tensor], event_ndims: int
-) -> dict[str, Tensor]:
+def _without_excluded(prior: Distribution, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sets the log odds of values that a discrete prior excludes as low as it goes."""
     if "logits" not in outputs or not isinstance(
         prior, (td.Bernoulli, td.Categorical, td.OneHotCategorical)

@@ -19,6 +19,7 @@ from tarspyro.evaluate.batching import ParticleChunks, map_batches
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import LogLikelihood, log_mean_exp, num_particles_of
 from tarspyro.infer.compilation.values import CompiledValues
+from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -299,10 +300,7 @@ def _to_support(name: str, support: constraints.Constraint) -> Transform:
     Raises:
         PairError: If there is none.
     """
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    if base is constraints.sphere:
+    if single_constraint(support) is constraints.sphere:
         return _ToSphere(support.event_dim)
     try:
         transform: Transform = biject_to(support)

@@ -329,6 +329,15 @@ def plates_of(site: Mapping[str, Any]) -> Plates:
     return frozenset(plates)
 
 
+def own_scale(site: Mapping[str, Any]) -> Tensor | float:
+    """Returns the scale of a site without that of the subsampled plates around it."""
+    scale: Tensor | float = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size not in (None, frame.size):
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
 def common_dims(sites: Iterable[Site]) -> list[int]:
     """Returns the dimensions of the plates that hold all of the sites, counted from the right."""
     plates = frozenset.intersection(*map(plates_of, sites))

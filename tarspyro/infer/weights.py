@@ -38,6 +38,7 @@ from tarspyro.infer.traces import (
     log_prob,
     name_of,
     only,
+    own_scale,
     plates_of,
     reduce_to,
     sample_sites,
@@ -274,8 +275,8 @@ def _common_scale(
         return scale
     if scales == "inside":
         return None
-    own = _own_scale(first)
-    if structure.joint and all(_equal(own, _own_scale(site)) for _, site, _ in different):
+    own = own_scale(first)
+    if structure.joint and all(_equal(own, own_scale(site)) for _, site, _ in different):
         return None
     name, site, _ = different[0]
     raise PairError(
@@ -295,15 +296,6 @@ def _equal(one: Tensor | float, other: Tensor | float) -> bool:
         return False
     # A comparison of tensors reads them back from the device, so it belongs to validation.
     return not is_validation_enabled() or torch.allclose(one, other)
-
-
-def _own_scale(site: Site) -> Tensor | float:
-    """Returns the scale of a site without that of the subsampled plates around it."""
-    scale: Tensor | float = site["scale"]
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.full_size is not None and frame.full_size != frame.size:
-            scale = scale * (frame.size / frame.full_size)
-    return scale
 
 
 class _LocalPlate(pyro.plate):

@@ -63,7 +63,7 @@ def spread_kinks(network: nn.Module, x: Tensor) -> nn.Module:
     With zero biases a network of rectifiers is linear along every ray from the origin. For
     inputs of few dimensions that lie far from it, such as points of a plane, its biases must
     first grow to their scale, by one learning rate a step. Inputs of many dimensions need no
-    such start: a unit tells them apart by their directions.
+    such start: a unit distinguishes them by their directions alone.
 
     Arguments:
         network: The network, changed in place.

@@ -144,7 +144,7 @@ def both(
     first: Callable[[Mapping[str, float]], object],
     second: Callable[[dict[str, float]], object] | None,
 ) -> Callable[[dict[str, float]], object]:
-    """Returns a callback that calls two."""
+    """Returns one callback that calls both."""
     if second is None:
         return first
 

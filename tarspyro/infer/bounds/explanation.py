@@ -31,6 +31,7 @@ from tarspyro.infer.traces import (
     guide_terms,
     is_delta,
     is_factor,
+    own_scale,
     plates_of,
     sample_sites,
     score_function,
@@ -78,7 +79,7 @@ class Explanation:
         bound: The name of the bound.
         kind: ``"a lower bound on log p(x)"`` or ``"no bound on log p(x)"``, and why.
         weights: Which data points have a weight.
-        sites: What becomes of each site, in the order of the model.
+        sites: How the bound treats each site, in the order of the model.
         findings: What is wrong, or better known; empty if nothing is.
     """
 
@@ -135,7 +136,7 @@ class Explanation:
 def explain(
     bound: pyro.infer.ELBO, model: Program, guide: Program, *args: object, **kwargs: object
 ) -> Explanation:
-    """Explains what a bound makes of a pair: a bound of this library or one of Pyro's.
+    """Explains how a bound, of this library or of Pyro, treats a model and its guide.
 
     It tells which data points have weights and by which plates, what is shared, where scales
     and masks sit, how the gradient goes through each draw, which KLs are in closed form, and
@@ -452,7 +453,7 @@ class _Reading:
         sites = [*self.modelled.values(), *self.guided.values()]
         inside = isinstance(self.bound, _LOGARITHMS_OF_PYRO) and _has_scales(sites)
         if self._is_weighted and not self._is_of_pyro and not self._have_common_scales():
-            own = {_own_scale(site) for site in sites if not is_factor(site)}
+            own = {_shown_scale(site) for site in sites if not is_factor(site)}
             if not self._is_joint or len(own) > 1:
                 return "its sites have different scales, so it refuses this pair"
             inside = True  # The scales of subsamples belong into the weight of all data.
@@ -463,14 +464,16 @@ class _Reading:
             )
             return "a scale is inside the logarithm"
         scales = {
-            name: (_own_scale(site), _own_scale(self.guided[name]))
+            name: (_shown_scale(site), _shown_scale(self.guided[name]))
             for name, site in self.modelled.items()
             if name in self.guided
         }
         for name, (p, q) in scales.items():
             if p != q:
                 return f"{name!r} has scale {p:g} in the model and {q:g} in the guide"
-        observed = [_own_scale(site) for site in self.modelled.values() if site["is_observed"]]
+        observed = [
+            _shown_scale(site) for site in self.modelled.values() if site["is_observed"]
+        ]
         latent = [p for p, _ in scales.values()]
         if observed and latent and min(latent) < max(observed):
             return f"the KL has scale {min(latent):g} and the likelihood {max(observed):g}"
@@ -545,12 +548,9 @@ def _family(site: Site) -> str:
     return masked + type(distribution).__name__.lstrip("_")
 
 
-def _own_scale(site: Site) -> float:
-    """Returns the scale of a site without that of the subsampled plates around it."""
-    scale = site["scale"]
-    for frame in _frames(site):
-        if frame.vectorized and frame.full_size not in (None, frame.size):
-            scale = scale * (frame.size / frame.full_size)
+def _shown_scale(site: Site) -> float:
+    """Returns the scale of a site without that of subsampled plates, as a number to show."""
+    scale = own_scale(site)
     if isinstance(scale, Tensor):
         return float(scale.double().mean())
     return round(float(scale), 9)
