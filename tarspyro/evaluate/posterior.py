@@ -272,7 +272,7 @@ def _check_support(name: str, support: constraints.Constraint) -> None:
     except NotImplementedError:
         raise PairError(
             f"The sampler moves unconstrained numbers, and none are mapped to the support of"
-            f" {name!r}, {support}: ask check_guide, which needs no such draws."
+            f" {name!r}, {support}: use check_guide, which needs no such draws."
         ) from None
 
 

@@ -92,8 +92,8 @@ class Context(nn.Module):
         size = out_features(context)
         if size is None:
             raise ValueError(
-                f"context must tell the number of its features, and {type(context).__name__}"
-                " does not: give it the attribute out_features."
+                f"The number of features of context is unknown: give {type(context).__name__}"
+                " the attribute out_features."
             )
         self.network = context
         self.in_shapes = getattr(context, "in_shapes", (1,))

@@ -232,7 +232,7 @@ def test_a_support_that_the_sampler_does_not_know_is_named():
             z = pyro.sample("z", VonMisesFisher(torch.tensor([1.0, 0.0]), torch.ones(len(x))))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
-    with pytest.raises(PairError, match="support of 'z', .*: ask check_guide"):
+    with pytest.raises(PairError, match="support of 'z', .*: use check_guide"):
         evaluate.true_posterior(model, torch.zeros(1, 2), num_samples=5, warmup=5)
 
 
