@@ -176,7 +176,7 @@ def _posterior_means(
             means = {chosen[0]: mean.expand(2, *mean.shape)}
         else:
             means = _in_many_runs(guide, batch, num_draws, read, chosen)
-        return {name: torch.stack(_mean_and_error(means[name]), 1) for name in chosen}
+        return {name: torch.stack(_mean_and_squared_error(means[name]), 1) for name in chosen}
 
     with preserved_rng(seed=0):
         return map_batches(estimate, [guide], x)
@@ -200,7 +200,7 @@ def _mean_or_probabilities(site: Site) -> Tensor:
     return distribution_mean(site["fn"])
 
 
-def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_squared_error(values: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean over the first dimension and its squared standard error."""
     # Differences to the first value keep a mean of equal values exact.
     shifted = values - values[0]
