@@ -38,6 +38,7 @@ from tarspyro.infer.traces import (
     Plates,
     Site,
     check_program,
+    innermost,
     is_delta,
     name_of,
     plates_of,
@@ -232,7 +233,7 @@ def _described(
     plates: Mapping[str, int],
 ) -> dict[str, Any]:
     """Returns the arguments of a site's ``SitePosterior``."""
-    prior = _base(site["fn"])
+    prior = innermost(site["fn"])
     around = _dims(plates_of(site))
     through = False
     event_shape = torch.Size(site["fn"].event_shape)
@@ -301,13 +302,6 @@ def _single(name: str, value: Tensor) -> float:
     return float(first)
 
 
-def _base(distribution: Distribution) -> Any:
-    """Returns a distribution without masks and independent dimensions."""
-    while isinstance(distribution, (Independent, MaskedDistribution)):
-        distribution = distribution.base_dist
-    return distribution
-
-
 def _support(distribution: Distribution) -> constraints.Constraint:
     """Returns the support of a distribution; that of a mixture is its components'."""
     support: constraints.Constraint = distribution.support
@@ -338,7 +332,7 @@ def _as_parent(site: Site, own: set[str], plates: Mapping[str, int]) -> dict[str
     size = math.prod(value.shape[lead:])
     for dim in moved:
         size *= value.shape[lead + dim]
-    prior = _base(site["fn"])
+    prior = innermost(site["fn"])
     classes = prior.param_shape[-1] if isinstance(prior, td.Categorical) else 0
     return {
         "moved": sorted(moved),
@@ -437,7 +431,7 @@ class SitePosterior(Configurable):
         """
         outputs = self._outputs(contexts, rows)
         prior = site["fn"]
-        outputs = _without_excluded(_base(prior), outputs)
+        outputs = _without_excluded(innermost(prior), outputs)
         posterior: Distribution = self.law.distribution(outputs)
         if self.through:
             posterior = _mapped(posterior, _support(prior))
@@ -504,7 +498,7 @@ def _mapped(posterior: Distribution, support: constraints.Constraint) -> Distrib
     while isinstance(support, constraints.independent):
         ndims += support.reinterpreted_batch_ndims
         support = support.base_constraint
-    mapped = _OnSupport(_base(posterior), support)
+    mapped = _OnSupport(innermost(posterior), support)
     return mapped.to_event(ndims) if ndims else mapped
 
 

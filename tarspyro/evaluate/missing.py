@@ -678,8 +678,7 @@ def _in_order(model: Program, fn: AutoregressiveDistribution, trust: Tensor) -> 
 
 def _check_events(model: Program, fn: Distribution, known: Tensor) -> None:
     """Raises unless elements that belong together are known or missing together."""
-    while isinstance(fn, (Independent, MaskedDistribution, IncompleteDistribution)):
-        fn = fn.base if isinstance(fn, IncompleteDistribution) else fn.base_dist
+    fn = _complete(fn)
     if isinstance(fn, Concatenate):
         for block, part in zip(fn.blocks, known.split(fn.sizes, -1), strict=True):
             _check_events(model, block, part)
@@ -689,10 +688,16 @@ def _check_events(model: Program, fn: Distribution, known: Tensor) -> None:
             _elements(model, fn)
 
 
-def _elements(model: Program, fn: Distribution) -> Distribution:
-    """Returns the distribution of single elements, with all of them in its batch shape."""
+def _complete(fn: Distribution) -> Distribution:
+    """Returns the distribution of complete elements, without masks."""
     while isinstance(fn, (Independent, MaskedDistribution, IncompleteDistribution)):
         fn = fn.base if isinstance(fn, IncompleteDistribution) else fn.base_dist
+    return fn
+
+
+def _elements(model: Program, fn: Distribution) -> Distribution:
+    """Returns the distribution of single elements, with all of them in its batch shape."""
+    fn = _complete(fn)
     if len(fn.event_shape) > 0:
         raise PairError(
             f"{name_of(model)}'s likelihood {type(fn).__name__} does not factorize over"

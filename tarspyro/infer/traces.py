@@ -21,6 +21,7 @@ from pyro.distributions import (
     Distribution,
     ImproperUniform,
     Independent,
+    MaskedDistribution,
     Unit,
 )
 from pyro.distributions import transforms as flows
@@ -127,6 +128,13 @@ def elements_of(distribution: Any) -> Any:
         Bernoulli(logits: torch.Size([3]))
     """
     while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def innermost(distribution: Any) -> Any:
+    """Returns what is inside a distribution's masks and independent dimensions."""
+    while isinstance(distribution, (Independent, MaskedDistribution)):
         distribution = distribution.base_dist
     return distribution
 

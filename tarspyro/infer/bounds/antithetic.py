@@ -9,9 +9,6 @@ import torch
 from pyro.distributions import (
     Bernoulli,
     Categorical,
-    Distribution,
-    Independent,
-    MaskedDistribution,
     OneHotCategorical,
 )
 from pyro.poutine import Trace
@@ -25,6 +22,7 @@ from tarspyro.infer.traces import (
     Site,
     drawn_of,
     guide_terms,
+    innermost,
     particle_plate,
     plates_of,
     trace_pair,
@@ -68,7 +66,7 @@ def antithetic_pair(
 def _check(guide_trace: Trace) -> None:
     """Raises unless a guide draws one Bernoulli or categorical site."""
     drawn = drawn_of(guide_terms(guide_trace))
-    families = {name: _innermost(site["fn"]) for name, site in drawn.items()}
+    families = {name: innermost(site["fn"]) for name, site in drawn.items()}
     if len(drawn) != 1 or not all(isinstance(one, _Discrete) for one in families.values()):
         found = ", ".join(f"{name!r} ({type(one).__name__})" for name, one in families.items())
         raise PairError(
@@ -92,7 +90,7 @@ class _Antithetic(Messenger):
         self.dim = dim
 
     def _pyro_sample(self, msg: Any) -> None:
-        family = _innermost(msg["fn"])
+        family = innermost(msg["fn"])
         if msg["is_observed"] or msg["done"] or not isinstance(family, _Discrete):
             return
         shape = msg["fn"].batch_shape + msg["fn"].event_shape
@@ -175,7 +173,7 @@ def disarm_score(guide_sites: Mapping[str, Site], particles: int, nesting: int) 
     """
     (site,) = drawn_of(guide_sites.items()).values()
     value = site["value"]
-    family = _innermost(site["fn"])
+    family = innermost(site["fn"])
     ndims = site["fn"].event_dim
     mirrored = value.roll(particles // 2, -nesting - 1 - ndims)
     if isinstance(family, Bernoulli):
@@ -233,9 +231,3 @@ def _descend(log_probs: Tensor, value: Tensor) -> tuple[tuple[Tensor, Tensor], T
     branch = value.sum(-1)
     rest = (log_probs * branch.unsqueeze(-1)).sum(-2), value.sum(-2)
     return rest, fork, branch
-
-
-def _innermost(distribution: Distribution) -> Any:
-    while isinstance(distribution, Independent | MaskedDistribution):
-        distribution = distribution.base_dist
-    return distribution

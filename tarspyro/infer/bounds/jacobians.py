@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent, MaskedDistribution
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, TransformedDistribution
@@ -16,6 +16,7 @@ from tarspyro.infer.traces import (
     Site,
     drawn_of,
     elements_of,
+    innermost,
     is_delta,
     only,
     sample_sites,
@@ -57,9 +58,7 @@ def wrong_jacobians(
 
 
 def _wrong_transforms(site: Site) -> list[Transform]:
-    distribution = site["fn"]
-    while isinstance(distribution, Independent | MaskedDistribution):
-        distribution = distribution.base_dist
+    distribution = innermost(site["fn"])
     if not isinstance(distribution, TransformedDistribution):
         return []
     found = []
