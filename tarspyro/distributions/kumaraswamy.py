@@ -230,9 +230,14 @@ class StickBreaking(CarriesScore, TorchDistribution):
                 f"breaks must be a distribution over vectors, got {format_value(breaks)}."
             )
         if len(breaks.event_shape) != 1:
+            fix = (
+                "leave dimensions out of to_event"
+                if breaks.event_shape
+                else "add .to_event(1)"
+            )
             raise ValueError(
                 "breaks must be a distribution over vectors, got the event shape"
-                f" {tuple(breaks.event_shape)}: add .to_event(1)."
+                f" {tuple(breaks.event_shape)}: {fix}."
             )
         self.breaks = breaks
         event_shape = torch.Size([breaks.event_shape[0] + 1])

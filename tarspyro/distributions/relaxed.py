@@ -79,8 +79,8 @@ class _Relaxed(TorchDistribution):
                 )
             if not self.arg_constraints["probs"].check(probs).all():
                 raise ValueError(
-                    f"probs must be probabilities, got {format_value(probs)}: give logits if they"
-                    " are unnormalized."
+                    f"probs must be probabilities, got {format_value(probs)}: give log-odds as"
+                    " logits."
                 )
         if probs is not None:
             return probs_to_logits(torch.as_tensor(probs), is_binary=binary)
