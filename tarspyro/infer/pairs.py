@@ -178,15 +178,16 @@ class _Trial:
         """The sites that the guide draws at random, with their values in both runs."""
         first = dict(guide_terms(self.first[1]))
         second = dict(guide_terms(self.second[1]))
-        return {
-            name: (
-                first[name],
-                first[name]["value"],
-                _different(second[name], first[name]["value"]),
-            )
-            for name in self.structure.latent
-            if not first[name]["is_observed"]
-        }
+        found = {}
+        for name in self.structure.latent:
+            site = first[name]
+            if site["is_observed"]:
+                continue
+            other: Tensor = second[name]["value"]
+            if self.structure.group(name, site) != SHARED:
+                other = _different(second[name], site["value"])
+            found[name] = (site, site["value"], other)
+        return found
 
     def _draws_of(self, run: int) -> dict[str, Tensor]:
         """Returns the draws of the first run or of the second."""
@@ -208,11 +209,13 @@ class _Trial:
             for turns in itertools.islice(_halves(first), 2 if continuous else None):
                 if not self._mixture_agrees(first, second, turns):
                     return False
-            return self._have_derivatives_of_their_own(_halves(first))
+            if not self._have_derivatives_of_their_own(_halves(first)):
+                return False
         except PairError:
             raise
         except PROGRAM_ERRORS:
             return False
+        return self._shared_densities_are_shared()
 
     def _mixture_agrees(
         self, first: Weights, second: Weights, turns: Sequence[Tensor]
@@ -232,7 +235,27 @@ class _Trial:
             one, other, found = (group.log_weights[0, 0] for group in weights)
             if not _close(torch.where(turn, other, one), found):
                 return False
-        return True
+        if first.shared is None or mixed.shared is None:
+            return True
+        return _close(first.shared.log_weights, mixed.shared.log_weights)
+
+    def _shared_densities_are_shared(self) -> bool:
+        """Whether the densities that belong to no data point are those of all particles.
+
+        In a plate of particles they have no dimension for them. A density that depends on a
+        draw without a derivative, as through a comparison or an index, has one.
+        """
+        pair = in_plates(self.model, self.guide, 1, 2, self.structure)
+        try:
+            together = self.again(self._stacked_draws(1), pair).shared
+        except PairError:
+            raise
+        except PROGRAM_ERRORS:
+            return True  # The pair takes no plate, and its values have been compared.
+        alone = self.again(self._draws_of(1)).shared
+        if together is None or alone is None:
+            return True
+        return _close(together.log_weights, alone.log_weights)
 
     def _have_derivatives_of_their_own(self, halves: Iterable[Sequence[Tensor]]) -> bool:
         """Whether the densities of half of the data points have no derivative in the draws of
@@ -281,6 +304,8 @@ class _Trial:
             raise
         except PROGRAM_ERRORS:
             return False
+        if any(len(group.log_joint) > groups for group in together.groups):
+            return False  # The densities have dimensions to the left of the particles.
         agree = all(
             _close(group.log_weights[g, k], alone[k].groups[place].log_weights[0, 0])
             for place, group in enumerate(together.groups)

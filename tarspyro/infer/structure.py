@@ -404,8 +404,8 @@ def _dependencies(
     """Finds the latent variables that each density depends on, and each ``Delta`` of the guide.
 
     The pair runs again on copies of its draws; what has a derivative in a copy depends on it.
-    Values without derivatives, such as class numbers, count as known to all sites that share a
-    plate with them.
+    Values that may be used without a derivative, such as class numbers and other discrete
+    draws, count as known to all sites that share a plate with them.
     """
     drawn: dict[str, Any] = guide_trace.nodes
     with torch.enable_grad():
@@ -433,7 +433,11 @@ def _dependencies(
             return frozenset(names[key] for key in reachable(value))
 
         halves: tuple[dict[str, Any], dict[str, Any]] = (modelled.nodes, guided.nodes)
-        counted = {name: plates_of(drawn[name]) for name in random if name not in leaves}
+        counted = {
+            name: plates_of(drawn[name])
+            for name in random
+            if name not in leaves or not drawn[name]["fn"].has_rsample
+        }
         densities: dict[tuple[int, str], frozenset[str]] = {}
         for term in terms:
             found = set(reached(log_prob(halves[term.half][term.name])))

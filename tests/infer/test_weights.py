@@ -807,3 +807,109 @@ def test_two_rows_that_depend_on_each_other_are_always_seen(rows, family):
     for seed in range(60):
         torch.manual_seed(seed)
         assert IWAE(4).structure(model, guide, x).joint, seed
+
+
+# --- dependences without a derivative
+# -----------------------------------------------------------------------------------------
+
+
+OF_GROUP = torch.tensor([0, 0, 1, 1, 1])
+CENTRES = torch.tensor([-1.0, 1.0])
+HIDDEN = {
+    "a comparison": (dist.Normal(0.0, 1.0), lambda z: (z > 0).float()),
+    "a detached draw": (dist.Normal(0.0, 1.0), lambda z: z.detach()),
+    "an index that is a float": (dist.Bernoulli(0.3), lambda z: CENTRES[z.long()]),
+    "an index": (dist.Categorical(torch.tensor([0.7, 0.3])), lambda z: CENTRES[z]),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_data_that_see_the_draws_of_a_group_without_a_derivative(kind):
+    prior, function = HIDDEN[kind]
+    y = torch.tensor([0.5, -0.4])
+    x = torch.tensor([0.3, -0.2, 1.0, 1.4, 0.8])
+
+    def model():
+        with pyro.plate("groups", 2):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(z.float(), 1.0), obs=y)
+        with pyro.plate("data", 5):
+            pyro.sample("x", dist.Normal(function(z)[..., OF_GROUP], 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("groups", 2):
+            pyro.sample("z", prior)
+
+    values = torch.arange(2) if prior.support.is_discrete else torch.linspace(-8, 8, 4001)
+    cell = 0.0 if prior.support.is_discrete else math.log(16 / 4000)
+    values = values.to(prior.sample().dtype).unsqueeze(-1)
+    joint = prior.log_prob(values) + dist.Normal(values.float(), 1.0).log_prob(y)
+    seen = dist.Normal(function(values), 1.0).log_prob(x)
+    joint = joint.index_add(1, OF_GROUP, seen)
+    evidence = (joint.logsumexp(0) + cell).sum()
+
+    bound = IWAE(4)
+    ratios = (draws(bound, model, guide, count=400) - evidence).exp()
+    assert_within(ratios, 1.0, "weights of all data have the mean p(x)")
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.Bernoulli(0.4), dist.Categorical(torch.tensor([0.6, 0.4]))]
+)
+def test_a_discrete_variable_that_data_points_share_has_the_nested_bound(prior):
+    x = torch.tensor([0.3, -0.2, 1.0, 1.4])
+
+    def model(x):
+        shared = pyro.sample("shared", prior)
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + shared.float(), 1.0), obs=x)
+
+    def guide(x):
+        shared = pyro.sample("shared", prior)
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal((x - shared.float()) / 2, 0.5**0.5))
+
+    # The guide is the posterior given the shared variable, so the bound has no other noise.
+    given = [dist.Normal(float(value), 2**0.5).log_prob(x).sum().item() for value in (0, 1)]
+    for value in draws(IWAE(5), model, guide, x, count=10).tolist():
+        assert min(abs(value - each) for each in given) < 1e-4
+    structure = IWAE(5).structure(model, guide, x)
+    assert structure.shared == ["shared"] and structure.vectorized
+
+
+def test_a_discrete_index_of_a_data_point_is_its_own():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(mean + CENTRES[c.long()], 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(0.5))
+
+    structure = IWAE(5).structure(model, guide, torch.zeros(3))
+    assert not structure.joint and structure.shared == ["mean"]
+
+
+def test_particles_that_broadcast_against_each_other_run_one_after_another():
+    """``keepdim`` keeps a dimension of the event, to the right of the particles."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            largest = w.argmax(-1, keepdim=True).float()
+            pyro.sample("x", dist.Normal(z + largest, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for seed in range(10):  # of which some draw the same argument twice
+        torch.manual_seed(seed)
+        with pytest.warns(UserWarning, match="one after another"):
+            assert not ELBO(5).structure(model, guide, torch.zeros(4)).vectorized
