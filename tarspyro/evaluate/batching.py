@@ -17,6 +17,7 @@ __all__ = [
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, cast
 
 import pyro
@@ -30,13 +31,14 @@ from tarspyro.data import Stream
 from tarspyro.data.parts import gives_arrays
 from tarspyro.infer.matching import check_shape, explaining
 from tarspyro.infer.pairs import structure_of
-from tarspyro.infer.structure import Structure, check_every_row
+from tarspyro.infer.structure import Structure, check_every_row, unmatched_in
 from tarspyro.infer.traces import (
     InputError,
     PairError,
     check_program,
     name_of,
     sample_sites,
+    trace_pair,
 )
 from tarspyro.inputs import (
     as_float,
@@ -50,7 +52,7 @@ from tarspyro.inputs import (
     sentence_of_gaps,
 )
 from tarspyro.programs import PROGRAM_ERRORS, device_of, tensors_of
-from tarspyro.scopes import evaluating, local_parameters, preserved_rng
+from tarspyro.scopes import evaluating, kept_buffers, local_parameters, preserved_rng
 from tarspyro.sources import Source
 from tarspyro.types import Arguments, ArrayLike, Data, Program
 
@@ -98,7 +100,8 @@ def chunk_sizes(num_particles: int, rows: int, numbers: int = 1) -> Iterator[int
 class StructureByShape:
     """The structure of a pair, found once for each shape of a batch.
 
-    Called with a batch, it raises a ``PairError`` if the pair draws some of its rows only.
+    Called with a batch, it raises a ``PairError`` if the pair draws some of its rows only. The
+    masks of both programs, which depend on the values of a batch, are compared in each.
 
     Arguments:
         model: The model.
@@ -115,6 +118,7 @@ class StructureByShape:
         self.num_particles = num_particles
         self.observed = observed
         self._structures: dict[tuple[torch.Size | None, ...], Structure] = {}
+        self._batch: Arguments = ()  # The last one.
 
     def __call__(self, batch: Arguments) -> Structure:
         shapes = tuple(None if part is None else part.shape for part in batch)
@@ -129,6 +133,13 @@ class StructureByShape:
             )
             check_every_row(self.model, structure.subsamples, count_rows(batch))
             self._structures[shapes] = structure
+        elif self._structures[shapes].masked and batch is not self._batch:
+            with preserved_rng(), kept_buffers(self.model, self.guide):
+                unmatched = unmatched_in(*trace_pair(self.model, self.guide, batch, {}))
+            if unmatched != self._structures[shapes].unmatched:
+                known = self._structures[shapes]
+                self._structures[shapes] = replace(known, unmatched=unmatched)
+        self._batch = batch
         return self._structures[shapes]
 
 

@@ -8,12 +8,13 @@ __all__ = [
     "check_every_row",
     "read_structure",
     "subsamples_of",
+    "unmatched_in",
 ]
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
@@ -50,6 +51,9 @@ SHARED = -1  # The place of sites that are drawn once for all particles, and are
 # The latent variables that each density depends on: by its half (0 for the model, 1 for the
 # guide) and the name of its site.
 Dependencies = Mapping[tuple[int, str], frozenset[str]]
+
+# The masks of a site, each with its number of dimensions of the event.
+_Masks: TypeAlias = list[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Structure:
         vectorized: Whether the pair runs in a plate of particles; None if that was not tried.
         unmatched: The latent variables whose density only one of the programs masks in some
             places, where log p - log q lacks a term.
+        masked: Whether a latent variable has a mask, which may have other values in other data.
         points: The latent variables with a density in the model that the guide gives a single
             value. The density at a value bounds no probability.
     """
@@ -103,6 +108,7 @@ class Structure:
     subsamples: tuple[tuple[str, int, int], ...] = ()
     vectorized: bool | None = None
     unmatched: tuple[str, ...] = ()
+    masked: bool = False
     points: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -202,7 +208,8 @@ def read_structure(
             structure,
             latent=tuple(random),
             enumerated=tuple(name for name in latent if name not in guided),
-            unmatched=_unmatched(model_trace, guide_trace),
+            unmatched=unmatched_in(model_trace, guide_trace),
+            masked=any(halves for _, *halves in _masks_of_latent(model_trace, guide_trace)),
         )
         points = _points(model_trace, guide_trace)
         if not auxiliary:
@@ -317,22 +324,15 @@ def _has_density(site: Site) -> bool:
     return not distribution.support.is_discrete
 
 
-def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+def unmatched_in(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     """Returns the latent variables that the programs mask in different places.
 
     A ``Delta`` of the guide has no density that a mask could leave out. A model that masks a
     variable everywhere and has a ``pyro.factor`` gives it a prior in this way.
     """
-    sites = dict(sample_sites(model_trace))
-    factors = any(is_factor(site) for site in sites.values())
+    factors = any(is_factor(site) for _, site in sample_sites(model_trace))
     names = []
-    for name, guided in sample_sites(guide_trace):
-        site = sites.get(name)
-        if site is None or site["is_observed"] or is_delta(guided):
-            continue
-        halves = _masks_of(site), _masks_of(guided)
-        if not any(halves):
-            continue
+    for name, *halves in _masks_of_latent(model_trace, guide_trace):
         ndims = max(events for half in halves for _, events in half)
         ours, others = (_joint_mask(half, ndims) for half in halves)
         replaced = factors and not ours.any()
@@ -341,7 +341,21 @@ def _unmatched(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _masks_of(site: Site) -> list[tuple[Tensor, int]]:
+def _masks_of_latent(
+    model_trace: Trace, guide_trace: Trace
+) -> Iterator[tuple[str, _Masks, _Masks]]:
+    """Yields the latent variables that have masks, with those of the model and of the guide."""
+    sites = dict(sample_sites(model_trace))
+    for name, guided in sample_sites(guide_trace):
+        site = sites.get(name)
+        if site is None or site["is_observed"] or is_delta(guided):
+            continue
+        ours, others = _masks_of(site), _masks_of(guided)
+        if ours or others:
+            yield name, ours, others
+
+
+def _masks_of(site: Site) -> _Masks:
     """Returns the masks of a site: its handlers', and those inside its distribution.
 
     Each comes with the number of dimensions of the event that it has, right of the plates.

@@ -1,5 +1,7 @@
 """Masks of one half of a pair, and of both."""
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -122,3 +124,27 @@ def test_a_factor_may_stand_for_a_prior_that_is_masked(data):
     torch.testing.assert_close(
         evaluate.log_likelihood(model, guide, x, num_particles=3), evidence
     )
+
+
+def test_masks_of_every_batch_are_compared():
+    """The first hundred rows, which are a batch, have nothing masked."""
+    x = torch.linspace(-1.0, 1.0, 200)
+    there = torch.arange(200) < 150
+
+    def model(x, there):
+        with pyro.plate("data", len(x)), poutine.mask(mask=there):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, there, everywhere=True):
+        with pyro.plate("data", len(x)), poutine.mask(mask=there | everywhere):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    for evaluation in (evaluate.log_likelihood, evaluate.elbo):
+        with pytest.raises(PairError, match="mask 'z' in different places"):
+            evaluation(model, guide, (x, there), num_particles=5)
+
+    alike = functools.partial(guide, everywhere=False)
+    found = evaluate.log_likelihood(model, alike, (x, there), num_particles=5)
+    truth = torch.where(there, dist.Normal(0.0, 2**0.5).log_prob(x), 0.0)
+    torch.testing.assert_close(found, truth, atol=1e-4, rtol=0)
