@@ -12,6 +12,7 @@ __all__ = [
     "each",
     "has_nan",
     "positions_with_gaps",
+    "same_support",
     "sentence_of_gaps",
 ]
 
@@ -237,12 +238,12 @@ def _check_observed(
             except InputError:
                 own = arguments if whole is value else _rows_of(data, rows, arguments)
                 again: list[Any] = [run(*own).nodes[name]["fn"] for _ in range(draws)]
-                if all(_same(site["fn"].support, fn.support) for fn in again):
+                if all(same_support(site["fn"].support, fn.support) for fn in again):
                     raise
                 # A support such as that of Uniform(0, z) depends on a latent variable, and the
                 # next draw may fit. That of counts up to the largest sum of a batch is the
                 # batch's own.
-                if not all(_same(again[0].support, fn.support) for fn in again):
+                if not all(same_support(again[0].support, fn.support) for fn in again):
                     break
                 _check_support(name, again[0], batch, whole)
                 draws = 1
@@ -300,7 +301,7 @@ def _is_of_rows(support: object) -> bool:
     )
 
 
-def _same(support: object, other: object) -> bool:
+def same_support(support: object, other: object) -> bool:
     """Whether two supports have the same parameters."""
     return all(map(torch.equal, _tensors(support), _tensors(other)))
 

@@ -3,23 +3,20 @@
 __all__ = ["annealed_log_likelihood"]
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Transform, biject_to
 
 from tarspyro.arguments import as_count, check_choice
 from tarspyro.evaluate.batching import ParticleChunks, map_batches
 from tarspyro.evaluate.densities import Densities
 from tarspyro.evaluate.likelihood import LogLikelihood, log_mean_exp, num_particles_of
+from tarspyro.evaluate.unconstrained import check_supports, to_support
 from tarspyro.infer.compilation.values import CompiledValues
-from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -29,6 +26,7 @@ from tarspyro.infer.traces import (
     sum_of,
 )
 from tarspyro.programs import tensors_of
+from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, Arguments, Data, Program
 
 # The number of chains that adapt the step size. They carry no weight: if the step size
@@ -76,9 +74,9 @@ def annealed_log_likelihood(
 
     (Neal 2001; Wu et al. 2017, arXiv:1611.04273, section 2.3, with their sigmoidal schedule
     and target acceptance of 65 %.) Latent variables move in unconstrained space, with the
-    Jacobian of torch's ``biject_to``; points of a sphere are the directions of vectors. Each
-    data point has its own step size, adapted to the acceptance of four more chains that carry
-    no weight.
+    Jacobian of torch's ``biject_to``; points of a sphere are the directions of vectors, and
+    angles go around a circle. Each data point has its own step size, adapted to the acceptance
+    of four more chains that carry no weight.
 
     In expectation the estimate is a lower bound, which is tight if the chains follow the path
     closely. From the prior it does not depend on the guide, so it also reaches modes that the
@@ -107,7 +105,8 @@ def annealed_log_likelihood(
 
     Raises:
         InputError: If the data does not fit the likelihood.
-        PairError: If a latent site is not continuous or lies outside the plate of the data,
+        PairError: If a latent site is not continuous or lies outside the plate of the data, if
+            its support depends on another one,
             if the model and the guide differ in their latent sites, or if the prior cannot be
             drawn from.
         ValueError: If an argument is out of range.
@@ -136,6 +135,10 @@ def annealed_log_likelihood(
 
     def path(batch: Arguments, structure: Structure) -> _Path:
         densities = Densities(model, guide, batch, structure)
+        with preserved_rng():
+            torch.rand(())  # other draws than those of the densities
+            again = sample_sites(densities.run(model, densities.draws(guide, 1)))
+        check_supports(densities.latent, dict(again))
         if compile:
             return _CompiledPath(densities, start, compiled[id(structure)])
         return _Path(densities, start)
@@ -168,8 +171,7 @@ class _Path:
         self.densities = densities
         self.start = start
         self.transforms = {
-            name: _to_support(name, site["fn"].support)
-            for name, site in densities.latent.items()
+            name: to_support(name, site["fn"]) for name, site in densities.latent.items()
         }
 
     def draws(self, count: int) -> Position:
@@ -247,69 +249,6 @@ class _Path:
         it.
         """
         return value.reshape(value.shape + (1,) * self.transforms[name].domain.event_dim)
-
-
-class _ToSphere(Transform):
-    r"""The direction of a vector, whose length is added to the variables.
-
-    .. math:: y \in \mathbb{R}^d, \qquad z = \frac{y}{\lVert y \rVert}, \qquad
-              f(y) = f(z) \, \frac{\mathcal{N}(y; 0, I)}{u(z)}
-
-    with u the uniform density of the sphere. The length is that of a standard normal vector
-    whatever the density f of z, so that the integral of f does not change.
-
-    Arguments:
-        ndims: The dimensions of the support, of which the last one holds the vectors.
-    """
-
-    bijective = False
-
-    def __init__(self, ndims: int) -> None:
-        super().__init__()
-        self.ndims = ndims
-        self.domain = constraints.independent(constraints.real, ndims)
-        self.codomain = constraints.independent(constraints.sphere, ndims - 1)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ToSphere) and other.ndims == self.ndims
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.ndims))
-
-    def _call(self, x: Tensor) -> Tensor:
-        direction: Tensor = x / x.norm(dim=-1, keepdim=True)
-        return direction
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        """Returns a vector of this direction with a length drawn at random."""
-        length: Tensor = torch.randn_like(y).norm(dim=-1, keepdim=True)
-        return y * length
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the logarithm of the factor of f."""
-        half = x.shape[-1] / 2
-        log_area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
-        log_normal = -x.square().sum(-1) / 2 - half * math.log(2 * math.pi)
-        log_factor: Tensor = sum_rightmost(log_normal + log_area, self.ndims - 1)
-        return log_factor
-
-
-def _to_support(name: str, support: constraints.Constraint) -> Transform:
-    """Returns the map of unconstrained numbers to a support.
-
-    Raises:
-        PairError: If there is none.
-    """
-    if single_constraint(support) is constraints.sphere:
-        return _ToSphere(support.event_dim)
-    try:
-        transform: Transform = biject_to(support)
-    except NotImplementedError:
-        raise PairError(
-            f"{name!r} has the support {support}, to which no unconstrained numbers are mapped:"
-            " take log_likelihood."
-        ) from None
-    return transform
 
 
 class _CompiledPath(_Path):

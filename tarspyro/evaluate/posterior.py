@@ -9,19 +9,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
-from torch.distributions import biject_to
 
 from tarspyro.arguments import as_count, format_fields, format_value
 from tarspyro.evaluate.batching import Array, ParticleChunks, map_batches, seeded
 from tarspyro.evaluate.densities import LogDensities, latent_sites, log_densities, one_dim
 from tarspyro.evaluate.likelihood import LogLikelihood
 from tarspyro.evaluate.likelihood import log_likelihood as importance_sampled
+from tarspyro.evaluate.unconstrained import check_supports, to_support
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.traces import (
     PairError,
@@ -132,15 +131,23 @@ def true_posterior(
                 " from: give it a proper prior."
             ) from None
         latent, plates = latent_sites(model, trace)
+        with preserved_rng():
+            again = sample_sites(poutine.trace(model).get_trace(*row))
+        check_supports(latent, dict(again))
+        # Pyro's transforms go from the support to unconstrained numbers.
+        transforms = {name: to_support(name, site["fn"]).inv for name, site in latent.items()}
         for name, site in latent.items():
-            _check_support(name, site["fn"].support)
             _check_precision(name, site["value"].dtype)
         data_dim = one_dim(model, plates)
 
         chains = []
         for start in _starts(model, row, latent, num_chains):
             sampler = MCMC(
-                NUTS(model, init_strategy=init_to_value(values=start)),
+                NUTS(
+                    model,
+                    transforms=dict(transforms),
+                    init_strategy=init_to_value(values=start),
+                ),
                 num_samples,
                 warmup_steps=warmup,
                 disable_progbar=not progress,
@@ -263,17 +270,6 @@ def _mean_of_draws(at: LogDensities) -> Estimate:
     if isinstance(at.model, np.ndarray):
         return Estimate(mean.numpy(), error.numpy())
     return Estimate(mean, error)
-
-
-def _check_support(name: str, support: constraints.Constraint) -> None:
-    """Raises unless torch maps unconstrained numbers to a support."""
-    try:
-        biject_to(support)
-    except NotImplementedError:
-        raise PairError(
-            f"The sampler moves unconstrained numbers, and none are mapped to the support of"
-            f" {name!r}, {support}: use check_guide, which needs no such draws."
-        ) from None
 
 
 def _check_precision(name: str, dtype: torch.dtype) -> None:

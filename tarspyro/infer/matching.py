@@ -17,6 +17,7 @@ __all__ = [
 import contextlib
 import inspect
 import itertools
+import math
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ from tarspyro.infer.traces import (
     drawn_of,
     elements_of,
     has_one_way_flow,
+    is_circular,
     is_delta,
     is_factor,
     name_of,
@@ -665,6 +667,8 @@ def _kind(support: Constraint) -> object:
 
 def _support_of(distribution: Distribution) -> Constraint:
     """Returns the constraint of a single number, without the dimensions of the event."""
+    if is_circular(distribution):
+        return constraints.interval(-math.pi, math.pi)
     support: Any = distribution.support
     while isinstance(
         support, (constraints.independent, constraints.MixtureSameFamilyConstraint)

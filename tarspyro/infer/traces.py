@@ -22,16 +22,25 @@ from pyro.distributions import (
     ImproperUniform,
     Independent,
     MaskedDistribution,
+    SineBivariateVonMises,
+    SineSkewed,
     Unit,
 )
 from pyro.distributions import transforms as flows
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import ComposeTransform, IndependentTransform, Transform
+from torch.distributions import (
+    ComposeTransform,
+    IndependentTransform,
+    MixtureSameFamily,
+    Transform,
+    VonMises,
+)
 from torch.distributions.transforms import _InverseTransform
 
 from tarspyro.arguments import format_value
@@ -397,6 +406,29 @@ def is_flat(distribution: object) -> bool:
     """Whether a distribution is an improper prior, whose log-probability is zero."""
     (*_, innermost) = nested(distribution)
     return isinstance(innermost, ImproperUniform)
+
+
+# Families of angles from -pi to pi, whose support is the real line to Pyro and torch.
+_CIRCULAR = (SineBivariateVonMises, SineSkewed, VonMises)
+
+
+def is_circular(distribution: Any) -> bool:
+    """Whether a distribution is one of angles.
+
+    Its density is defined on the real line, of which each turn of the circle has the mass 1.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> is_circular(dist.VonMises(torch.zeros(2), 1.0).to_event(1))
+        True
+    """
+    while True:
+        if isinstance(distribution, (ExpandedDistribution, Independent, MaskedDistribution)):
+            distribution = distribution.base_dist
+        elif isinstance(distribution, MixtureSameFamily):
+            distribution = distribution.component_distribution
+        else:
+            return isinstance(distribution, _CIRCULAR)
 
 
 def score_function(distribution: Distribution, value: Tensor) -> Tensor | None:

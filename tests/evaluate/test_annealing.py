@@ -392,3 +392,114 @@ def test_points_of_the_sphere(start):
     # Averages of weights are without bias.
     weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, 2))
     assert_within(weights, torch.ones(2))
+
+
+class Angle:
+    """An angle of a circle, whose likelihood jumps where the circle closes."""
+
+    x = torch.tensor([3.0, -1.0, 4.0])
+    prior = dist.VonMises(torch.tensor(2.5), torch.tensor(1.0))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior)
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.VonMises(torch.tensor(2.0), torch.tensor(0.8)))
+
+    def log_likelihood(self):
+        z = torch.linspace(-math.pi, math.pi, 4001).unsqueeze(-1)
+        joint = self.prior.log_prob(z) + dist.Normal(z, 2.0).log_prob(self.x)
+        return torch.trapezoid(joint.exp(), dx=2 * math.pi / 4000, dim=0).log()
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_angles_go_around_a_circle(start):
+    pair = Angle()
+    x = pair.x.repeat(100)
+    found = evaluate.annealed_log_likelihood(
+        pair.model,
+        pair.guide,
+        x,
+        num_steps=10,
+        num_chains=10,
+        num_leapfrog=3,
+        start=start,
+        seed=0,
+    )
+    weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, 3))
+    assert_within(weights, torch.ones(3))
+
+
+def test_a_mixture_of_normals_is_unconstrained():
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.3, 0.7])),
+        dist.Normal(torch.tensor([-1.0, 2.0]), torch.tensor([0.5, 1.0])),
+    )
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", mixture)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", mixture)
+
+    x = torch.tensor([0.5]).repeat(200)
+    found = evaluate.annealed_log_likelihood(
+        model, guide, x, num_steps=10, num_chains=10, num_leapfrog=3, seed=0
+    )
+    spreads = torch.tensor([0.5**2 + 1, 2.0]).sqrt()
+    parts = dist.Normal(torch.tensor([-1.0, 2.0]), spreads).log_prob(torch.tensor(0.5)).exp()
+    evidence = 0.3 * parts[0] + 0.7 * parts[1]
+    assert_within(found.exp(), evidence)
+
+
+def nested(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Uniform(1.0, 3.0))
+        b = pyro.sample("b", dist.Uniform(0.0, a))
+        pyro.sample("x", dist.Normal(b, 0.5), obs=x)
+
+
+def nested_guide(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Uniform(1.0, 3.0))
+        pyro.sample("b", dist.Uniform(0.0, a))
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_a_support_that_depends_on_another_latent_variable_is_refused(start):
+    x = torch.tensor([0.4, 1.2])
+    with pytest.raises(PairError, match="support of 'b' depends on .*a \\* pyro.sample"):
+        evaluate.annealed_log_likelihood(nested, nested_guide, x, num_steps=2, start=start)
+    with pytest.raises(PairError, match="support of 'b' depends"):
+        evaluate.true_posterior(nested, x, num_samples=2, warmup=2)
+
+    def remedied(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Uniform(1.0, 3.0))
+            u = pyro.sample("u", dist.Uniform(0.0, 1.0))
+            pyro.sample("x", dist.Normal(a * u, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Uniform(1.0, 3.0))
+            pyro.sample("u", dist.Uniform(0.0, 1.0))
+
+    a = torch.linspace(1.0, 3.0, 2001).unsqueeze(-1)
+    inside = dist.Normal(0.0, 1.0).cdf((a - x) / 0.5) - dist.Normal(0.0, 1.0).cdf(-x / 0.5)
+    evidence = torch.trapezoid(inside / a / 2, dx=1e-3, dim=0)
+    found = evaluate.annealed_log_likelihood(
+        remedied,
+        guide,
+        x.repeat(200),
+        num_steps=10,
+        num_chains=10,
+        num_leapfrog=3,
+        start=start,
+    )
+    assert_within(found.exp().unflatten(0, (200, 2)), evidence)

@@ -226,14 +226,53 @@ class TestPosteriorKL:
             )
 
 
+class Anywhere(dist.constraints.Constraint):
+    """A constraint to which torch maps no unconstrained numbers."""
+
+    def check(self, value):
+        return torch.ones_like(value, dtype=torch.bool)
+
+
+class Somewhere(dist.Normal):
+    support = Anywhere()
+
+
 def test_a_support_that_the_sampler_does_not_know_is_named():
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", VonMisesFisher(torch.tensor([1.0, 0.0]), torch.ones(len(x))))
+            z = pyro.sample("z", Somewhere(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
-    with pytest.raises(PairError, match="support of 'z', .*: use check_guide"):
+    with pytest.raises(PairError, match="'z' has the support .*: take .* check_guide"):
         evaluate.true_posterior(model, torch.zeros(1, 2), num_samples=5, warmup=5)
+
+
+@pytest.mark.parametrize("family", ["angles", "points of a circle"])
+def test_draws_on_a_circle(family):
+    """The likelihood is a Normal around the point, so that the posterior is von Mises."""
+    loc, scale = 3.0, 0.7
+    centre = torch.tensor([math.cos(loc), math.sin(loc)])
+    prior = VonMisesFisher(centre, 1.0)
+    if family == "angles":
+        prior = dist.VonMises(torch.tensor(loc), torch.tensor(1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            point = torch.stack([z.cos(), z.sin()], -1) if family == "angles" else z
+            pyro.sample("x", dist.Normal(point, scale).to_event(1), obs=x)
+
+    x = torch.tensor([[-0.2, -0.8]])
+    draws = evaluate.true_posterior(model, x, num_samples=100, warmup=50, seed=0)["z"][0]
+    if family == "angles":
+        assert draws.abs().max() <= math.pi
+        draws = torch.stack([draws.cos(), draws.sin()], -1)
+    sum_of_vectors = centre + x[0] / scale**2
+    kappa = sum_of_vectors.norm()
+    mean = torch.special.i1(kappa) / torch.special.i0(kappa) * sum_of_vectors / kappa
+    size = effective_sample_size(draws[None]).clamp(max=len(draws))
+    error = draws.std(0) / size.sqrt()
+    assert ((draws.mean(0) - mean).abs() < 4 * error).all()
 
 
 def test_half_precision_is_refused_and_a_copy_in_single_precision_works():

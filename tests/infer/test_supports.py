@@ -13,8 +13,10 @@ from torch.distributions.transforms import AffineTransform
 
 from tarspyro import evaluate, fit
 from tarspyro.distributions import Concatenate
-from tarspyro.infer import IWAE, InputError
+from tarspyro.infer import IWAE, InputError, PairError, log_weights
 from tarspyro.inputs import check_inputs
+
+from ..programs import assert_within
 
 
 def beyond(x):
@@ -253,3 +255,41 @@ def test_counts_up_to_the_largest_sum_of_a_batch():
     wrong = torch.vstack([documents, torch.tensor([-1.0, 0.0, 9.0])])
     with pytest.raises(InputError, match="outside the support of Multinomial"):
         check_inputs(model, guide, [documents[:2]], [wrong])
+
+
+ANGLES = {
+    "von Mises": dist.VonMises(torch.tensor(2.5), torch.tensor(1.0)),
+    "uniform": dist.Uniform(-math.pi, math.pi),
+    "mixture": dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)),
+        dist.VonMises(torch.tensor([2.5, 0.0]), torch.tensor([1.0, 3.0])),
+    ),
+}
+
+
+def angle(prior, posterior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior)
+
+    return model, guide
+
+
+@pytest.mark.parametrize("prior", ANGLES)
+def test_the_density_of_angles_ends_where_the_circle_closes(prior):
+    x = torch.tensor([3.0, -1.0])
+    pair = angle(ANGLES[prior], dist.Normal(0.9, 2.0))  # other turns of the circle have mass 2
+    with pytest.raises(PairError, match="numbers from -3.14159 to 3.14159.*same support"):
+        IWAE(5).loss(*pair, x)
+    pair = angle(ANGLES[prior], dist.VonMises(torch.tensor(1.5), torch.tensor(0.5)))
+    z = torch.linspace(-math.pi, math.pi, 4001)[:-1].unsqueeze(-1)
+    joint = ANGLES[prior].log_prob(z) + dist.Normal(z, 2.0).log_prob(x)
+    evidence = joint.exp().sum(0) * 2 * math.pi / 4000
+    torch.manual_seed(0)
+    weights = log_weights(*pair, x, num_particles=10_000).exp()
+    assert_within(weights, evidence)
