@@ -39,6 +39,7 @@ from tarspyro.infer.traces import (
     Site,
     check_program,
     innermost,
+    is_circular,
     is_delta,
     name_of,
     plates_of,
@@ -56,7 +57,6 @@ _FAMILIES: dict[type[Any], type[Any]] = {
     td.Gamma: Gamma,
     td.Beta: Beta,
     td.Dirichlet: Dirichlet,
-    td.VonMises: dist.VonMises,
     VonMisesFisher: VonMisesFisher,
     PowerSpherical: PowerSpherical,
     td.Bernoulli: dist.Bernoulli,
@@ -98,9 +98,10 @@ def auto(
       ``Conditional`` given the parents. Local variables are no parents of global ones.
 
     The family is the prior's for Gamma, Beta, Dirichlet, LogNormal, VonMisesFisher and
-    PowerSpherical, and a Normal for other priors of real numbers. For any other continuous prior
-    it is a Normal that torch's ``biject_to`` maps to the prior's support. Draws of all these have
-    gradients. Discrete variables keep their family, and there are three ways:
+    PowerSpherical, VonMises for angles, and a Normal for other priors of real numbers. For any
+    other continuous prior it is a Normal that torch's ``biject_to`` maps to the prior's support.
+    Draws of all these but VonMises have gradients. Discrete variables keep their family, and
+    there are three ways:
 
     - Variables that the model marks, ``infer={"enumerate": "parallel"}``, are summed out by the
       model, and the guide leaves them out: train with ``pyro.infer.TraceEnum_ELBO``.
@@ -278,6 +279,9 @@ def _family(name: str, prior: Distribution) -> type[Any]:
     for known, family in _FAMILIES.items():
         if isinstance(prior, known):
             return family
+    if is_circular(prior):
+        angles: type[Any] = dist.VonMises
+        return angles
     try:
         if not _support(prior).is_discrete:
             biject_to(_support(prior))

@@ -310,6 +310,10 @@ def test_the_rows_of_a_subsampled_plate_of_components_have_their_parameters():
         ),
         dist.Poisson(3.0),
         dist.VonMises(0.0, 1.0),
+        dist.SineSkewed(
+            dist.VonMises(torch.zeros(1), torch.ones(1)).to_event(1), torch.tensor([0.5])
+        ),
+        dist.SineBivariateVonMises(0.5, -1.0, 2.0, 1.0, 0.3),
         dist.Binomial(5, torch.tensor(0.3)),
         VonMisesFisher(torch.eye(3)[0], torch.tensor(2.0)),
         PowerSpherical(torch.eye(4)[0], torch.tensor(2.0)),
