@@ -907,6 +907,9 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
         bounded = False
     if any(site.summed for site in graph.latent):
         refusable |= {"weights", "points"}
+        if scaling == "size" and graph.structure != LOCAL:
+            # The guide draws shared variables alone; a subsample only estimates their weight.
+            bounded = False
         if scaling not in ("", "all"):
             refusable |= {
                 "elbo"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tarspyro.arguments import as_numbers, format_fields, format_value
 from tarspyro.evaluate.batching import Array, map_batches, readable, rows_at_once
-from tarspyro.infer.pairs import check_local, structure_of
+from tarspyro.infer.pairs import check_drawn, check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -184,6 +184,7 @@ class Densities:
                 f" {sorted(self.latent)}: give both the same latent sites, so that each has a"
                 " density at the other's draws."
             )
+        check_drawn(model, structure)
         check_local(model, structure)
         if structure.vectorized is False:
             raise PairError(

@@ -22,7 +22,7 @@ from tarspyro.evaluate.batching import in_memory, seeded
 from tarspyro.evaluate.likelihood import elbo
 from tarspyro.evaluate.posterior import Estimate, mean_of
 from tarspyro.infer.bounds.total_correlation import information_and_correlation
-from tarspyro.infer.pairs import check_local, structure_of
+from tarspyro.infer.pairs import check_drawn, check_local, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     Site,
@@ -212,6 +212,7 @@ def diagnose(
         local_parameters(),
     ):
         structure = structure_of(model, guide, rows, {}, observed=True)
+        check_drawn(model, structure)
         check_local(model, structure)
         with _activity(model, guide) as active:
             traces = trace_pair(model, guide, rows, {})
@@ -251,6 +252,7 @@ def decoder_gains(
         PairError: If the pair has no latent variable of a data point.
     """
     structure = structure or structure_of(model, guide, rows, {}, observed=True)
+    check_drawn(model, structure)
     check_local(model, structure)
     traces = trace_pair(model, guide, rows, {})
     return _Pair(model, guide, rows, structure, *traces).decoder_gains()

@@ -33,7 +33,7 @@ from tarspyro.distributions.incomplete import has_gaps, log_prob_of_known
 from tarspyro.evaluate.batching import in_memory
 from tarspyro.evaluate.densities import Values, one_dim
 from tarspyro.infer.compilation.values import CompiledValues
-from tarspyro.infer.pairs import check_local, structure_of
+from tarspyro.infer.pairs import check_drawn, check_local, structure_of
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -174,6 +174,7 @@ class MissingElements:
         structure = structure_of(
             self.model, self.guide, complete, {}, particles=2, observed=True
         )
+        check_drawn(self.model, structure)
         check_local(self.model, structure)
         self.nesting = structure.nesting
         self.dim = one_dim(self.model, structure.groups[0].dims)

@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.infer.structure import SHARED, Structure, read_structure
+from tarspyro.infer.summation import trace_summed
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -32,7 +33,6 @@ from tarspyro.infer.traces import (
     only,
     sample_sites,
     sum_of,
-    trace_pair,
     with_values,
 )
 from tarspyro.infer.weights import Weights, draw_weights, in_plates, weigh
@@ -85,14 +85,14 @@ def structure_of(
     """
     with preserved_rng():
         structure, *traces = read_structure(model, guide, args, kwargs, observed=observed)
-        if particles * groups == 1 or structure.enumerated:
+        if particles * groups == 1 or (whole and structure.enumerated):
             return structure
         training = any(getattr(program, "training", False) for program in (model, guide))
         with evaluating(model, guide):
-            if training:
+            if training or structure.enumerated:
                 # In training mode, noise and statistics of the batch would tie data points
                 # together.
-                traces = list(trace_pair(model, guide, args, kwargs))
+                traces = list(trace_summed(model, guide, args, kwargs, structure))
             tried = structure.whole if whole else structure
             trial = _Trial(model, guide, args, kwargs, tried, traces[0], traces[1])
             if not tried.joint and not trial.data_points_are_independent():
@@ -147,7 +147,8 @@ class _Trial:
         for name, site in rows.items():
             given.add_node(name, **site)
         replayed = poutine.replay(model, trace=self.model_rows)
-        return trace_pair(replayed, poutine.replay(guide, trace=given), self.args, self.kwargs)
+        again = poutine.replay(guide, trace=given)
+        return trace_summed(replayed, again, self.args, self.kwargs, self.structure)
 
     def weights(self, traces: tuple[Trace, Trace]) -> Weights:
         """Returns the weights of a run.
@@ -466,9 +467,9 @@ def check_drawn(model: Program, structure: Structure) -> None:
     """Raises a ``PairError`` if the model sums out a site that the guide does not draw."""
     if structure.enumerated:
         raise PairError(
-            f"{name_of(model)} enumerates {sorted(structure.enumerated)}, and the weights of"
-            " draws hold no sums over enumerated values: draw these sites in the guide, or take"
-            " -ELBO().loss(...), the bound of all data."
+            f"{name_of(model)} enumerates {sorted(structure.enumerated)}, and values of them are"
+            " needed here: draw these sites in the guide, or take log_likelihood or elbo, which"
+            " sum them out."
         )
 
 
@@ -479,7 +480,6 @@ def check_local(model: Program, structure: Structure) -> None:
     Raises:
         PairError: If they have not.
     """
-    check_drawn(model, structure)
     name = name_of(model)
     if structure.joint and not structure.nesting and structure.latent:
         raise PairError(

@@ -10,6 +10,7 @@ __all__ = [
 ]
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from pyro.distributions.util import is_identically_zero, sum_rightmost
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -144,6 +146,13 @@ def elements_of(distribution: Any) -> Any:
 def innermost(distribution: Any) -> Any:
     """Returns what is inside a distribution's masks and independent dimensions."""
     while isinstance(distribution, (Independent, MaskedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def without_masks(distribution: Any) -> Any:
+    """Returns what is inside a distribution's masks."""
+    while isinstance(distribution, MaskedDistribution):
         distribution = distribution.base_dist
     return distribution
 
@@ -353,6 +362,18 @@ def own_scale(site: Mapping[str, Any]) -> Tensor | float:
         if frame.vectorized and frame.full_size not in (None, frame.size):
             scale = scale * (frame.size / frame.full_size)
     return scale
+
+
+def equal_scales(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two scales are equal, but for rounding, such as that of 277 / 21 * 21 / 277."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) and not isinstance(other, Tensor):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    # A comparison of tensors reads them back from the device, so it belongs to validation.
+    return not is_validation_enabled() or torch.allclose(one, other)
 
 
 def common_dims(sites: Iterable[Site]) -> list[int]:

@@ -15,7 +15,6 @@ __all__ = [
 ]
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -23,17 +22,18 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from tarspyro.infer.structure import SHARED, SiteGroup, Structure
+from tarspyro.infer.summation import trace_summed
 from tarspyro.infer.traces import (
     GROUPS,
     PARTICLES,
     PairError,
     Site,
+    equal_scales,
     guide_terms,
     log_prob,
     name_of,
@@ -44,7 +44,6 @@ from tarspyro.infer.traces import (
     sample_sites,
     score_function,
     sum_of,
-    trace_pair,
 )
 from tarspyro.types import Program
 
@@ -138,10 +137,10 @@ def draw_weights(
             model, guide, args, kwargs, groups, particles, structure, scales
         )
     if groups * particles == 1:
-        model_trace, guide_trace = trace_pair(model, guide, args, kwargs)
+        model_trace, guide_trace = trace_summed(model, guide, args, kwargs, structure)
     else:
         halves = in_plates(model, guide, groups, particles, structure)
-        model_trace, guide_trace = trace_pair(*halves, args, kwargs)
+        model_trace, guide_trace = trace_summed(*halves, args, kwargs, structure)
     return weigh(model, model_trace, guide_trace, structure, scales=scales)
 
 
@@ -269,14 +268,14 @@ def _common_scale(
     scale: Tensor | float = first["scale"]
     different = []
     for entry in entries:
-        if not _equal(scale, entry[1]["scale"]):
+        if not equal_scales(scale, entry[1]["scale"]):
             different.append(entry)
     if not different:
         return scale
     if scales == "inside":
         return None
     own = own_scale(first)
-    if structure.joint and all(_equal(own, own_scale(site)) for _, site, _ in different):
+    if structure.joint and all(equal_scales(own, own_scale(site)) for _, site, _ in different):
         return None
     name, site, _ = different[0]
     raise PairError(
@@ -284,18 +283,6 @@ def _common_scale(
         f" {name!r} ({site['scale']}), and a weighted bound needs one scale for each data"
         " point: scale the whole pair, or train with ELBO()."
     )
-
-
-def _equal(one: Tensor | float, other: Tensor | float) -> bool:
-    """Whether two scales are equal, but for rounding, such as that of 277 / 21 * 21 / 277."""
-    if one is other:
-        return True
-    if not isinstance(one, Tensor) and not isinstance(other, Tensor):
-        return math.isclose(one, other, rel_tol=1e-9)
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    # A comparison of tensors reads them back from the device, so it belongs to validation.
-    return not is_validation_enabled() or torch.allclose(one, other)
 
 
 class _LocalPlate(pyro.plate):
@@ -362,7 +349,8 @@ def _weigh_one_by_one(
 
     def run(model_again: Trace, guide_again: Trace) -> tuple[Trace, Trace]:
         replayed = poutine.replay(model, trace=model_again)
-        return trace_pair(replayed, poutine.replay(guide, trace=guide_again), args, kwargs)
+        again = poutine.replay(guide, trace=guide_again)
+        return trace_summed(replayed, again, args, kwargs, structure)
 
     def is_kept(site: Any) -> bool:
         return site_is_subsample(site) or structure.group_of.get(site["name"]) == SHARED
@@ -420,7 +408,7 @@ def weigh_in_chunks(
             size,
             structure,
         )
-        model_trace, guide_trace = trace_pair(*halves, args, kwargs)
+        model_trace, guide_trace = trace_summed(*halves, args, kwargs, structure)
         model_rows = only(model_trace, site_is_subsample)
         guide_rows = only(guide_trace, site_is_subsample)
         weights = weigh(model, model_trace, guide_trace, structure)

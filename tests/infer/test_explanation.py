@@ -325,7 +325,7 @@ def test_rows_that_depend_on_each_other_in_the_weights_of_pyro():
     assert explain(IWAE(8), mixed, guide, X).is_lower_bound
 
 
-def test_what_is_summed_out_has_no_weights():
+def test_what_is_summed_out_is_part_of_a_weight():
     def discrete(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
@@ -335,8 +335,5 @@ def test_what_is_summed_out_has_no_weights():
         pass
 
     found = explain(IWAE(4), discrete, empty, X)
-    assert not found.is_lower_bound and "refuses this pair" in found.kind
-    assert found.weights == "none"
-    with pytest.raises(PairError, match="cannot sum out inside a logarithm"):
-        IWAE(4).loss(discrete, empty, X)
+    assert found.is_lower_bound and found.weights == "a weight for each index of 'data' (3)"
     assert explain(ELBO(), discrete, empty, X).is_lower_bound

@@ -30,6 +30,7 @@ from tarspyro.infer.bounds.enumeration import (
 )
 from tarspyro.infer.pairs import check_local
 from tarspyro.infer.structure import Structure
+from tarspyro.infer.summation import trace_summed
 from tarspyro.infer.traces import (
     PairError,
     Plates,
@@ -48,6 +49,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
+from tarspyro.infer.weights import in_plates
 from tarspyro.scopes import kept_buffers, preserved_rng
 from tarspyro.types import Program
 
@@ -416,15 +418,19 @@ class ELBO(Bound):
         num_particles: int,
         structure: Structure,
     ) -> Tensor:
-        traces = trace_pair(
-            model,
-            guide,
-            args,
-            {},
-            num_particles=num_particles,
-            plate_nesting=structure.nesting,
-            enumerate=True,
-        )
+        if structure.enumerated:
+            halves = in_plates(model, guide, 1, num_particles, structure)
+            traces = trace_summed(*halves, args, {}, structure)
+        else:
+            traces = trace_pair(
+                model,
+                guide,
+                args,
+                {},
+                num_particles=num_particles,
+                plate_nesting=structure.nesting,
+                enumerate=True,
+            )
         for trace in traces:
             for _, site in sample_sites(trace):
                 site["scale"] = 1.0

@@ -5,7 +5,6 @@ __all__ = ["Enumerated", "Term", "enumerated_sites", "expectation", "surrogate"]
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from tarspyro.infer.traces import (
@@ -16,6 +15,7 @@ from tarspyro.infer.traces import (
     plates_of,
     reduce_to,
     sum_of,
+    without_masks,
 )
 
 
@@ -77,10 +77,7 @@ def enumerated_sites(
                 f"pyro.markov gives {name!r} the dimension of another site: leave it out of the"
                 " guide."
             )
-        distribution = site["fn"]
-        while isinstance(distribution, MaskedDistribution):
-            distribution = distribution.base_dist
-        probs = log_prob({**site, "fn": distribution}).exp()
+        probs = log_prob({**site, "fn": without_masks(site["fn"])}).exp()
         found.append(Enumerated(name, dim, probs, plates_of(site)))
     if found:
         for sites in (model_sites, guide_sites):

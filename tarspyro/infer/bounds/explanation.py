@@ -267,16 +267,6 @@ class _Reading:
                 plates.append({frame.name for frame in site["cond_indep_stack"]})
         return set.intersection(*plates) if plates else set()
 
-    def _refused(self) -> str:
-        """Returns why one of our bounds of several particles refuses the pair."""
-        assert self.structure is not None
-        summed = self.structure.enumerated
-        if self._is_of_pyro or not self._is_weighted or not summed:
-            return ""
-        return (
-            f"{sorted(summed)} would be summed out inside a logarithm, so it refuses this pair"
-        )
-
     def _mixed_weights(self) -> str:
         """Returns why the weights of Pyro's RenyiELBO are not those of data points."""
         assert self.structure is not None
@@ -304,8 +294,6 @@ class _Reading:
     def _weights(self) -> str:
         if self.structure is None:
             return "unknown, because model and guide do not match"
-        if self._refused():
-            return "none"
         if self._is_joint:
             return "one weight of all data"
         sizes = []
@@ -416,7 +404,6 @@ class _Reading:
             return _NONE, "a density lacks its Jacobian"
         reasons = (
             self._other_objective,
-            self._refused,
             self._scales,
             self._orders,
             self._mixed_weights,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tarspyro.infer.gradients import leaves_of, with_gradients
 from tarspyro.infer.structure import Structure
+from tarspyro.infer.summation import run_model
 from tarspyro.infer.traces import reparameterized, rerun, sum_of, views_of, with_values
 from tarspyro.infer.weights import (
     PointWeights,
@@ -199,8 +200,8 @@ def doubly_reparameterized(
     sites = reparameterized(drawn, "gradient='dreg'")
     views = views_of(sites)
     copies = {name: site["value"].detach().requires_grad_() for name, site in sites.items()}
-    replayed = poutine.replay(in_plate, trace=with_values(drawn, views))
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    given = with_values(drawn, views)
+    model_trace = run_model(in_plate, given, args, kwargs, structure)
     guide_trace = rerun(guide_in_plate, drawn, copies, args, kwargs)
     weights = weigh(model, model_trace, guide_trace, structure)
 

@@ -27,6 +27,7 @@ from tarspyro.infer.bounds.gradient_estimators import (
 )
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights, without_each
 from tarspyro.infer.structure import Structure
+from tarspyro.infer.summation import run_model
 from tarspyro.infer.traces import (
     PairError,
     name_of,
@@ -177,12 +178,6 @@ class WeightedBound(Bound):
         kwargs: Mapping[str, object],
     ) -> Structure:
         structure = super()._find_structure(model, guide, args, kwargs)
-        if structure.enumerated:
-            raise PairError(
-                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which"
-                f" {type(self).__name__} cannot sum out inside a logarithm: train with ELBO(),"
-                " or draw them in the guide."
-            )
         if structure.joint and structure.subsampled and self.num_particles > 1:
             warnings.warn(
                 f"{name_of(model)} has one weight of all data, and a subsample only estimates"
@@ -467,8 +462,8 @@ class PIWAE(IWAE):
         sites = reparameterized(drawn, "PIWAE", "take IWAE")
         draws = {name: site["value"] for name, site in sites.items()}
         views = views_of(sites)
-        replayed = poutine.replay(in_plate, trace=with_values(drawn, views))
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        given = with_values(drawn, views)
+        model_trace = run_model(in_plate, given, args, kwargs, structure)
         weights = weigh(model, model_trace, drawn, structure)
         if weights.shared is not None:
             raise PairError(
