@@ -92,7 +92,7 @@ def particle_filter(
     """
     check_resampling(threshold, resampling)
     num_particles = as_count("num_particles", num_particles)
-    structure_of_batch = StructureByShape(model, guide)
+    structure_of_batch = StructureByShape(model, guide, num_particles)
 
     def filtered(*batch: Argument) -> dict[str, Tensor]:
         means: list[Tensor] = []
@@ -202,7 +202,7 @@ def continuations(
             num_particles,
             0.5,
             "multinomial",
-            structure_of(model, guide, batch, {}),
+            structure_of(model, guide, batch, {}, particles=num_particles),
             {"length": length},
         )
         run.run()

@@ -838,6 +838,28 @@ def test_programs_that_do_not_run_step_by_step():
             FIVO(**how)
 
 
+@pytest.mark.parametrize("particles", [3, 5])  # as many as there are rows, and others
+def test_a_filter_of_programs_that_take_no_plate_of_particles_is_refused(particles):
+    def walk(x, observed):
+        data, z = pyro.plate("data", len(x)), torch.zeros(len(x))
+        for t in range(x.shape[1]):
+            z = yield z
+            with data:
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+                if observed:
+                    rows = torch.stack([z[i] for i in range(len(x))])  # particles, in a plate
+                    pyro.sample(f"x_{t}", dist.Normal(rows, 1.0), obs=x[:, t])
+
+    model = sequential(lambda x: walk(x, True))
+    guide = sequential(lambda x: walk(x, False))
+    x = torch.tensor([[0.5, 1.0], [-1.0, 2.0], [0.3, 0.0]])
+    message = "cannot run in a plate of particles"
+    with pytest.warns(UserWarning), pytest.raises(PairError, match=message):
+        FIVO(particles).loss(model, guide, x)
+    with pytest.raises(PairError, match=message):
+        evaluate.particle_filter(model, guide, x, num_particles=particles)
+
+
 def test_formulas():
     p, q = pair()
     assert (

@@ -69,7 +69,8 @@ class ParticleFilter:
         scores: The score functions of the draws, each with the log-likelihood before them.
 
     Raises:
-        PairError: If a program is not sequential, or there are no weights for each sequence.
+        PairError: If a program is not sequential or cannot run in a plate of particles, or
+            there are no weights for each sequence.
     """
 
     def __init__(
@@ -84,6 +85,12 @@ class ParticleFilter:
         structure: Structure,
         model_kwargs: Mapping[str, object] | None = None,
     ) -> None:
+        if structure.vectorized is False:
+            raise PairError(
+                f"A particle filter runs all particles together, and {name_of(model)} or"
+                f" {name_of(guide)} cannot run in a plate of particles: let its shapes broadcast"
+                " on the left, as in z[..., i]."
+            )
         self.num_particles = num_particles
         self.threshold = threshold
         self.resampling = resampling
