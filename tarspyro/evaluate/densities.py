@@ -1,6 +1,6 @@
 """Densities of a pair at given values of its latent variables."""
 
-__all__ = ["Densities", "LogDensities", "latent_sites", "log_densities"]
+__all__ = ["Densities", "LogDensities", "check_together", "latent_sites", "log_densities"]
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +165,7 @@ class Densities:
     def __init__(
         self, model: Program, guide: Program, batch: Arguments, structure: Structure
     ) -> None:
+        check_together(model, guide, structure)
         self.model = model
         self.guide = guide
         self.batch = batch
@@ -186,12 +187,6 @@ class Densities:
             )
         check_drawn(model, structure)
         check_local(model, structure)
-        if structure.vectorized is False:
-            raise PairError(
-                f"{name_of(model)} or {name_of(guide)} does not run inside a plate of"
-                " particles, which densities at given values need: let its shapes broadcast"
-                " on the left."
-            )
         self.dims = [*structure.groups[0].dims, -self.nesting - 1]
 
     @property
@@ -257,6 +252,16 @@ class Densities:
     def _sum(self, sites: Iterable[Site]) -> Tensor:
         return sum_of(
             self.reduce(scale_and_mask(log_prob(site), mask=site["mask"])) for site in sites
+        )
+
+
+def check_together(model: Program, guide: Program, structure: Structure) -> None:
+    """Raises a ``PairError`` if a pair cannot run inside a plate of particles."""
+    if structure.vectorized is False:
+        raise PairError(
+            f"{name_of(model)} or {name_of(guide)} does not run inside a plate of particles,"
+            " where all draws are together: let its shapes broadcast on the left, as in"
+            " z[..., i] and softmax(-1)."
         )
 
 

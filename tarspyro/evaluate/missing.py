@@ -31,9 +31,10 @@ from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.incomplete import Incomplete as IncompleteDistribution
 from tarspyro.distributions.incomplete import has_gaps, log_prob_of_known
 from tarspyro.evaluate.batching import in_memory
-from tarspyro.evaluate.densities import Values, one_dim
+from tarspyro.evaluate.densities import Values, check_together, one_dim
 from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import check_drawn, check_local, structure_of
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -135,6 +136,7 @@ class MissingElements:
         self.site = site
         self.num_rounds = as_count("num_rounds", num_rounds, 0)
         self.metropolis = metropolis
+        self.structure: Structure | None = None
         # The number of plates of the pair and the dimension of the data points' plate.
         self.nesting = 0
         self.dim = -1
@@ -176,6 +178,7 @@ class MissingElements:
         )
         check_drawn(self.model, structure)
         check_local(self.model, structure)
+        self.structure = structure
         self.nesting = structure.nesting
         self.dim = one_dim(self.model, structure.groups[0].dims)
 
@@ -281,7 +284,12 @@ class MissingElements:
         with the shares :math:`\pi_0` of particles of the prior and :math:`\pi_1` of each
         chain. The weights have the shape ``(particles, rows)``. If missing elements are drawn
         together with the code, the density is that of the observed elements given those before.
+
+        Raises:
+            PairError: If the pair cannot run in a plate of particles.
         """
+        assert self.structure is not None
+        check_together(self.model, self.guide, self.structure)
         sites = drawn_of(sample_sites(self._run(self.model, batch.arguments, 1)))
         chains = min(_CHAINS, num_particles - 1) if sites else 0
         of_chain = num_particles // (chains + 1)

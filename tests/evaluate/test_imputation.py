@@ -824,3 +824,34 @@ def test_chains_that_diverge_begin_again_with_a_warning(method):
         true = (log_joint.softmax(0) * z.exp()).sum()
         # Of 5,000 codes 238 are the prior's; about a tenth of these are near z = 0.
         assert (found[:, 1] - true).abs().max() < 4 * 0.1 / 24**0.5
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: torch.softmax(z, 1),  # over the rows, in a plate of particles
+        lambda z: torch.stack([z[row] for row in range(len(z))])[: len(z), :2],
+    ],
+    ids=["a dimension from the left", "row by row"],
+)
+def test_a_program_that_takes_no_plate_of_particles_has_no_weights_of_codes(function):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(function(z), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    x = torch.tensor([[0.9, 0.4], [0.1, 0.8], [0.2, 0.2]])
+    mask = torch.tensor([True, False])
+    message = "not run inside a plate of particles"
+    with pytest.raises(PairError, match=message):
+        evaluate.imputation_log_likelihood(model, guide, x, mask, num_particles=3)
+    with pytest.raises(PairError, match=message):
+        evaluate.impute(model, guide, x, mask, method="importance", num_particles=3)
+    with pytest.raises(PairError, match=message):
+        evaluate.gaps(model, guide, x, num_particles=3)
+    assert evaluate.impute(model, guide, x, mask, num_rounds=2).shape == x.shape
+    assert evaluate.check_guide(model, guide, x, num_simulations=100).gap is None
