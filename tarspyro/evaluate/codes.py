@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
@@ -21,13 +22,17 @@ from tarspyro.infer.traces import (
     Site,
     drawn_of,
     elements_of,
+    log_prob,
     name_of,
     nesting_of,
     observed_of,
+    only,
     particle_plate,
     sample_sites,
+    with_values,
 )
 from tarspyro.inputs import count_rows
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import preserved_rng
 from tarspyro.types import Argument, Arguments, Data, Program
 
@@ -214,15 +219,42 @@ def _in_many_runs(
     read: Callable[[Site], Tensor],
     chosen: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Returns a function of some latent sites, in many runs at once.
+    """Returns a function of some latent sites, in many runs: at once, if the guide can.
 
     The shapes are ``(num_runs, N, *event)``.
     """
     trace = poutine.trace(guide).get_trace(*batch)
-    runs = particle_plate(guide, num_runs, nesting_of(trace))
+    if not _takes_a_plate(guide, batch, trace):
+        runs = [_latent_sites(guide, batch) for _ in range(num_runs)]
+        return {name: torch.stack([read(sites[name]) for sites in runs]) for name in chosen}
+    together = particle_plate(guide, num_runs, nesting_of(trace))
     single = dict(sample_sites(trace))
-    sites = _latent_sites(runs, batch)
+    sites = _latent_sites(together, batch)
     return {name: read(sites[name]).reshape(-1, *read(single[name]).shape) for name in chosen}
+
+
+def _takes_a_plate(guide: Program, batch: Arguments, alone: Trace) -> bool:
+    """Whether the draws of a run have the same densities in a plate of runs."""
+    nesting = nesting_of(alone)
+    sites = dict(sample_sites(alone))
+    values = {}
+    for name, site in sites.items():
+        missing = nesting + 1 + site["fn"].event_dim - site["value"].dim()
+        values[name] = site["value"].reshape((1,) * missing + site["value"].shape)
+    given = with_values(only(alone, lambda site: site["name"] in sites), values)
+    replayed = poutine.replay(particle_plate(guide, 1, nesting), trace=given)
+    try:
+        together = dict(sample_sites(poutine.trace(replayed).get_trace(*batch)))
+        densities = [
+            (log_prob(site), log_prob(together[name])) for name, site in sites.items()
+        ]
+    except PROGRAM_ERRORS:
+        return False
+    return all(
+        one.numel() == other.numel()
+        and torch.allclose(one.flatten(), other.flatten(), 1e-3, 1e-3, equal_nan=True)
+        for one, other in densities
+    )
 
 
 def _latent_sites(guide: Program, batch: Arguments) -> dict[str, Site]:

@@ -170,3 +170,21 @@ def test_no_mean_is_nan():
     likelihood = Conditional(dist.Cauchy, MLP(2, [8]), 5)
     with pytest.raises(NotImplementedError, match="Cauchy has no mean"):
         likelihood.mean(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("function", [torch.softmax, lambda z, dim: torch.cat([z, z], dim)])
+def test_codes_of_a_guide_that_takes_no_plate_of_runs(function):
+    """In a plate of runs the dimension 1 is that of the rows."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1e-4).to_event(1))
+            pyro.sample("w", dist.Normal(function(z, 1), 1e-4).to_event(1))
+
+    x = torch.tensor([[0.3, -1.0, 2.0], [0.0, 1.0, 0.5], [-0.4, 0.2, 0.2], [1.0, 0.0, -2.0]])
+    right = function(x, 1)
+    torch.testing.assert_close(embed(guide, x, site="w"), right, atol=1e-3, rtol=0)
+    draws = embed(guide, x, site="w", num_samples=3)
+    assert draws.shape == (3, *right.shape) and (draws - right).abs().max() < 1e-3
+    activity = evaluate.activity(guide, x, site="w")
+    torch.testing.assert_close(activity, right.var(0), atol=1e-3, rtol=0)
