@@ -2,6 +2,7 @@
 
 __all__ = ["delimiter_of", "load", "text_of"]
 
+import codecs
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,6 +114,10 @@ def text_of(file: Path) -> str:
         DataError: If it cannot be read.
     """
     try:
+        with file.open("rb") as stream:
+            start = stream.read(2)
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # spreadsheets' "Unicode text"
+            return file.read_text(encoding="utf-16", errors="replace")
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return file.read_text(encoding="latin-1")

@@ -24,10 +24,15 @@ _YES = {"yes", "true", "y", "t"}
 _NO = {"no", "false", "n", "f"}
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
+# Numbers with a currency, a percent sign, parentheses or another minus than the hyphen.
+_MARKED = re.compile(
+    r"[-+\u2212(]?\s?[$€£¥]?\s?[-\u2212]?(\d{1,3}(,\d{3})+|\d+)?(\.?\d+)\s?[%$€£¥]?\)?"
+)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$")
 
 # A byte order mark, and empty lines.
 _BEFORE_TEXT = "\ufeff \r\n"
+_FILE_NAME = re.compile(r"[^\n]+\.(csv|tsv|txt|gz|xlsx?)", re.IGNORECASE)
 
 # A column of text with more levels than this is free text, not a category.
 _MOST_LEVELS = 100
@@ -193,6 +198,11 @@ def read_table(
             or free text; the message says which and what to do.
         ValueError: If ``kinds`` names an unknown column or kind.
     """
+    if not isinstance(text, str) or _FILE_NAME.fullmatch(text):
+        raise DataError(
+            f"text must be that of a table, got {format_value(text)}: to read a file, take"
+            " data.load(path)."
+        )
     delimiter = delimiter or _delimiter_in(text)
     rows = cells_of(text, delimiter)
     if not rows:
@@ -205,6 +215,8 @@ def read_table(
                 " give every row the same number of cells, and quote those that hold"
                 f" {delimiter!r}."
             )
+    if width == 1:
+        _check_spaces([row[0] for row in rows], source)
     header = _has_header(rows)
     names = rows[0] if header else [f"column {index + 1}" for index in range(width)]
     names = [name or f"column {index + 1}" for index, name in enumerate(names)]
@@ -247,6 +259,21 @@ def _delimiter_in(text: str) -> str:
     """Returns the one of comma, semicolon and tab that the first line has most often."""
     first = text.lstrip(_BEFORE_TEXT).partition("\n")[0]
     return max(",;\t", key=first.count)
+
+
+def _check_spaces(cells: Sequence[str], source: str) -> None:
+    """Raises if cells of words hold several numbers each, with spaces between them.
+
+    Raises:
+        DataError: If they do.
+    """
+    below = [cell.split() for cell in cells[1:]]
+    counts = {len(parts) for parts in (cells[0].split(), *below)}
+    if below and len(counts) == 1 and counts != {1} and all(map(_is_number, sum(below, []))):
+        raise DataError(
+            f"{source} has spaces between its cells, such as {format_value(cells[1])}: write"
+            r" commas, or in Python give what pandas.read_csv(path, sep='\s+') returns."
+        )
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
@@ -338,6 +365,13 @@ def _words(
             f"{source} has numbers with decimal commas in the column {name!r}, such as"
             f" {format_value(comma)}: write points, or in Python give what"
             " pandas.read_csv(path, sep=None, engine='python', decimal=',') returns."
+        )
+    if kind is None and all(_MARKED.fullmatch(c) or _is_number(c) for c in given):
+        marked = next(cell for cell in given if not _is_number(cell))
+        raise DataError(
+            f"{source} has numbers with signs around them in the column {name!r}, such as"
+            f" {format_value(marked)}: write plain numbers, or name the column's kind,"
+            f" kinds={{{name!r}: 'category'}}."
         )
     if all(_DATE.match(cell) for cell in given):
         raise DataError(

@@ -112,6 +112,16 @@ def test_kinds_that_the_user_knows_better():
         ("a,b\n1,\n2,NA\n", "no value in the column 'b': leave the column out"),
         ("a,b,a\n1,2,3\n4,5,6\n", "2 columns named 'a': give each a name of its own"),
         ("a\n1\ninf\n", "an infinite number in the column 'a'"),
+        (
+            "a,b\n10%,1\n20 %,2\n35.5%,3\n",
+            "signs around them in the column 'a', such as '10%'",
+        ),
+        ("a,b\n$5,1\n€ 20.5,2\n7,3\n", "signs around them in the column 'a', such as '.5'"),
+        ("a,b\n(1.5),1\n2,2\n", "signs around them in the column 'a', such as '.1.5.'"),
+        ("a,b\n\u22123,1\n4,2\n", "write plain numbers, or name the column's kind"),
+        ("a b\n1 2\n3 4\n", "spaces between its cells, such as '1 2': write commas"),
+        ("1.5 2 3\n3 4 5\n", "spaces between its cells, such as '3 4 5'"),
+        ("my data.csv", "text must be that of a table, got 'my data.csv'.*data.load"),
         ("t\n" + "\n".join(f"word {i} of text" for i in range(150)), "150 different words"),
     ],
 )
@@ -119,6 +129,23 @@ def test_tables_that_are_refused(text, message):
     with pytest.raises(DataError, match=message) as error:
         read_table(text)
     assert "\n" not in str(error.value)
+
+
+def test_words_that_look_a_little_like_numbers_stay_words():
+    text = "a,b,c\n5 kg,1-2,v1.2\n7 kg,3-4,v1.3\n5 kg,1-2,v1.2\n"
+    assert [column.kind for column in read_table(text).columns] == ["category"] * 3
+    text = "a\n5%\n7%\n"
+    assert read_table(text, kinds={"a": "category"}).columns[0].levels == ("5%", "7%")
+    assert read_table("a\nred car\nblue car\n").x.shape == (2, 2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_encodings_of_tables(tmp_path, encoding):
+    path = tmp_path / "table.csv"
+    path.write_text("town,x\nZürich,1\nGenève,2\n", encoding=encoding)
+    found = load(path)
+    assert found.columns[0].levels == ("Genève", "Zürich")
+    assert found.x[:, -1].tolist() == [1.0, 2.0]
 
 
 def test_kinds_that_are_none():
