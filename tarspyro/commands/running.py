@@ -508,8 +508,8 @@ def _pixels(data: PreparedData, grey: bool) -> list[str]:
     """Returns the phrase on the pixels; none for other data."""
     if data.binarize:
         return ["pixels binarized dynamically (held-out ones once), on the device"]
-    if data.layout is not None and data.layout.standardized:
-        return ["figures are of standardized values"]
+    if data.layout is not None and data.layout.units is not None:
+        return [data.layout.units]
     if data.image_shape is None:
         return []
     return ["grey pixels"] if grey else []

@@ -484,3 +484,23 @@ def test_convolutions_take_images_alone(name, rng, tmp_path, capsys):
     words = ["train", name, "--data", str(tmp_path / "data.npy"), "--epochs", "1"]
     assert main([*words, "--run", str(tmp_path / "run")]) == 2
     assert f"cannot train {name}, which takes images:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "units"),
+    [
+        (lambda rng: rng.normal(size=(40, 8, 8)), "figures are of values scaled to [0, 1]"),
+        (lambda rng: rng.normal(size=(40, 5)), "figures are of standardized values"),
+        (lambda rng: rng.poisson(300.0, (40, 5)), None),
+    ],
+    ids=["images", "a table", "counts"],
+)
+def test_a_report_says_what_its_densities_are_of(made, units, rng, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", made(rng))
+    run = tmp_path / "run"
+    main(["train", "vae", "--data", str(tmp_path / "x.npy"), "--run", str(run), *QUICK])
+    report = json.loads((run / "evaluation.json").read_text())
+    printed = capsys.readouterr().out
+    assert report.get("pixels") == units
+    assert ("figures are of" in printed) == (units is not None)
+    assert units is None or units in printed

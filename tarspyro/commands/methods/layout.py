@@ -219,10 +219,14 @@ class Layout:
         return reordered(table, self.order) if self.order else table
 
     @property
-    def standardized(self) -> bool:
-        """Whether some columns are standardized."""
-        kinds = [kind for _, kind, _ in self.columns]
-        return isinstance(self.scale, list) and (self.family == "Normal" or "real" in kinds)
+    def units(self) -> str | None:
+        """What the figures of a report are of, if not of the file's own values; None for probabilities."""
+        real = any(kind == "real" for _, kind, _ in self.columns)
+        if self.family != "Normal" and not real:
+            return None
+        if isinstance(self.scale, list):
+            return "figures are of standardized values"
+        return None if self.scale == 1 else "figures are of values scaled to [0, 1]"
 
     @property
     def extent(self) -> str:
