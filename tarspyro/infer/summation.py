@@ -21,6 +21,7 @@ from tarspyro.infer.traces import (
     equal_scales,
     log_prob,
     name_of,
+    only,
     sample_sites,
     without_masks,
 )
@@ -47,6 +48,8 @@ def run_model(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     structure: Structure,
+    *,
+    with_data: bool = True,
 ) -> Trace:
     r"""Runs a model on a guide's draws, and sums the sites out that it enumerates itself.
 
@@ -54,7 +57,7 @@ def run_model(
 
     .. math:: \log p(x, z) = \log \sum_k p(k) \, p(z \mid k) \, p(x \mid z, k)
 
-    Inside a plate there is one sum for each of its indices.
+    Inside a plate there is one sum for each of its indices. Without the data the sum is log p(z).
 
     Raises:
         PairError: If the sites cannot be summed out.
@@ -66,6 +69,8 @@ def run_model(
         program = poutine.enum(model, first_available_dim=first_dim)
     replayed = poutine.replay(program, trace=guide_trace)
     trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    if not with_data:
+        trace = only(trace, lambda site: True)
     return _summed_out(model, trace, structure, first_dim) if structure.enumerated else trace
 
 

@@ -103,6 +103,8 @@ def test_evaluations_are_those_of_the_family_that_sums():
     for evaluated in (
         lambda model: evaluate.log_likelihood(model, guide, x, num_particles=20, seed=0),
         lambda model: evaluate.elbo(model, guide, x, num_particles=20, seed=0).elbo,
+        lambda model: evaluate.reconstruction(model, guide, x, num_particles=20, seed=0),
+        lambda model: evaluate.elbo(model, guide, x, num_particles=20, seed=0).kl,
     ):
         torch.testing.assert_close(evaluated(summed), evaluated(closed))
 

@@ -30,7 +30,7 @@ from tarspyro.infer.bounds.enumeration import (
 )
 from tarspyro.infer.pairs import check_local
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.summation import trace_summed
+from tarspyro.infer.summation import run_model, trace_summed
 from tarspyro.infer.traces import (
     PairError,
     Plates,
@@ -49,7 +49,7 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.infer.weights import in_plates
+from tarspyro.infer.weights import in_plates, weigh
 from tarspyro.scopes import kept_buffers, preserved_rng
 from tarspyro.types import Program
 
@@ -89,7 +89,8 @@ class ELBO(Bound):
     Sites of the model alone that it marks so, as ``pyro.infer.config_enumerate(model)`` does
     (mixtures, hidden Markov models), are summed out of p(x, z) by
     ``pyro.infer.TraceEnum_ELBO``. Then nothing is in closed form, and the loss has one term in
-    place of two.
+    place of two. Weighted bounds and ``evaluate.log_likelihood`` sum them out inside each
+    weight.
 
     Arguments:
         num_particles: The number of draws from the guide, in one vectorized run.
@@ -419,18 +420,16 @@ class ELBO(Bound):
         structure: Structure,
     ) -> Tensor:
         if structure.enumerated:
-            halves = in_plates(model, guide, 1, num_particles, structure)
-            traces = trace_summed(*halves, args, {}, structure)
-        else:
-            traces = trace_pair(
-                model,
-                guide,
-                args,
-                {},
-                num_particles=num_particles,
-                plate_nesting=structure.nesting,
-                enumerate=True,
-            )
+            return _summed_terms(model, guide, args, num_particles, structure)
+        traces = trace_pair(
+            model,
+            guide,
+            args,
+            {},
+            num_particles=num_particles,
+            plate_nesting=structure.nesting,
+            enumerate=True,
+        )
         for trace in traces:
             for _, site in sample_sites(trace):
                 site["scale"] = 1.0
@@ -455,6 +454,34 @@ class ELBO(Bound):
             sizes = [sums[0].shape[dim] for dim in group.dims] if group.dims else [1]
             columns.append(torch.stack([value.reshape(sizes) for value in sums]))
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+
+def _summed_terms(
+    model: Program,
+    guide: Program,
+    args: Sequence[object],
+    num_particles: int,
+    structure: Structure,
+) -> Tensor:
+    """Returns the terms for each data point of a model that enumerates sites of its own.
+
+    Two sums over these sites, with and without the data, are log p(x, z) and log p(z).
+    """
+    in_plate, guide_in_plate = in_plates(model, guide, 1, num_particles, structure)
+    model_trace, guide_trace = trace_summed(in_plate, guide_in_plate, args, {}, structure)
+    prior_trace = run_model(in_plate, guide_trace, args, {}, structure, with_data=False)
+    joint, prior = (
+        weigh(model, trace, guide_trace, structure, scales="none").groups
+        for trace in (model_trace, prior_trace)
+    )
+    columns = []
+    for place, group in enumerate(structure.groups):
+        divergence = -prior[place].log_weights[0].sum(0)
+        reconstruction = joint[place].log_weights[0].sum(0) + divergence
+        sizes = [joint[place].shape[dim] for dim in group.dims]
+        terms = torch.stack(torch.broadcast_tensors(reconstruction, divergence))
+        columns.append(terms.reshape(2, *sizes) if sizes else terms)
+    return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
 
 def _expected_sums(

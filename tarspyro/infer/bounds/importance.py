@@ -232,6 +232,11 @@ class Renyi(WeightedBound):
     the score-function gradient, unbiased for the bound with K particles: a data point's bound
     minus the bound without the particle.
 
+    Sites k of the model alone that it marks with ``infer={"enumerate": "parallel"}`` are summed
+    out inside each weight, in the plates that they lie in:
+
+    .. math:: \log p(x, z) = \log \sum_k p(k) \, p(z \mid k) \, p(x \mid z, k)
+
     Arguments:
         alpha: The order, any real number, ``-math.inf`` or ``math.inf``.
         num_particles: K, the number of draws inside the logarithm.
