@@ -154,7 +154,7 @@ def fit(
         autocast: The type in which networks compute in training, such as ``torch.bfloat16``.
             Parameters, draws, densities and evaluations keep theirs.
         compile: Whether to compile the steps, see ``tarspyro.infer.Compiled``. Compilation
-            takes from ten seconds to a minute; a line says after how many steps it has paid.
+            takes from five seconds to a minute; a line says after how many steps it has paid.
             On a GPU a step with its update is then one CUDA graph. A program that cannot be
             compiled is trained without, with a warning.
         progress: Whether to show a progress bar.
