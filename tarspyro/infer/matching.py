@@ -506,6 +506,27 @@ def _check_roles(
         )
 
 
+def _check_summed(name: str, site: Site) -> None:
+    """Raises unless all values of a site that the model enumerates can be listed.
+
+    Raises:
+        PairError: If they cannot.
+    """
+    if site["infer"].get("num_samples") is not None:
+        raise PairError(
+            f"The model draws {name!r} where it should enumerate: leave num_samples out."
+        )
+    try:
+        site["fn"].enumerate_support(expand=False)
+    except NotImplementedError:
+        shape = tuple(site["fn"].event_shape)
+        of_vectors = f" with the event shape {shape}" if shape else ""
+        raise PairError(
+            f"The model enumerates {name!r}, and the values of {_family(site['fn'])}{of_vectors}"
+            " cannot be listed: draw it in the guide."
+        ) from None
+
+
 def _check_names(
     model: Program, guide: Program, sites: Mapping[str, Site], guided: Mapping[str, Site]
 ) -> None:
@@ -515,6 +536,8 @@ def _check_names(
     summed = {
         name for name in latent - drawn if sites[name]["infer"].get("enumerate") == "parallel"
     }
+    for name in sorted(summed):
+        _check_summed(name, sites[name])
     missing = sorted(latent - drawn - summed)
     extra = sorted(drawn - latent - _auxiliary_names(sites, guided))
     if not missing and not extra:

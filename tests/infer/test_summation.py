@@ -279,3 +279,35 @@ def test_what_needs_values_of_the_sites_says_so():
         PairError, match="enumerates .*: draw these sites in the guide, or take"
     ):
         evaluate.impute(mixture, None, x, torch.tensor([False, True]))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        (dist.Normal(0.0, 1.0), {}, "values of Normal cannot be listed: draw it in the guide"),
+        (dist.Poisson(2.0), {}, "values of Poisson cannot be listed"),
+        (
+            dist.Bernoulli(torch.full((2,), 0.5)).to_event(1),
+            {},
+            r"values of Bernoulli with the event shape \(2,\) cannot be listed",
+        ),
+        (
+            dist.Categorical(PROBS),
+            {"num_samples": 4},
+            "should enumerate: leave num_samples out",
+        ),
+    ],
+    ids=["real numbers", "all counts", "vectors", "some draws"],
+)
+@pytest.mark.parametrize("bound", [ELBO(), IWAE(3)], ids=["ELBO", "IWAE"])
+def test_values_that_cannot_be_listed_are_refused(family, options, message, bound):
+    """Among them tensor Monte Carlo, whose draws are no sum over all values."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", family, infer={**PARALLEL, **options})
+            k = k.sum(-1) if family.event_shape else k
+            pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+    with pytest.raises(PairError, match=message):
+        bound.loss(model, nothing, torch.randn(3))
