@@ -8,7 +8,17 @@ from pyro import poutine
 from torch import nn
 
 from tarspyro import evaluate, fit
-from tarspyro.infer import ELBO, IWAE, PairError, Renyi
+from tarspyro.infer import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    PIWAE,
+    TVO,
+    FDivergence,
+    PairError,
+    Renyi,
+    ReweightedWakeSleep,
+)
 
 PARALLEL = {"enumerate": "parallel"}
 PROBS = torch.tensor([0.2, 0.3, 0.5])
@@ -74,8 +84,20 @@ class Encoder(nn.Module):
 
 @pytest.mark.parametrize(
     "bound",
-    [IWAE(1), IWAE(6), IWAE(6, gradient="dreg"), Renyi(0.3, 6)],
-    ids=["one particle", "six", "dreg", "Renyi"],
+    [
+        IWAE(1),
+        IWAE(6),
+        IWAE(6, gradient="dreg"),
+        IWAE(6, chunk_size=2),
+        IWAE(6, vectorize_particles=False),
+        Renyi(0.3, 6),
+        CIWAE(0.5, 6),
+        PIWAE(3, 2),
+        ReweightedWakeSleep(6),
+        TVO(6),
+        FDivergence("chi2", 6),
+    ],
+    ids=lambda bound: f"{type(bound).__name__}, {bound.num_particles}, {bound.gradient}",
 )
 def test_bounds_and_gradients_are_those_of_the_family_that_sums(bound):
     x = torch.randn(10, 4)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.bounds.reductions import renyi_bound
+from tarspyro.infer.pairs import check_drawn
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, name_of, trace_pair
 from tarspyro.infer.weights import in_plates, weigh
@@ -69,8 +70,8 @@ class ParticleFilter:
         scores: The score functions of the draws, each with the log-likelihood before them.
 
     Raises:
-        PairError: If a program is not sequential or cannot run in a plate of particles, or
-            there are no weights for each sequence.
+        PairError: If a program is not sequential or cannot run in a plate of particles, if the
+            model sums sites out, or if there are no weights for each sequence.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ParticleFilter:
         structure: Structure,
         model_kwargs: Mapping[str, object] | None = None,
     ) -> None:
+        check_drawn(model, structure)
         if structure.vectorized is False:
             raise PairError(
                 f"A particle filter runs all particles together, and {name_of(model)} or"

@@ -20,6 +20,7 @@ from tarspyro.arguments import as_count, check_choice, check_number, format_valu
 from tarspyro.infer.bounds.importance import TAKE_IWAE, WeightedBound
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
 from tarspyro.infer.structure import Structure
+from tarspyro.infer.summation import run_model
 from tarspyro.infer.traces import (
     PairError,
     check_densities,
@@ -113,8 +114,8 @@ class FixedDraws(WeightedBound):
         check_densities(sites.values(), type(self).__name__, "train with ELBO() or IWAE(K)")
         values = {name: site["value"].detach() for name, site in sites.items()}
         guide_trace = rerun(guide_in_plate, drawn, values, args, kwargs)
-        replayed = poutine.replay(model_in_plate, trace=with_values(drawn, values))
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        given = with_values(drawn, values)
+        model_trace = run_model(model_in_plate, given, args, kwargs, structure)
         weights = weigh(model, model_trace, guide_trace, structure)
         if weights.shared is not None:
             raise PairError(
