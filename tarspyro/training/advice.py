@@ -163,6 +163,6 @@ def _about_scale(guide: Program, scale: float, arguments: Arguments, trace: Trac
 
 def _looks_like_bytes(data: Tensor) -> bool:
     """Whether data are rows of many whole numbers up to 255."""
-    if data[:1].numel() < _PIXELS or not bool((data == data.round()).all()):
+    if data.dim() == 0 or data[:1].numel() < _PIXELS or not bool((data == data.round()).all()):
         return False
     return is_range_of_bytes(data.min().item(), data.max().item())

@@ -49,6 +49,7 @@ from tarspyro.distributions.rejection import (
 from tarspyro.infer import ELBO
 from tarspyro.nn import MLP
 
+from ..fresh_process import check_in_fresh_process
 from ..programs import as_made, assert_within
 
 F64 = torch.float64
@@ -1167,8 +1168,14 @@ def test_recordings_are_the_run(family, how):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-12, atol=0.0)
 
 
-@each_family
-def test_compiles_in_one_graph(family):
+def test_compiles_in_one_graph():
+    check_in_fresh_process(
+        "from tests.distributions.test_gamma import FAMILIES, check_one_graph\n"
+        "for family in FAMILIES: check_one_graph(family)"
+    )
+
+
+def check_one_graph(family):
     make, _ = FAMILIES[family]
 
     def run(parameters):

@@ -21,6 +21,7 @@ from tarspyro.distributions.drawing import recall
 from tarspyro.infer import ELBO, log_weights
 from tarspyro.nn import MLP
 
+from ..fresh_process import check_in_fresh_process
 from ..programs import assert_within, with_random_heads
 
 TEMPERATURES = [0.01, 0.1, 0.5, 2 / 3, 1.0, 10.0]
@@ -714,7 +715,7 @@ def draw_and_score(family, hard):
 
 @KINDS
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
-def test_runs_under_vmap_make_fx_and_compile(family, hard):
+def test_runs_under_vmap_and_make_fx(family, hard):
     logits, run = logits_of(3, 4), draw_and_score(family, hard)
     y, log_prob = torch.vmap(run, randomness="different")(logits)
     expected = family(logits, temperature=0.5, hard=hard).log_prob(y)
@@ -725,15 +726,31 @@ def test_runs_under_vmap_make_fx_and_compile(family, hard):
     assert slope.shape == logits.shape and slope.isfinite().all()
 
     graph = make_fx(run)(logits)
-    compiled = torch.compile(run, backend="eager", fullgraph=True)
-    for program in (graph, compiled):
-        torch.manual_seed(3)
-        expected = run(logits)
-        torch.manual_seed(3)
-        torch.testing.assert_close(program(logits), expected)
+    assert_same_draws(graph, run, logits)
     assert not torch.equal(graph(logits)[0], graph(logits)[0]), (
         "a graph draws anew at every call"
     )
+
+
+def assert_same_draws(program, run, logits):
+    torch.manual_seed(3)
+    expected = run(logits)
+    torch.manual_seed(3)
+    torch.testing.assert_close(program(logits), expected)
+
+
+def test_compiles_in_one_graph():
+    check_in_fresh_process(
+        "from tests.distributions.test_relaxed import check_one_graph\ncheck_one_graph()"
+    )
+
+
+def check_one_graph():
+    for family in (GumbelSoftmax, GumbelSigmoid):
+        for hard in (False, True):
+            logits, run = logits_of(3, 4), draw_and_score(family, hard)
+            compiled = torch.compile(run, backend="eager", fullgraph=True)
+            assert_same_draws(compiled, run, logits)
 
 
 # In pairs.
