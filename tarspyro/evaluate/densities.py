@@ -1,6 +1,6 @@
 """Densities of a pair at given values of its latent variables."""
 
-__all__ = ["Densities", "LogDensities", "check_together", "latent_sites", "log_densities"]
+__all__ = ["Densities", "LogDensities", "latent_sites", "log_densities"]
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tarspyro.arguments import as_numbers, format_fields, format_value
 from tarspyro.evaluate.batching import Array, map_batches, readable, rows_at_once
-from tarspyro.infer.pairs import check_drawn, check_local, structure_of
+from tarspyro.infer.pairs import check_drawn, check_local, check_vectorized, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -165,7 +165,7 @@ class Densities:
     def __init__(
         self, model: Program, guide: Program, batch: Arguments, structure: Structure
     ) -> None:
-        check_together(model, guide, structure)
+        check_vectorized(model, guide, structure, "The density at given values")
         self.model = model
         self.guide = guide
         self.batch = batch
@@ -252,16 +252,6 @@ class Densities:
     def _sum(self, sites: Iterable[Site]) -> Tensor:
         return sum_of(
             self.reduce(scale_and_mask(log_prob(site), mask=site["mask"])) for site in sites
-        )
-
-
-def check_together(model: Program, guide: Program, structure: Structure) -> None:
-    """Raises a ``PairError`` if a pair cannot run inside a plate of particles."""
-    if structure.vectorized is False:
-        raise PairError(
-            f"{name_of(model)} or {name_of(guide)} does not run inside a plate of particles,"
-            " where all draws are together: let its shapes broadcast on the left, as in"
-            " z[..., i] and softmax(-1)."
         )
 
 

@@ -31,9 +31,9 @@ from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.incomplete import Incomplete as IncompleteDistribution
 from tarspyro.distributions.incomplete import has_gaps, log_prob_of_known
 from tarspyro.evaluate.batching import in_memory
-from tarspyro.evaluate.densities import Values, check_together, one_dim
+from tarspyro.evaluate.densities import Values, one_dim
 from tarspyro.infer.compilation.values import CompiledValues
-from tarspyro.infer.pairs import check_drawn, check_local, structure_of
+from tarspyro.infer.pairs import check_drawn, check_local, check_vectorized, structure_of
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
@@ -199,13 +199,11 @@ class MissingElements:
             x, codes = self._advance(step, batch, x, codes)
 
             endless = ~self._finite_rows(x, codes, sites)
-            if bool(endless.any()):
-                lost |= endless
-                x = start.where(endless.reshape(-1, *[1] * (x.dim() - 1)), x)
-                codes = {
-                    name: self._where(endless, site, codes[name])
-                    for name, site in sites.items()
-                }
+            lost |= endless
+            x = start.where(endless.reshape(-1, *[1] * (x.dim() - 1)), x)
+            codes = {
+                name: self._where(endless, site, codes[name]) for name, site in sites.items()
+            }
         if bool(lost.any()):
             warnings.warn(
                 f"{int(lost.sum())} of {len(lost)} chains of imputed values left the finite numbers"
@@ -221,7 +219,7 @@ class MissingElements:
         finite = known.flatten(1).all(1)
         for name, site in sites.items():
             by_row = codes[name].isfinite().movedim(self.dim - site["fn"].event_dim, 0)
-            finite = finite & by_row.flatten(1).all(1) if by_row.dim() > 1 else finite & by_row
+            finite = finite & by_row.reshape(len(by_row), -1).all(1)
         return finite
 
     def filled(self, model_trace: Trace, batch: Incomplete, *, mean: bool = False) -> Tensor:
@@ -289,7 +287,7 @@ class MissingElements:
             PairError: If the pair cannot run in a plate of particles.
         """
         assert self.structure is not None
-        check_together(self.model, self.guide, self.structure)
+        check_vectorized(self.model, self.guide, self.structure, "The weighing of codes")
         sites = drawn_of(sample_sites(self._run(self.model, batch.arguments, 1)))
         chains = min(_CHAINS, num_particles - 1) if sites else 0
         of_chain = num_particles // (chains + 1)

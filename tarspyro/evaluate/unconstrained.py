@@ -12,6 +12,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
 
+from tarspyro.infer.diagnosis import single_constraint
 from tarspyro.infer.traces import PairError, Site, is_circular
 from tarspyro.inputs import same_support
 
@@ -26,10 +27,7 @@ def to_support(name: str, distribution: Distribution) -> Transform:
     support = _of_components(plain)
     if is_circular(distribution):
         return _ToCircle(support.event_dim)
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    if base is constraints.sphere:
+    if single_constraint(support) is constraints.sphere:
         return _ToSphere(support.event_dim)
     try:
         transform: Transform = biject_to(support)

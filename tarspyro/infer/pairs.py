@@ -1,10 +1,12 @@
 """The structure of a pair, confirmed by trial runs, and the log weights of its data points."""
 
 __all__ = [
+    "by_point",
     "FIX_OF_MASKS",
     "about_masks",
     "check_drawn",
     "check_local",
+    "check_vectorized",
     "log_weights",
     "structure_of",
 ]
@@ -447,11 +449,42 @@ def log_weights(
     weights = draw_weights(
         model, guide, args, kwargs, 1, num_particles, structure, scales="none"
     )
+    return by_point(weights, structure)
+
+
+def by_point(weights: Weights, structure: Structure) -> Tensor:
+    """Returns log weights, of shape ``(num_particles, *sizes of the plates)``.
+
+    The data points of several groups of sites lie in one dimension.
+    """
     if len(weights.groups) > 1:
         return torch.cat([group.log_weights[0] for group in weights.groups], -1)
     (group,) = weights.groups
     sizes = [group.shape[dim] for dim in structure.groups[0].dims]
     return group.log_weights[0].reshape(-1, *sizes)
+
+
+def check_vectorized(
+    model: Program,
+    guide: Program,
+    structure: Structure,
+    wanted_by: str,
+    remedy: str = "let its shapes broadcast on the left, as in z[..., i] and softmax(-1)",
+) -> None:
+    """Raises a ``PairError`` if a pair cannot run in a plate of particles.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        structure: Their structure.
+        wanted_by: What needs such a plate, for the message.
+        remedy: What to do, for the message.
+    """
+    if structure.vectorized is False:
+        raise PairError(
+            f"{wanted_by} runs all particles together, and {name_of(model)} or"
+            f" {name_of(guide)} cannot run in a plate of particles: {remedy}."
+        )
 
 
 def about_masks(model: Program, structure: Structure) -> str:

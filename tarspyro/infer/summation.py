@@ -70,7 +70,7 @@ def run_model(
     replayed = poutine.replay(program, trace=guide_trace)
     trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     if not with_data:
-        trace = only(trace, lambda site: True)
+        trace = only(trace, lambda site: True)  # its latent sites
     return _summed_out(model, trace, structure, first_dim) if structure.enumerated else trace
 
 

@@ -375,25 +375,6 @@ class SphericalNormal:
         return (log_mean - squares / 2 / self.scale**2 + normal).sum(-1)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-def test_points_of_the_sphere(start):
-    pair = SphericalNormal()
-    x = pair.x.repeat(100, 1, 1)
-    found = evaluate.annealed_log_likelihood(
-        pair.model,
-        pair.guide,
-        x,
-        num_steps=10,
-        num_chains=10,
-        num_leapfrog=3,
-        start=start,
-        seed=0,
-    )
-    # Averages of weights are without bias.
-    weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, 2))
-    assert_within(weights, torch.ones(2))
-
-
 class Angle:
     """An angle of a circle, whose likelihood jumps where the circle closes."""
 
@@ -416,21 +397,22 @@ class Angle:
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
-def test_angles_go_around_a_circle(start):
-    pair = Angle()
-    x = pair.x.repeat(100)
+@pytest.mark.parametrize("pair", [SphericalNormal(), Angle()], ids=["sphere", "circle"])
+def test_points_of_a_sphere_and_angles_of_a_circle(pair, start):
+    rows = len(pair.x)
     found = evaluate.annealed_log_likelihood(
         pair.model,
         pair.guide,
-        x,
+        pair.x.repeat(100, *[1] * (pair.x.dim() - 1)),
         num_steps=10,
         num_chains=10,
         num_leapfrog=3,
         start=start,
         seed=0,
     )
-    weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, 3))
-    assert_within(weights, torch.ones(3))
+    # Averages of weights are without bias.
+    weights = (found - pair.log_likelihood().repeat(100)).exp().unflatten(0, (100, rows))
+    assert_within(weights, torch.ones(rows))
 
 
 def test_a_mixture_of_normals_is_unconstrained():

@@ -846,7 +846,7 @@ def test_a_program_that_takes_no_plate_of_particles_has_no_weights_of_codes(func
 
     x = torch.tensor([[0.9, 0.4], [0.1, 0.8], [0.2, 0.2]])
     mask = torch.tensor([True, False])
-    message = "not run inside a plate of particles"
+    message = "cannot run in a plate of particles"
     with pytest.raises(PairError, match=message):
         evaluate.imputation_log_likelihood(model, guide, x, mask, num_particles=3)
     with pytest.raises(PairError, match=message):

@@ -220,7 +220,7 @@ class Layout:
 
     @property
     def units(self) -> str | None:
-        """What a report's figures are of; None for the file's own values and probabilities."""
+        """The units of a report's figures; None for the file's own values and probabilities."""
         real = any(kind == "real" for _, kind, _ in self.columns)
         if self.family != "Normal" and not real:
             return None

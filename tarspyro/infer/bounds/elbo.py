@@ -28,7 +28,7 @@ from tarspyro.infer.bounds.enumeration import (
     expectation,
     surrogate,
 )
-from tarspyro.infer.pairs import check_local
+from tarspyro.infer.pairs import by_point, check_local
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.summation import run_model, trace_summed
 from tarspyro.infer.traces import (
@@ -470,18 +470,12 @@ def _summed_terms(
     in_plate, guide_in_plate = in_plates(model, guide, 1, num_particles, structure)
     model_trace, guide_trace = trace_summed(in_plate, guide_in_plate, args, {}, structure)
     prior_trace = run_model(in_plate, guide_trace, args, {}, structure, with_data=False)
+    # log p(x, z) - log q and log p(z) - log q
     joint, prior = (
-        weigh(model, trace, guide_trace, structure, scales="none").groups
+        by_point(weigh(model, trace, guide_trace, structure, scales="none"), structure).sum(0)
         for trace in (model_trace, prior_trace)
     )
-    columns = []
-    for place, group in enumerate(structure.groups):
-        divergence = -prior[place].log_weights[0].sum(0)
-        reconstruction = joint[place].log_weights[0].sum(0) + divergence
-        sizes = [joint[place].shape[dim] for dim in group.dims]
-        terms = torch.stack(torch.broadcast_tensors(reconstruction, divergence))
-        columns.append(terms.reshape(2, *sizes) if sizes else terms)
-    return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+    return torch.stack(torch.broadcast_tensors(joint - prior, -prior))
 
 
 def _expected_sums(

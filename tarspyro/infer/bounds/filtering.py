@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from tarspyro.arguments import check_choice, check_number
 from tarspyro.infer.bounds.reductions import renyi_bound
-from tarspyro.infer.pairs import check_drawn
+from tarspyro.infer.pairs import check_drawn, check_vectorized
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import PairError, name_of, trace_pair
 from tarspyro.infer.weights import in_plates, weigh
@@ -87,12 +87,7 @@ class ParticleFilter:
         model_kwargs: Mapping[str, object] | None = None,
     ) -> None:
         check_drawn(model, structure)
-        if structure.vectorized is False:
-            raise PairError(
-                f"A particle filter runs all particles together, and {name_of(model)} or"
-                f" {name_of(guide)} cannot run in a plate of particles: let its shapes broadcast"
-                " on the left, as in z[..., i]."
-            )
+        check_vectorized(model, guide, structure, "A particle filter")
         self.num_particles = num_particles
         self.threshold = threshold
         self.resampling = resampling

@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 from tarspyro.arguments import as_count, check_choice, check_number, format_value
 from tarspyro.infer.bounds.importance import TAKE_IWAE, WeightedBound
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights
+from tarspyro.infer.pairs import check_vectorized
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.summation import run_model
 from tarspyro.infer.traces import (
@@ -89,7 +90,7 @@ class FixedDraws(WeightedBound):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the objective; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        self._check_vectorized(model, structure, type(self).__name__, TAKE_IWAE)
+        check_vectorized(model, guide, structure, type(self).__name__, TAKE_IWAE)
         weights = self._weights(model, guide, args, kwargs, structure)
         values = []
         for group in weights.groups:

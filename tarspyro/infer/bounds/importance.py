@@ -26,6 +26,7 @@ from tarspyro.infer.bounds.gradient_estimators import (
     scale_gradient,
 )
 from tarspyro.infer.bounds.reductions import renyi_bound, renyi_weights, without_each
+from tarspyro.infer.pairs import check_vectorized
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.summation import run_model
 from tarspyro.infer.traces import (
@@ -150,10 +151,10 @@ class WeightedBound(Bound):
         """Returns minus the bound; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
         if self.gradient == "dreg" and torch.is_grad_enabled():
-            self._check_vectorized(model, structure, "gradient='dreg'")
+            check_vectorized(model, guide, structure, "gradient='dreg'", "leave it out")
             value = doubly_reparameterized(self, model, guide, args, kwargs, structure)
         elif self.chunk_size is not None:
-            self._check_vectorized(model, structure, "chunk_size")
+            check_vectorized(model, guide, structure, "chunk_size", "leave it out")
             value = in_chunks(self, model, guide, args, kwargs, self.chunk_size, structure)
         else:
             weights = draw_weights(
@@ -186,19 +187,6 @@ class WeightedBound(Bound):
                 stacklevel=2,
             )
         return structure
-
-    def _check_vectorized(
-        self,
-        model: Program,
-        structure: Structure,
-        wanted_by: str,
-        remedy: str = "leave it out",
-    ) -> None:
-        if structure.vectorized is False:
-            raise PairError(
-                f"{wanted_by} runs all particles together, and {name_of(model)} cannot run in a"
-                f" plate of particles: {remedy}."
-            )
 
 
 class Renyi(WeightedBound):
@@ -459,7 +447,7 @@ class PIWAE(IWAE):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the model's bound; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        self._check_vectorized(model, structure, "PIWAE", TAKE_IWAE)
+        check_vectorized(model, guide, structure, "PIWAE", TAKE_IWAE)
         in_plate, guide_in_plate = in_plates(
             model, guide, self.num_groups, self.num_particles, structure
         )
