@@ -906,14 +906,12 @@ def _from_graph(draft, graph, kind, enumerate_guide=""):
     if scaling == "given" and graph.structure != LOCAL:
         bounded = False
     if any(site.summed for site in graph.latent):
-        refusable |= {"weights", "points"}
         if scaling == "size" and graph.structure != LOCAL:
             # The guide draws shared variables alone; a subsample only estimates their weight.
             bounded = False
         if scaling not in ("", "all"):
-            refusable |= {
-                "elbo"
-            }  # which Pyro's own refuses where what is summed out has several scales
+            # What is summed out has several scales, and Pyro's own bound refuses it too.
+            refusable |= {"elbo", "weights", "points"}
     if writer.mask in ("fn guide", "fn different", "fn model"):
         # Not a model that anybody means, but the numbers are those of what is written.
         refusable |= {"points"}
@@ -1044,9 +1042,7 @@ def hmm(draft):
         *(["model enumerates", loop.partition("(")[0]] if summed else []),
         "data plate" if plate else "no plates",
     }
-    refusable = (
-        {"weights", "points"} if summed else ({"points"} if with_level or not plate else set())
-    )
+    refusable = {"points"} if with_level or not plate else set()
     structure = (NESTED if plate else SHARED) if with_level else (LOCAL if plate else SHARED)
     names = tuple(f"c_{t}" for t in range(steps)) if summed else ()
     return Pair(draft.seed, "hmm", tuple(sorted(draft.features)), source, draft.values, draft.data,
