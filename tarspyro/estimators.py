@@ -2,7 +2,6 @@
 
 __all__ = ["PairTransformer"]
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from tarspyro.arguments import format_value
 from tarspyro.evaluate import decode, embed, log_likelihood, sample
+from tarspyro.modules import copy_modules
 from tarspyro.training.fit import fit
 from tarspyro.training.losses import Loss
 from tarspyro.types import ArrayLike
@@ -123,7 +123,7 @@ class PairTransformer(
     def __sklearn_clone__(self) -> "PairTransformer":
         # Scikit-learn copies the arguments one by one, so that the halves would no longer share
         # modules. Here all arguments are copied together.
-        return type(self)(**copy.deepcopy(self.get_params(deep=False)))
+        return type(self)(**copy_modules(self.get_params(deep=False)))
 
     def fit(self, X: ArrayLike, y: object = None) -> "PairTransformer":
         """Trains copies of the pair on X of shape ``(N, *event)``; y is ignored."""
@@ -134,7 +134,7 @@ class PairTransformer(
                     f" copy, got {format_value(half)}."
                 )
         x = self._rows(X, reset=True)
-        self.model_, self.guide_, loss = copy.deepcopy((self.model, self.guide, self.loss))
+        self.model_, self.guide_, loss = copy_modules((self.model, self.guide, self.loss))
         options: dict[str, Any] = {
             "lr": self.lr,
             "epochs": self.epochs,

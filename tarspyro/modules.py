@@ -3,23 +3,28 @@
 __all__ = [
     "Configurable",
     "StochasticModule",
+    "copy_modules",
     "describe_call",
 ]
 
+import copy
 import difflib
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyro
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from tarspyro.arguments import as_count, check_names, format_value
 from tarspyro.formulas import headline, latex_of, parts_of, split_factors
 from tarspyro.scopes import local_parameters, preserved_rng, registering
+
+_T = TypeVar("_T")
 
 _counter = itertools.count()
 
@@ -83,6 +88,39 @@ class Configurable(nn.Module):
                 raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{describe_call(self, args)}: {reason}") from error
+
+
+class _Detaching(TorchFunctionMode):
+    """Copies of tensors of a graph are values alone: PyTorch refuses to copy such tensors."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def copy_modules(owner: _T) -> _T:
+    """Returns a deep copy of a module, or of anything with modules inside.
+
+    A module may keep results of its last call, as the invertible transforms of Pyro do. The
+    copy has their values, without the graph that they came from.
+
+    Example:
+        >>> import pyro.distributions.transforms as transforms
+        >>> flow = transforms.spline_coupling(2)
+        >>> y = flow(torch.zeros(3, 2))
+        >>> copied = copy_modules(flow)  # copy.deepcopy(flow) raises RuntimeError
+    """
+    with _Detaching():
+        return copy.deepcopy(owner)
 
 
 def describe_call(network: nn.Module, inputs: Sequence[object]) -> str:

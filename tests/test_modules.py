@@ -10,12 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import spline_coupling
 from pyro.infer import Predictive
 from torch import nn
 
-from tarspyro import Conditional, Deterministic, StochasticModule, guides, models
+from tarspyro import Conditional, Deterministic, StochasticModule, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import ELBO
+from tarspyro.infer import ELBO, MovingAverage
+from tarspyro.modules import copy_modules
 from tarspyro.nn import MLP
 from tarspyro.scopes import evaluating, local_parameters, own_store, preserved_rng
 
@@ -25,6 +27,66 @@ def pair():
         default_prior(dist.Normal, 2), Conditional(dist.Bernoulli, MLP(2, [8]), 64)
     )
     return model, guides.VAE(Conditional(dist.Normal, MLP(64, [8]), 2))
+
+
+class _Flow(nn.Module):
+    """A prior whose flow keeps the values of its last call, as Pyro's invertible ones do."""
+
+    def __init__(self):
+        super().__init__()
+        self.flow = spline_coupling(2, count_bins=4)
+
+    def forward(self, x):
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+class _Near(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.near = nn.Linear(2, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.near(x), 0.8).to_event(1))
+
+
+def test_copies_of_modules_that_keep_results_of_a_graph():
+    flow = _Flow()
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    flow(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(flow)
+
+    copied = copy_modules({"model": flow, "again": flow})
+    assert copied["model"] is copied["again"]
+    assert torch.equal(copied["model"].flow(x), flow.flow(x))
+    for copy_of, weight in zip(copied["model"].parameters(), flow.parameters(), strict=True):
+        assert copy_of is not weight and copy_of.requires_grad and torch.equal(copy_of, weight)
+
+
+def test_trainings_and_averages_of_modules_that_keep_results_of_a_graph():
+    torch.manual_seed(0)
+    x = torch.randn(40, 2)
+    model = _Flow()
+    guide = _Near()
+    model(x)
+    MovingAverage(model).update(model)
+    for _ in range(2):
+        history = fit(model, guide, x, batch_size=20, lr=1e-6, progress=False)
+    losses = torch.tensor([ELBO().loss(model, guide, x) for _ in range(100)]) / len(x)
+    assert abs(history["loss"][-1] - losses.mean()) < 4 * losses.std()
+
+
+def test_a_module_that_cannot_be_copied_is_trained():
+    model = _Flow()
+    model.draws = torch.Generator()
+    model.names = (name for name in "ab")
+    x = torch.zeros(40, 2)
+    history = fit(model, _Near(), x, batch_size=20, lr=1e-3, progress=False)
+    assert history["loss"][0] < 10
 
 
 def test_printing_shows_the_factorization():

@@ -6,9 +6,11 @@ import csv
 import io
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$")
 # A byte order mark, and empty lines.
 _BEFORE_TEXT = "\ufeff \r\n"
 _FILE_NAME = re.compile(r"[^\n]+\.(csv|tsv|txt|gz|xlsx?)", re.IGNORECASE)
+
+# Single precision holds all whole numbers below this one.
+_EXACT = 2**24
 
 # A column of text with more levels than this is free text, not a category.
 _MOST_LEVELS = 100
@@ -344,7 +349,26 @@ def _numbers(
             f"{source} has values from {known.min().item():g} to {known.max().item():g} in the"
             f" column {name!r}, which are no values of a {kind} column."
         )
-    return Column(name, kind), values.to(torch.get_default_dtype())[:, None]
+    rounded = values.to(torch.get_default_dtype())
+    _warn_of_equal_numbers(name, known, rounded[~missing], cells, source)
+    return Column(name, kind), rounded[:, None]
+
+
+def _warn_of_equal_numbers(
+    name: str, known: Tensor, rounded: Tensor, cells: Sequence[str], source: str
+) -> None:
+    """Warns if rounding makes many different whole numbers equal, such as long identifiers."""
+    if not bool((known == known.round()).all()) or known.abs().max() < _EXACT:
+        return
+    different = len({Decimal(cell) for cell in cells if cell.lower() not in _MISSING})
+    kept = len(rounded.unique())
+    if kept < 0.9 * different:
+        warnings.warn(
+            f"{source} has {different} different numbers in the column {name!r}, of which"
+            f" rounding to {rounded.dtype} leaves {kept}: leave the column out if they are"
+            " identifiers, or subtract the smallest number from all.",
+            stacklevel=2,
+        )
 
 
 def _words(

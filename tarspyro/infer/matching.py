@@ -45,13 +45,13 @@ from tarspyro.infer.traces import (
     check_program,
     drawn_of,
     elements_of,
-    has_one_way_flow,
     is_circular,
     is_delta,
     is_factor,
     name_of,
     no_guide,
     observed_of,
+    one_way_flow,
     sample_sites,
     trace_pair,
 )
@@ -447,8 +447,9 @@ def check_sites(
     _check_names(model, guide, sites, guided)
     _check_plates(model, guide, model_trace, guide_trace)
     _check_shapes(model, guide, model_trace, guide_trace)
-    for name in latent & drawn:
+    for name in (latent & drawn) | seen.keys():
         _check_density(model, name, sites[name])
+    for name in latent & drawn:
         if supports:
             _check_support(name, guided[name], sites[name])
     for name, site in seen.items():
@@ -457,16 +458,17 @@ def check_sites(
 
 
 def _check_density(model: Program, name: str, site: Site) -> None:
-    """Raises if the model has no density at the guide's draw."""
-    if not has_one_way_flow(site["fn"]):
+    """Raises if the model has no density at the data or at the guide's draw."""
+    flow = one_way_flow(site["fn"])
+    if flow is None:
         return
     try:
         site["fn"].log_prob(site["value"])
-    except KeyError as error:  # a flow of Pyro remembers its own draws alone
+    except (KeyError, NotImplementedError):  # a flow of Pyro may remember its own draws
         raise PairError(
-            f"{name_of(model)} draws {name!r} through a flow that knows the density of its own"
-            f" draws alone ({str(error.args[0]).partition(' ')[0]}): use another transform, such"
-            " as affine_autoregressive, or the transform's .inv where it only scores."
+            f"{name_of(model)} has {name!r} from a flow that knows the density of its own"
+            f" draws alone ({type(flow).__name__}): use another transform, such as"
+            " affine_autoregressive, or the transform's .inv where it only scores."
         ) from None
 
 

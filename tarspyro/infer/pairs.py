@@ -39,7 +39,13 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.infer.weights import Weights, draw_weights, in_plates, weigh
 from tarspyro.programs import PROGRAM_ERRORS
-from tarspyro.scopes import evaluating, get_rng_states, preserved_rng, set_rng_states
+from tarspyro.scopes import (
+    evaluating,
+    get_rng_states,
+    kept_buffers,
+    preserved_rng,
+    set_rng_states,
+)
 from tarspyro.types import Program
 
 FIX_OF_MASKS = (
@@ -69,7 +75,8 @@ def structure_of(
       must agree. Otherwise data points depend on each other, and there is one weight of all
       data.
     - A run of both together, in a plate of particles, must give each the weights that it has
-      alone. Otherwise the programs cannot take such a plate.
+      alone. Otherwise the programs cannot take such a plate. They run in evaluation mode for
+      that, and once more in training mode, where such a run may fail too.
 
     Arguments:
         model: The model.
@@ -101,7 +108,10 @@ def structure_of(
                 structure = structure.whole
                 trial.structure = structure
             together = vectorize and trial.takes_a_plate(min(groups, 2))
-            return replace(structure, vectorized=together)
+        if together and training:
+            with kept_buffers(model, guide), torch.no_grad():
+                together = trial.weights_together(min(groups, 2)) is not None
+        return replace(structure, vectorized=together)
 
 
 class _Trial:
@@ -248,17 +258,13 @@ class _Trial:
         In a plate of particles they have no dimension for them. A density that depends on a
         draw without a derivative, as through a comparison or an index, has one.
         """
-        pair = in_plates(self.model, self.guide, 1, 2, self.structure)
-        try:
-            together = self.again(self._stacked_draws(1), pair).shared
-        except PairError:
-            raise
-        except PROGRAM_ERRORS:
+        together = self.weights_together(1)
+        if together is None:
             return True  # The pair takes no plate, and its values have been compared.
         alone = self.again(self._draws_of(1)).shared
-        if together is None or alone is None:
+        if together.shared is None or alone is None:
             return True
-        return _close(together.log_weights, alone.log_weights)
+        return _close(together.shared.log_weights, alone.log_weights)
 
     def _have_derivatives_of_their_own(self, halves: Iterable[Sequence[Tensor]]) -> bool:
         """Whether the densities of half of the data points have no derivative in the draws of
@@ -299,9 +305,10 @@ class _Trial:
 
     def takes_a_plate(self, groups: int) -> bool:
         """Whether both runs have the same weights together, in a plate of particles."""
-        pair = in_plates(self.model, self.guide, groups, 2, self.structure)
+        together = self.weights_together(groups)
+        if together is None:
+            return False
         try:
-            together = self.again(self._stacked_draws(groups), pair)
             alone = [self.again(self._draws_of(run)) for run in (1, 2)]
         except PairError:
             raise
@@ -316,6 +323,16 @@ class _Trial:
             for k in range(2)
         )
         return agree or self._is_noisy(alone[0])
+
+    def weights_together(self, groups: int) -> Weights | None:
+        """Returns the weights of both runs in a plate of particles, None if that fails."""
+        pair = in_plates(self.model, self.guide, groups, 2, self.structure)
+        try:
+            return self.again(self._stacked_draws(groups), pair)
+        except PairError:
+            raise
+        except PROGRAM_ERRORS:
+            return None
 
     def _stacked_draws(self, groups: int) -> dict[str, Tensor]:
         """Returns the draws of both runs as two particles of each group."""

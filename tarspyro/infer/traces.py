@@ -274,12 +274,14 @@ def _has_density(distribution: Any) -> bool:
     layers = list(nested(distribution))
     # The flows of the library remember all of their draws, and not the latest alone.
     forgetful = [layer for layer in layers if not getattr(layer, "remembers_draws", False)]
-    return not any(map(_is_one_way, forgetful)) and getattr(layers[-1], "has_density", True)
+    one_way = [flow for layer in forgetful for flow in _one_way_flows(layer)]
+    return not one_way and getattr(layers[-1], "has_density", True)
 
 
-def has_one_way_flow(distribution: Any) -> bool:
-    """Whether a distribution has a transform with an inverse at its own draws alone."""
-    return any(map(_is_one_way, nested(distribution)))
+def one_way_flow(distribution: Any) -> Any:
+    """Returns a transform of a distribution with an inverse at its own draws alone, or None."""
+    flows_inside = (flow for layer in nested(distribution) for flow in _one_way_flows(layer))
+    return next(flows_inside, None)
 
 
 def nested(distribution: Any) -> Iterator[Any]:
@@ -290,20 +292,22 @@ def nested(distribution: Any) -> Iterator[Any]:
         yield distribution
 
 
-def _is_one_way(distribution: Any) -> bool:
-    return not all(map(_has_inverse, getattr(distribution, "transforms", ())))
+def _one_way_flows(layer: Any) -> Iterator[Any]:
+    """Yields the transforms of a distribution that have an inverse at its own draws alone."""
+    for transform in getattr(layer, "transforms", ()):
+        yield from _one_way_parts(transform)
 
 
-def _has_inverse(transform: Any) -> bool:
-    """Whether a transform has an inverse at any value."""
-    if isinstance(transform, _InverseTransform):
-        return True
+def _one_way_parts(transform: Any) -> Iterator[Any]:
     if isinstance(transform, ComposeTransform):
-        return all(map(_has_inverse, transform.parts))
-    if isinstance(transform, IndependentTransform):
-        return _has_inverse(transform.base_transform)
-    own = getattr(type(transform), "_inverse", Transform._inverse)
-    return own is not Transform._inverse and not isinstance(transform, _REMEMBERING)
+        for part in transform.parts:
+            yield from _one_way_parts(part)
+    elif isinstance(transform, IndependentTransform):
+        yield from _one_way_parts(transform.base_transform)
+    elif not isinstance(transform, _InverseTransform):
+        own = getattr(type(transform), "_inverse", Transform._inverse)
+        if own is Transform._inverse or isinstance(transform, _REMEMBERING):
+            yield transform
 
 
 def views_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:

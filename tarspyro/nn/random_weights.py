@@ -2,7 +2,6 @@
 
 __all__ = ["RandomWeights"]
 
-import copy
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import check_module
-from tarspyro.modules import Configurable
+from tarspyro.modules import Configurable, copy_modules
 from tarspyro.nn.folding import as_events, event_shapes
 from tarspyro.types import Distribution
 
@@ -62,7 +61,7 @@ class RandomWeights(Configurable):
                 "network has lazy layers, whose weights have no shapes yet: call it on data"
                 " once before."
             )
-        self.function = _Function(copy.deepcopy(network))
+        self.function = _Function(copy_modules(network))
         self._shapes = _as_buffers(self.function)
         self.num_weights = sum(shape.numel() for shape in self._shapes.values())
         if not self.num_weights:

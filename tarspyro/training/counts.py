@@ -2,7 +2,6 @@
 
 __all__ = ["Counter", "Counts", "rows_of"]
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from tarspyro.infer.traces import sample_sites, trace_pair
 from tarspyro.inputs import count_rows
-from tarspyro.modules import StochasticModule
+from tarspyro.modules import StochasticModule, copy_modules
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Argument, Program
 
@@ -169,7 +168,7 @@ class Counter:
     def _run_shorter(self, arguments: Sequence[Argument], length: int) -> Mapping[str, _Sizes]:
         """Returns the sizes of plates where the parts of a length have half of their rows.
 
-        They are empty if the pair does not run on such data.
+        They are empty if the pair cannot be copied or does not run on such data.
         """
         rows = _other(length)
 
@@ -180,10 +179,10 @@ class Counter:
 
         # A foreign program may keep something of a run that fails, such as an EasyGuide its
         # plates. So a copy runs.
-        counter = Counter(_copied(self.model), _copied(self.guide))
         try:
+            counter = Counter(_copied(self.model), _copied(self.guide))
             return counter._run([cut(part) for part in arguments])[0]
-        except Exception:  # a program may raise anything on data of another length
+        except Exception:  # a program may raise anything, on data of another length or copied
             return {}
 
 
@@ -191,7 +190,7 @@ def _copied(program: _Program) -> _Program:
     """A copy of a module that is not one of this library."""
     if isinstance(program, StochasticModule) or not isinstance(program, nn.Module):
         return program
-    return copy.deepcopy(program)
+    return copy_modules(program)
 
 
 def _other(length: int) -> int:

@@ -1,6 +1,7 @@
 """Data of a user's own files: arrays, tables with gaps, folders of images, and what is refused."""
 
 import gzip
+import warnings
 
 import numpy as np
 import pyro.distributions as dist
@@ -146,6 +147,20 @@ def test_encodings_of_tables(tmp_path, encoding):
     found = load(path)
     assert found.columns[0].levels == ("Genève", "Zürich")
     assert found.x[:, -1].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("first", [10**8, -(10**8), 12345678901234567890])
+def test_a_warning_of_numbers_that_rounding_makes_equal(first):
+    text = "id\n" + "".join(f"{first + row}\n" for row in range(30))
+    with pytest.warns(UserWarning, match="30 different numbers in the column 'id'"):
+        read_table(text)
+
+
+def test_no_warning_of_large_numbers_that_stay_apart():
+    rows = [f"{5 + row},{10**9 + 10**7 * row},{1e9 + row / 8}" for row in range(30)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_table("small,large,real\n" + "\n".join(rows))
 
 
 def test_kinds_that_are_none():

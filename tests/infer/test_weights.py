@@ -8,12 +8,23 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import BatchNorm
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoStructured
 from torch import nn
 
 from tarspyro import Conditional, evaluate, guides, models
-from tarspyro.infer import ELBO, IWAE, PIWAE, FDivergence, PairError, Renyi, log_weights
+from tarspyro.infer import (
+    ELBO,
+    FIVO,
+    IWAE,
+    PIWAE,
+    TVO,
+    FDivergence,
+    PairError,
+    Renyi,
+    log_weights,
+)
 from tarspyro.nn import MLP, Recurrence
 
 from ..programs import assert_within
@@ -263,15 +274,61 @@ def test_particles_run_one_after_another_where_they_cannot_run_together(likeliho
     assert estimate.shape == (3,) and estimate.isfinite().all()
 
 
-@pytest.mark.parametrize("bound", [PIWAE(2, 2), FDivergence("chi2", 2)])
-def test_bounds_that_run_all_particles_together_name_one_that_does_not(bound):
+@pytest.mark.parametrize(
+    "bound, remedy",
+    [
+        (PIWAE(2, 2), "take IWAE"),
+        (FDivergence("chi2", 2), "take IWAE"),
+        (TVO(2), "take IWAE"),
+        (FIVO(2), "let its shapes broadcast"),
+        (IWAE(2, gradient="dreg"), "leave it out"),
+        (IWAE(2, chunk_size=1), "leave it out"),
+        (ELBO(2, gradient="disarm"), "take gradient='pathwise'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_bounds_that_run_all_particles_together_name_a_way_out(bound, remedy):
     model, guide = _pair(NAIVE["a view"])
     x = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(PairError, match="plate of particles: take IWAE"),
-    ):
-        bound.loss(model, guide, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of particles that run one after another, as none does
+        with pytest.raises(PairError, match=f"plate of particles: {remedy}"):
+            bound.loss(model, guide, x)
+
+
+class _Normalized(nn.Module):
+    """A prior whose flow normalizes the rows of a batch while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.flow = BatchNorm(2)
+
+    def forward(self, x):
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def _near(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+
+@pytest.mark.parametrize("bound", [ELBO, IWAE])
+def test_particles_run_one_after_another_where_training_mode_needs_it(bound):
+    model = _Normalized()
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.3], [0.1, 0.2]])
+    known = bound(3)
+    with pytest.warns(UserWarning, match="one after another"):
+        assert not known.structure(model, _near, x).vectorized
+    assert torch.equal(model.flow.moving_mean, torch.zeros(2))
+    torch.manual_seed(0)
+    found = known.loss(model, _near, x)
+    torch.manual_seed(0)
+    apart = bound(3, vectorize_particles=False).loss(_Normalized(), _near, x)
+    assert found == pytest.approx(apart)
+    assert known.structure(model.eval(), _near, x).vectorized
 
 
 def test_rows_that_depend_on_each_other_have_one_weight():

@@ -10,7 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.transforms import block_autoregressive, planar, radial, sylvester
+from pyro.distributions.transforms import (
+    block_autoregressive,
+    neural_autoregressive,
+    planar,
+    radial,
+    sylvester,
+)
 from torch import nn
 
 from tarspyro import Conditional, embed, evaluate, fit, guides, models
@@ -360,7 +366,9 @@ def test_two_sites_of_one_name():
         fit(repeating, guide, x, progress=False)
 
 
-@pytest.mark.parametrize("make", [planar, radial, sylvester, block_autoregressive])
+@pytest.mark.parametrize(
+    "make", [planar, radial, sylvester, block_autoregressive, neural_autoregressive]
+)
 def test_flows_of_pyro_that_know_their_own_draws_alone(make):
     """As TransformedDistributions of a program's own, which raise a KeyError."""
     torch.manual_seed(0)
@@ -396,3 +404,11 @@ def test_flows_of_pyro_that_know_their_own_draws_alone(make):
     for run in (fit, evaluate.log_likelihood, evaluate.check_guide):
         with pytest.raises(PairError, match=r"density of its own draws alone .*\.inv where"):
             run(*prior, x)
+
+    def density(x):
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", flowing, obs=x)
+
+    with pytest.raises(PairError, match="'x' from a flow that knows the density of its own"):
+        fit(density, lambda x: None, x, progress=False)

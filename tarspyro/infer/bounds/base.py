@@ -215,11 +215,12 @@ class Bound(pyro.infer.ELBO):
             whole=self.whole,
             observed=self.observed,
         )
+        self._check(model, guide, structure)
         if structure.vectorized is False and self.vectorize_particles:
             warnings.warn(
-                f"In a plate of particles, {name_of(model)} gives them other densities than each"
-                " has alone, so particles run one after another, as with"
-                " vectorize_particles=False.",
+                f"In a plate of particles, {name_of(model)} or {name_of(guide)} raises an error"
+                " or gives other densities than particles have alone, so particles run one"
+                " after another, as with vectorize_particles=False.",
                 stacklevel=2,
             )
         if structure.unmatched:
@@ -229,6 +230,9 @@ class Bound(pyro.infer.ELBO):
                 stacklevel=2,
             )
         return structure
+
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        """Raises a ``PairError`` if the bound does not take pairs of this structure."""
 
     def _get_trace(
         self,

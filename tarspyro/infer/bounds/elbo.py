@@ -28,7 +28,7 @@ from tarspyro.infer.bounds.enumeration import (
     expectation,
     surrogate,
 )
-from tarspyro.infer.pairs import by_point, check_local
+from tarspyro.infer.pairs import by_point, check_local, check_vectorized
 from tarspyro.infer.structure import Structure
 from tarspyro.infer.summation import run_model, trace_summed
 from tarspyro.infer.traces import (
@@ -187,11 +187,6 @@ class ELBO(Bound):
             loss = self._summed_out(model, guide, args, kwargs, structure)
             return loss, {"elbo": -loss.detach()}
         nesting = structure.nesting
-        if self.gradient == "disarm" and structure.vectorized is False:
-            raise PairError(
-                f"gradient='disarm' runs all particles together, and {name_of(model)} cannot run"
-                " in a plate of particles: take gradient='pathwise'."
-            )
         if self.vectorize_particles and structure.vectorized is not False:
             loss, terms = self._estimate(
                 model, guide, args, kwargs, self.num_particles, nesting
@@ -356,6 +351,12 @@ class ELBO(Bound):
             raise PairError(
                 f"{name_of(model)} cannot have its enumerated sites summed out: {reason}."
             ) from error
+
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        if self.gradient == "disarm":
+            check_vectorized(
+                model, guide, structure, "gradient='disarm'", "take gradient='pathwise'"
+            )
 
     def _find_structure(
         self,

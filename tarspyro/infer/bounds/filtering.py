@@ -1,6 +1,6 @@
 """A particle filter for pairs of sequential programs."""
 
-__all__ = ["ParticleFilter", "check_resampling"]
+__all__ = ["ParticleFilter", "check_filtered", "check_resampling"]
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +35,12 @@ def check_resampling(threshold: float, resampling: str) -> None:
     """
     check_number("threshold", threshold, 0, 1)
     check_choice("resampling", resampling, ("multinomial", "systematic"))
+
+
+def check_filtered(model: Program, guide: Program, structure: Structure) -> None:
+    """Raises a ``PairError`` if a pair of this structure cannot run in a particle filter."""
+    check_drawn(model, structure)
+    check_vectorized(model, guide, structure, "A particle filter")
 
 
 class ParticleFilter:
@@ -86,8 +92,7 @@ class ParticleFilter:
         structure: Structure,
         model_kwargs: Mapping[str, object] | None = None,
     ) -> None:
-        check_drawn(model, structure)
-        check_vectorized(model, guide, structure, "A particle filter")
+        check_filtered(model, guide, structure)
         self.num_particles = num_particles
         self.threshold = threshold
         self.resampling = resampling

@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from tarspyro.infer.bounds.base import Bound
-from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
+from tarspyro.infer.bounds.filtering import ParticleFilter, check_filtered, check_resampling
+from tarspyro.infer.structure import Structure
 from tarspyro.types import Program
 
 
@@ -90,6 +91,9 @@ class FIVO(Bound):
         )
         self.threshold = threshold
         self.resampling = resampling
+
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        check_filtered(model, guide, structure)
 
     def loss_and_terms(
         self, model: Program, guide: Program, *args: object, **kwargs: object

@@ -85,12 +85,14 @@ class FixedDraws(WeightedBound):
         """
         raise NotImplementedError
 
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        check_vectorized(model, guide, structure, type(self).__name__, TAKE_IWAE)
+
     def loss_and_terms(
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the objective; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        check_vectorized(model, guide, structure, type(self).__name__, TAKE_IWAE)
         weights = self._weights(model, guide, args, kwargs, structure)
         values = []
         for group in weights.groups:

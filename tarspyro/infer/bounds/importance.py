@@ -151,10 +151,8 @@ class WeightedBound(Bound):
         """Returns minus the bound; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
         if self.gradient == "dreg" and torch.is_grad_enabled():
-            check_vectorized(model, guide, structure, "gradient='dreg'", "leave it out")
             value = doubly_reparameterized(self, model, guide, args, kwargs, structure)
         elif self.chunk_size is not None:
-            check_vectorized(model, guide, structure, "chunk_size", "leave it out")
             value = in_chunks(self, model, guide, args, kwargs, self.chunk_size, structure)
         else:
             weights = draw_weights(
@@ -170,6 +168,12 @@ class WeightedBound(Bound):
             )
             value = pathwise(self, weights)
         return -value, {}
+
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        if self.gradient == "dreg":
+            check_vectorized(model, guide, structure, "gradient='dreg'", "leave it out")
+        if self.chunk_size is not None:
+            check_vectorized(model, guide, structure, "chunk_size", "leave it out")
 
     def _find_structure(
         self,
@@ -442,12 +446,14 @@ class PIWAE(IWAE):
             retain_graph=retain_graph,
         )
 
+    def _check(self, model: Program, guide: Program, structure: Structure) -> None:
+        check_vectorized(model, guide, structure, "PIWAE", TAKE_IWAE)
+
     def loss_and_terms(
         self, model: Program, guide: Program, *args: object, **kwargs: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the model's bound; there are no terms."""
         structure = self.structure(model, guide, *args, **kwargs)
-        check_vectorized(model, guide, structure, "PIWAE", TAKE_IWAE)
         in_plate, guide_in_plate = in_plates(
             model, guide, self.num_groups, self.num_particles, structure
         )

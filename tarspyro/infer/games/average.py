@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tarspyro.arguments import as_count, as_numbers, check_module, check_number
 from tarspyro.inputs import as_float
-from tarspyro.modules import Configurable
+from tarspyro.modules import Configurable, copy_modules
 from tarspyro.programs import device_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import ArrayLike
@@ -68,7 +68,7 @@ class MovingAverage(Configurable):
                 f"model has lazy layers without sizes, so there is nothing to average: call"
                 f" {type(model).__name__} once before."
             )
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = copy_modules(model).requires_grad_(False)
         self.decay = decay
         self.register_buffer("updates", torch.zeros(()))
 
