@@ -854,7 +854,7 @@ def test_a_filter_of_programs_that_take_no_plate_of_particles_is_refused(particl
     guide = sequential(lambda x: walk(x, False))
     x = torch.tensor([[0.5, 1.0], [-1.0, 2.0], [0.3, 0.0]])
     message = "cannot run in a plate of particles"
-    with pytest.warns(UserWarning), pytest.raises(PairError, match=message):
+    with pytest.raises(PairError, match=message):
         FIVO(particles).loss(model, guide, x)
     with pytest.raises(PairError, match=message):
         evaluate.particle_filter(model, guide, x, num_particles=particles)
