@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -346,18 +347,24 @@ def _types_of(programs: Sequence[Program], parts: Arguments) -> Types:
         for count in range(len(several), -1, -1)
         for real in itertools.combinations(several, count)
     ]
-    for count in range(len(truths) + 1):
-        for masks in itertools.combinations(truths, count):
-            for choice in choices:
-                types = tuple(torch.bool if i in masks else t for i, t in enumerate(choice))
-                if _run(programs, parts, types):
-                    return types
-    return choices[-1] if embeds else choices[0]
+    choices = [
+        tuple(torch.bool if i in masks else t for i, t in enumerate(choice))
+        for count in range(len(truths) + 1)
+        for masks in itertools.combinations(truths, count)
+        for choice in choices
+    ]
+    for types in choices:
+        if _run(programs, _typed(programs, parts, types)):
+            return types
+    # Something else than the types is wrong with the programs, and they show it where they
+    # come farthest.
+    if embeds:
+        choices.reverse()
+    return max(choices, key=lambda types: _reach(programs, _typed(programs, parts, types)))
 
 
-def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:
-    """Whether the programs run on numbers of some types. Nothing of the run is kept."""
-    pairs = zip(parts, types, strict=True)
+def _typed(programs: Sequence[Program], parts: Arguments, types: Types) -> Arguments:
+    """Some rows in some types, on the device of the programs."""
     device = next(
         (
             tensor.device
@@ -366,10 +373,14 @@ def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:
         ),
         None,
     )
-    batch = tuple(
+    return tuple(
         None if part is None or dtype is None else part.to(dtype).to(device or part.device)
-        for part, dtype in pairs
+        for part, dtype in zip(parts, types, strict=True)
     )
+
+
+def _run(programs: Sequence[Program], batch: Arguments) -> bool:
+    """Whether the programs run on a batch. Nothing of the run is kept."""
     store = pyro.get_param_store()
     run: Callable[[], object]
     if len(programs) > 1:
@@ -390,6 +401,25 @@ def _run(programs: Sequence[Program], parts: Arguments, types: Types) -> bool:
         except PROGRAM_ERRORS:
             return False
     return True
+
+
+def _reach(programs: Sequence[Program], batch: Arguments) -> int:
+    """How many sites the programs, each by itself, pass until they end or fail."""
+    with _Counter() as passed:
+        for program in programs:
+            _run([program], batch)
+    return passed.sites
+
+
+class _Counter(Messenger):
+    """A count of the sites that programs pass, plates included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites = 0
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.sites += 1
 
 
 def _has_embedding(program: Program) -> bool:

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from tarspyro import Conditional, Run, data, evaluate, fit, guides, models, plot
 from tarspyro.data import Column, Sequences, Split, Table
 from tarspyro.distributions import default_prior
-from tarspyro.infer.traces import InputError
+from tarspyro.infer.traces import InputError, PairError
 from tarspyro.nn import MLP
 from tarspyro.sources import Source
 
@@ -403,6 +403,28 @@ def test_masks_stay_masks_where_numbers_do_not_run():
     )
     off = (estimate.log_likelihood - exact).abs()
     assert (off < 4 * estimate.standard_error).all()
+
+
+def test_a_pair_that_runs_on_no_types_shows_its_fault_and_not_that_of_the_types():
+    """The sentence is about the plate, not about a mask of numbers."""
+
+    def guide(x, seen):
+        for t in range(2):
+            with pyro.plate("data", len(x)):
+                pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+
+    def model(x, seen):
+        for t in range(2):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+                with pyro.poutine.mask(mask=seen):
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+    data = (torch.zeros(6, 2), torch.arange(6) < 3)
+    with pytest.raises(PairError, match="the plate 'data' is made twice"):
+        fit(model, guide, data, progress=False)
+    with pytest.raises(PairError, match="the plate 'data' is made twice"):
+        evaluate.log_likelihood(model, guide, data)
 
 
 def test_only_the_parts_that_are_masks_stay_so():
