@@ -4,6 +4,7 @@ __all__ = [
     "Array",
     "ParticleChunks",
     "StructureByShape",
+    "ValuesByStructure",
     "as_codes",
     "chunk_sizes",
     "first_rows",
@@ -15,6 +16,7 @@ __all__ = [
 ]
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -29,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from tarspyro.arguments import as_numbers, as_seed, numpy_of
 from tarspyro.data import Stream
 from tarspyro.data.parts import gives_arrays
+from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.matching import check_shape, explaining
 from tarspyro.infer.pairs import structure_of
 from tarspyro.infer.structure import Structure, check_every_row, unmatched_in
@@ -141,6 +144,44 @@ class StructureByShape:
                 self._structures[shapes] = replace(known, unmatched=unmatched)
         self._batch = batch
         return self._structures[shapes]
+
+
+class ValuesByStructure:
+    """Values of a batch given the structure of a pair, with ``compile`` by compiled functions.
+
+    A compiled function belongs to one structure, which depends on the values of masks and is
+    therefore found outside of it.
+
+    Arguments:
+        function: Takes the structure, further whole numbers, and the parts of a batch; returns
+            named tensors.
+        programs: The programs that it runs.
+        compile: Whether to compile it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., dict[str, Tensor]],
+        programs: Sequence[Program],
+        compile: bool,
+    ) -> None:
+        self.function = function
+        self.programs = programs
+        self.compile = compile
+        self._compiled: dict[tuple[int, ...], CompiledValues] = {}
+
+    def __call__(
+        self, batch: Arguments, structure: Structure, *numbers: int
+    ) -> dict[str, Tensor]:
+        """Returns the function's values."""
+        function = functools.partial(self.function, structure, *numbers)
+        if not self.compile:
+            return function(*batch)
+        # A compiled function keeps its structure, so that the structure's id stays its own.
+        key = id(structure), *numbers
+        if key not in self._compiled:
+            self._compiled[key] = CompiledValues(function, self.programs)
+        return self._compiled[key](*batch)
 
 
 class ParticleChunks:

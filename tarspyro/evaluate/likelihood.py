@@ -22,9 +22,14 @@ import torch
 from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields
-from tarspyro.evaluate.batching import Array, ParticleChunks, first_rows, map_batches
+from tarspyro.evaluate.batching import (
+    Array,
+    ParticleChunks,
+    ValuesByStructure,
+    first_rows,
+    map_batches,
+)
 from tarspyro.infer.bounds.elbo import ELBO
-from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import log_weights
 from tarspyro.infer.structure import Structure, check_points
 from tarspyro.infer.traces import (
@@ -36,7 +41,7 @@ from tarspyro.infer.traces import (
     trace_pair,
 )
 from tarspyro.scopes import preserved_rng
-from tarspyro.types import Argument, Arguments, ArrayLike, Data, Program
+from tarspyro.types import Argument, ArrayLike, Data, Program
 
 
 class BoundEstimate(NamedTuple):
@@ -134,39 +139,22 @@ def log_likelihood(
     num_particles = num_particles_of("num_particles", num_particles, errors)
     guide = no_guide if guide is None else guide
     chunks = ParticleChunks(model, guide, num_particles)
-    weights = _Weights(model, guide, compile)
+
+    def weights(structure: Structure, count: int, *batch: Argument) -> dict[str, Tensor]:
+        log_w = log_weights(model, guide, *batch, num_particles=count, structure=structure)
+        return {"log_w": log_w}
+
+    values = ValuesByStructure(weights, (model, guide), compile)
 
     def estimate(*batch: Argument) -> LogLikelihood:
         check_points(guide, chunks.structure(batch))
-        log_w = (weights(batch, count, structure) for count, structure in chunks(batch))
+        log_w = (
+            values(batch, structure, count)["log_w"] for count, structure in chunks(batch)
+        )
         return log_mean_exp(log_w, chunks.count(batch))
 
     result = map_batches(estimate, (model, guide), x, binarize=binarize, seed=seed, check=True)
     return result if errors else result.log_likelihood
-
-
-class _Weights:
-    """The log weights of a batch, with ``compile`` by a compiled function."""
-
-    def __init__(self, model: Program, guide: Program, compile: bool) -> None:
-        self.model = model
-        self.guide = guide
-        self.compile = compile
-        self._compiled: dict[tuple[int, int], CompiledValues] = {}
-
-    def __call__(self, batch: Arguments, count: int, structure: Structure) -> Tensor:
-        weights = functools.partial(
-            log_weights, self.model, self.guide, num_particles=count, structure=structure
-        )
-        if not self.compile:
-            return weights(*batch)
-        # The chunks keep each structure, so that its id stays its own.
-        key = count, id(structure)
-        if key not in self._compiled:
-            self._compiled[key] = CompiledValues(
-                lambda *batch: {"log_w": weights(*batch)}, (self.model, self.guide)
-            )
-        return self._compiled[key](*batch)["log_w"]
 
 
 def log_mean_exp(log_w: Iterable[Tensor], num_particles: int) -> LogLikelihood:

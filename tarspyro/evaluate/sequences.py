@@ -9,11 +9,17 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from tarspyro.arguments import as_count, format_fields, format_value
-from tarspyro.evaluate.batching import Array, StructureByShape, map_batches, rows_at_once
+from tarspyro.evaluate.batching import (
+    Array,
+    StructureByShape,
+    ValuesByStructure,
+    map_batches,
+    rows_at_once,
+)
 from tarspyro.evaluate.sampling import parameters_of
 from tarspyro.infer.bounds.filtering import ParticleFilter, check_resampling
-from tarspyro.infer.compilation.values import CompiledValues
 from tarspyro.infer.pairs import structure_of
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import name_of
 from tarspyro.types import Argument, Arguments, Data, Program
 
@@ -94,7 +100,7 @@ def particle_filter(
     num_particles = as_count("num_particles", num_particles)
     structure_of_batch = StructureByShape(model, guide, num_particles)
 
-    def filtered(*batch: Argument) -> dict[str, Tensor]:
+    def filtered(structure: Structure, *batch: Argument) -> dict[str, Tensor]:
         means: list[Tensor] = []
         sizes: list[Tensor] = []
         run = ParticleFilter(
@@ -105,7 +111,7 @@ def particle_filter(
             num_particles,
             threshold,
             resampling,
-            structure_of_batch(batch),
+            structure,
         )
 
         def record(_: Trace, guide_trace: Trace) -> None:
@@ -130,9 +136,9 @@ def particle_filter(
             "effective_sample_size": torch.stack(sizes, 1),
         }
 
-    estimate = CompiledValues(filtered, (model, guide)) if compile else filtered
+    values = ValuesByStructure(filtered, (model, guide), compile)
     return map_batches(
-        lambda *batch: Filtered(**estimate(*batch)),
+        lambda *batch: Filtered(**values(batch, structure_of_batch(batch))),
         (model, guide),
         x,
         seed=seed,
