@@ -20,7 +20,13 @@ from torch import distributions as td
 from torch.distributions import Independent, biject_to, constraints
 from torch.nn.functional import one_hot
 
-from tarspyro.arguments import check_choice, check_module, format_value
+from tarspyro.arguments import (
+    as_numbers,
+    check_choice,
+    check_module,
+    format_value,
+    is_array,
+)
 from tarspyro.conditional import Conditional
 from tarspyro.distributions import (
     Beta,
@@ -46,8 +52,9 @@ from tarspyro.infer.traces import (
     sample_sites,
 )
 from tarspyro.modules import Configurable, StochasticModule
+from tarspyro.nn.heads import bias_of
 from tarspyro.nn.mlp import MLP
-from tarspyro.programs import modules_of
+from tarspyro.programs import modules_of, type_of
 from tarspyro.scopes import evaluating, kept_buffers, local_parameters, preserved_rng
 from tarspyro.types import Distribution, Program, Shape
 
@@ -69,6 +76,9 @@ _FAMILIES: dict[type[Any], type[Any]] = {
 
 _HIDDEN = 32  # The hidden units of a posterior that depends on other variables alone.
 _NARROW = 0.1  # The first scale of a global variable, as in Pyro's own guides.
+_VAGUE = 5.0  # From this spread on, a prior of bounded values tells nothing about their scale.
+_DRAWS = 1_000  # The draws of a prior whose quantiles have no closed form, ...
+_NUMBERS = 1_000_000  # ... and the numbers in all of them.
 _EXCLUDED = -1e4  # The log odds of a value that the prior excludes: its probability is 0.
 
 
@@ -113,6 +123,11 @@ def auto(
     A value that the prior excludes is excluded in the guide as well. No relaxation is put in:
     for one, draw from ``GumbelSoftmax`` in the model, and give it in ``families``.
 
+    A location starts at the median of the prior, given the medians of the variables before it,
+    and a global variable in a narrow distribution around it. A prior of positive or otherwise
+    bounded values that spreads over many orders of magnitude, such as Gamma(0.001, 0.001), has
+    no say in it.
+
     The guide runs the model in evaluation mode with its own distribution in the place of each
     prior. So plates, subsamples, masks, scales and branches are those of the model, whatever
     the data. This costs one more run of the model, without its gradients.
@@ -121,7 +136,8 @@ def auto(
         model: Any Pyro program.
         trunk: The network h, from the first arguments, as many as it takes, to features of
             shape ``(*plates, H)`` with the plates of the data; None if no variable is local.
-        data: The arguments of the model, such as some rows of the data.
+        data: The arguments of the model, such as some rows of the data. Arrays and tables become
+            tensors, with real numbers in the type of the parameters.
         structure: ``"mean-field"``, or ``"model"`` for the order of the model.
         families: Other families for the posteriors of some sites, by the names of these.
         enumerate: Whether discrete variables with finitely many values are summed out.
@@ -153,14 +169,17 @@ def auto(
     if trunk is not None:
         check_module("trunk", trunk)
     modules = [*modules_of(model), *([] if trunk is None else [trunk])]
+    dtype = type_of(*modules) or torch.get_default_dtype()
+    data = tuple(_as_argument(part, dtype) for part in data)
     with (
         local_parameters(),
-        preserved_rng(),
+        preserved_rng(0),
         kept_buffers(*modules),
         evaluating(*modules),
         poutine.block(),
     ):
-        trace = poutine.trace(model).get_trace(*data)
+        with _Medians():
+            trace = poutine.trace(model).get_trace(*data)
         sites = dict(sample_sites(trace))
         latent = {name: site for name, site in sites.items() if _is_guided(site)}
         parents: dict[str, list[str]] = {name: [] for name in latent}
@@ -180,7 +199,9 @@ def auto(
         if features is not None and plates.keys() & _dims(plates_of(site)).keys():
             described[name]["features"] = features.shape[-1]
     guide = Auto(model, trunk, described, plates=plates, enumerate=enumerate)
-    with local_parameters(), preserved_rng(), evaluating(guide), poutine.block():
+    with local_parameters(), preserved_rng(0), evaluating(guide), poutine.block():
+        for name, site in latent.items():
+            guide.posterior(name).start_at(site["fn"])
         guide(*data)  # Errors come before the training.
     return guide
 
@@ -190,6 +211,82 @@ def _is_guided(site: Site) -> bool:
     left_to_model = site["infer"].get("enumerate") and site["fn"].has_enumerate_support
     told = site["infer"].get("_deterministic")
     return not (site["is_observed"] or told or left_to_model or is_delta(site))
+
+
+def _as_argument(value: object, dtype: torch.dtype) -> object:
+    """Returns an argument of the model, an array as a tensor, with real numbers of a type."""
+    if isinstance(value, Tensor) or not is_array(value):
+        return value
+    tensor = as_numbers("data", value)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Medians(Messenger):
+    """Gives each latent variable of a running model the median of its prior."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or site_is_subsample(msg) or not _is_guided(msg):
+            return
+        found = _quantiles(msg["fn"])
+        if found is not None:
+            msg["value"] = biject_to(_support(msg["fn"]))(found[0])
+            msg["done"] = True
+
+
+def _quantiles(prior: Distribution) -> tuple[Tensor, Tensor] | None:
+    """Returns the median of a prior, and how far above it the quantile of 84 % is.
+
+    Both are in the space of real numbers that ``biject_to`` maps to the support. There the
+    median of bounded values is 0 if they spread over many orders of magnitude. None if there is
+    no such space, as for discrete values and for directions.
+    """
+    try:
+        support = _support(prior)
+        if support.is_discrete or is_circular(innermost(prior)):
+            return None
+        to_support = biject_to(support)
+    except NotImplementedError:
+        return None
+    levels = [0.5, 0.8413]
+    elements = innermost(prior)
+    try:
+        values = [elements.icdf(torch.tensor(level)).expand(prior.shape()) for level in levels]
+        middle, upper = map(to_support.inv, values)
+    except (NotImplementedError, AttributeError):
+        count = max(15, min(_DRAWS, _NUMBERS // max(1, prior.shape().numel())))
+        draws = to_support.inv(prior.sample(torch.Size([count]))).sort(0).values
+        middle, upper = (draws[round(level * (count - 1))] for level in levels)
+    spread = (upper - middle).abs()
+    if not is_real(support):
+        # Draws of a vague prior underflow, and may then have no spread.
+        tells = (spread > 0) & (spread < _VAGUE)
+        middle = torch.where(tells, middle, 0.0)
+        spread = torch.where(tells, spread, _VAGUE)
+    return middle, spread
+
+
+def _narrow(
+    family: type[Any], prior: Distribution, middle: Tensor, scale: Tensor
+) -> dict[str, Tensor]:
+    """Returns the parameters of a narrow distribution.
+
+    Arguments:
+        family: Its family.
+        prior: The prior, which has the same support.
+        middle: Its median in the space of real numbers.
+        scale: Its scale in this space.
+    """
+    precision = scale**-2
+    if issubclass(family, td.Gamma):
+        return {"concentration": precision, "rate": precision / middle.exp()}
+    if issubclass(family, td.Beta):
+        p = middle.sigmoid()
+        count = precision / (p * (1 - p))
+        return {"concentration1": p * count, "concentration0": (1 - p) * count}
+    if issubclass(family, td.Dirichlet):
+        p = biject_to(_support(prior))(middle)
+        return {"concentration": p * p.shape[-1] * precision.mean(-1, keepdim=True)}
+    return {"loc": middle, "scale": scale}
 
 
 def _dims(plates: Plates) -> dict[str, int]:
@@ -417,11 +514,47 @@ class SitePosterior(Configurable):
             self.conditional = Conditional(family, MLP([*sizes], hidden), wide, **options)
         else:
             self.conditional = Prior(family, wide, **options)
-            if "scale" in self.conditional.free:
-                # A wide start makes the first gradients of a few shared numbers noisy.
-                transform, _ = self.conditional.free["scale"]
-                narrow = transform.inv(torch.tensor(_NARROW)).item()
-                nn.init.constant_(self.conditional.get_parameter("free_scale"), narrow)
+
+    @torch.no_grad()
+    def start_at(self, prior: Distribution) -> None:
+        """Starts the locations of a new posterior at the median of the prior.
+
+        A global variable starts in a narrow distribution there: a wide one makes the first
+        gradients of a few shared numbers noisy.
+        """
+        found = _quantiles(prior)
+        if found is None:
+            return
+        ndims = len(prior.batch_shape)
+        middle, spread = (self._shared(value, ndims) for value in found)
+        free = self.conditional.free
+        if isinstance(self.conditional, Conditional):
+            if "loc" in free:
+                bias = bias_of(self.conditional.heads["loc"])
+                assert bias is not None
+                bias += middle.flatten().to(bias)
+                self.conditional.is_new = True
+            return
+        scale = _NARROW * spread.clamp(max=1.0)
+        for name, value in _narrow(self.law.family, prior, middle, scale).items():
+            if name in free:
+                start = self.conditional.get_parameter(f"free_{name}")
+                start.copy_(free[name][0].inv(value).expand(start.shape))
+
+    def _shared(self, value: Tensor, batch_ndims: int) -> Tensor:
+        """Returns the values of a site without plates of the data, by their mean there.
+
+        The shape is that of the parameters: the inner plates and the event.
+        """
+        dims = [dim for _, dim, _ in self.inner]
+        for dim in range(-batch_ndims, 0):
+            whole = [size for _, own, size in self.inner if own == dim]
+            if whole != [value.shape[batch_ndims + dim]]:
+                value = value.mean(batch_ndims + dim, keepdim=True)
+        event = value.shape[batch_ndims:]
+        shape = [value.shape[batch_ndims + dim] if -dim <= batch_ndims else 1 for dim in dims]
+        sizes = [size for *_, size in self.inner]
+        return value.reshape((*shape, *event)).expand((*sizes, *event))
 
     def forward(
         self, site: Mapping[str, Any], contexts: Sequence[Tensor], rows: Mapping[str, Tensor]

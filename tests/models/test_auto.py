@@ -5,10 +5,12 @@ import math
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
+from torch.distributions import biject_to
 
 from tarspyro import evaluate, fit, guides, load_run, models
 from tarspyro.conditional import Conditional
@@ -338,6 +340,84 @@ def test_every_support(prior):
         assert node["fn"].event_shape == prior.event_shape
         assert bool(prior.support.check(node["value"]).all())
     assert math.isfinite(IWAE(2).loss(model, guide, x))
+
+
+@pytest.mark.parametrize(
+    ("prior", "median"),
+    [
+        (dist.Normal(150.0, 20.0), 150.0),
+        (dist.Normal(0.001, 0.0001), 0.001),
+        (dist.HalfCauchy(25.0), 25.0),
+        (dist.LogNormal(5.0, 0.3), math.exp(5.0)),
+        (dist.Gamma(3.0, 0.3), scipy.stats.gamma(3.0, scale=1 / 0.3).median()),
+        (dist.Beta(20.0, 2.0), scipy.stats.beta(20.0, 2.0).median()),
+        (dist.Dirichlet(torch.tensor([20.0, 20.0, 20.0])), 1 / 3),
+        (dist.Uniform(100.0, 200.0).expand([2]).to_event(1), 150.0),
+        (dist.Gamma(0.01, 0.01), 1.0),  # vague: its median is 6e-29
+    ],
+    ids=str,
+)
+def test_a_global_variable_starts_in_a_narrow_distribution_at_its_prior_median(prior, median):
+    def model(x):
+        with pyro.plate("components", 2):
+            theta = pyro.sample("theta", prior)
+            # Half of its draws are below the median of theta.
+            child = pyro.sample(
+                "child", dist.Normal(theta.sum(-1) if prior.event_dim else theta, 1.0)
+            )
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(child.sum(-1, keepdim=True), 1.0), obs=x[:, 0])
+
+    def transformed(draws):
+        return biject_to(prior.support).inv(draws)
+
+    guide = guides.auto(model, None, normal(4, 1))
+    torch.manual_seed(0)
+    with torch.no_grad(), pyro.plate("particles", 2000, dim=-2):
+        trace = poutine.trace(guide).get_trace(normal(4, 1))
+    draws = transformed(trace.nodes["theta"]["value"])
+    spread = transformed(prior.sample((2000, 2))).std(0)
+    truth = transformed(torch.full(prior.event_shape, median))
+    # The error of the draws, and that of a median of the prior that is drawn.
+    error = (1.25 * draws.std(0) / 2000**0.5).hypot(1.25 * spread.clamp(max=2) / 1000**0.5)
+    assert ((draws.median(0).values - truth).abs() < 4 * error).all()
+    assert (draws.std(0) < 0.15 * spread.clamp(max=1.0)).all()
+    total = median * prior.event_shape.numel()
+    off = trace.nodes["child"]["value"].median(0).values - total
+    assert (off.abs() < 0.02 + total * 0.16).all()
+
+
+def test_arrays_are_taken_as_fit_takes_them():
+    """Double precision and booleans become what the model computes with."""
+
+    def model(x, y, seen):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(x @ weight, 1.0), obs=y)
+
+    x, y, seen = normal(6, 2), normal(6, seed=1), torch.arange(6) < 4
+    arrays = (x.double().numpy(), y.double().numpy(), seen.numpy())
+    guides_of_both = [guides.auto(model, None, *data) for data in ((x, y, seen), arrays)]
+    bounds = []
+    for guide in guides_of_both:
+        torch.manual_seed(0)
+        bounds.append(ELBO().loss(model, guide, x, y, seen))
+    assert bounds[0] == bounds[1]
+
+
+def test_a_local_variable_starts_at_its_prior_median():
+    """And so the training begins near the data, not at 0."""
+    y = 170 + 8 * normal(50, 1)
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(150.0, 20.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(mean, 10.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[:, 0])
+
+    guide = guides.auto(model, nn.Tanh(), y)
+    z = poutine.trace(guide).get_trace(y).nodes["z"]["fn"].mean
+    assert (z - 150).abs().max() < 10
 
 
 def test_a_density_on_an_interval_sums_to_one():
