@@ -517,6 +517,28 @@ def test_a_program_that_reads_a_value_back_names_the_line():
     assert loc.grad is not None
 
 
+def test_a_line_of_pyro_that_reads_a_value_is_not_blamed_on_the_program():
+    """Under ELBO, Pyro sums over the sites that a model enumerates."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(kind, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    loc = nn.Parameter(torch.tensor(0.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    compiled = Compiled(ELBO(), backend="eager", choose=False)
+    with pytest.raises(
+        RecordingError, match=r"^No line of the program, but pyro/infer/util\.py"
+    ):
+        compiled.loss_and_grads(model, guide, torch.zeros(3))
+
+
 def compiler_of_steps_that(wait):
     """A compiler whose functions wait, and return what the graph did at first."""
 

@@ -55,11 +55,12 @@ LossFunction: TypeAlias = Callable[..., LossAndTerms]
 TensorFunction: TypeAlias = Callable[..., Sequence[Tensor]]
 
 # A value is read back in the last line of the program before these packages take over.
-_MACHINERY = tuple(
-    str(Path(str(file)).parent)
-    for file in (torch.__file__, pyro.__file__, contextlib.__file__)
+_PYRO = Path(str(pyro.__file__)).parent
+_LIBRARY = Path(__file__).parents[2]
+_MACHINERY = (
+    *(str(Path(str(file)).parent) for file in (torch.__file__, contextlib.__file__)),
+    str(Path(__file__).parent),
 )
-_LIBRARY = str(Path(__file__).parents[1])
 
 
 class RecordingError(RuntimeError):
@@ -465,14 +466,19 @@ def _explanation(error: BaseException) -> str:
         chain.append(chain[-1].__cause__)
     frames = [frame for one in chain for frame in traceback.extract_tb(one.__traceback__)]
     others = [frame for frame in frames if not frame.filename.startswith((*_MACHINERY, "<"))]
-    own = [frame for frame in others if not frame.filename.startswith(_LIBRARY)] or others
+    packages = (str(_PYRO), str(_LIBRARY))
+    own = [frame for frame in others if not frame.filename.startswith(packages)]
 
     reads = any(isinstance(one, _READ_ERRORS) for one in chain)
     reason = " ".join(str(chain[-1]).partition("\n")[0].split())
-    if not own:
-        if reads:
-            return "The program reads a value back."
-        return f"The program cannot be recorded: {reason}"
-    frame = own[-1]
     what = "reads a value back" if reads else f"cannot be recorded ({reason})"
-    return f"{Path(frame.filename).name}, line {frame.lineno}, {what}: {frame.line}"
+    if own:
+        frame = own[-1]
+        return f"{Path(frame.filename).name}, line {frame.lineno}, {what}: {frame.line}"
+    if others:
+        # No line of the user: Pyro or this library does it.
+        frame = others[-1]
+        root = _PYRO if frame.filename.startswith(str(_PYRO)) else _LIBRARY
+        name = Path(frame.filename).relative_to(root.parent).as_posix()
+        return f"No line of the program, but {name}, line {frame.lineno}, {what}: {frame.line}"
+    return f"The program {what}."
