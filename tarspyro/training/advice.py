@@ -1,6 +1,6 @@
 """Advice before and after the first step, by what is seen in the data and in the networks."""
 
-__all__ = ["advise", "remedy_of"]
+__all__ = ["advise", "advise_on_batches", "remedy_of"]
 
 import contextlib
 
@@ -19,10 +19,12 @@ from tarspyro.infer.traces import (
     sample_sites,
     trace_pair,
 )
+from tarspyro.inputs import count_rows
 from tarspyro.models import Density
-from tarspyro.programs import noting_first_inputs, tensors_of
+from tarspyro.programs import PROGRAM_ERRORS, noting_first_inputs, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
+from tarspyro.training.counts import Counter
 from tarspyro.types import Arguments, Program
 
 # The root of the mean square of inputs from which on a network starts badly.
@@ -74,6 +76,33 @@ def advise(model: Program, guide: Program, arguments: Arguments, *, binarize: bo
                 f"binarize=True draws {name} as 0 and 1, and its likelihood is {family}, which"
                 " is for real numbers: leave out binarize=True, or use dist.Bernoulli."
             )
+
+
+def advise_on_batches(
+    model: Program, guide: Program, arguments: Arguments, num_rows: int | None
+) -> None:
+    """Warns of latent variables that all batches share, if each batch counts as all data.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: The first batch, which is not all of the data.
+        num_rows: The number of rows of the data; None if it is not known.
+    """
+    shared: list[str] = []
+    with contextlib.suppress(*PROGRAM_ERRORS):
+        shared = Counter(model, guide).shared(arguments)
+    if shared:
+        rows = count_rows(arguments)
+        total = "N" if num_rows is None else str(num_rows)
+        whole = (
+            "" if num_rows is None else f", or take all data at once, batch_size={num_rows}"
+        )
+        warn_user(
+            f"{name_of(model)} shares {shared} between the data points, and a batch counts as all"
+            f" data: their prior then weighs as if there were {rows} data points, not {total}."
+            f" Make each batch a subsample, pyro.plate(..., {total}, subsample=x){whole}."
+        )
 
 
 def remedy_of(

@@ -159,6 +159,11 @@ class Batches:
         return each(lambda part: part if isinstance(part, Tensor) else part.values, self.parts)
 
     @property
+    def num_rows(self) -> int | None:
+        """The number of rows of the data; None if a loader decides it."""
+        return None if self._rows is None else self._rows.size
+
+    @property
     def rows_of_last(self) -> int | None:
         """The number of rows of the last batch of an epoch; None if a loader decides it."""
         if self._rows is None or not self._rows.size:

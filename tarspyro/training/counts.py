@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from tarspyro.infer.traces import sample_sites, trace_pair
+from tarspyro.infer.traces import is_delta, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.modules import StochasticModule, copy_modules
 from tarspyro.scopes import evaluating, preserved_rng
@@ -114,6 +114,30 @@ class Counter:
         if key not in self._counts:
             self._counts[key] = self._count(arguments, parts)
         return self._counts[key]
+
+    def shared(self, arguments: Sequence[Argument]) -> list[str]:
+        """Returns the latent variables that a batch shares with all others, unweighted.
+
+        Their priors count once in every batch, and so do its rows. The list is empty where a
+        program weights one of the two, as by a plate that makes the batch a subsample.
+        """
+        rows = count_rows(arguments)
+        sizes, _ = self._run(arguments)
+        shorter = self._run_shorter(arguments, rows)
+        of_data = {name for name in sizes if name in shorter and shorter[name] != sizes[name]}
+        if not of_data:
+            return []
+        with preserved_rng(), evaluating(self.model, self.guide):
+            model_trace, _ = trace_pair(self.model, self.guide, arguments, {})
+        shared = []
+        for name, site in sample_sites(model_trace):
+            if not isinstance(site["scale"], float) or site["scale"] != 1:
+                return []
+            inside = any(frame.name in of_data for frame in site["cond_indep_stack"])
+            told = is_delta(site) or site["infer"].get("_deterministic")
+            if not (site["is_observed"] or inside or told or rows in site["fn"].shape()):
+                shared.append(name)
+        return shared
 
     def _count(self, arguments: Sequence[Argument], parts: Sequence[int | None]) -> Counts:
         """The counts of a batch whose parts have certain lengths, None for missing parts."""

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,7 +33,7 @@ from tarspyro.scopes import (
     own_store,
     preserved_rng,
 )
-from tarspyro.training.advice import advise
+from tarspyro.training.advice import advise, advise_on_batches
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
 from tarspyro.training.collapse import CollapseAlarm, both
@@ -363,6 +364,9 @@ def _initialize(
         with contextlib.suppress(*PROGRAM_ERRORS), undone_on_error(*pair):
             start_near(*pair, examples)
     advise(*pair, first, binarize=batches.binarize)
+    weighted = getattr(objective.loss, "beta", 1.0) != 1.0  # perhaps by the share of a batch
+    if len(batches) > 1 and isinstance(objective.loss, PyroELBO) and not weighted:
+        advise_on_batches(*pair, first, batches.num_rows)
 
 
 def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) -> None:

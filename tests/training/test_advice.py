@@ -2,15 +2,17 @@
 
 import warnings
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import ExpTransform
 
 from tarspyro import Autoregressive, Conditional, Optimizer, fit, guides, models
 from tarspyro.distributions import default_prior
-from tarspyro.infer import InputError
+from tarspyro.infer import ELBO, InputError
 from tarspyro.nn import MADE, MLP, Log1p, Standardize
 
 from ..programs import as_made
@@ -159,3 +161,61 @@ def test_a_density_of_raw_numbers_is_told_to_standardize_them():
         warnings.simplefilter("error")
         history = fit(p, None, (x - x.mean(0)) / x.std(0), epochs=1, progress=False)
     assert history["loss"][-1] < 20 < raw["loss"][-1]
+
+
+def _of_one_mean(plate, scale=1.0):
+    """Normal data with an unknown mean, and the family of its exact posterior."""
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with plate(x), pyro.poutine.scale(scale=scale):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    return model, guides.auto(model, None, torch.zeros(5))
+
+
+@pytest.mark.parametrize("loss", [ELBO(), Trace_ELBO()])
+def test_a_latent_variable_that_batches_share_is_warned_of_and_the_remedies_are_true(loss):
+    """Its posterior has the standard deviation 1 / sqrt(1 + N) for N data points."""
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    options = {"loss": loss, "lr": 0.02, "seed": 0, "progress": False}
+
+    def whole(x):
+        return pyro.plate("data", len(x))
+
+    pair = _of_one_mean(whole)
+    with pytest.warns(
+        UserWarning, match=r"shares \['mean'\] .* there were 20 data points, not 400"
+    ):
+        fit(*pair, x, batch_size=20, epochs=15, **options)
+    assert _scale_of(pair[1], x) == pytest.approx(21**-0.5, rel=0.25)
+
+    pair = _of_one_mean(lambda x: pyro.plate("data", 400, subsample=x))
+    fit(*pair, x, batch_size=20, epochs=20, **options)
+    assert _scale_of(pair[1], x[:20]) == pytest.approx(401**-0.5, rel=0.25)
+
+    pair = _of_one_mean(whole)
+    fit(*pair, x, batch_size=400, epochs=300, **options)
+    assert _scale_of(pair[1], x) == pytest.approx(401**-0.5, rel=0.25)
+
+
+def _scale_of(guide, x):
+    return pyro.poutine.trace(guide).get_trace(x).nodes["mean"]["fn"].scale.item()
+
+
+def test_latent_variables_of_data_points_and_weighted_programs_are_no_reason_to_warn():
+    x = torch.zeros(20)
+
+    def local(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = guides.auto(local, nn.Sequential(nn.Unflatten(-1, (-1, 1)), nn.Linear(1, 2)), x)
+    options = {"batch_size": 5, "epochs": 1, "seed": 0, "progress": False}
+    fit(local, guide, x, **options)
+    scaled = _of_one_mean(lambda x: pyro.plate("data", len(x)), scale=4.0)
+    fit(*scaled, x, **options)
+    fit(
+        *_of_one_mean(lambda x: pyro.plate("data", len(x))), x, loss=ELBO(beta=0.25), **options
+    )

@@ -535,7 +535,7 @@ def test_autoguides(x):
 
         def forward(self, x):
             bias = pyro.sample("bias", dist.Normal(torch.zeros(64), 1.0).to_event(1))
-            with pyro.plate("data", len(x)):
+            with pyro.plate("data", 230, subsample=x):
                 pyro.sample("x", dist.Bernoulli(logits=self.weight + bias).to_event(1), obs=x)
 
     for _ in range(2):  # a second guide does not find the first one's values in the store
