@@ -128,6 +128,9 @@ def auto(
     bounded values that spreads over many orders of magnitude, such as Gamma(0.001, 0.001), has
     no say in it.
 
+    Data that the model is called without, such as y of ``model(x)`` in place of ``model(x, y)``,
+    are left to the model, which then predicts them: ``pyro.infer.Predictive(model, guide=guide)``.
+
     The guide runs the model in evaluation mode with its own distribution in the place of each
     prior. So plates, subsamples, masks, scales and branches are those of the model, whatever
     the data. This costs one more run of the model, without its gradients.
@@ -198,7 +201,10 @@ def auto(
         described[name] = _described(name, site, family, parents[name], latent, plates)
         if features is not None and plates.keys() & _dims(plates_of(site)).keys():
             described[name]["features"] = features.shape[-1]
-    guide = Auto(model, trunk, described, plates=plates, enumerate=enumerate)
+    data_sites = [name for name, site in sites.items() if site["is_observed"]]
+    guide = Auto(
+        model, trunk, described, plates=plates, enumerate=enumerate, observed=data_sites
+    )
     with local_parameters(), preserved_rng(0), evaluating(guide), poutine.block():
         for name, site in latent.items():
             guide.posterior(name).start_at(site["fn"])
@@ -697,10 +703,14 @@ class _Posteriors(Messenger):
         self.values: dict[str, Tensor] = {}
         self.rows: dict[str, Tensor] = {}
 
+    def guides(self, site: Site) -> bool:
+        """Whether the guide draws a site. It leaves data that are to be predicted to the model."""
+        return _is_guided(site) and site["name"] not in self.guide.observed
+
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        if not _is_guided(msg):
+        if not self.guides(msg):
             msg["stop"] = True
             return
         posterior = self.guide.posterior(msg["name"])
@@ -720,7 +730,7 @@ class _Posteriors(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.rows[msg["name"]] = msg["value"]
-        elif _is_guided(msg) or msg["name"] in self.guide.sites:
+        elif self.guides(msg) or msg["name"] in self.guide.sites:
             self.values[msg["name"]] = msg["value"]
 
     def _pyro_param(self, msg: Any) -> None:
@@ -783,6 +793,7 @@ class Auto(StochasticModule):
             model.
         plates: The names and dimensions of the plates of the data.
         enumerate: Whether discrete sites with finitely many values are marked.
+        observed: The names of the data, which the guide does not draw where they are missing.
     """
 
     density = "q"
@@ -795,6 +806,7 @@ class Auto(StochasticModule):
         *,
         plates: Mapping[str, int],
         enumerate: bool = True,
+        observed: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -802,6 +814,7 @@ class Auto(StochasticModule):
         self.posteriors = nn.ModuleList(SitePosterior(**posteriors[s]) for s in self.sites)
         self.plates = dict(plates)
         self.enumerate = enumerate
+        self.observed = list(observed)
         self._model = (model,)  # in a tuple, so that it is no part of the guide
         factors = {}
         for place, name in zip(itertools.count(), self.sites):

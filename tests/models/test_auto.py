@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.distributions import biject_to
 
@@ -403,6 +403,25 @@ def test_arrays_are_taken_as_fit_takes_them():
         torch.manual_seed(0)
         bounds.append(ELBO().loss(model, guide, x, y, seen))
     assert bounds[0] == bounds[1]
+
+
+def test_data_that_are_missing_are_predicted_by_the_model():
+    """Pyro's ``Predictive`` calls both with x alone; y | x is N(2 x, 1 + 0.1^2 x^2)."""
+
+    def model(x, y=None):
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(weight * x, 1.0), obs=y)
+
+    guide = guides.auto(model, None, torch.zeros(4), torch.zeros(4))
+    with torch.no_grad():
+        guide.posterior("weight").conditional.free_loc.fill_(2.0)
+    torch.manual_seed(0)
+    x = torch.tensor([0.0, 1.0, 5.0])
+    draws = Predictive(model, guide=guide, num_samples=2000)(x)["y"]
+    variance = 1 + 0.01 * x**2
+    assert ((draws.mean(0) - 2 * x).abs() < 4 * (variance / 2000).sqrt()).all()
+    assert ((draws.var(0) - variance).abs() < 4 * variance * (2 / 2000) ** 0.5).all()
 
 
 def test_a_local_variable_starts_at_its_prior_median():
