@@ -234,11 +234,16 @@ def reparameterized(
         if not site["is_observed"] and not is_enumerated(site)
     }
     for name, site in drawn.items():
-        score = score_function(site["fn"], site["value"])
-        if not site["fn"].has_rsample or score is not None:
+        if not site["fn"].has_rsample:
             raise PairError(
                 f"{wanted_by} needs reparameterized draws, and {name!r} is not: {remedy}, or"
                 " take a reparameterized family in the guide."
+            )
+        if score_function(site["fn"], site["value"]) is not None:
+            raise PairError(
+                f"{wanted_by} needs draws with a pathwise gradient alone, and {name!r} is drawn"
+                f" by rejection: {remedy}, or give the guide's family"
+                " reparameterization='implicit'."
             )
     check_densities(drawn.values(), wanted_by, remedy)
     return drawn

@@ -1,15 +1,17 @@
 """Remedies in messages run as they stand, on tensors and on arrays."""
 
+import math
 import re
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from tarspyro import Conditional, fit, guides, models
-from tarspyro.distributions import default_prior
-from tarspyro.infer import InputError
+from tarspyro.distributions import Gamma, default_prior
+from tarspyro.infer import ELBO, IWAE, PIWAE, InputError, PairError
 from tarspyro.nn import MLP
 
 SHORT = {"epochs": 1, "batch_size": 40, "progress": False, "seed": 0}
@@ -65,3 +67,24 @@ def test_moved_axes_mix_no_channels():
     code = re.search(CODE, str(found.value).rpartition(": ")[2])
     mended = eval(code[1], {"x": marked, "torch": torch})
     assert torch.equal(mended, torch.arange(3.0)[:, None].expand(40, 3, 64))
+
+
+@pytest.mark.parametrize("loss", [IWAE(2, gradient="dreg"), ELBO(gradient="stl"), PIWAE(2, 2)])
+def test_a_bound_that_refuses_draws_by_rejection_names_the_other_sampler(loss):
+    def run(how):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                concentration = pyro.param("concentration", torch.tensor(2.0))
+                pyro.sample("z", Gamma(concentration, 1.0, **how))
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", Gamma(1.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        pyro.clear_param_store()
+        return loss.loss_and_grads(model, guide, torch.ones(3))
+
+    with pytest.raises(PairError, match="by rejection: .*reparameterization='implicit'"):
+        run({})
+    assert math.isfinite(run({"reparameterization": "implicit"}))
