@@ -241,9 +241,8 @@ def reparameterized(
             )
         if score_function(site["fn"], site["value"]) is not None:
             raise PairError(
-                f"{wanted_by} needs draws with a pathwise gradient alone, and {name!r} is drawn"
-                f" by rejection: {remedy}, or give the guide's family"
-                " reparameterization='implicit'."
+                f"{wanted_by} needs reparameterized draws, and {name!r} is drawn by rejection:"
+                f" {remedy}, or give the guide's family reparameterization='implicit'."
             )
     check_densities(drawn.values(), wanted_by, remedy)
     return drawn

@@ -84,34 +84,62 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     dimensions are found in a run of a program: those right of the plates. The network keeps
     them for calls in which particles stand before the plates, and for calls outside a program.
     Before such a run they follow from the first layer. If that layer takes inputs of any rank,
-    the first input has one dimension for the batch, and the events of the other inputs are
-    vectors.
+    the first input has one dimension for the batch. The events of the other inputs are numbers,
+    such as labels, if they have the shape of the plates or of the batch, and else vectors.
     """
     shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
     if shapes is not None:
         return shapes
     learned: list[int] | None = network.__dict__.get(_LEARNED)
-    plates = _count_plates()
+    plates = _sizes_of_plates()
     if plates is not None:
-        # Further inputs are vectors at least: one that no plate holds, such as global weights,
-        # has fewer dimensions.
-        found, *others = [value.dim() - plates for value in inputs]
-        ranks = [found, *(max(rank, 1) for rank in others)]
+        ranks = _ranks(network, inputs, plates, learned)
         if ranks == learned:
             return learned
-        if found >= (event_ndims(network) or 0) or _runs(network, inputs, ranks):
+        if ranks[0] >= (event_ndims(network) or 0) or _runs(network, inputs, ranks):
             network.__dict__[_LEARNED] = ranks
             return ranks
     if learned is not None and len(learned) == len(inputs):
         return learned
     ndims = event_ndims(network)
     first = inputs[0].dim() - 1 if ndims is None else ndims
-    return [first] + [1] * (len(inputs) - 1)
+    lead = inputs[0].shape[: max(inputs[0].dim() - first, 0)]
+    return [first, *_ranks(network, inputs, lead, None)[1:]]
+
+
+def _ranks(
+    network: nn.Module, inputs: Sequence[Tensor], lead: Sequence[int], known: list[int] | None
+) -> list[int]:
+    """Returns how many dimensions the event of each input has, right of some leading ones.
+
+    A further input is a vector at least: one that no plate holds, such as global weights, has
+    fewer dimensions. But it is a number of each data point, such as a label, if it has the
+    shape of the plates and the network takes it. A vector may by chance be as long as a batch.
+
+    Arguments:
+        network: The network.
+        inputs: Its inputs.
+        lead: The leading shape, with -1 for an unknown size.
+        known: What an earlier batch has shown.
+    """
+    first, *others = [value.dim() - len(lead) for value in inputs]
+    vectors = [first, *(max(rank, 1) for rank in others)]
+    numbers = list(vectors)
+    for place, value in enumerate(inputs[1:], 1):
+        if lead and value.dim() == len(lead):
+            sizes = zip(value.shape, lead, strict=True)
+            if all(own in (size, -1) for size, own in sizes):
+                numbers[place] = 0
+    if numbers == vectors or known == vectors:
+        return vectors
+    return numbers if known == numbers or _runs(network, inputs, numbers) else vectors
 
 
 def _runs(network: nn.Module, inputs: Sequence[Tensor], ranks: Sequence[int]) -> bool:
-    """Whether a network runs on events of fewer dimensions than its first layer takes, because
-    it adds them itself, such as a decoder that makes an image of one pixel of a vector.
+    """Whether a network runs on events of some numbers of dimensions.
+
+    These may be fewer than its first layer takes, because it adds them itself, such as a
+    decoder that makes an image of one pixel of a vector.
     """
     with torch.no_grad(), evaluating(network), preserved_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,21 +150,21 @@ def _runs(network: nn.Module, inputs: Sequence[Tensor], ranks: Sequence[int]) ->
     return True
 
 
-def _count_plates() -> int | None:
-    """Returns how many dimensions the plates of the running program have.
+def _sizes_of_plates() -> list[int] | None:
+    """Returns the shape of the plates of the running program, -1 for a plate of any size.
 
     None outside a program or its plates, and where particles or enumerated values have
     dimensions of their own.
     """
-    dims = 0
+    sizes: dict[int, int] = {}
     for handler in _PYRO_STACK:
         if isinstance(handler, EnumMessenger):
             return None
         if isinstance(handler, IndepMessenger) and handler.dim is not None:
             if handler.name == _PARTICLES:
                 return None
-            dims = max(dims, -handler.dim)
-    return dims or None
+            sizes[handler.dim] = handler.size
+    return [sizes.get(dim, 1) for dim in range(min(sizes), 0)] if sizes else None
 
 
 def fold(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> tuple[list[Tensor], Size]:

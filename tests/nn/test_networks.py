@@ -1,5 +1,8 @@
 """Networks as users write them: they train with particles, are evaluated and embed."""
 
+import contextlib
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -87,6 +90,65 @@ def test_an_input_that_no_plate_holds_is_a_vector(rows):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         found = likelihood(z, w)
     assert torch.equal(found.mean, likelihood(z, w.expand(rows, 4)).mean)
+
+
+class Labelled(nn.Module):
+    """A network of a vector and a label, a whole number of each data point."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.network = MLP([2, 3], [8])
+
+    def forward(self, x, y):
+        return self.network(x, self.embedding(y))
+
+
+class Timed(nn.Module):
+    """A network of a vector and a real number of each data point."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 8)
+
+    def forward(self, x, t):
+        return self.layer(torch.cat([x, t.unsqueeze(-1)], -1))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("network", [Labelled, Timed])
+def test_a_further_input_may_be_a_number_of_each_data_point(network, inside):
+    """Each row depends on its own number alone, with particles too."""
+    torch.manual_seed(0)
+    trunk = network()
+    conditional = Conditional(dist.Normal, trunk, 4)
+    x = torch.randn(5, 2)
+    y = torch.arange(5) if network is Labelled else torch.linspace(0, 1, 5)
+    with pyro.plate("data", 5) if inside else contextlib.nullcontext():
+        found = conditional(x, y).mean
+    expected = conditional.heads["loc"](trunk(x, y))
+    torch.testing.assert_close(found, expected)
+    if inside:  # the run has shown what a data point is
+        particles = conditional(x.expand(3, 5, 2), y).mean
+        torch.testing.assert_close(particles, expected.expand(3, 5, 4))
+    torch.testing.assert_close(conditional(x[:2], y[:2]).mean, expected[:2])
+
+
+def test_labels_go_through_an_embedding_of_ones_own():
+    """The likelihood of a row does not depend on the labels of others."""
+    labels = torch.arange(40) % 5
+    x = torch.randn(40, 2)
+    torch.manual_seed(0)
+    likelihood = Conditional(dist.Normal, Labelled(), 2, scale=0.5)
+    p = models.ConditionalVAE(default_prior(dist.Normal, 2), likelihood)
+    q = guides.ConditionalVAE(Conditional(dist.Normal, Labelled(), 2))
+    history = fit(p, q, (x, labels), epochs=3, batch_size=16, seed=0, progress=False)
+    assert math.isfinite(history["loss"][-1])
+    options = {"num_particles": 2000, "errors": True, "seed": 0}
+    together = evaluate.log_likelihood(p, q, (x, labels), **options)
+    alone = evaluate.log_likelihood(p, q, (x[:3], labels[:3]), **options)
+    off = together.log_likelihood[:3] - alone.log_likelihood
+    assert (off.abs() < 4 * together.standard_error[:3].hypot(alone.standard_error)).all()
 
 
 class Halves(nn.Module):
