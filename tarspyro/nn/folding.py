@@ -102,7 +102,8 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     if learned is not None and len(learned) == len(inputs):
         return learned
     ndims = event_ndims(network)
-    first = inputs[0].dim() - 1 if ndims is None else ndims
+    of_other = ndims == 0 and inputs[0].is_floating_point()  # the embedding of a label
+    first = inputs[0].dim() - 1 if ndims is None or of_other else ndims
     lead = inputs[0].shape[: max(inputs[0].dim() - first, 0)]
     return [first, *_ranks(network, inputs, lead, None)[1:]]
 
