@@ -287,8 +287,8 @@ def _native_ndims(family: type[Any]) -> int:
         return int(family.support.event_dim)
     except (AttributeError, NotImplementedError):
         raise ValueError(
-            f"{family.__name__} must declare the dimensions of a draw, support.event_dim, and"
-            " does not."
+            "family must declare the dimensions of a draw, support.event_dim, which"
+            f" {family.__name__} does not: write a module that returns the distribution."
         ) from None
 
 
