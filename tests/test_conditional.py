@@ -428,7 +428,7 @@ def test_a_mixture_is_a_module_that_returns_it():
     with pytest.raises(ValueError, match="write a module that returns the distribution"):
         Conditional(dist.MixtureSameFamily, MLP(1, [4]), 1)
     p = models.VAE(default_prior(dist.Normal, 1), Mixture())
-    q = guides.VAE(Conditional(dist.Normal, MLP(1, [4]), 1))
+    q = guides.VAE(Prior(dist.Normal, 1, loc=0.0, scale=1.5))
     x = torch.tensor([[-1.5], [0.0], [2.0]])
     logs = [dist.Normal(loc, 2**0.5).log_prob(x[:, 0]) for loc in (-2.0, 1.0)]
     exact = torch.logaddexp(logs[0] + math.log(0.3), logs[1] + math.log(0.7))
