@@ -20,6 +20,7 @@ import torch
 from pyro.distributions import Independent as PyroIndependent
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent
@@ -48,10 +49,12 @@ _NDIMS: tuple[tuple[type | tuple[type, ...], int], ...] = (
 )
 
 
-def event_ndims(network: nn.Module) -> int | None:
+def event_ndims(network: nn.Module, *, real: bool = False) -> int | None:
     """Returns how many dimensions an event has for a network, according to its first layer.
 
-    It is None if the first layer takes inputs of any rank, or is of an unknown kind.
+    It is None if the first layer takes inputs of any rank, or is of an unknown kind. With
+    ``real`` it is the first layer that takes real numbers: no embedding, which is for a label
+    beside them.
 
     Raises:
         TypeError: If ``network`` is not a module.
@@ -66,6 +69,8 @@ def event_ndims(network: nn.Module) -> int | None:
         if shapes is not None:
             return len(shapes[0])
         if next(layer.children(), None) is not None or type(layer).__module__ in ELEMENTWISE:
+            continue
+        if real and isinstance(layer, nn.Embedding):
             continue
         if isinstance(layer, nn.modules.conv._ConvNd):
             # The kernel, because a lazy layer has no weight yet.
@@ -96,14 +101,14 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
         ranks = _ranks(network, inputs, plates, learned)
         if ranks == learned:
             return learned
-        if ranks[0] >= (event_ndims(network) or 0) or _runs(network, inputs, ranks):
+        tells = ranks[0] >= (event_ndims(network) or 0) or _runs(network, inputs, ranks)
+        if tells and not _replays_enumerated():
             network.__dict__[_LEARNED] = ranks
             return ranks
     if learned is not None and len(learned) == len(inputs):
         return learned
-    ndims = event_ndims(network)
-    of_other = ndims == 0 and inputs[0].is_floating_point()  # the embedding of a label
-    first = inputs[0].dim() - 1 if ndims is None or of_other else ndims
+    ndims = event_ndims(network, real=inputs[0].is_floating_point())
+    first = inputs[0].dim() - 1 if ndims is None else ndims
     lead = inputs[0].shape[: max(inputs[0].dim() - first, 0)]
     return [first, *_ranks(network, inputs, lead, None)[1:]]
 
@@ -128,8 +133,9 @@ def _ranks(
     numbers = list(vectors)
     for place, value in enumerate(inputs[1:], 1):
         if lead and value.dim() == len(lead):
+            # A dimension of one is that of a plate, or of particles, which does not matter.
             sizes = zip(value.shape, lead, strict=True)
-            if all(own in (size, -1) for size, own in sizes):
+            if all(size == 1 or own in (size, -1) for size, own in sizes):
                 numbers[place] = 0
     if numbers == vectors or known == vectors:
         return vectors
@@ -149,6 +155,16 @@ def _runs(network: nn.Module, inputs: Sequence[Tensor], ranks: Sequence[int]) ->
         except Exception:  # whatever a network raises for inputs that it does not take
             return False
     return True
+
+
+def _replays_enumerated() -> bool:
+    """Whether the running program gets values that a guide has enumerated."""
+    return any(
+        site["type"] == "sample" and (site["infer"] or {}).get("_enumerate_dim") is not None
+        for handler in _PYRO_STACK
+        if isinstance(handler, ReplayMessenger) and handler.trace is not None
+        for site in handler.trace.nodes.values()
+    )
 
 
 def _sizes_of_plates() -> list[int] | None:

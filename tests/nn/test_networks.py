@@ -21,7 +21,7 @@ from tarspyro import (
 from tarspyro.conditional import Blocks
 from tarspyro.data import digits, read_table
 from tarspyro.distributions import default_prior
-from tarspyro.infer import IWAE
+from tarspyro.infer import ELBO, IWAE, check_pair
 from tarspyro.nn import MLP, Log1p, Standardize, WithGaps
 from tarspyro.training.checks import NonFiniteError
 
@@ -149,6 +149,38 @@ def test_labels_go_through_an_embedding_of_ones_own():
     alone = evaluate.log_likelihood(p, q, (x[:3], labels[:3]), **options)
     off = together.log_likelihood[:3] - alone.log_likelihood
     assert (off.abs() < 4 * together.standard_error[:3].hypot(alone.standard_error)).all()
+
+
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_labels_that_the_guide_enumerates_go_through_networks_of_ones_own(num_particles):
+    """The sum over labels is the mean over their draws."""
+    torch.manual_seed(0)
+    x = torch.randn(12, 2)
+    likelihood = Conditional(dist.Normal, Labelled(), 2, scale=1.0)
+    posterior = Conditional(dist.Normal, Labelled(), 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(5)))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", likelihood(z, y), obs=x)
+
+    def guide(infer):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.arange(1.0, 6.0)), infer=infer)
+                pyro.sample("z", posterior(x, y))
+
+        return run
+
+    bounds = []
+    for infer in ({}, {"enumerate": "parallel"}):
+        check_pair(model, guide(infer), x)  # a run without enumeration
+        losses = [ELBO(num_particles).loss(model, guide(infer), x) for _ in range(80)]
+        bounds.append(torch.tensor(losses))
+    error = sum(values.var() / 80 for values in bounds) ** 0.5
+    assert (bounds[0].mean() - bounds[1].mean()).abs() < 4 * error
+    assert bounds[1].std() < bounds[0].std()
 
 
 class Halves(nn.Module):
