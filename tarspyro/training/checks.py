@@ -4,6 +4,7 @@ __all__ = [
     "CollapseError",
     "NonFiniteError",
     "check_arguments",
+    "check_sizes",
     "describe_nonfinite",
     "warn_of_evaluation_mode",
     "warn_user",
@@ -18,9 +19,10 @@ import pyro
 import torch
 from pyro.distributions import Delta
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tarspyro.arguments import as_count, format_value
-from tarspyro.infer.traces import check_program, name_of, sample_sites, trace_pair
+from tarspyro.infer.traces import PairError, check_program, name_of, sample_sites, trace_pair
 from tarspyro.inputs import positions_with_gaps
 from tarspyro.nn import GaussianNoise
 from tarspyro.scopes import preserved_rng
@@ -129,6 +131,19 @@ def warn_of_evaluation_mode(halves: Mapping[str, object]) -> None:
                 " dropout and batch normalization do not train. To change that, call its method"
                 " train() before fit."
             )
+
+
+def check_sizes(halves: Mapping[str, object]) -> None:
+    """Raises a ``PairError`` if a layer has no size yet after a run of the pair."""
+    for half in halves.values():
+        if not isinstance(half, nn.Module):
+            continue
+        for name, parameter in half.named_parameters():
+            if is_lazy(parameter):
+                raise PairError(
+                    f"{name_of(half)} does not call the layer of {name!r}, which so has no size"
+                    " yet: leave this part out of the module, or call it once before fit."
+                )
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

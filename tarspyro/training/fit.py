@@ -35,7 +35,7 @@ from tarspyro.scopes import (
 )
 from tarspyro.training.advice import advise, advise_on_batches
 from tarspyro.training.batches import Batches
-from tarspyro.training.checks import check_arguments, warn_of_evaluation_mode
+from tarspyro.training.checks import check_arguments, check_sizes, warn_of_evaluation_mode
 from tarspyro.training.collapse import CollapseAlarm, both
 from tarspyro.training.comparison import (
     describe_batches,
@@ -343,6 +343,7 @@ def _check_pair(objective: Objective, batches: Batches, held_out: Batches | None
     if held_out is not None:
         objective.check_data(held_out.first(), held_out.constant)
     objective.check_players(first)
+    check_sizes(objective.halves)
     _check_last_batch(objective, batches, first)
     warn_of_evaluation_mode(objective.halves)
     return first

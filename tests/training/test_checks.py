@@ -215,3 +215,34 @@ def test_nothing_to_train():
 
     with pytest.raises(PairError, match="no parameters to train"):
         fit(model, guide, torch.zeros(5), progress=False)
+
+
+def test_a_part_that_is_never_called_is_refused_and_the_remedies_are_true():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 16)
+
+        def forward(self, x):
+            return self.layer(x).relu()
+
+    class Guide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.posterior = Conditional(dist.Normal, Network(), 2)
+            self.spare = Conditional(dist.Normal, Network(), 2)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.posterior(x))
+
+    model, guide = pair()[0], Guide()
+    options = {"epochs": 1, "progress": False}
+    refused = pytest.raises(PairError, match="Guide does not call the layer of 'spare.heads")
+    with refused:
+        fit(model, guide, x.round(), **options)
+    guide.spare(x)
+    with pytest.warns(UserWarning, match="does not depend on Guide.spare"):
+        fit(model, guide, x.round(), **options)
+    del guide.spare
+    fit(model, guide, x.round(), **options)
