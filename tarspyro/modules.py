@@ -114,6 +114,7 @@ def copy_modules(owner: _T) -> _T:
     copy has their values, without the graph that they came from.
 
     Example:
+        >>> import torch
         >>> import pyro.distributions.transforms as transforms
         >>> flow = transforms.spline_coupling(2)
         >>> y = flow(torch.zeros(3, 2))

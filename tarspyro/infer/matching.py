@@ -464,7 +464,9 @@ def _check_density(model: Program, name: str, site: Site) -> None:
         return
     try:
         site["fn"].log_prob(site["value"])
-    except (KeyError, NotImplementedError):  # a flow of Pyro may remember its own draws
+    except (KeyError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) and str(error):
+            raise  # a flow of the library, which has a sentence of its own
         raise PairError(
             f"{name_of(model)} has {name!r} from a flow that knows the density of its own"
             f" draws alone ({type(flow).__name__}): use another transform, such as"

@@ -91,10 +91,15 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     Before such a run they follow from the first layer. If that layer takes inputs of any rank,
     the first input has one dimension for the batch. The events of the other inputs are numbers,
     such as labels, if they have the shape of the plates or of the batch, and else vectors.
+
+    Raises:
+        TypeError: If an input is not a tensor.
     """
     shapes: Sequence[Event] | None = getattr(network, "in_shapes", None)
     if shapes is not None:
         return shapes
+    for value in inputs:
+        _check_tensor(value)
     learned: list[int] | None = network.__dict__.get(_LEARNED)
     plates = _sizes_of_plates()
     if plates is not None:
@@ -293,12 +298,16 @@ def as_events(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> list[tuple[T
     return events
 
 
-def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
+def _check_tensor(value: object) -> None:
     if not isinstance(value, Tensor):
         fix = "make one of it, torch.as_tensor(...)"
         if isinstance(value, Distribution):
             fix = "draw from the distribution, pyro.sample(name, distribution)"
         raise TypeError(f"The network takes tensors, got {format_value(value)}: {fix}.")
+
+
+def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
+    _check_tensor(value)
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
