@@ -99,7 +99,8 @@ def event_shapes(network: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Event
     if shapes is not None:
         return shapes
     for value in inputs:
-        _check_tensor(value)
+        if not isinstance(value, Tensor):
+            raise _error_of_type(value)
     learned: list[int] | None = network.__dict__.get(_LEARNED)
     plates = _sizes_of_plates()
     if plates is not None:
@@ -298,16 +299,16 @@ def as_events(inputs: Sequence[Tensor], shapes: Sequence[Event]) -> list[tuple[T
     return events
 
 
-def _check_tensor(value: object) -> None:
-    if not isinstance(value, Tensor):
-        fix = "make one of it, torch.as_tensor(...)"
-        if isinstance(value, Distribution):
-            fix = "draw from the distribution, pyro.sample(name, distribution)"
-        raise TypeError(f"The network takes tensors, got {format_value(value)}: {fix}.")
+def _error_of_type(value: object) -> TypeError:
+    fix = "make one of it, torch.as_tensor(...)"
+    if isinstance(value, Distribution):
+        fix = "draw from the distribution, pyro.sample(name, distribution)"
+    return TypeError(f"The network takes tensors, got {format_value(value)}: {fix}.")
 
 
 def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
-    _check_tensor(value)
+    if not isinstance(value, Tensor):
+        raise _error_of_type(value)
     if isinstance(shape, int):
         if value.dim() < shape:
             raise ValueError(
