@@ -2,7 +2,6 @@
 
 __all__ = ["Autoregressive"]
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -16,6 +15,7 @@ from tarspyro.arguments import as_numbers, check_module
 from tarspyro.conditional import Interface
 from tarspyro.distributions.autoregressive import AutoregressiveDistribution
 from tarspyro.distributions.family import FamilyModule
+from tarspyro.modules import copy_modules
 from tarspyro.nn.causal import CausalTrunk, HeadWalk, dense_ranks
 from tarspyro.nn.folding import Event, fold, unfold
 from tarspyro.nn.heads import LazyHead, out_features, zero_weights
@@ -433,7 +433,7 @@ class Autoregressive(FamilyModule, Interface):
             if any(isinstance(weight, UninitializedParameter) for weight in self.parameters()):
                 inputs = [part.to(torch.get_default_dtype()) for part in rows]
                 self._outputs_of(torch.zeros(1, *self.event_shape), inputs, 0)
-            module = copy.deepcopy(self).double().cpu()
+            module = copy_modules(self).double().cpu()
             for weight in module.parameters():
                 fan = max(1, weight[0].numel()) if weight.dim() > 1 else 1
                 weight.normal_(0.0, fan**-0.5)

@@ -404,7 +404,7 @@ def _run(programs: Sequence[Program], batch: Arguments) -> bool:
 
 
 def _reach(programs: Sequence[Program], batch: Arguments) -> int:
-    """How many sites the programs, each by itself, pass until they end or fail."""
+    """The number of sites that programs, each run by itself, pass until they end or fail."""
     with _Counter() as passed:
         for program in programs:
             _run([program], batch)

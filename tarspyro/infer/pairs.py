@@ -1,9 +1,9 @@
 """The structure of a pair, confirmed by trial runs, and the log weights of its data points."""
 
 __all__ = [
-    "by_point",
     "FIX_OF_MASKS",
     "about_masks",
+    "by_point",
     "check_drawn",
     "check_local",
     "check_vectorized",

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from tarspyro.infer.traces import is_delta, sample_sites, trace_pair
+from tarspyro.infer.traces import Site, is_delta, sample_sites, trace_pair
 from tarspyro.inputs import count_rows
 from tarspyro.modules import StochasticModule, copy_modules
 from tarspyro.scopes import evaluating, preserved_rng
@@ -122,21 +122,20 @@ class Counter:
         program weights one of the two, as by a plate that makes the batch a subsample.
         """
         rows = count_rows(arguments)
-        sizes, _ = self._run(arguments)
+        sites = self._sites(arguments)
+        sizes, _ = _sizes_of(sites)
         shorter = self._run_shorter(arguments, rows)
         of_data = {name for name in sizes if name in shorter and shorter[name] != sizes[name]}
         if not of_data:
             return []
-        with preserved_rng(), evaluating(self.model, self.guide):
-            model_trace, _ = trace_pair(self.model, self.guide, arguments, {})
         shared = []
-        for name, site in sample_sites(model_trace):
+        for site in sites:
             if not isinstance(site["scale"], float) or site["scale"] != 1:
                 return []
             inside = any(frame.name in of_data for frame in site["cond_indep_stack"])
             told = is_delta(site) or site["infer"].get("_deterministic")
             if not (site["is_observed"] or inside or told or rows in site["fn"].shape()):
-                shared.append(name)
+                shared.append(site["name"])
         return shared
 
     def _count(self, arguments: Sequence[Argument], parts: Sequence[int | None]) -> Counts:
@@ -158,7 +157,7 @@ class Counter:
 
     def _find(self, arguments: Sequence[Argument], lengths: Lengths) -> list[_Plate]:
         """Finds the plates that hold data; of plates around the same data, one."""
-        sizes, sites = self._run(arguments)
+        sizes, plates_of_sites = _sizes_of(self._sites(arguments))
         shorter = [self._run_shorter(arguments, length) for length in lengths]
         plates: dict[str, _Plate] = {}
         for name, found in sizes.items():
@@ -168,26 +167,14 @@ class Counter:
                 linear.append(_linear_size(size, others, lengths))
             if any(any(size.slopes) for size in linear):
                 plates[name] = _Plate(*linear)
-        groups = _groups_of(sites, plates)
+        groups = _groups_of(plates_of_sites, plates)
         return [_counting([plates[name] for name in names]) for names in groups]
 
-    def _run(self, arguments: Sequence[Argument]) -> tuple[dict[str, _Sizes], list[list[str]]]:
-        """Runs the pair on a batch.
-
-        Returns:
-            The sizes of the plates by name, and for each observed site the names of its plates.
-        """
+    def _sites(self, arguments: Sequence[Argument]) -> list[Site]:
+        """Runs the pair on a batch; returns the sites of the model."""
         with preserved_rng(), evaluating(self.model, self.guide):
             model_trace, _ = trace_pair(self.model, self.guide, arguments, {})
-        drawn = [site for _, site in sample_sites(model_trace)]
-        observed = [site for site in drawn if site["is_observed"]]
-        frames_of_sites = [site["cond_indep_stack"] for site in observed or drawn]
-        sizes = {
-            frame.name: (frame.size, frame.full_size or frame.size)
-            for frames in frames_of_sites
-            for frame in frames
-        }
-        return sizes, [[frame.name for frame in frames] for frames in frames_of_sites]
+        return [site for _, site in sample_sites(model_trace)]
 
     def _run_shorter(self, arguments: Sequence[Argument], length: int) -> Mapping[str, _Sizes]:
         """Returns the sizes of plates where the parts of a length have half of their rows.
@@ -205,9 +192,23 @@ class Counter:
         # plates. So a copy runs.
         try:
             counter = Counter(_copied(self.model), _copied(self.guide))
-            return counter._run([cut(part) for part in arguments])[0]
+            return _sizes_of(counter._sites([cut(part) for part in arguments]))[0]
         except Exception:  # a program may raise anything, on data of another length or copied
             return {}
+
+
+def _sizes_of(sites: Sequence[Site]) -> tuple[dict[str, _Sizes], list[list[str]]]:
+    """Returns the sizes of the plates by name, and for each observed site the names of its
+    plates.
+    """
+    observed = [site for site in sites if site["is_observed"]]
+    frames_of_sites = [site["cond_indep_stack"] for site in observed or sites]
+    sizes = {
+        frame.name: (frame.size, frame.full_size or frame.size)
+        for frames in frames_of_sites
+        for frame in frames
+    }
+    return sizes, [[frame.name for frame in frames] for frames in frames_of_sites]
 
 
 def _copied(program: _Program) -> _Program:
