@@ -114,9 +114,9 @@ def auto(
     there are three ways:
 
     - Variables that the model marks, ``infer={"enumerate": "parallel"}``, are summed out by the
-      model, and the guide leaves them out: train with ``pyro.infer.TraceEnum_ELBO``.
-    - Other variables with finitely many values are marked by the guide, and ``ELBO`` and Pyro's
-      ``TraceEnum_ELBO`` sum over them.
+      model, and the guide leaves them out.
+    - Other variables with finitely many values are marked by the guide. ``ELBO`` and Pyro's
+      ``TraceEnum_ELBO`` sum over both kinds.
     - Without ``enumerate``, and for infinitely many values, the gradient is that of the score
       function.
 

@@ -94,7 +94,7 @@ def structure_of(
     """
     with preserved_rng():
         structure, *traces = read_structure(model, guide, args, kwargs, observed=observed)
-        if particles * groups == 1 or (whole and structure.enumerated):
+        if particles * groups == 1:
             return structure
         training = any(getattr(program, "training", False) for program in (model, guide))
         with evaluating(model, guide):

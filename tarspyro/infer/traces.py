@@ -192,6 +192,7 @@ def trace_pair(
     num_particles: int = 1,
     plate_nesting: int = 0,
     enumerate: bool = False,
+    enumerate_model: bool = False,
 ) -> tuple[Trace, Trace]:
     """Runs the guide, then the model on the guide's draws; returns the model's trace first.
 
@@ -204,13 +205,18 @@ def trace_pair(
         plate_nesting: How many dimensions the pair's own plates take.
         enumerate: Whether a site that the guide marks for it takes all its values, each in a
             dimension of its own to the left of all plates.
+        enumerate_model: Whether a site of the model alone that it marks for it does so too, to
+            the left of those of the guide.
     """
     if num_particles > 1:
         model = particle_plate(model, num_particles, plate_nesting)
         guide = particle_plate(guide, num_particles, plate_nesting)
+    first_dim = -plate_nesting - 1 - (num_particles > 1)
     if enumerate:
-        first_dim = -plate_nesting - 1 - (num_particles > 1)
         guide = poutine.enum(guide, first_available_dim=first_dim)
+    if enumerate_model:
+        # None goes on where the guide has stopped.
+        model = poutine.enum(model, first_available_dim=None if enumerate else first_dim)
 
     with sharing():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

@@ -706,20 +706,19 @@ def test_sites_of_the_model_are_summed_out_as_pyro_does():
         theirs = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, guide, X)
         (gradient,) = torch.autograd.grad(theirs, [pyro.param("loc_q").unconstrained()])
         torch.manual_seed(seed)
-        ours, terms = ELBO().loss_and_terms(model, guide, X)
+        ours, terms = ELBO(analytic_kl=False).loss_and_terms(model, guide, X)
         torch.testing.assert_close(ours, theirs)
         (own,) = torch.autograd.grad(ours, [pyro.param("loc_q").unconstrained()])
         torch.testing.assert_close(own, gradient)
-        torch.testing.assert_close(terms["elbo"], -theirs.detach())
+        torch.testing.assert_close(terms["kl"] - terms["reconstruction"], theirs.detach())
         torch.manual_seed(seed)
-        assert ELBO().loss(model, guide, X) == pytest.approx(theirs.item(), rel=1e-6)
+        assert ELBO(analytic_kl=False).loss(model, guide, X) == pytest.approx(
+            theirs.item(), rel=1e-6
+        )
     for bound in (IWAE(1), Renyi(0.5, 1)):
         bound.loss(model, guide, X)  # finds the structure
         torch.manual_seed(seed)
         assert bound.loss(model, guide, X) == pytest.approx(theirs.item(), rel=1e-6)
-    for wrong in (ELBO(beta=0.5), ELBO(free_bits=0.1), ELBO(gradient="stl")):
-        with pytest.raises(PairError, match="beta=1, free_bits=0 and gradient='pathwise'"):
-            wrong.loss(model, guide, X)
     with pytest.raises(PairError, match="share"):
         evaluate.log_likelihood(model, guide, X)
     pyro.clear_param_store()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tarspyro.infer.bounds.enumeration import Term
+from tarspyro.infer.structure import Structure
 from tarspyro.infer.traces import (
     PairError,
     Site,
@@ -38,7 +39,7 @@ def antithetic_pair(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     particles: int,
-    nesting: int,
+    structure: Structure,
 ) -> tuple[Trace, Trace]:
     """Runs the guide, whose second half of particles mirrors the first, then the model.
 
@@ -52,13 +53,21 @@ def antithetic_pair(
     Raises:
         PairError: If the guide draws anything but one Bernoulli or categorical site.
     """
+    nesting = structure.nesting
 
     def mirrored(*args: object, **kwargs: object) -> object:
         with _Antithetic(-nesting - 1):
             return particle_plate(guide, particles, nesting)(*args, **kwargs)
 
     in_plate = particle_plate(model, particles, nesting)
-    model_trace, guide_trace = trace_pair(in_plate, mirrored, args, kwargs)
+    model_trace, guide_trace = trace_pair(
+        in_plate,
+        mirrored,
+        args,
+        kwargs,
+        plate_nesting=nesting + 1,
+        enumerate_model=bool(structure.enumerated),
+    )
     _check(guide_trace)
     return model_trace, guide_trace
 

@@ -3,16 +3,12 @@
 __all__ = ["ELBO", "kl_is_exact"]
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
-from pyro.infer import TraceEnum_ELBO
-from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution
@@ -28,9 +24,9 @@ from tarspyro.infer.bounds.enumeration import (
     expectation,
     surrogate,
 )
-from tarspyro.infer.pairs import by_point, check_local, check_vectorized
+from tarspyro.infer.pairs import check_local, check_vectorized
 from tarspyro.infer.structure import Structure
-from tarspyro.infer.summation import run_model, trace_summed
+from tarspyro.infer.summation import summed_out
 from tarspyro.infer.traces import (
     PairError,
     Plates,
@@ -38,7 +34,6 @@ from tarspyro.infer.traces import (
     guide_terms,
     is_enumerated,
     log_prob,
-    name_of,
     particle_plate,
     plates_of,
     reduce_to,
@@ -49,8 +44,6 @@ from tarspyro.infer.traces import (
     sum_of,
     trace_pair,
 )
-from tarspyro.infer.weights import in_plates, weigh
-from tarspyro.scopes import kept_buffers, preserved_rng
 from tarspyro.types import Program
 
 # The mask of a site or of a distribution: True or a tensor of truth values; None for no mask.
@@ -87,10 +80,15 @@ class ELBO(Bound):
     any other. The weighted bounds, such as ``IWAE``, draw all marked sites.
 
     Sites of the model alone that it marks so, as ``pyro.infer.config_enumerate(model)`` does
-    (mixtures, hidden Markov models), are summed out of p(x, z) by
-    ``pyro.infer.TraceEnum_ELBO``. Then nothing is in closed form, and the loss has one term in
-    place of two. Weighted bounds and ``evaluate.log_likelihood`` sum them out inside each
-    weight.
+    (mixtures, hidden Markov models), are summed out of p(x, z), as in
+    ``pyro.infer.TraceEnum_ELBO``. If the prior of a latent variable depends on them, the two
+    terms have two such sums,
+
+    .. math:: \log p(x \mid z) = \log \sum_k p(k) \, p(z \mid k) \, p(x \mid z, k)
+              - \log \sum_k p(k) \, p(z \mid k),
+
+    and its KL is sampled. The KLs of other latent variables stay in closed form. Weighted bounds
+    and ``evaluate.log_likelihood`` sum these sites out inside each weight.
 
     Arguments:
         num_particles: The number of draws from the guide, in one vectorized run.
@@ -183,17 +181,13 @@ class ELBO(Bound):
         summed over the data. The ELBO is their difference.
         """
         structure = self.structure(model, guide, *args, **kwargs)
-        if structure.enumerated:
-            loss = self._summed_out(model, guide, args, kwargs, structure)
-            return loss, {"elbo": -loss.detach()}
-        nesting = structure.nesting
         if self.vectorize_particles and structure.vectorized is not False:
             loss, terms = self._estimate(
-                model, guide, args, kwargs, self.num_particles, nesting
+                model, guide, args, kwargs, self.num_particles, structure
             )
         else:
             runs = [
-                self._estimate(model, guide, args, kwargs, 1, nesting)
+                self._estimate(model, guide, args, kwargs, 1, structure)
                 for _ in range(self.num_particles)
             ]
             loss = sum_of(loss for loss, _ in runs) / len(runs)
@@ -222,12 +216,13 @@ class ELBO(Bound):
         args: Sequence[object],
         kwargs: Mapping[str, object],
         particles: int,
-        nesting: int,
+        structure: Structure,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and its terms, from one run of the pair."""
+        nesting = structure.nesting
         if self.gradient == "disarm":
             model_trace, guide_trace = antithetic_pair(
-                model, guide, args, kwargs, particles, nesting
+                model, guide, args, kwargs, particles, structure
             )
         else:
             model_trace, guide_trace = trace_pair(
@@ -238,7 +233,10 @@ class ELBO(Bound):
                 num_particles=particles,
                 plate_nesting=nesting,
                 enumerate=True,
+                enumerate_model=bool(structure.enumerated),
             )
+        if structure.enumerated:
+            model_trace = summed_out(model, model_trace, guide_trace, split=True)
         model_sites = dict(sample_sites(model_trace))
         guide_sites = dict(guide_terms(guide_trace))
         enumerated = enumerated_sites(model_sites, guide_sites)
@@ -309,6 +307,18 @@ class ELBO(Bound):
             if site["is_observed"]:
                 observed[name] = _scaled_log_prob(site)
                 continue
+            if name not in guide_sites:
+                # log p(z) of the sites inside a sum; their log q are terms of their own.
+                if self.free_bits:
+                    raise PairError(
+                        f"free_bits={self.free_bits} needs the KL of each latent variable, and"
+                        " the priors of those that depend on what the model enumerates are one"
+                        " sum: take free_bits=0, or enumerate in the guide,"
+                        " infer={'enumerate': 'parallel'}."
+                    )
+                value, plates = _scaled_log_prob(site)
+                latent[name] = _KL(-value, plates)
+                continue
             position = position_of[name]
             latent[name] = _kl(
                 guide_sites[name],
@@ -323,71 +333,11 @@ class ELBO(Bound):
                 latent[name] = _KL(*_scaled_log_prob(site))
         return observed, latent
 
-    def _summed_out(
-        self,
-        model: Program,
-        guide: Program,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-        structure: Structure,
-    ) -> Tensor:
-        """Returns minus the bound of a model that enumerates sites of its own."""
-        # When beta is recorded it is a tensor; the first steps have checked the number.
-        annealed = not torch.is_tensor(self.beta) and self.beta != 1
-        if annealed or self.free_bits or self.gradient != "pathwise":
-            raise PairError(
-                f"{name_of(model)} enumerates {sorted(structure.enumerated)}, which needs"
-                " beta=1, free_bits=0 and gradient='pathwise': leave these arguments out, or"
-                " enumerate in the guide, infer={'enumerate': 'parallel'}."
-            )
-        together = self.vectorize_particles and structure.vectorized is not False
-        bound = TraceEnum_ELBO(
-            self.num_particles, structure.nesting, vectorize_particles=together
-        )
-        try:
-            return _minus_dice_elbo(bound, model, guide, args, kwargs)
-        except (ValueError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise PairError(
-                f"{name_of(model)} cannot have its enumerated sites summed out: {reason}."
-            ) from error
-
     def _check(self, model: Program, guide: Program, structure: Structure) -> None:
         if self.gradient == "disarm":
             check_vectorized(
                 model, guide, structure, "gradient='disarm'", "take gradient='pathwise'"
             )
-
-    def _find_structure(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-    ) -> Structure:
-        structure = super()._find_structure(model, guide, args, kwargs)
-        if not structure.enumerated or not self.vectorize_particles or self.num_particles == 1:
-            return structure
-
-        def runs(particles: int) -> bool:
-            bound = TraceEnum_ELBO(particles, structure.nesting, vectorize_particles=True)
-            with preserved_rng(), kept_buffers(model, guide), torch.no_grad():
-                try:
-                    _minus_dice_elbo(bound, model, guide, args, kwargs)
-                except (ValueError, RuntimeError, IndexError, NotImplementedError):
-                    return False
-            return True
-
-        # A program that does not run with one particle either fails for another reason.
-        if runs(self.num_particles) or not runs(1):
-            return structure
-        warnings.warn(
-            f"{name_of(model)} cannot run in a plate of particles where its enumerated sites are"
-            " summed out, so particles run one after another, as with"
-            " vectorize_particles=False.",
-            stacklevel=2,
-        )
-        return replace(structure, vectorized=False)
 
     def terms_per_point(
         self,
@@ -420,9 +370,7 @@ class ELBO(Bound):
         num_particles: int,
         structure: Structure,
     ) -> Tensor:
-        if structure.enumerated:
-            return _summed_terms(model, guide, args, num_particles, structure)
-        traces = trace_pair(
+        model_trace, guide_trace = trace_pair(
             model,
             guide,
             args,
@@ -430,12 +378,19 @@ class ELBO(Bound):
             num_particles=num_particles,
             plate_nesting=structure.nesting,
             enumerate=True,
+            enumerate_model=bool(structure.enumerated),
         )
-        for trace in traces:
+        if structure.enumerated:
+            model_trace = summed_out(model, model_trace, guide_trace, split=True)
+        for trace in (model_trace, guide_trace):
             for _, site in sample_sites(trace):
                 site["scale"] = 1.0
-        model_sites = dict(sample_sites(traces[0]))
-        guide_sites = dict(guide_terms(traces[1]))
+        model_sites = dict(sample_sites(model_trace))
+        guide_sites = dict(guide_terms(guide_trace))
+        place_of = {
+            name: structure.group(name, site)
+            for name, site in (*guide_sites.items(), *model_sites.items())
+        }
         enumerated = enumerated_sites(model_sites, guide_sites)
         observed, latent = self._site_terms(model_sites, guide_sites)
         divergences = {name: term.total for name, term in latent.items()}
@@ -447,7 +402,7 @@ class ELBO(Bound):
                 own = [
                     reduce_to(expectation(term, enumerated), group.dims)
                     for name, term in terms.items()
-                    if structure.group_of[name] == place
+                    if place_of[name] == place
                 ]
                 parts.append(own)
             sums = _or_zeros([sum_of(part) if part else None for part in parts])
@@ -455,28 +410,6 @@ class ELBO(Bound):
             sizes = [sums[0].shape[dim] for dim in group.dims] if group.dims else [1]
             columns.append(torch.stack([value.reshape(sizes) for value in sums]))
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
-
-
-def _summed_terms(
-    model: Program,
-    guide: Program,
-    args: Sequence[object],
-    num_particles: int,
-    structure: Structure,
-) -> Tensor:
-    """Returns the terms for each data point of a model that enumerates sites of its own.
-
-    Two sums over these sites, with and without the data, are log p(x, z) and log p(z).
-    """
-    in_plate, guide_in_plate = in_plates(model, guide, 1, num_particles, structure)
-    model_trace, guide_trace = trace_summed(in_plate, guide_in_plate, args, {}, structure)
-    prior_trace = run_model(in_plate, guide_trace, args, {}, structure, with_data=False)
-    # log p(x, z) - log q and log p(z) - log q
-    joint, prior = (
-        by_point(weigh(model, trace, guide_trace, structure, scales="none"), structure).sum(0)
-        for trace in (model_trace, prior_trace)
-    )
-    return torch.stack(torch.broadcast_tensors(joint - prior, -prior))
 
 
 def _expected_sums(
@@ -639,21 +572,6 @@ def _beside_the_mask(q: Distribution, value: Tensor, q_mask: Mask, p_mask: Mask)
     density = q.log_prob(value)
     rest: Tensor = scale_and_mask(density, mask=q_mask) - scale_and_mask(density, mask=p_mask)
     return rest
-
-
-def _minus_dice_elbo(
-    bound: Any,
-    model: Program,
-    guide: Program,
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-) -> Tensor:
-    """Returns the loss of Pyro's bound, with its gradient."""
-    total: Tensor | float = 0.0
-    for traces in bound._get_traces(model, guide, args, kwargs):
-        total = total + _compute_dice_elbo(*traces)
-    loss: Tensor = -torch.as_tensor(total) / bound.num_particles
-    return loss
 
 
 def _scaled_log_prob(site: Site) -> Term:
