@@ -16,6 +16,7 @@ __all__ = [
     "set_random_states",
     "synchronize",
     "use_local_device",
+    "widest_type",
     "without_cudnn",
 ]
 
@@ -50,6 +51,11 @@ def synchronize(device: torch.device) -> None:
     if is_accelerator(device):
         with current_device(device):
             torch.get_device_module(device).synchronize()
+
+
+def widest_type(device: torch.device) -> torch.dtype:
+    """Returns the widest type of real numbers of a device: MPS has no double precision."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextlib.contextmanager

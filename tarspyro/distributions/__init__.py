@@ -2,14 +2,18 @@
 
 __all__ = [
     "Beta",
+    "BetaBinomial",
+    "Binomial",
     "Chi2",
     "CodePrior",
     "Concatenate",
     "Dirichlet",
+    "DirichletMultinomial",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "FamilyModule",
     "Gamma",
+    "GammaPoisson",
     "GumbelSigmoid",
     "GumbelSoftmax",
     "Incomplete",
@@ -17,7 +21,10 @@ __all__ = [
     "Kumaraswamy",
     "LowRankMultivariateNormal",
     "MixtureOfExperts",
+    "Multinomial",
+    "NegativeBinomial",
     "NormalMixture",
+    "Poisson",
     "PowerSpherical",
     "Prior",
     "ProductOfExperts",
@@ -27,6 +34,8 @@ __all__ = [
     "StudentT",
     "VampPrior",
     "VonMisesFisher",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
     "as_conditional",
     "as_discrete",
     "as_prior",
@@ -36,6 +45,17 @@ __all__ = [
 
 from tarspyro.distributions import kl as _kl  # noqa: F401  registers the KL divergences
 from tarspyro.distributions.coded import CodePrior
+from tarspyro.distributions.counts import (
+    BetaBinomial,
+    Binomial,
+    DirichletMultinomial,
+    GammaPoisson,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from tarspyro.distributions.dirichlet import Beta, Dirichlet
 from tarspyro.distributions.experts import Concatenate, MixtureOfExperts, ProductOfExperts
 from tarspyro.distributions.family import FamilyModule

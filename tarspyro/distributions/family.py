@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from tarspyro.arguments import as_numbers, as_shape, format_value, suggestion
+from tarspyro.distributions import counts
 from tarspyro.distributions.links import link_to
 from tarspyro.distributions.low_rank import LowRankMultivariateNormal
 from tarspyro.modules import Configurable
@@ -38,7 +39,8 @@ _USUAL = {
 # Families of Pyro whose log-densities are wrong in single precision, and those that are used
 # instead.
 _EXACT: dict[type[Any], type[Any]] = {
-    dist.LowRankMultivariateNormal: LowRankMultivariateNormal
+    dist.LowRankMultivariateNormal: LowRankMultivariateNormal,
+    **{getattr(dist, name): getattr(counts, name) for name in counts.__all__},
 }
 
 # Parameters that are fixed at these values unless given. Maddison et al. (2016, "The Concrete
