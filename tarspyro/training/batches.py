@@ -38,7 +38,7 @@ class _Rows(Sampler[list[int]]):
     Arguments:
         size: The number of rows of the data.
         batch_size: The number of rows of a batch.
-        shuffle: Whether a generator draws the order.
+        shuffle: Whether a generator draws the order, unless one batch has all rows.
         processes: The processes that train together.
 
     Attributes:
@@ -64,8 +64,13 @@ class _Rows(Sampler[list[int]]):
             yield list(rows) if order is None else order[rows.start : rows.stop].tolist()
 
     def order(self) -> Tensor | None:
-        """Draws the order of an epoch; None stands for the given order."""
-        return torch.randperm(self.size, generator=self.generator) if self.shuffle else None
+        """Draws the order of an epoch; None stands for the given order.
+
+        One batch of all rows keeps it, so that programs may have parameters for each row.
+        """
+        if not self.shuffle or len(self) <= 1:
+            return None
+        return torch.randperm(self.size, generator=self.generator)
 
     def slice(self, index: int) -> slice:
         """Returns the places of a batch's rows in the order."""
@@ -93,7 +98,8 @@ class Batches:
         batch_size: The number of rows of a batch; the last one of an epoch may be shorter.
         device: The device of the batches.
         others: More programs that get the same data, such as the guide.
-        shuffle: Whether each epoch has another order. Loaders keep their own order.
+        shuffle: Whether each epoch has another order, unless one batch has all rows. Loaders
+            keep their own order.
         binarize: Whether to draw the pixels of the first part anew for every batch.
         pixel_seed: A seed with which every epoch has the same pixels, whatever other random
             numbers are drawn.

@@ -135,7 +135,8 @@ def fit(
             that is resumed.
         epochs: The number of passes over the data in all, those of a resumed run included.
         batch_size: The number of rows of a batch. The last batch of an epoch may be shorter.
-        shuffle: Whether the data has a new order in every epoch.
+        shuffle: Whether the data has a new order in every epoch. One batch of all rows keeps
+            the given order.
         validation: Held-out data. It is evaluated after every epoch, in evaluation mode and
             with the same noise every time.
         binarize: Whether to draw black and white pixels anew for every batch, with the grey

@@ -32,7 +32,7 @@ def make(library, name, dtype):
     return getattr(library, name)(**parameters, validate_args=False)
 
 
-# scvi-tools #2965: the log-probability of large counts and dispersions was wrong by nats.
+# scvi-tools #2965, pyro #1706: log-probabilities of large counts and dispersions were wrong by nats.
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_log_prob_is_that_of_double_precision(name):
     torch.manual_seed(0)
