@@ -338,6 +338,8 @@ def _as_event(value: Tensor, shape: Event) -> tuple[Tensor, int]:
     # The first dimension is that of the data points, if there are any to spare.
     row = given[1:] if len(given) > len(shape) else given
     fix = f"make the network for inputs of shape {row}, or change the input"
+    if shape == (1,) and len(given) == 1:
+        fix = "give numbers a dimension of their own, x.unsqueeze(-1), or make an MLP(())"
     if len(row) > 1 and math.prod(row) == size:
         fix = f"flatten the input, .flatten(1), or make the network for {row}"
     raise ValueError(

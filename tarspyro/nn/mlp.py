@@ -31,8 +31,8 @@ class MLP(Configurable):
 
     Arguments:
         in_features: The size of the input; a tuple for an input with several dimensions, such
-            as ``(1, 28, 28)``; a list with one entry for each of several inputs, which are
-            concatenated.
+            as ``(1, 28, 28)``, or with none, ``()`` for a number; a list with one entry for
+            each of several inputs, which are concatenated.
         hidden_features: The sizes of the layers, each followed by the activation. If the list
             is empty, the inputs are only concatenated, and a ``Conditional`` is linear.
         activation: The constructor of the activation.
@@ -101,7 +101,8 @@ class MLP(Configurable):
         """Returns the last hidden layer."""
         if len(inputs) == 1:
             (value,), lead = fold(inputs, self.in_shapes)
-            return unfold(self.layers(value.flatten(1)), lead)
+            flat = value.flatten(1) if self.in_shapes[0] else value.unsqueeze(1)
+            return unfold(self.layers(flat), lead)
         rows = []
         for value, ndims in as_events(inputs, self.in_shapes):
             rows.append(value.flatten(-ndims) if ndims else value.unsqueeze(-1))

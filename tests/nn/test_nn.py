@@ -241,3 +241,15 @@ def test_an_mlp_of_several_inputs_is_that_of_their_elements_in_a_row(leads, hidd
     together = torch.cat([first.expand(*lead, 2, 3).flatten(-2), second.expand(*lead, 1)], -1)
 
     assert torch.allclose(network(first, second), network.layers(together), atol=1e-6)
+
+
+def test_an_mlp_takes_data_points_that_are_numbers():
+    network = MLP((), [4])
+    assert network(torch.zeros(5)).shape == (5, 4)
+    assert network(torch.zeros(3, 5)).shape == (3, 5, 4)
+    same = MLP(1, [4])
+    same.load_state_dict(network.state_dict())
+    x = torch.randn(5)
+    torch.testing.assert_close(network(x), same(x.unsqueeze(-1)))
+    with pytest.raises(ValueError, match=r"x\.unsqueeze\(-1\), or make an MLP\(\(\)\)"):
+        same(x)
