@@ -1,6 +1,6 @@
 """Advice before and after the first step, by what is seen in the data and in the networks."""
 
-__all__ = ["advise", "advise_on_batches", "remedy_of"]
+__all__ = ["advise", "advise_on_batches", "advise_on_order", "remedy_of"]
 
 import contextlib
 
@@ -25,6 +25,7 @@ from tarspyro.programs import PROGRAM_ERRORS, noting_first_inputs, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
 from tarspyro.training.counts import Counter
+from tarspyro.training.order import sites_by_place
 from tarspyro.types import Arguments, Program
 
 # The root of the mean square of inputs from which on a network starts badly.
@@ -102,6 +103,30 @@ def advise_on_batches(
             f"{name_of(model)} shares {shared} between the data points, and a batch counts as all"
             f" data: their prior then weighs as if there were {rows} data points, not {total}."
             f" Make each batch a subsample, pyro.plate(..., {total}, subsample=x){whole}."
+        )
+
+
+def advise_on_order(
+    model: Program, guide: Program, arguments: Arguments, num_rows: int | None
+) -> None:
+    """Warns of densities that depend on a row's place in its batch, as with parameters of rows.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        arguments: The first batch, which is not all of the data.
+        num_rows: The number of rows of the data; None if it is not known.
+    """
+    found: list[str] = []
+    with contextlib.suppress(*PROGRAM_ERRORS):
+        found = sites_by_place(model, guide, arguments)
+    if found:
+        whole = "" if num_rows is None else f", batch_size={num_rows}"
+        warn_user(
+            f"The densities of {found} depend on a row's place in its batch, as where every row"
+            " has parameters of its own, and each batch brings other rows to these places: take"
+            f" all rows in one batch{whole}, or compute from the row's data, as"
+            " guides.auto(model, network, x) does."
         )
 
 

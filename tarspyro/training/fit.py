@@ -33,7 +33,7 @@ from tarspyro.scopes import (
     own_store,
     preserved_rng,
 )
-from tarspyro.training.advice import advise, advise_on_batches
+from tarspyro.training.advice import advise, advise_on_batches, advise_on_order
 from tarspyro.training.batches import Batches
 from tarspyro.training.checks import check_arguments, check_sizes, warn_of_evaluation_mode
 from tarspyro.training.collapse import CollapseAlarm, both
@@ -367,8 +367,10 @@ def _initialize(
             start_near(*pair, examples)
     advise(*pair, first, binarize=batches.binarize)
     weighted = getattr(objective.loss, "beta", 1.0) != 1.0  # perhaps by the share of a batch
-    if len(batches) > 1 and isinstance(objective.loss, PyroELBO) and not weighted:
-        advise_on_batches(*pair, first, batches.num_rows)
+    if len(batches) > 1 and isinstance(objective.loss, PyroELBO):
+        advise_on_order(*pair, first, batches.num_rows)
+        if not weighted:
+            advise_on_batches(*pair, first, batches.num_rows)
 
 
 def _check_last_batch(objective: Objective, batches: Batches, first: Arguments) -> None:
