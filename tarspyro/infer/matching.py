@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -55,6 +57,7 @@ from tarspyro.infer.traces import (
     sample_sites,
     trace_pair,
 )
+from tarspyro.programs import PROGRAM_ERRORS
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.types import Program
 
@@ -103,7 +106,8 @@ def run_pair(
     Raises:
         InputError: If the programs do not run on the data, or an observed value has another
             shape than its distribution.
-        PairError: If a latent variable has different shapes in the model and in the guide.
+        PairError: If a latent variable has different shapes in the model and in the guide, or a
+            plate has different rows.
         TypeError: If the model or the guide is not a program.
     """
     check_program("model", model)
@@ -121,6 +125,7 @@ def run_pair(
         failure = error
     else:
         _check_distributions(*traces)
+        _check_subsamples(model, guide, args, kwargs, traces[1])
         return traces
     # Outside of the handler, so that no traceback of the failure stands before the sentence.
     found, cause = _found_alone(model, guide, args, kwargs, failure)
@@ -182,6 +187,51 @@ def _check_distributions(*traces: Trace) -> None:
                     " tensors: give the data as the program gets it, obs=x, or"
                     " obs=torch.as_tensor(...)."
                 )
+
+
+class _GivenRows(Messenger):
+    """Notes the rows that a program gives to its plates, ``subsample=``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["value"] is not None:
+            self.rows[msg["name"]] = torch.as_tensor(msg["value"])
+
+
+def _check_subsamples(
+    model: Program,
+    guide: Program,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    guide_trace: Trace,
+) -> None:
+    """Raises if the guide has other rows in a plate than those that the model gives to it.
+
+    Pyro replaces the rows of the model's plate by the guide's, and the program goes on with
+    data of its own rows.
+    """
+    nodes: dict[str, Any] = guide_trace.nodes
+    guided = {
+        name: site["value"]
+        for name, site in nodes.items()
+        if site_is_subsample(site) and len(site["value"]) < site["fn"].size
+    }
+    if not guided:
+        return
+    given = _GivenRows()
+    with preserved_rng(), contextlib.suppress(*PROGRAM_ERRORS), poutine.block(), given:
+        model(*args, **kwargs)
+    for name in guided.keys() & given.rows.keys():
+        rows = given.rows[name]
+        if len(rows) == len(guided[name]) and not torch.equal(rows, guided[name].to(rows)):
+            raise PairError(
+                f"{name_of(guide)} draws rows of the plate {name!r}, and {name_of(model)} is"
+                " given others, subsample=...: give both the same, in an automatic guide by"
+                f" create_plates=lambda rows: pyro.plate({name!r}, size, subsample=rows)."
+            )
 
 
 def _run_alone(

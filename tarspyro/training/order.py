@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from tarspyro.infer.traces import sample_sites, trace_pair, with_values
+from tarspyro.infer.traces import only, sample_sites, trace_pair, with_values
 from tarspyro.inputs import count_rows, each
 from tarspyro.programs import modules_of
 from tarspyro.scopes import evaluating, kept_buffers, preserved_rng
@@ -108,9 +108,9 @@ def _densities(
         for name, site in sample_sites(trace)
         if not site["is_observed"]
     }
-    given = poutine.replay(half, trace=with_values(trace, values))
+    drawn = with_values(only(trace, lambda site: site["name"] in values), values)
     moved = each(lambda part: part.roll(places, 0), arguments)
-    again = poutine.trace(given).get_trace(*moved)
+    again = poutine.trace(poutine.replay(half, trace=drawn)).get_trace(*moved)
     again.compute_log_prob()
     return {
         name: _moved(site["log_prob"], dims.get(name), -places)

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from tarspyro import Conditional, fit, guides, models
 from tarspyro.distributions import default_prior
+from tarspyro.infer import ELBO, PairError
 from tarspyro.nn import MLP, GaussianNoise
 
 X = torch.linspace(-3.0, 3.0, 20)
@@ -93,3 +94,26 @@ def shared(x):
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 20, subsample=x):
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def indexed(rows):
+    with pyro.plate("data", len(X), subsample=rows):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=X[rows])
+
+
+# Pyro #3468: the automatic guide drew rows of its own, and the model took the data of others.
+def test_a_guide_that_draws_other_rows_than_the_model_is_given_is_refused():
+    rows = torch.arange(len(X))
+    settings = {"epochs": 200, "batch_size": 5, "lr": 0.05, "seed": 0, "progress": False}
+    with pytest.raises(PairError, match="create_plates=lambda rows: pyro.plate"):
+        fit(indexed, AutoNormal(indexed), rows, **settings)
+    with pytest.raises(PairError, match="draws rows of the plate 'data'"):
+        ELBO().loss(indexed, AutoNormal(lambda _: indexed(rows[:5])), rows[:5])
+
+    def plates(rows):
+        return pyro.plate("data", len(X), subsample=rows)
+
+    guide = AutoNormal(indexed, create_plates=plates)
+    fit(indexed, guide, rows, **settings)
+    torch.testing.assert_close(guide.median(rows)["z"], 0.8 * X, rtol=0, atol=0.5)
