@@ -25,7 +25,7 @@ from tarspyro.programs import PROGRAM_ERRORS, noting_first_inputs, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
 from tarspyro.training.counts import Counter
-from tarspyro.training.order import sites_by_place
+from tarspyro.training.order import have_rows, sites_by_place
 from tarspyro.types import Arguments, Program
 
 # The root of the mean square of inputs from which on a network starts badly.
@@ -119,7 +119,8 @@ def advise_on_order(
     """
     found: list[str] = []
     with contextlib.suppress(*PROGRAM_ERRORS):
-        found = sites_by_place(model, guide, arguments)
+        if have_rows({count_rows(arguments), num_rows or 0}, model, guide):
+            found = sites_by_place(model, guide, arguments)
     if found:
         whole = "" if num_rows is None else f", batch_size={num_rows}"
         warn_user(
