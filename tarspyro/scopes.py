@@ -89,22 +89,33 @@ def find_device(device: Device) -> torch.device:
 
 @contextlib.contextmanager
 def local_parameters() -> Iterator[None]:
-    """Keeps the parameters of every ``StochasticModule`` out of Pyro's global store."""
+    """Keeps the parameters of modules out of Pyro's global store.
+
+    A ``StochasticModule`` registers nothing inside. What others register, such as Pyro's
+    automatic guides, is removed afterwards: another one of that name would take it for its own.
+    """
+    store = pyro.get_param_store()
     with exclusive():
+        before = set(store.keys())
         token = registering.set(False)
         try:
             yield
         finally:
             registering.reset(token)
+            state: StateDict = store.get_state()
+            kept = before | _declared(state)["params"].keys()
+            for name in state["params"].keys() - kept:
+                del store[name]
 
 
 @contextlib.contextmanager
-def own_store() -> Iterator[None]:
+def own_store(*programs: object) -> Iterator[None]:
     """Replaces Pyro's parameter store by one with the parameters that functions declared.
 
     Parameters that modules register inside are removed from the store afterwards, so that no
     other module meets them under the same name. Parameters that functions declare by
-    ``pyro.param`` are kept, since they exist in the store alone.
+    ``pyro.param`` are kept, since they exist in the store alone. An ``nn.Parameter`` is one of
+    them if no module of the programs has it, and is kept as a tensor.
     """
     store = pyro.get_param_store()
     with exclusive():
@@ -115,7 +126,13 @@ def own_store() -> Iterator[None]:
             yield
         finally:
             # Pyro's own scope would lose what was declared before an error.
-            declared = _declared(store.get_state())
+            held = {id(one) for half in layers_of(*programs) for one in half.parameters(False)}
+            inside: StateDict = store.get_state()
+            for name, value in inside["params"].items():
+                if isinstance(value, nn.Parameter) and "$$$" not in name:
+                    if id(value) not in held:
+                        inside["params"][name] = value.detach().requires_grad_()
+            declared = _declared(inside)
             merged: StateDict = {
                 "params": {**outside["params"], **declared["params"]},
                 "constraints": {**outside["constraints"], **declared["constraints"]},

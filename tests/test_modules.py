@@ -12,9 +12,18 @@ import torch
 from pyro import poutine
 from pyro.distributions.transforms import spline_coupling
 from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from tarspyro import Conditional, Deterministic, StochasticModule, fit, guides, models
+from tarspyro import (
+    Conditional,
+    Deterministic,
+    StochasticModule,
+    evaluate,
+    fit,
+    guides,
+    models,
+)
 from tarspyro.distributions import default_prior
 from tarspyro.infer import ELBO, MovingAverage
 from tarspyro.modules import copy_modules
@@ -260,3 +269,47 @@ def test_lazy_layers_register_under_svi():
     before = guide.posterior.heads["loc"][1].weight.detach().clone()
     svi.step(x)
     assert not torch.equal(before, guide.posterior.heads["loc"][1].weight)
+
+
+def in_a_plate(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+# Pyro's store has one entry for the parameters of all automatic guides of a class.
+def test_an_evaluation_leaves_no_parameters_for_another_guide_of_the_class():
+    x = torch.linspace(-2.0, 2.0, 10)
+    settings = {"lr": 0.05, "seed": 0, "progress": False}
+    other = AutoNormal(in_a_plate)
+    fit(in_a_plate, other, x, epochs=1, **settings)
+    evaluate.elbo(in_a_plate, other, x, seed=0)
+    guide = AutoNormal(in_a_plate)
+    fit(in_a_plate, guide, x, epochs=200, **settings)
+    before = guide.locs.z.clone()
+    found = evaluate.log_likelihood(in_a_plate, guide, x, num_particles=500, seed=0)
+    torch.testing.assert_close(guide.locs.z, before, rtol=0, atol=0)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
+    assert not any(name.startswith("AutoNormal") for name in pyro.get_param_store())
+
+
+def test_a_parameter_that_a_function_declares_by_a_module_s_class_is_kept():
+    def model(x):
+        loc = pyro.param("loc", nn.Parameter(torch.zeros(())))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        bias = pyro.param("bias", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + bias, 0.7))
+
+    x = torch.linspace(2.0, 4.0, 10)
+    fit(model, guide, x, epochs=90, lr=0.1, seed=0, progress=False)
+    assert abs(pyro.param("loc").item() - 3) < 0.2  # the mean of x
+    found = evaluate.log_likelihood(model, guide, x, num_particles=500, seed=0)
+    exact = dist.Normal(pyro.param("loc").item(), 2**0.5).log_prob(x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
+    pyro.clear_param_store()

@@ -320,9 +320,9 @@ def _prepared(
         if seed is not None or processes.size > 1:
             stack.enter_context(preserved_rng(seed))
             processes.vary_noise()
-        stack.enter_context(own_store())
         if not objective.needs_store:
             stack.enter_context(local_parameters())
+        stack.enter_context(own_store(*objective.halves.values()))
         stack.enter_context(pyro.validation_enabled(False))
         yield
 
