@@ -4,6 +4,7 @@ __all__ = ["SequenceBatches", "SequenceDataset", "Sequences"]
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Sequences:
         (torch.Size([2, 5, 2]), [3, 5])
         >>> sequences[:1].x.shape
         torch.Size([1, 3, 2])
+        >>> [sequence.shape for sequence in sequences]
+        [torch.Size([3, 2]), torch.Size([5, 2])]
     """
 
     x: Tensor
@@ -106,7 +109,16 @@ class Sequences:
         steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
         return f"Sequences: {len(self)} of {steps} steps, events {tuple(self.x.shape[2:])}"
 
-    def __getitem__(self, index: slice | Tensor) -> "Sequences":
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice | Tensor) -> "Sequences": ...
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Sequences | Tensor":
+        """Returns some sequences, or the steps of a single one, of the shape ``(T_i, *event)``."""
+        if isinstance(index, int):
+            return self.x[index, : int(self.lengths[index])]
         lengths = self.lengths[index]
         longest = int(lengths.max()) if len(lengths) else 0
         return Sequences(self.x[index, :longest], lengths)

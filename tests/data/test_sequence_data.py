@@ -38,6 +38,14 @@ def test_padding():
     assert len(as_arguments(sequences, lambda x: None)) == 1
 
 
+def test_a_single_sequence_has_its_own_steps():
+    parts = [torch.randn(length, 2) for length in (3, 1, 4)]
+    sequences = Sequences.padded(parts)
+    for found, part in zip(sequences, parts, strict=True):
+        torch.testing.assert_close(found, part)
+    torch.testing.assert_close(sequences[-1], parts[-1])
+
+
 def test_what_padding_refuses():
     with pytest.raises(ValueError, match="sequences is empty"):
         Sequences.padded([])
