@@ -312,14 +312,19 @@ class _Pair:
     def decoder_gains(self) -> Tensor:
         """Returns the gain of the own code over another one's, in reconstruction, for each data
         point.
+
+        The other data point is any: neighbours in sorted data have codes alike.
         """
-        rolled = {}
+        exchanged = {}
         for name, site in self.latent.items():
             place = self.structure.group(name, site)
             event = site["fn"].event_dim
             dims = [dim - event for dim in self.structure.groups[place].dims]
-            rolled[name] = site["value"].roll([1] * len(dims), dims)
-        others = with_values(self.guide_trace, rolled)
+            value = site["value"]
+            for dim in dims:
+                value = value.index_select(dim, _others(value.shape[dim]).to(value.device))
+            exchanged[name] = value
+        others = with_values(self.guide_trace, exchanged)
         trace = poutine.trace(poutine.replay(self.model, trace=others)).get_trace(*self.rows)
         own = self._log_likelihood(self.modelled)
         other = self._log_likelihood(dict(sample_sites(trace)))
@@ -360,6 +365,13 @@ class _Pair:
             sums += torch.stack([part.sum() for part in (whole, *parts)]).cpu()
         kl, information, correlation = (sums / count).tolist()
         return Decomposition(information, correlation, kl - information - correlation)
+
+
+def _others(rows: int) -> Tensor:
+    """Returns another row for each row, in no order that data may have, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    circle = torch.randperm(rows, generator=generator)
+    return torch.empty_like(circle).index_copy(0, circle, circle.roll(1))
 
 
 @contextlib.contextmanager
