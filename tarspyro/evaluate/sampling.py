@@ -51,8 +51,7 @@ def reconstruct(model: Program, guide: Program, x: Data, *, site: str = "x") -> 
 
     def mean(*batch: Argument) -> Array:
         model_trace, guide_trace = trace_pair(model, guide, batch, {})
-        if site not in model_trace.nodes:
-            check_sites(model, guide, model_trace, guide_trace)
+        check_sites(model, guide, model_trace, guide_trace, supports=False)
         return _shown(_site("site", model_trace, site)["fn"])
 
     return map_batches(mean, (model, guide), x)

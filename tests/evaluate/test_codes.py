@@ -5,8 +5,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
-from tarspyro import Conditional, embed, evaluate, guides, models
+from tarspyro import Conditional, embed, evaluate, fit, guides, models
 from tarspyro.data import Split
 from tarspyro.distributions import default_prior
 from tarspyro.infer import PairError
@@ -188,3 +189,18 @@ def test_codes_of_a_guide_that_takes_no_plate_of_runs(function):
     assert draws.shape == (3, *right.shape) and (draws - right).abs().max() < 1e-3
     activity = evaluate.activity(guide, x, site="w")
     torch.testing.assert_close(activity, right.var(0), atol=1e-3, rtol=0)
+
+
+def test_a_guide_of_other_rows_reconstructs_nothing():
+    """Its results for each batch, as many as its own rows, were put one after another."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.linspace(-2.0, 2.0, 150)
+    guide = AutoNormal(model)
+    fit(model, guide, x, batch_size=150, epochs=1, seed=0, progress=False)
+    with pytest.raises(PairError, match="has the size 100 in model and 150 in AutoNormal"):
+        evaluate.reconstruct(model, guide, x)
