@@ -121,9 +121,14 @@ def trainer(made, loss):
 
     def step():
         optimizer.zero_grad()
-        value = loss.loss_and_grads(model, guide, *batch)
+        if isinstance(loss, TraceEnum_ELBO):
+            # Its ``loss_and_grads`` leaves out parameters that Pyro's store does not have.
+            value = loss.differentiable_loss(model, guide, *batch)
+            value.backward()
+        else:
+            value = loss.loss_and_grads(model, guide, *batch)
         optimizer.step()
-        return float(value)
+        return torch.as_tensor(value).item()
 
     return step
 
