@@ -3,9 +3,11 @@
 __all__ = [
     "PROGRAM_ERRORS",
     "device_of",
+    "have_rows",
     "layers_of",
     "modules_of",
     "noting_first_inputs",
+    "parameters_read",
     "tensors_of",
     "type_of",
 ]
@@ -13,8 +15,9 @@ __all__ = [
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import pyro
 import torch
 from torch import nn
 
@@ -134,6 +137,33 @@ def _state_of(programs: Sequence[object]) -> Iterator[torch.Tensor]:
         yield from module.parameters()
     for module in modules:
         yield from module.buffers()
+
+
+def parameters_read(*programs: object) -> list[torch.Tensor]:
+    """Returns the parameters of the programs' modules, and those of Pyro's store."""
+    modules = [module for program in programs for module in modules_of(program)]
+    found: list[torch.Tensor] = [one for module in modules for one in module.parameters()]
+    found += [one for _, one in pyro.get_param_store().named_parameters()]
+    return list({id(one): one for one in found}.values())
+
+
+def have_rows(sizes: Collection[int], *programs: object) -> bool:
+    """Returns whether a parameter has a dimension that holds one of the numbers of rows.
+
+    Parameters of single rows have one for each row of a batch or of all the data, perhaps with
+    the numbers of a row side by side.
+
+    Example:
+        >>> have_rows({100}, nn.Embedding(100, 3)), have_rows({100}, nn.Embedding(50, 3))
+        (True, False)
+    """
+    return any(
+        size % rows == 0
+        for one in parameters_read(*programs)
+        for size in one.shape
+        for rows in sizes
+        if rows
+    )
 
 
 def tensors_of(args: Sequence[object]) -> list[torch.Tensor]:

@@ -54,7 +54,7 @@ from tarspyro.inputs import (
     has_nan,
     sentence_of_gaps,
 )
-from tarspyro.programs import PROGRAM_ERRORS, device_of, tensors_of
+from tarspyro.programs import PROGRAM_ERRORS, device_of, have_rows, tensors_of
 from tarspyro.scopes import evaluating, kept_buffers, local_parameters, preserved_rng
 from tarspyro.sources import Source
 from tarspyro.types import Arguments, ArrayLike, Data, Program
@@ -225,7 +225,7 @@ def map_batches(
     binarize: bool = False,
     seed: int | None = None,
     check: bool = False,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Results:
     """Applies a function to batches of the data, in evaluation mode and without gradients.
 
@@ -240,7 +240,8 @@ def map_batches(
         binarize: Whether to draw black and white pixels with the grey values as probabilities.
         seed: See ``seeded``.
         check: Whether to compare the data with the likelihood first, as ``fit`` does.
-        batch_size: The number of rows of a batch.
+        batch_size: The number of rows of a batch. By default 100; all of them if parameters may
+            be those of single rows, as in Pyro's ``AutoNormal``.
 
     Returns:
         The results of the function for all data: arrays for arrays, tensors for tensors.
@@ -254,6 +255,9 @@ def map_batches(
         check_binarizable(known[0])
     if source is not None and known is not None:
         _check_rows(programs, known)
+    if batch_size is None:
+        whole_rows = 0 if known is None else count_rows(known)
+        batch_size = whole_rows if have_rows({whole_rows}, *programs) else 100
     if source is None:
         batches = _split((*(arguments or ()), *extra), batch_size)
     else:

@@ -21,11 +21,11 @@ from tarspyro.infer.traces import (
 )
 from tarspyro.inputs import count_rows
 from tarspyro.models import Density
-from tarspyro.programs import PROGRAM_ERRORS, noting_first_inputs, tensors_of
+from tarspyro.programs import PROGRAM_ERRORS, have_rows, noting_first_inputs, tensors_of
 from tarspyro.scopes import evaluating, preserved_rng
 from tarspyro.training.checks import warn_user
 from tarspyro.training.counts import Counter
-from tarspyro.training.order import have_rows, sites_by_place
+from tarspyro.training.order import sites_by_place
 from tarspyro.types import Arguments, Program
 
 # The root of the mean square of inputs from which on a network starts badly.

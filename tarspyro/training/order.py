@@ -1,9 +1,9 @@
 """Programs whose densities depend on the place of a row in its batch."""
 
-__all__ = ["have_rows", "sites_by_place"]
+__all__ = ["sites_by_place"]
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import pyro
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tarspyro.infer.traces import only, sample_sites, trace_pair, with_values
 from tarspyro.inputs import count_rows, each
-from tarspyro.programs import modules_of
+from tarspyro.programs import parameters_read
 from tarspyro.scopes import evaluating, kept_buffers, preserved_rng
 from tarspyro.types import Arguments, Program
 
@@ -23,29 +23,6 @@ _Dims = dict[str, int | None]
 
 # How far parameters are moved, so that those of different rows differ.
 _DISTURBANCE = 0.1
-
-
-def have_rows(sizes: Collection[int], *halves: Program) -> bool:
-    """Returns whether a parameter of a pair has a dimension that holds one of the numbers of rows.
-
-    Parameters of single rows have one for each row of the batch or of all the data, perhaps
-    with the numbers of a row side by side.
-    """
-    return any(
-        size % rows == 0
-        for one in _parameters(*halves)
-        for size in one.shape
-        for rows in sizes
-        if rows
-    )
-
-
-def _parameters(*halves: Program) -> list[Tensor]:
-    """Returns the parameters of programs, and those of Pyro's store."""
-    modules = [part for half in halves for part in modules_of(half)]
-    found: list[Tensor] = [one for part in modules for one in part.parameters()]
-    found += [one for _, one in pyro.get_param_store().named_parameters()]
-    return list({id(one): one for one in found}.values())
 
 
 def sites_by_place(model: Program, guide: Program, arguments: Arguments) -> list[str]:
@@ -104,7 +81,7 @@ def _dims_of_rows(trace: Trace, rows: int) -> _Dims | None:
 @contextlib.contextmanager
 def _disturbed(*halves: Program) -> Iterator[None]:
     """Moves all parameters a little, and back again."""
-    before = [(one, one.clone()) for one in _parameters(*halves) if one.is_floating_point()]
+    before = [(one, one.clone()) for one in parameters_read(*halves) if one.is_floating_point()]
     try:
         for one, _ in before:
             one.add_(_DISTURBANCE * torch.randn_like(one))

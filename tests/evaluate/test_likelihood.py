@@ -422,3 +422,26 @@ def test_the_old_name_of_a_bounds_estimate_warns():
         assert evaluate.Bound is evaluate.BoundEstimate
     with pytest.raises(AttributeError, match="has no attribute 'Bond'"):
         evaluate.Bond  # noqa: B018
+
+
+# --- guides with parameters of single rows
+# ------------------------------------------------------------------------------
+
+
+def local(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def test_a_guide_with_parameters_of_each_row_gets_all_rows_at_once():
+    """Pyro's automatic guides have them; batches of 100 rows were refused."""
+    x = torch.linspace(-2.0, 2.0, 130)
+    guide = AutoNormal(local)
+    guide(x)
+    with torch.no_grad():  # the exact posterior
+        guide.locs.z.copy_(0.8 * x)
+        guide.scales.z = torch.full_like(x, 0.2**0.5)
+    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x)
+    found = evaluate.log_likelihood(local, guide, x, num_particles=3, seed=0)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
