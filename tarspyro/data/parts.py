@@ -246,6 +246,8 @@ def in_order(data: Mapping[str, _Part], names: Sequence[str]) -> list[_Part]:
         ValueError: If a part is missing before the last one, or no part has the name of an
             argument.
     """
+    if not data:
+        raise ValueError(f"data has no parts: give a mapping with {list(names) or 'x'}.")
     parts = [data[name] for name in names if name in data]
     if not parts and names:
         raise ValueError(

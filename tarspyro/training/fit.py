@@ -417,6 +417,7 @@ def _start(
     found = find_parameters(*objective.pair, first)
     objective.add_players(found.model, found.guide, found.frozen)
     optimizer.check_players([player.name for player in objective.players])
+    optimizer.check_networks(*objective.halves.values())
     if compile:
         # A program that cannot be recorded is trained eagerly.
         objective.compile(report=say if progress else None, fallback=True)

@@ -29,11 +29,15 @@ from tarspyro.arguments import (
     format_value,
     suggestion,
 )
+from tarspyro.programs import layers_of
 from tarspyro.scopes import preserved_rng
 
 OptimizerClass: TypeAlias = Callable[..., torch.optim.Optimizer]
 
 DEFAULT_RATE = 1e-3
+
+# The classes of torch that take sparse gradients.
+_TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
 
 class Optimizer:
@@ -204,6 +208,18 @@ class Optimizer:
                         f"optimizer has options that do not suit {self.name}: it has no"
                         f" {name!r}, {suggestion(name, known)}"
                     )
+
+    def check_networks(self, *programs: object) -> None:
+        """Raises if a network has sparse gradients and the optimizer takes none."""
+        cls = _class_of(self.optimizer)
+        if cls in _TAKE_SPARSE or not str(cls.__module__).startswith("torch.optim"):
+            return
+        for layer in layers_of(*programs):
+            if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+                raise ValueError(
+                    f"optimizer={self.name} takes no sparse gradients, and a network has a layer"
+                    f" {layer}: leave out sparse=True."
+                )
 
     def clip(self, parameters: Sequence[Tensor], norm: Tensor | None) -> None:
         """Clips the gradients of parameters; ``norm`` is the norm of their whole gradient."""

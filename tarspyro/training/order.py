@@ -81,7 +81,9 @@ def _dims_of_rows(trace: Trace, rows: int) -> _Dims | None:
 @contextlib.contextmanager
 def _disturbed(*halves: Program) -> Iterator[None]:
     """Moves all parameters a little, and back again."""
-    before = [(one, one.clone()) for one in parameters_read(*halves) if one.is_floating_point()]
+    before = [
+        (one, one.clone()) for one in parameters_read(*halves) if one.is_floating_point()
+    ]
     try:
         for one, _ in before:
             one.add_(_DISTURBANCE * torch.randn_like(one))

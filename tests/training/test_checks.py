@@ -108,6 +108,12 @@ CASES = {
         {},
         "'images', which models.VAE does not take",
     ),
+    "a mapping without parts": (
+        pair,
+        {},
+        {},
+        r"data has no parts: give a mapping with \['x'\]",
+    ),
     "not data at all": (pair, 3, {}, "data must be tensors"),
     "an exhausted iterator": (
         pair,

@@ -136,3 +136,25 @@ def test_errors(make, kind, message):
 def test_options_that_do_not_suit_the_class(options, kind, x):
     with pytest.raises(kind, match="optimizer has options that do not suit Adam: "):
         losses(x, optimizer=Optimizer(torch.optim.Adam, **options))
+
+
+class Words(torch.nn.Module):
+    """A likelihood of labels by an embedding."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 3, sparse=sparse)
+
+    def forward(self, y, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.table(y), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_sparse_gradients_are_refused_before_the_first_step(optimizer):
+    y = torch.arange(20) % 5
+    values = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    settings = {"optimizer": optimizer, "epochs": 1, "progress": False, "seed": 0}
+    with pytest.raises(ValueError, match=f"{optimizer.__name__} takes no sparse.*sparse=True"):
+        fit(Words(True), lambda y, x: None, (y, values), **settings)
+    fit(Words(False), lambda y, x: None, (y, values), **settings)
