@@ -225,10 +225,9 @@ def beside(order):
             pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
 
     def guide(x):
-        sites = {"z": dist.Normal(0.5 * x, 0.6), "w": dist.Normal(0.3 * x, 0.4)}
         with pyro.plate("data", len(x)):
-            for name in order:
-                pyro.sample(name, sites[name])
+            first = pyro.sample(order[0], dist.Normal(0.5 * x, 0.6))
+            pyro.sample(order[1], dist.Normal(0.3 * x + 0.8 * first, 0.4))
 
     return model, guide
 
