@@ -202,5 +202,7 @@ def test_a_guide_of_other_rows_reconstructs_nothing():
     x = torch.linspace(-2.0, 2.0, 150)
     guide = AutoNormal(model)
     fit(model, guide, x, batch_size=150, epochs=1, seed=0, progress=False)
+    assert evaluate.reconstruct(model, guide, x).shape == x.shape
+    others = torch.linspace(-2.0, 2.0, 250)
     with pytest.raises(PairError, match="has the size 100 in model and 150 in AutoNormal"):
-        evaluate.reconstruct(model, guide, x)
+        evaluate.reconstruct(model, guide, others)
