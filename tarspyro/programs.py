@@ -151,15 +151,25 @@ def have_rows(sizes: Collection[int], *programs: object) -> bool:
     """Returns whether a parameter has a dimension that holds one of the numbers of rows.
 
     Parameters of single rows have one for each row of a batch or of all the data, perhaps with
-    the numbers of a row side by side.
+    the numbers of a row side by side. The weights of torch's layers are none, whatever the
+    width of a layer.
 
     Example:
-        >>> have_rows({100}, nn.Embedding(100, 3)), have_rows({100}, nn.Embedding(50, 3))
-        (True, False)
+        >>> rows = nn.ParameterList([torch.zeros(100, 3)])
+        >>> have_rows({100}, rows), have_rows({60}, rows), have_rows({100}, nn.Linear(100, 3))
+        (True, False, False)
     """
+    weights = {
+        id(weight)
+        for layer in layers_of(*programs)
+        if type(layer).__module__.startswith("torch.nn.")
+        and not isinstance(layer, (nn.ParameterList, nn.ParameterDict))
+        for weight in layer.parameters(recurse=False)
+    }
     return any(
         size % rows == 0
         for one in parameters_read(*programs)
+        if id(one) not in weights
         for size in one.shape
         for rows in sizes
         if rows

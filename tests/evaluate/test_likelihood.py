@@ -434,6 +434,29 @@ def local(x):
         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
 
+def test_the_width_of_a_layer_makes_no_larger_batches():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 260)  # twice the rows below
+            self.batches = []
+
+        def forward(self, x):
+            self.batches.append(len(x))
+            shift = self.layer(x).mean(-1)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    model = Model()
+    evaluate.log_likelihood(model, guide, torch.zeros(130, 3), num_particles=2, seed=0)
+    assert set(model.batches) <= {100, 30}
+
+
 def test_a_guide_with_parameters_of_each_row_gets_all_rows_at_once():
     """Pyro's automatic guides have them; batches of 100 rows were refused."""
     x = torch.linspace(-2.0, 2.0, 130)
